@@ -1,0 +1,75 @@
+"""Training batches: rows in a seeded order, pixels gathered from the cache, texts tokenised once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Pixels(Protocol):
+    """Cached pixels, indexed by manifest rows."""
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (B,) to uint8 (B, S, S)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs on one device: `pixels` (B, S, S) uint8, `input_ids` (B, L), `text_ids` (B,) equal for equal texts."""
+
+    rows: np.ndarray
+    pixels: Tensor
+    input_ids: Tensor
+    text_ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class PairDataset:
+    """The pairs of one split.
+
+    Args:
+        pixels: the cache of the whole manifest.
+        rows: (N,) the split's rows in the manifest.
+        input_ids: (U, L) tokens of the distinct texts.
+        text_ids: (N,) which of the distinct texts each row has.
+    """
+
+    def __init__(self, pixels: Pixels, rows: np.ndarray, input_ids: Tensor, text_ids: np.ndarray) -> None:
+        assert len(rows) == len(text_ids)
+        self.pixels = pixels
+        self.rows = rows
+        self.input_ids = input_ids
+        self.text_ids = torch.from_numpy(np.asarray(text_ids, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: np.ndarray, device: torch.device) -> Batch:
+        """The pairs at `indices` (B,) of this split."""
+        text_ids = self.text_ids[torch.from_numpy(indices)]
+        rows = self.rows[indices]
+        pixels = torch.from_numpy(self.pixels[rows])
+        return Batch(rows, pixels.to(device), self.input_ids[text_ids].to(device), text_ids.to(device))
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """(N,) the order of the rows in one epoch; depends on nothing else, so a resumed run sees the same."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def split_groups(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Consecutive groups of `size`; the last one may be smaller and is used all the same."""
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def distinct_texts(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Texts (N,) to the distinct ones (U,) in order of appearance, and the number (N,) of each row's."""
+    numbers: dict[str, int] = {}
+    ids = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+    return list(numbers), ids

@@ -1,0 +1,29 @@
+"""The one exception for what a user can mend, and the one place that shows it."""
+
+import sys
+from collections.abc import Callable
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_ROWS_FAILED = 3
+
+
+class UserError(Exception):
+    """A sentence for the user: what is wrong, where (file, row or parameter), and what to do."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(UserError):
+    """Wrong flags or parameters: nothing was started."""
+
+    exit_code = EXIT_USAGE
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's `main`; a `UserError` becomes one line on stderr and its exit code, without a traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,43 @@
+"""A new model from the two encoders on disk."""
+
+import math
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from knee_siglip.data.text import load_tokenizer
+from knee_siglip.model.backbones import load_image_normalisation, load_text, load_vision
+from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
+from knee_siglip.model.positions import extend_text_positions
+from knee_siglip.params import ModelParams
+
+
+def build_model(
+    backbones: Path, params: ModelParams, contrastive_batch: int
+) -> tuple[KneeRadDinoSigLIPModel, PreTrainedTokenizerBase]:
+    """Join the encoders of `backbones/{vision,text}`; what joins them is drawn from torch's global seed.
+
+    Args:
+        contrastive_batch: images whose pairs meet in one loss; sets `bias_init: auto` to -log(B - 1), at which a start
+            without knowledge predicts each pair with its prior probability 1/B.
+
+    Raises:
+        UserError: a folder is missing or holds another kind of model.
+    """
+    vision, text = load_vision(backbones / "vision"), load_text(backbones / "text")
+    if params.max_text_length > text.config.max_position_embeddings:
+        extend_text_positions(text, params.max_text_length)
+    mean, std = load_image_normalisation(backbones / "vision")
+    config = KneeRadDinoSigLIPConfig(
+        vision_config=vision.config,
+        text_config=text.config,
+        projection=params.projection,
+        temperature=params.temperature,
+        bias_init=-math.log(max(contrastive_batch - 1, 1)) if params.bias_init == "auto" else params.bias_init,
+        image_mean=mean,
+        image_std=std,
+    )
+    model = KneeRadDinoSigLIPModel(config)
+    model.vision_model.load_state_dict(vision.state_dict())
+    model.text_model.load_state_dict(text.state_dict())
+    return model, load_tokenizer(backbones / "text")

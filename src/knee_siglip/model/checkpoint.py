@@ -1,0 +1,122 @@
+"""One self-contained file per model: weights, configs, tokenizer, image transform, params, metrics, versions.
+
+Loads with `torch.load(weights_only=True)`: plain containers and tensors, nothing that runs code.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from knee_siglip import __version__
+from knee_siglip.data.images import Transform
+from knee_siglip.data.text import load_tokenizer
+from knee_siglip.errors import UserError
+from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
+
+FORMAT = "knee-siglip/1"
+
+
+@dataclass
+class Checkpoint:
+    """A trained model with all that inference needs; `metrics` are those of the epoch it was saved at."""
+
+    model: KneeRadDinoSigLIPModel
+    tokenizer: PreTrainedTokenizerBase
+    transform: Transform
+    params: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    data_hash: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images it was trained on."""
+        return self.transform.image_size
+
+    @property
+    def max_text_length(self) -> int:
+        """Tokens after which a text is cut."""
+        return int(self.params["model"]["max_text_length"])
+
+    @property
+    def position_count(self) -> int:
+        """Length of the text position table, which every input is padded to."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the file atomically: a killed run leaves the old one or the new one, never half of one."""
+    content = {
+        "format": FORMAT,
+        "config": checkpoint.model.config.to_dict(),
+        "weights": {name: tensor.detach().cpu() for name, tensor in checkpoint.model.state_dict().items()},
+        "tokenizer": _pack_tokenizer(checkpoint.tokenizer),
+        "transform": checkpoint.transform.to_dict(),
+        "params": checkpoint.params,
+        "metrics": checkpoint.metrics,
+        "data_hash": checkpoint.data_hash,
+        "versions": {"knee-siglip": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(content, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read a checkpoint; the model is in evaluation mode on `device`.
+
+    Raises:
+        UserError: the file is missing, damaged, or not a checkpoint of this project.
+    """
+    content = _read(path)
+    model = KneeRadDinoSigLIPModel(KneeRadDinoSigLIPConfig.from_dict(content["config"]))
+    model.load_state_dict(content["weights"])
+    return Checkpoint(
+        model=model.to(device).eval(),
+        tokenizer=_unpack_tokenizer(content["tokenizer"]),
+        transform=Transform.from_dict(content["transform"]),
+        params=content["params"],
+        metrics=content["metrics"],
+        data_hash=content["data_hash"],
+        versions=content["versions"],
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; train a model first (`dvc repro`) or name another file") from None
+    # torch raises many kinds for a file that is no checkpoint: pickle, zip, runtime and key errors
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a knee-siglip checkpoint: {reason}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format", "no format entry") if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} is not a knee-siglip checkpoint of format {FORMAT}: found {found}")
+    return content
+
+
+def _pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """Tokenizer files as byte tensors, which `weights_only` accepts."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(Path(folder).iterdir())
+        return {file.name: torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files}
+
+
+def _unpack_tokenizer(files: dict[str, torch.Tensor]) -> PreTrainedTokenizerBase:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
+        return load_tokenizer(Path(folder))

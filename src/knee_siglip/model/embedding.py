@@ -1,0 +1,50 @@
+"""Embeddings of images, texts and prompt ensembles with a loaded checkpoint."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from knee_siglip.data.text import tokenize
+from knee_siglip.model.checkpoint import Checkpoint
+
+
+@torch.inference_mode()
+def embed_pixels(checkpoint: Checkpoint, batches: Iterable[np.ndarray]) -> np.ndarray:
+    """Batches of uint8 grey (B, S, S), fitted by the checkpoint's transform, to (N, D) float32, L2-normalised."""
+    model = checkpoint.model
+    parts = []
+    for batch in batches:
+        pixels = torch.from_numpy(np.ascontiguousarray(batch)).to(model.device)
+        parts.append(model.get_image_features(model.normalise_pixels(pixels)).cpu().numpy())
+    return np.concatenate(parts) if parts else _no_rows(checkpoint)
+
+
+@torch.inference_mode()
+def embed_texts(checkpoint: Checkpoint, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
+    """Texts (N,), normalised here, to (N, D) float32, L2-normalised. Equal texts are encoded once."""
+    model = checkpoint.model
+    distinct = list(dict.fromkeys(texts))
+    parts = []
+    for start in range(0, len(distinct), batch_size):
+        chunk = distinct[start : start + batch_size]
+        input_ids = tokenize(checkpoint.tokenizer, chunk, checkpoint.max_text_length, checkpoint.position_count)
+        parts.append(model.get_text_features(input_ids.to(model.device)).cpu().numpy())
+    if not parts:
+        return _no_rows(checkpoint)
+    row_of = {text: row for row, text in enumerate(distinct)}
+    return np.concatenate(parts)[[row_of[text] for text in texts]]
+
+
+def prompt_embeddings(checkpoint: Checkpoint, prompts: Sequence[Sequence[str]]) -> np.ndarray:
+    """Prompt ensembles of C classes to (C, D): each prompt L2-normalised, averaged, normalised again.
+
+    Source: Radford et al. 2021 (arXiv:2103.00020), section 3.1.4.
+    """
+    means = [embed_texts(checkpoint, ensemble).mean(axis=0) for ensemble in prompts]
+    return F.normalize(torch.from_numpy(np.stack(means)), dim=-1).numpy()
+
+
+def _no_rows(checkpoint: Checkpoint) -> np.ndarray:
+    return np.zeros((0, checkpoint.model.config.text_config.projection_size), dtype=np.float32)

@@ -1,0 +1,122 @@
+"""The model: a Dinov2 image encoder and a SigLIP text encoder, joined by a projection.
+
+`logits = exp(logit_scale) * image_embeds @ text_embeds.T + logit_bias`, Zhai et al. 2023 (arXiv:2303.15343), section 3.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrainedModel, SiglipTextConfig, SiglipTextModel
+
+
+class KneeRadDinoSigLIPConfig(PretrainedConfig):
+    """Configs of both encoders and of what joins them.
+
+    `image_mean` and `image_std` (three channels, on the 0-1 grey scale) are the vision encoder's own.
+    """
+
+    model_type = "knee_rad_dino_siglip"
+    sub_configs = {"vision_config": Dinov2Config, "text_config": SiglipTextConfig}
+
+    def __init__(
+        self,
+        vision_config: dict[str, Any] | Dinov2Config | None = None,
+        text_config: dict[str, Any] | SiglipTextConfig | None = None,
+        projection: str = "linear",
+        temperature: float = 0.07,
+        bias_init: float = -10.0,
+        image_mean: tuple[float, ...] = (0.5307, 0.5307, 0.5307),
+        image_std: tuple[float, ...] = (0.2583, 0.2583, 0.2583),
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = vision_config if isinstance(vision_config, Dinov2Config) else Dinov2Config(**vision_config or {})
+        self.text_config = (
+            text_config if isinstance(text_config, SiglipTextConfig) else SiglipTextConfig(**text_config or {})
+        )
+        self.projection = projection
+        self.temperature = temperature
+        self.bias_init = bias_init
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        super().__init__(**kwargs)
+
+
+class KneeRadDinoSigLIPModel(PreTrainedModel):
+    """Embeds radiographs and impressions into one space of the text encoder's width D."""
+
+    config_class = KneeRadDinoSigLIPConfig
+    base_model_prefix = "knee_rad_dino_siglip"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: KneeRadDinoSigLIPConfig) -> None:
+        super().__init__(config)
+        width = config.text_config.projection_size
+        self.vision_model = Dinov2Model(config.vision_config)
+        self.text_model = SiglipTextModel(config.text_config)
+        self.visual_projection = _projection(config.projection, config.vision_config.hidden_size, width)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        self.logit_bias = nn.Parameter(torch.tensor(float(config.bias_init)))
+        self.register_buffer("image_mean", _channels(config.image_mean), persistent=False)
+        self.register_buffer("image_std", _channels(config.image_std), persistent=False)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise what has no pretrained weights; the encoders know how to initialise their own modules."""
+        if module is self:
+            self.logit_scale.fill_(math.log(1 / self.config.temperature))
+            self.logit_bias.fill_(self.config.bias_init)
+            self.image_mean.copy_(_channels(self.config.image_mean))
+            self.image_std.copy_(_channels(self.config.image_std))
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+
+    def normalise_pixels(self, pixels: Tensor) -> Tensor:
+        """Grey (B, S, S), 0-255 of any dtype, to (B, 3, S, S) float32 with the vision encoder's mean and std."""
+        grey = pixels.unsqueeze(1).to(self.image_mean.dtype) / 255
+        return (grey - self.image_mean) / self.image_std
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised pixels to (B, D) L2-normalised float32 embeddings of the CLS token."""
+        cls_token = self.vision_model(pixel_values=pixel_values).last_hidden_state[:, 0]
+        return F.normalize(_full_precision(self.visual_projection(cls_token)), dim=-1)
+
+    def get_text_features(self, input_ids: Tensor) -> Tensor:
+        """(B, L) token ids, padded to the whole position table and unmasked, to (B, D) L2-normalised float32 embeddings."""
+        return F.normalize(_full_precision(self.text_model(input_ids=input_ids).pooler_output), dim=-1)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
+        """(B, 3, S, S) pixels and (T, L) token ids to (B, T) logits."""
+        image_embeds = self.get_image_features(pixel_values)
+        text_embeds = self.get_text_features(input_ids)
+        return self.logit_scale.exp() * image_embeds @ text_embeds.T + self.logit_bias
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters by part, in all, and those that are trained."""
+        parts = {"vision": self.vision_model, "text": self.text_model, "projection": self.visual_projection}
+        counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        total = sum(p.numel() for p in self.parameters())
+        return counts | {"total": total, "trainable": sum(p.numel() for p in self.parameters() if p.requires_grad)}
+
+
+def _projection(kind: str, width_in: int, width_out: int) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(width_in, width_out)
+    return nn.Sequential(nn.Linear(width_in, width_in), nn.GELU(), nn.Linear(width_in, width_out))
+
+
+def _full_precision(values: Tensor) -> Tensor:
+    """Half precision to float32, since the loss needs it; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _channels(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

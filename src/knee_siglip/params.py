@@ -1,0 +1,285 @@
+"""Typed, frozen parameters: one class per section of params.yaml, checked as a whole before any stage starts.
+
+Values are read with YAML 1.2 rules, as DVC writes them: `1e-05` is a number.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from knee_siglip.errors import UsageError
+from knee_siglip.paths import PARAMS
+
+RAD_DINO = "microsoft/rad-dino"
+SIGLIP = "google/siglip-base-patch16-224"
+SMALL = "small"
+PATCH_SIZES = {SMALL: 28, RAD_DINO: 14}
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["auto", "bf16", "fp16", "none"]
+
+
+class Section(BaseModel):
+    """A section: immutable, no unknown keys, no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataParams(Section):
+    """Which rows and images are used."""
+
+    csv: str = "data/sample/train.csv"
+    images: str = "data/sample/images"
+    patient_id_pattern: str | None = None
+
+
+class SampleParams(Section):
+    """The synthetic knees of the embedded default."""
+
+    patients: Annotated[int, Field(ge=8)] = 1060
+    seed: Annotated[int, Field(ge=0)] = 0
+    size: Annotated[int, Field(ge=512, le=4096)] = 512
+
+
+class ValidateParams(Section):
+    """What happens to rows that leak between splits."""
+
+    on_leak: Literal["error", "drop", "warn"] = "error"
+
+
+class PreprocessParams(Section):
+    """The image transform. `fit`: pad keeps everything, crop fills the square. `contrast`: local or none."""
+
+    fit: Literal["pad", "crop"] = "pad"
+    contrast: Literal["local", "none"] = "local"
+
+
+class ModelParams(Section):
+    """The encoders (`small`, a hub id with its 40-digit revision, or a local folder) and what joins them."""
+
+    vision: str = SMALL
+    vision_revision: str = ""
+    text: str = SMALL
+    text_revision: str = ""
+    projection: Literal["linear", "mlp"] = "linear"
+    max_text_length: Annotated[int, Field(ge=8, le=4096)] = 64
+    temperature: PositiveFloat = 0.07
+    bias_init: float | Literal["auto"] = "auto"
+
+
+class FreezeParams(Section):
+    """Which towers keep their weights."""
+
+    vision: Literal["none", "all"] = "none"
+    text: Literal["none", "all"] = "none"
+
+
+class AugmentParams(Section):
+    """Random changes of the training images; each is a maximum, 0 turns it off.
+
+    `rotation` in degrees, `shift` and `scale` as a share of the side, `brightness`, `contrast` and `noise` as a share of
+    the grey range, `gamma` as the exponent's distance from 1 on a log scale.
+    """
+
+    rotation: NonNegativeFloat = 5.0
+    shift: Fraction = 0.04
+    scale: Fraction = 0.05
+    brightness: Fraction = 0.1
+    contrast: Fraction = 0.1
+    gamma: Fraction = 0.1
+    noise: Fraction = 0.02
+
+
+class TrainParams(Section):
+    """Optimisation. `batch_size` pairs times `gradient_accumulation_steps` meet in one exact contrastive batch."""
+
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    epochs: PositiveInt = 20
+    learning_rate: PositiveFloat = 1e-3
+    vision_learning_rate_scale: PositiveFloat = 1.0
+    weight_decay: NonNegativeFloat = 0.01
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    gradient_accumulation_steps: PositiveInt = 1
+    micro_batch_size: PositiveInt | None = None
+    max_grad_norm: PositiveFloat | None = 1.0
+    mixed_precision: Precision = "auto"
+    multi_positive: bool = True
+    best_metric: Literal["val.loss", "val.contrastive_accuracy"] = "val.contrastive_accuracy"
+    freeze: FreezeParams = FreezeParams()
+    augment: AugmentParams = AugmentParams()
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _reference_flag(cls, value: object) -> object:
+        """The reference's `true` and `false` live on as `auto` and `none`."""
+        return {True: "auto", False: "none"}.get(value, value) if isinstance(value, bool) else value
+
+
+KL_PROMPTS: dict[str, list[str]] = {
+    "0": ["Normal knee.", "No radiographic features of osteoarthritis."],
+    "1": ["Doubtful osteoarthritis.", "Doubtful joint space narrowing."],
+    "2": ["Mild osteoarthritis.", "Mild osteoarthritis with definite osteophytes."],
+    "3": ["Moderate osteoarthritis.", "Moderate osteoarthritis with definite joint space narrowing."],
+    "4": ["Severe osteoarthritis.", "Severe osteoarthritis, bone on bone."],
+}
+
+
+class EvaluateParams(Section):
+    """`kl_prompts`: the texts whose mean embedding stands for each Kellgren-Lawrence grade."""
+
+    splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["test"]
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    kl_prompts: dict[Literal["0", "1", "2", "3", "4"], Annotated[list[str], Field(min_length=1)]] = KL_PROMPTS
+
+    @field_validator("kl_prompts", mode="before")
+    @classmethod
+    def _grades_as_text(cls, value: object) -> object:
+        """YAML reads the grades as numbers; JSON and checkpoints can only hold text keys."""
+        return {str(grade): prompts for grade, prompts in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("kl_prompts")
+    @classmethod
+    def _every_grade(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        if missing := sorted(set("01234") - set(value)):
+            raise ValueError(f"no prompts for grade {', '.join(missing)}; every grade 0-4 needs at least one")
+        return value
+
+
+class InferParams(Section):
+    """`csv_path`: a CSV with `img_path`, or the manifest, of which the rows of `split` are taken. No queries: the usual ones."""
+
+    csv_path: str = "data/validated/manifest.parquet"
+    split: Literal["train", "val", "test"] = "test"
+    batch_size: PositiveInt = 64
+    queries: list[str] = []
+
+
+class TrackingParams(Section):
+    """Where experiments are logged. Changing this section reruns nothing.
+
+    `mlflow`: `auto` ($MLFLOW_TRACKING_URI, else SQLite in the project), a tracking URI, or `none`.
+    """
+
+    project_name: str = "knee-siglip"
+    experiment_name: str | None = None
+    mlflow: str = "auto"
+    wandb: Literal["offline", "online", "none"] = "offline"
+    log_checkpoints: Literal["copy", "reference", "none"] = "reference"
+
+
+class Params(Section):
+    """The whole of params.yaml. The defaults are the embedded default run."""
+
+    image_size: Annotated[int, Field(ge=28, le=4096)] = 224
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: DataParams = DataParams()
+    sample: SampleParams = SampleParams()
+    validate_: ValidateParams = Field(default=ValidateParams(), alias="validate")
+    preprocess: PreprocessParams = PreprocessParams()
+    model: ModelParams = ModelParams()
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    infer: InferParams = InferParams()
+    tracking: TrackingParams = TrackingParams()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict with the keys of params.yaml."""
+        return self.model_dump(by_alias=True)
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted keys to values, as trackers show them: `train.learning_rate: 0.001`."""
+        return flatten(self.to_dict())
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """Read and check a whole params file.
+
+    Raises:
+        UsageError: naming the key, its value and what is allowed; all mistakes at once.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; run from the project's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from None
+    return parse_params({} if values is None else values, source=str(path))
+
+
+def parse_params(values: object, source: str = "params") -> Params:
+    """Build `Params` from a nested dict; every mistake is one line of the `UsageError`."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{source} must hold sections (key: value), not {type(values).__name__}")
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_sentence(source, values, item) for item in error.errors()]
+        raise UsageError("\n".join(lines)) from None
+    _check_image_size(params, source)
+    return params
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def vision_patch_size(vision: str) -> int | None:
+    """Patch side in pixels of a vision encoder, or None while it is only a name on the hub."""
+    if vision in PATCH_SIZES:
+        return PATCH_SIZES[vision]
+    config = Path(vision) / "config.json"
+    return json.loads(config.read_text()).get("patch_size") if config.is_file() else None
+
+
+def check_divisible(image_size: int, patch: int, source: str) -> None:
+    """Raise `UsageError` where whole patches do not fill the image: Dinov2 would drop the rest without a word."""
+    if image_size % patch:
+        low = image_size // patch * patch
+        near = [str(size) for size in (low, low + patch) if size > 0]
+        raise UsageError(
+            f"{source}: image_size = {image_size}: must be a multiple of the vision encoder's patch size {patch}; "
+            f"nearest: {' or '.join(near)}"
+        )
+
+
+def _check_image_size(params: Params, source: str) -> None:
+    patch = vision_patch_size(params.model.vision)
+    if patch:
+        check_divisible(params.image_size, patch, source)
+
+
+def _sentence(source: str, values: dict[str, Any], item: Any) -> str:
+    location = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "literal["))]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, list(_known_keys(Params)), n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{source}: {key}: unknown key{hint}"
+    return f"{source}: {key} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        keys.append(key)
+        kinds = [field.annotation, *get_args(field.annotation)]
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                keys += _known_keys(kind, f"{key}.")
+    return keys

@@ -1,0 +1,45 @@
+"""Where everything lies. The only module that knows a path of the project."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+PARAMS = Path("params.yaml")
+
+PARAMS_CHECKED = Path("data/params_checked.txt")
+SAMPLE = Path("data/sample")
+MANIFEST = Path("data/validated/manifest.parquet")
+CACHE_INDEX = Path("data/cache/index.parquet")
+CACHE_FACTS = Path("data/cache/cache.json")
+
+BACKBONES = Path("models/backbones")
+BEST_MODEL = Path("models/best_model.pt")
+FINAL_MODEL = Path("models/final_model.pt")
+
+VALIDATION_REPORT = Path("reports/validation")
+TRAIN_REPORT = Path("reports/train")
+EVALUATION_REPORT = Path("reports/evaluation")
+INFERENCE_REPORT = Path("reports/inference")
+
+
+def project_root() -> Path | None:
+    """The DVC repository's root, which stays the same in `--temp` and `--queue` runs; None outside DVC."""
+    root = os.environ.get("DVC_ROOT")
+    return Path(root) if root else None
+
+
+def store_root() -> Path:
+    """Folder of the pixel store and the resume states, shared by all experiments of one project.
+
+    Inside DVC `$DVC_ROOT/.store`; outside `$KNEE_SIGLIP_STORE`, else a folder in the user's cache directory.
+    """
+    if override := os.environ.get("KNEE_SIGLIP_STORE"):
+        return Path(override)
+    root = project_root()
+    return root / ".store" if root else Path(platformdirs.user_cache_dir("knee-siglip")) / "store"
+
+
+def tracking_root() -> Path:
+    """Folder in which the local tracking stores (mlflow.db, mlartifacts/, wandb/) are kept."""
+    return project_root() or Path.cwd()

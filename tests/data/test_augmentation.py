@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from knee_siglip.data.augmentation import augment
+from knee_siglip.params import AugmentParams
+
+NONE = dict.fromkeys(AugmentParams.model_fields, 0)
+
+
+@pytest.fixture
+def pixels():
+    image = torch.full((4, 56, 56), 128, dtype=torch.uint8)
+    image[:, 10:20, 5:15] = 220
+    return image
+
+
+def changed(pixels, seed=0, **amounts):
+    return augment(pixels, AugmentParams(**(NONE | amounts)), torch.Generator().manual_seed(seed))
+
+
+def test_all_zero_changes_nothing(pixels):
+    assert torch.equal(changed(pixels), pixels.float())
+
+
+@pytest.mark.parametrize("amount", [{name: 0.3} for name in AugmentParams.model_fields if name != "rotation"] + [{"rotation": 20}])
+def test_each_amount_does_something_and_keeps_the_grey_range(pixels, amount):
+    result = changed(pixels, **amount)
+    assert not torch.equal(result, pixels.float())
+    assert result.min() >= 0
+    assert result.max() <= 255
+
+
+def test_each_image_gets_its_own_change_and_a_seed_repeats_it(pixels):
+    result = changed(pixels, shift=0.2)
+    assert not torch.equal(result[0], result[1])
+    assert torch.equal(result, changed(pixels, shift=0.2))
+    assert not torch.equal(result, changed(pixels, seed=1, shift=0.2))
+
+
+def test_no_setting_mirrors_the_knee(pixels):
+    """The bright square is on the left and must stay there: left and right are in the text."""
+    result = augment(pixels, AugmentParams(), torch.Generator().manual_seed(0))
+    left, right = result[:, :, :28].amax(dim=(1, 2)), result[:, :, 28:].amax(dim=(1, 2))
+    assert (left > right).all()
+
+
+def test_shift_moves_by_a_share_of_the_side():
+    image = torch.zeros(64, 100, 100, dtype=torch.uint8)
+    image[:, 50, 50] = 255
+    result = changed(image, shift=0.1)
+    columns = torch.arange(100.0)
+    centres = (result.sum(dim=1) * columns).sum(dim=1) / result.sum(dim=(1, 2))
+    assert (centres - 50).abs().max() <= 10.5
+    assert (centres - 50).abs().max() > 7

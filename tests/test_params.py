@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from knee_siglip.errors import UsageError
+from knee_siglip.params import Params, load_params, parse_params
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_shipped_file_states_every_default():
+    params = load_params(ROOT / "params.yaml")
+    assert params == Params()
+    assert params.flat().keys() == parse_params({}).flat().keys()
+
+
+def test_rad_dino_preset_has_the_references_values_and_asks_for_revisions():
+    params = load_params(ROOT / "presets" / "rad-dino.yaml")
+    assert (params.model.vision, params.model.vision_revision) == ("microsoft/rad-dino", "")
+    assert (params.model.text, params.model.text_revision) == ("google/siglip-base-patch16-224", "")
+    assert (params.image_size, params.model.max_text_length, params.model.temperature) == (224, 512, 0.07)
+    train = params.train
+    assert (train.batch_size, train.epochs, train.learning_rate) == (64, 20, 1e-4)
+    assert (train.weight_decay, train.warmup_ratio, train.gradient_accumulation_steps) == (0.01, 0.05, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"image_size": 225}, r"image_size = 225: must be a multiple .* patch size 28; nearest: 224 or 252"),
+        ({"image_size": 448, "model": {"vision": "microsoft/rad-dino"}, "seed": -1}, r"seed = -1: .*greater than"),
+        ({"image_size": 450, "model": {"vision": "microsoft/rad-dino"}}, "patch size 14; nearest: 448 or 462"),
+        ({"train": {"learning_rate": "abc"}}, "train.learning_rate = 'abc': Input should be a valid number"),
+        ({"train": {"learning_rat": 1.0}}, "train.learning_rat: unknown key; did you mean train.learning_rate?"),
+        ({"learning_rate": 1.0}, "learning_rate: unknown key; did you mean train.learning_rate?"),
+        ({"train": {"epochs": True}}, "train.epochs = True"),
+        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate = nan"),
+        ({"train": {"mixed_precision": "fp8"}}, "train.mixed_precision = 'fp8': Input should be 'auto', 'bf16'"),
+        ({"model": {"bias_init": "x"}}, "model.bias_init = 'x'"),
+        ({"train": None}, "train = None"),
+        ({"evaluate": {"kl_prompts": {0: ["a"]}}}, "no prompts for grade 1, 2, 3, 4"),
+        ([1], "must hold sections"),
+    ],
+)
+def test_a_mistake_names_the_key_the_value_and_what_is_allowed(values, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        parse_params(values)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(UsageError) as error:
+        parse_params({"seed": "x", "train": {"epochs": 0}})
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(("written", "value"), [("1e-05", 1e-5), ("1e-5", 1e-5), ("2", 2.0), ("1.0e-4", 1e-4)])
+def test_numbers_are_read_by_yaml_1_2_as_dvc_writes_them(tmp_path, written, value):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"train:\n  learning_rate: {written}\n")
+    assert load_params(path).train.learning_rate == value
+
+
+@pytest.mark.parametrize(("flag", "value"), [("true", "auto"), ("false", "none"), ("bf16", "bf16")])
+def test_the_references_mixed_precision_flag_is_accepted(tmp_path, flag, value):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"train:\n  mixed_precision: {flag}\n")
+    assert load_params(path).train.mixed_precision == value
+
+
+@pytest.mark.parametrize(("text", "sentence"), [(None, "does not exist"), ("a: [", "not valid YAML"), ("\xff", "valid YAML")])
+def test_an_unreadable_file_is_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "params.yaml"
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=sentence):
+        load_params(path)
+
+
+def test_params_cannot_be_changed_after_the_check():
+    with pytest.raises(ValueError, match="frozen"):
+        Params().train.epochs = 3

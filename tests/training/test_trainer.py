@@ -1,0 +1,134 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from knee_siglip.errors import UserError
+from knee_siglip.params import AugmentParams, FreezeParams, TrainParams
+from knee_siglip.training.optimizer import build_optimizer, build_schedule, freeze_towers
+from knee_siglip.training.trainer import Trainer
+
+STILL = AugmentParams(rotation=0, shift=0, scale=0, brightness=0, contrast=0, gamma=0, noise=0)
+PARAMS = TrainParams(batch_size=8, epochs=12, learning_rate=5e-3, augment=STILL)
+
+
+def make_trainer(model, pairs, params=PARAMS, seed=0):
+    logged, best = [], []
+    trainer = Trainer(
+        model,
+        pairs(count=28),
+        pairs(count=12, seed=5),
+        params,
+        seed=seed,
+        device=torch.device("cpu"),
+        log=lambda values, step: logged.append((step, values)),
+        on_best=lambda metrics: best.append(metrics),
+    )
+    return trainer, logged, best
+
+
+def test_training_learns_the_pairs(make_model, make_pairs):
+    trainer, _, best = make_trainer(make_model(), make_pairs)
+    history = trainer.fit()
+    assert history.epochs[-1]["train.loss"] < 0.7 * history.epochs[0]["train.loss"]
+    assert history.epochs[-1]["val.contrastive_accuracy"] > 0.8
+    assert best[-1] == history.epochs[history.best_epoch - 1]
+
+
+def test_one_seed_makes_two_runs_equal_and_another_does_not(make_model, make_pairs):
+    params = PARAMS.model_copy(update={"epochs": 2, "augment": AugmentParams()})
+    weights = []
+    for seed in (3, 3, 4):
+        trainer, _, _ = make_trainer(make_model(), make_pairs, params, seed)
+        trainer.fit()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_last_incomplete_batch_is_used(make_model, make_pairs):
+    """28 pairs in batches of 8: four steps an epoch, the fourth of 4 pairs."""
+    trainer, logged, _ = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"epochs": 2}))
+    trainer.fit()
+    assert trainer.step == 8
+    assert [step for step, values in logged if "epoch" in values] == [4, 8]
+
+
+def test_accumulation_takes_one_step_for_all_its_batches(make_model, make_pairs):
+    params = PARAMS.model_copy(update={"epochs": 1, "gradient_accumulation_steps": 2})
+    accumulated, _, _ = make_trainer(make_model(), make_pairs, params)
+    accumulated.fit()
+    large, _, _ = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"epochs": 1, "batch_size": 16}))
+    large.fit()
+    assert accumulated.step == large.step == 2
+    for a, b in zip(accumulated.model.parameters(), large.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_learning_rate_warms_up_and_falls_once_per_step(make_model, make_pairs):
+    trainer, _, _ = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"warmup_ratio": 0.25}))
+    rates = []
+    step = trainer.schedule.step
+    trainer.schedule.step = lambda: (rates.append(trainer.optimizer.param_groups[0]["lr"]), step())
+    trainer.fit()
+    peak = int(np.argmax(rates))
+    assert len(rates) == 48
+    assert max(rates) == pytest.approx(PARAMS.learning_rate)
+    assert peak == 11
+    assert rates[-1] < PARAMS.learning_rate / 1000
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 19, 20, 21, 40])
+def test_schedule_of_any_length_is_finite(make_model, total_steps):
+    """At 20 steps a warm-up of 0.05 is exactly one step, where torch's own schedule divides by zero."""
+    optimizer = build_optimizer(make_model(), PARAMS)
+    schedule = build_schedule(optimizer, total_steps, 0.05)
+    rates = []
+    for _ in range(total_steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert all(math.isfinite(rate) and 0 < rate <= PARAMS.learning_rate for rate in rates)
+
+
+def test_weight_decay_spares_scale_bias_and_norms(make_model):
+    model = make_model()
+    optimizer = build_optimizer(model, PARAMS)
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
+    assert "visual_projection.weight" in names
+    assert not [name for name in names if name.startswith("logit") or "norm" in name or name.endswith(".bias")]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_a_frozen_tower_keeps_its_weights(make_model, make_pairs, tower):
+    model = make_model()
+    freeze_towers(model, FreezeParams(**{tower: "all"}))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    params = PARAMS.model_copy(update={"epochs": 1, "micro_batch_size": 3})
+    make_trainer(model, make_pairs, params)[0].fit()
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith(f"{tower}_model.")
+        assert torch.equal(before[name], parameter) or not frozen, name
+    assert not torch.equal(before["visual_projection.weight"], model.visual_projection.weight)
+
+
+def test_a_non_finite_loss_stops_before_the_update(make_model, make_pairs):
+    model = make_model()
+    trainer, _, _ = make_trainer(model, make_pairs)
+    with torch.no_grad():
+        model.logit_scale.fill_(float("nan"))
+    before = model.visual_projection.weight.clone()
+    with pytest.raises(UserError, match=r"step 0: loss nan.*learning_rate"):
+        trainer.fit()
+    assert torch.equal(before, model.visual_projection.weight)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains_on_the_cpu_too(make_model, make_pairs, precision):
+    trainer, _, _ = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"mixed_precision": precision}))
+    history = trainer.fit()
+    assert history.epochs[-1]["train.loss"] < 0.8 * history.epochs[0]["train.loss"]
+    assert next(trainer.model.parameters()).dtype == torch.float32
