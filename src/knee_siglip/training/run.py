@@ -50,7 +50,9 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
     freeze_towers(model, params.train.freeze)
     check_divisible(params.image_size, model.config.vision_config.patch_size, "params.yaml")
     pixels = open_pixels(manifest, files.cache_facts)
-    checkpoint = Checkpoint(model, tokenizer, pixels.transform, params.to_dict(), data_hash=data_hash(manifest, pixels))
+    # `tracking` stays out: a tracking URI may hold a password, and a checkpoint travels
+    trained_with = {name: value for name, value in params.to_dict().items() if name != "tracking"}
+    checkpoint = Checkpoint(model, tokenizer, pixels.transform, trained_with, data_hash=data_hash(manifest, pixels))
     train_set, val_set = (_pairs(manifest, pixels, checkpoint, split) for split in ("train", "val"))
     facts = dataset_facts(manifest, checkpoint) | {"data_hash": checkpoint.data_hash}
     with open_tracker(params, stage="train", facts=facts) as tracker:

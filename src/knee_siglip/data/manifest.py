@@ -1,0 +1,41 @@
+"""The manifest: the checked table of all rows, from which every later stage reads."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from knee_siglip.errors import UserError
+from knee_siglip.paths import MANIFEST
+
+SPLITS = ("train", "val", "test")
+
+MADE_COLUMNS = ("image_file", "image_id", "width", "height", "bits", "text", "flags")
+"""What validation adds to the input's columns (and `patient_id`, empty where unknown).
+
+image_file: path usable from the project's root; image_id: sha256 of the file; width, height, bits: of the upright
+original; text: the normalised impression; flags: what was noticed and kept, joined by `;`.
+"""
+
+
+def read_manifest(path: Path = MANIFEST) -> pd.DataFrame:
+    """Rows in the input's order; input columns as text, `kl_grade` as nullable Int64.
+
+    Raises:
+        UserError: there is no manifest, or the file is none.
+    """
+    try:
+        manifest = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the validate stage first: dvc repro validate") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a manifest: {error}") from None
+    missing = [name for name in ("img_path", "split", *MADE_COLUMNS) if name not in manifest.columns]
+    if missing:
+        raise UserError(f"{path} is no manifest: it lacks {', '.join(missing)}; run dvc repro validate")
+    return manifest
+
+
+def write_manifest(manifest: pd.DataFrame, path: Path = MANIFEST) -> None:
+    """Write the manifest; the file's bytes depend on its content alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    manifest.reset_index(drop=True).to_parquet(path, index=False)

@@ -1,0 +1,53 @@
+"""DVCLive: the curves as `plots/metrics/<name>.tsv`, which `dvc plots` and VS Code show while training runs."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from knee_siglip.tracking.backend import Point, by_step
+from knee_siglip.tracking.runlog import Event, decode_values
+
+
+class DvcliveRun:
+    """Writes under `folder`. Dots become folders (`train.loss` -> `train/loss.tsv`), as DVCLive's own names do."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.history: list[Point] = []
+
+    def open(self, start: Event, earlier: list[Event]) -> str:  # noqa: ARG002
+        """Clear the folder and keep an interrupted run's curves in mind: DVC deleted the files at the stage's start."""
+        os.environ["DVC_STUDIO_OFFLINE"] = "true"
+        from dvclive.live import Live
+
+        self.live = Live(dir=self.folder, save_dvc_exp=False, dvcyaml=None, report=None)
+        self.history = [
+            Point(key, value, event["step"], event["time"])
+            for event in earlier
+            if event["event"] == "metrics"
+            for key, value in decode_values(event["values"]).items()
+        ]
+        return self.folder
+
+    def metrics(self, points: Sequence[Point]) -> None:
+        """Append to the curves; before the first point comes what an interrupted run had logged for smaller steps."""
+        past = [point for point in self.history if points and point.step < points[0].step]
+        self.history = [] if points else self.history
+        for step, values in by_step([*past, *points]):
+            self.live.step = step
+            for key, value in values.items():
+                self.live.log_metric(key.replace(".", "/"), value)
+        self.live.make_summary()
+
+    def summary(self, values: dict[str, float], step: int) -> None:
+        """The final values go into `metrics.json` and leave the curves as they are."""
+        self.live.step = step
+        for key, value in values.items():
+            self.live.log_metric(key.replace(".", "/"), value, plot=False)
+        self.live.make_summary()
+
+    def artifact(self, path: Path, kind: str, how: str) -> None:
+        """Nothing: DVC itself versions the files of a stage."""
+
+    def close(self, status: str) -> None:
+        """Everything is written already. `Live.end` would only touch git and dvc.yaml."""

@@ -1,0 +1,108 @@
+"""The training side of a sender: starts it, asks without waiting whether it still works, and ends it within a time."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from knee_siglip.tracking.backend import TITLES
+from knee_siglip.tracking.runlog import RunLog
+from knee_siglip.tracking.sender import Orders
+
+SOURCES = Path(__file__).parents[2]
+
+_logger = logging.getLogger(__name__)
+
+
+class SenderProcess:
+    """One tracker's process, in a session of its own: Ctrl-C reaches training only, which then ends the run."""
+
+    def __init__(self, orders: Orders) -> None:
+        self.orders = orders
+        paths = [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "knee_siglip.tracking.sender"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        assert self.process.stdin is not None
+        self.stdin = self.process.stdin
+        with contextlib.suppress(BrokenPipeError):  # it died at once: `failure` will say so
+            self.stdin.write(json.dumps(asdict(orders)).encode() + b"\n")
+            self.stdin.flush()
+
+    def failure(self) -> str | None:
+        """Why the sender ended too early or badly; None while it runs and when it ended well. Never waits."""
+        code = self.process.poll()
+        if code in (None, 0):
+            return None
+        log = RunLog(Path(self.orders.log), self.orders.session)
+        causes = [
+            event["cause"]
+            for event in log.read()
+            if event["event"] == "failed"
+            and event["session"] == self.orders.session
+            and event["backend"] == self.orders.backend
+        ]
+        return causes[-1] if causes else f"its process ended with exit code {code}"
+
+    def let_end(self) -> None:
+        """Tell the sender that nothing more will come."""
+        with contextlib.suppress(OSError):
+            self.stdin.close()
+
+    def end(self, deadline: float) -> bool:
+        """Wait for the rest until `deadline` (monotonic seconds), then kill. Warns and returns false on a failure."""
+        began = time.monotonic()
+        try:
+            self.process.wait(timeout=max(deadline - began, 0))
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self._warn(f"not done {time.monotonic() - began:.0f} s after the run's end")
+            return False
+        return not self.warn_if_failed()
+
+    def warn_if_failed(self) -> bool:
+        """Never waits. The one warning of a tracker that is out."""
+        cause = self.failure()
+        if cause:
+            self._warn(cause)
+        return cause is not None
+
+    def _warn(self, cause: str) -> None:
+        title, log = TITLES[self.orders.backend], self.orders.log
+        _logger.warning("%s failed (%s); the run goes on without it, its values are kept in %s", title, cause, log)
+
+    def _kill(self) -> None:
+        """The whole group: W&B has a service process of its own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def start_senders(all_orders: list[Orders]) -> list[SenderProcess]:
+    """Start a process for each; one that cannot start is left out with a warning."""
+    senders = []
+    for orders in all_orders:
+        try:
+            senders.append(SenderProcess(orders))
+        except OSError as error:
+            _logger.warning("%s cannot start (%s); the run goes on without it", TITLES[orders.backend], error)
+    return senders
+
+
+def end_senders(senders: list[SenderProcess], seconds: float) -> int:
+    """Let all end side by side within `seconds`; returns how many failed."""
+    for sender in senders:
+        sender.let_end()
+    deadline = time.monotonic() + seconds
+    return [sender.end(deadline) for sender in senders].count(False)

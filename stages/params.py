@@ -1,0 +1,20 @@
+"""python stages/params.py
+
+Reads params.yaml as a whole; writes data/params_checked.txt, whose content never changes, so that an edit of params.yaml
+is checked at once and reruns nothing by itself.
+"""
+
+from knee_siglip.errors import run_stage
+from knee_siglip.params import load_params
+from knee_siglip.paths import PARAMS_CHECKED
+
+
+def main() -> None:
+    """Check, then write the constant file."""
+    load_params()
+    PARAMS_CHECKED.parent.mkdir(parents=True, exist_ok=True)
+    PARAMS_CHECKED.write_text("params.yaml was checked\n")
+
+
+if __name__ == "__main__":
+    run_stage(main)

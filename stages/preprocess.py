@@ -1,0 +1,24 @@
+"""Decode every image of the manifest once and fit it to the encoder's square.
+
+    python stages/preprocess.py
+
+Reads params.yaml, data/validated/manifest.parquet and the images that the pixel store lacks. Writes
+data/cache/index.parquet and data/cache/cache.json; the pixels go to the pixel store, `.store/pixels/` in the project.
+"""
+
+from knee_siglip.data.images import Transform
+from knee_siglip.data.manifest import read_manifest
+from knee_siglip.data.store import build_cache
+from knee_siglip.errors import run_stage
+from knee_siglip.params import load_params
+
+
+def main() -> None:
+    """Fill the store for `image_size` and `preprocess` of params.yaml."""
+    params = load_params()
+    transform = Transform(params.image_size, params.preprocess.fit, params.preprocess.contrast)
+    build_cache(read_manifest(), transform)
+
+
+if __name__ == "__main__":
+    run_stage(main)

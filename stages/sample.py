@@ -1,0 +1,19 @@
+"""python stages/sample.py
+
+Reads `sample` of params.yaml; draws the synthetic knees of the embedded default into data/sample/ (images/, train.csv).
+"""
+
+from knee_siglip.errors import run_stage
+from knee_siglip.params import load_params
+from knee_siglip.paths import SAMPLE
+from knee_siglip.sample.dataset import write_sample
+
+
+def main() -> None:
+    """Draw the sample data."""
+    sample = load_params().sample
+    write_sample(SAMPLE, patients=sample.patients, seed=sample.seed, size=sample.size)
+
+
+if __name__ == "__main__":
+    run_stage(main)

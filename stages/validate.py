@@ -1,0 +1,20 @@
+"""Check the CSV and every image; stop before anything wrong or leaking gets past.
+
+    python stages/validate.py
+
+Reads params.yaml, ${data.csv} and its images. Writes data/validated/manifest.parquet and reports/validation/
+(findings.csv, metrics.json; on errors only these).
+"""
+
+from knee_siglip.errors import run_stage
+from knee_siglip.params import load_params
+from knee_siglip.validation.validate import validate
+
+
+def main() -> None:
+    """Validate the rows that params.yaml names."""
+    validate(load_params())
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,82 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from knee_siglip.data.workers import split_chunks, work_in_chunks
+from knee_siglip.errors import UserError
+
+
+def total(chunk: Sequence[int]) -> int:
+    return sum(chunk)
+
+
+def fail_on_seven(chunk: Sequence[int]) -> int:
+    if 7 in chunk:
+        raise UserError("seven")
+    return sum(chunk)
+
+
+def crash_on_seven(chunk: Sequence[int]) -> int:
+    if 7 in chunk:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sum(chunk)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_chunk_is_done_once(workers):
+    chunks = split_chunks(range(100), limit=7, workers=workers)
+    assert sum(work_in_chunks(total, chunks, workers, "Adding")) == sum(range(100))
+
+
+@pytest.mark.parametrize(("count", "workers"), [(0, 2), (1, 2), (5, 2), (1000, 2), (1000, 64)])
+def test_chunks_hold_every_item_in_order_and_keep_the_limit(count, workers):
+    chunks = split_chunks(range(count), limit=64, workers=workers)
+    assert [item for chunk in chunks for item in chunk] == list(range(count))
+    assert all(0 < len(chunk) <= 64 for chunk in chunks)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_ends_the_work(workers):
+    with pytest.raises(UserError, match="seven"):
+        list(work_in_chunks(fail_on_seven, split_chunks(range(50), 5, workers), workers, "Adding"))
+
+
+def test_a_killed_worker_is_one_sentence():
+    with pytest.raises(UserError, match="a worker process died"):
+        list(work_in_chunks(crash_on_seven, split_chunks(range(50), 5, 2), 2, "Adding"))
+
+
+ORPHANS = """
+import os, sys, time
+from knee_siglip.data.workers import work_in_chunks
+def sleep(chunk):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+list(work_in_chunks(sleep, [[1], [2]], 2, "Sleeping"))
+"""
+
+
+def test_workers_end_when_their_parent_is_killed():
+    parent = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in workers)
+
+
+def is_running(pid: int) -> bool:
+    """False also for a zombie that nobody has reaped yet."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

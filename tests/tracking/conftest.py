@@ -1,0 +1,126 @@
+"""One real run through all three trackers, shared: creating MLflow's database alone takes 8 s."""
+
+import json
+import logging
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from knee_siglip.params import parse_params
+from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run
+
+TRAIN_METRICS = {
+    "train": {"loss": 0.1234567890123456},
+    "val": {"loss": 0.5, "contrastive_accuracy": 0.75},
+    "best_epoch": 2,
+}
+TEST_METRICS = {"test.loss": 0.7, "test.zero_shot_kl.accuracy": 1 / 3}
+
+
+class Proxy:
+    """Stands where every HTTP client looks for the way out, and counts who comes."""
+
+    def __init__(self) -> None:
+        self.visitors = 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            self.visitors += 1
+            connection.close()
+
+
+@dataclass
+class Recorded:
+    """What the shared run left behind."""
+
+    root: Path
+    run_id: str
+    train_metrics = TRAIN_METRICS
+    test_metrics = TEST_METRICS
+    warnings: list[str] = field(default_factory=list)
+    visitors: int = 0
+    random_state_kept: bool = False
+
+    @property
+    def mlflow_uri(self) -> str:
+        return f"sqlite:///{self.root}/mlflow.db"
+
+    def wandb_records(self, session: int) -> list[dict]:
+        """All records of the session's offline run, as W&B's own reader gives them."""
+        folders = sorted((self.root / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime)
+        command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(folders[session])]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        return [json.loads(line) for line in lines]
+
+
+class Warnings(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+    """A training of three epochs and an evaluation that attaches to it, with the default settings."""
+    root = tmp_path_factory.mktemp("project")
+    warnings, proxy = Warnings(), Proxy()
+    logging.getLogger().addHandler(warnings)
+    with pytest.MonkeyPatch.context() as patch:
+        _isolate(patch, root, proxy.url)
+        state = random.getstate()
+        run_id = _train(root)
+        with attach_tracker(parse_params({}), stage="evaluate", model_path=root / "model.pt") as tracker:
+            tracker.log_summary(TEST_METRICS)
+        kept = random.getstate() == state
+    logging.getLogger().removeHandler(warnings)
+    yield Recorded(root, run_id, warnings.lines, proxy.visitors, kept)
+    proxy.socket.close()
+
+
+def _isolate(patch: pytest.MonkeyPatch, root: Path, proxy: str) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "KNEE_SIGLIP_STORE", "NO_PROXY", "no_proxy", "RANK"):
+        patch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        patch.setenv(name, proxy)
+    (root / "home").mkdir()
+    patch.setenv("HOME", str(root / "home"))
+    patch.setenv("DVC_ROOT", str(root))
+    patch.setenv("DVC_EXP_NAME", "sunny-knee")
+    patch.chdir(root)
+
+
+def _train(root: Path) -> str:
+    params = parse_params({"tracking": {"log_checkpoints": "reference"}})
+    facts = {"data_hash": "d" * 32, "parameters": {"total": 418_000}}
+    model, figure = root / "model.pt", root / "matrix.png"
+    model.write_bytes(os.urandom(1000))
+    figure.write_bytes(b"png")
+    with open_tracker(params, stage="train", facts=facts) as tracker:
+        for epoch in range(3):
+            tracker.log_metrics(
+                {"train.loss": 3.0 - epoch, "val.loss": float("nan") if epoch == 1 else 2.0}, step=epoch
+            )
+        tracker.log_metrics({"train.scale": float("inf")}, step=3)
+        tracker.log_summary(TRAIN_METRICS)
+        tracker.log_artifact(model, "model")
+        tracker.log_artifact(figure, "figure")
+        remember_run(tracker, model)
+    return tracker.run_id

@@ -1,0 +1,32 @@
+import numpy as np
+
+from knee_siglip.tracking.runlog import RunLog, Tail, decode_values, encode_values, last_id, last_step
+
+
+def test_numbers_survive_the_log_and_everything_else_is_left_out():
+    values = {"a": np.float32(0.5), "b": 3, "c": float("-inf"), "d": None, "e": "text", "f": [1], "g": True}
+    assert decode_values(encode_values(values)) == {"a": 0.5, "b": 3.0, "c": float("-inf"), "g": 1.0}
+    assert np.isnan(decode_values(encode_values({"a": float("nan")}))["a"])
+
+
+def test_a_half_written_line_waits_and_a_torn_one_is_left_out(tmp_path):
+    log = RunLog(tmp_path / "run.jsonl", "s")
+    log.write("metrics", values={}, step=4)
+    tail = Tail(log.path)
+    with log.path.open("ab") as file:
+        file.write(b'{"event": "met')
+    assert [event["step"] for event in tail.read()] == [4]
+    assert tail.read() == []
+    with log.path.open("ab") as file:
+        file.write(b"\n")
+    log.write("metrics", values={}, step=5)
+    assert [event["step"] for event in tail.read()] == [5]
+
+
+def test_the_last_step_and_id_are_found_again(tmp_path):
+    log = RunLog(tmp_path / "run.jsonl", "s")
+    assert (last_step(log.read()), last_id(log.read(), "mlflow")) == (0, None)
+    log.write("metrics", values={}, step=9)
+    log.write("opened", backend="mlflow", id="one")
+    log.write("opened", backend="wandb", id="two")
+    assert (last_step(log.read()), last_id(log.read(), "mlflow")) == (9, "one")

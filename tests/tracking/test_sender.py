@@ -1,0 +1,111 @@
+"""The sender's loop in this process, on a tracker that does as it is told."""
+
+import csv
+
+import pytest
+
+from knee_siglip.tracking import sender
+from knee_siglip.tracking.runlog import RunLog
+from knee_siglip.tracking.sender import Orders, send
+
+START = {"run": "r", "name": "n", "project": "p", "stage": "train", "tags": {}, "config": {}}
+
+
+class Scripted:
+    """Notes every call; raises at the one named."""
+
+    def __init__(self, broken=None):
+        self.broken = broken
+        self.calls = []
+
+    def __getattr__(self, name):
+        def call(*args):
+            self.calls.append((name, *args))
+            if name == self.broken:
+                raise RuntimeError(f"{name}\nbroke")
+            return "its-id"
+
+        return call
+
+    @property
+    def names(self):
+        return [call[0] for call in self.calls]
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = RunLog(tmp_path / "r.jsonl", "train-1")
+    log.write("start", **START)
+    for step in range(3):
+        log.write("metrics", values={"train.loss": 1.0}, step=step)
+    log.write("summary", values={"train.loss": "nan"}, step=2)
+    return log
+
+
+def follow(log, backend, monkeypatch, alive=lambda: True):
+    monkeypatch.setattr(sender, "create_backend", lambda name, options: backend)
+    return send(Orders("mlflow", str(log.path), log.session, {}), alive)
+
+
+def test_events_arrive_in_order_and_neighbouring_metrics_in_one_call(log, monkeypatch):
+    log.write("end", status="FAILED")
+    backend = Scripted()
+    assert follow(log, backend, monkeypatch)
+    assert backend.names == ["open", "metrics", "summary", "close"]
+    assert [point.step for point in backend.calls[1][1]] == [0, 1, 2]
+    assert backend.calls[-1] == ("close", "FAILED")
+
+
+@pytest.mark.parametrize("broken", ["open", "metrics", "summary", "close"])
+def test_a_tracker_that_raises_is_left_alone_after_that(log, monkeypatch, broken):
+    log.write("end", status="FINISHED")
+    backend = Scripted(broken)
+    assert not follow(log, backend, monkeypatch)
+    assert backend.names[-1] == broken
+    failures = [event for event in log.read() if event["event"] == "failed"]
+    assert [(event["backend"], event["cause"]) for event in failures] == [("mlflow", f"RuntimeError: {broken} broke")]
+
+
+def test_a_killed_training_ends_its_run_as_killed(log, monkeypatch):
+    backend = Scripted()
+    assert follow(log, backend, monkeypatch, alive=lambda: False)
+    assert backend.names == ["open", "metrics", "summary", "close"]
+    assert backend.calls[-1] == ("close", "KILLED")
+
+
+def test_what_is_logged_while_the_sender_runs_arrives(log, monkeypatch):
+    backend = Scripted()
+    asked = iter([None, lambda: log.write("metrics", values={"train.loss": 9.0}, step=3), None])
+
+    def alive():
+        action = next(asked, lambda: log.write("end", status="FINISHED"))
+        if action:
+            action()
+        return True
+
+    assert follow(log, backend, monkeypatch, alive)
+    assert [point.step for call in backend.calls if call[0] == "metrics" for point in call[1]] == [0, 1, 2, 3]
+
+
+def test_another_session_of_the_same_run_is_not_sent_twice(log, monkeypatch):
+    evaluation = RunLog(log.path, "evaluate-1")
+    evaluation.write("start", **START | {"stage": "evaluate"})
+    evaluation.write("summary", values={"test.loss": 0.5}, step=2)
+    evaluation.write("end", status="FINISHED")
+    backend = Scripted()
+    assert follow(evaluation, backend, monkeypatch)
+    assert backend.names == ["open", "summary", "close"]
+    assert backend.calls[1] == ("summary", {"test.loss": 0.5}, 2)
+
+
+def test_the_curves_of_an_interrupted_training_are_whole_again(log, tmp_path):
+    resumed = RunLog(log.path, "train-2")
+    resumed.write("start", **START)
+    for step in (2, 3):  # the checkpoint was older than the last line of the log
+        resumed.write("metrics", values={"train.loss": 5.0}, step=step)
+    resumed.write("end", status="FINISHED")
+    live = tmp_path / "live"
+    assert send(Orders("dvclive", str(log.path), "train-2", {"folder": str(live)}), lambda: True)
+    with (live / "plots/metrics/train/loss.tsv").open() as file:
+        rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file, delimiter="\t")]
+    assert rows == [(0, 1.0), (1, 1.0), (2, 5.0), (3, 5.0)]

@@ -1,0 +1,261 @@
+import csv
+import json
+import math
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from knee_siglip.params import flatten, parse_params
+from knee_siglip.tracking import tracker as tracker_module
+from knee_siglip.tracking.runlog import RunLog, sha256, tracking_folder
+from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run, resend
+
+SILENT = {"mlflow": "none", "wandb": "none"}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project folder."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def silent_tracker(stage="sweep", **kwargs):
+    return open_tracker(parse_params({"tracking": SILENT}), stage=stage, facts={}, **kwargs)
+
+
+def events_of(tracker):
+    return RunLog(tracking_folder() / f"{tracker.run_id}.jsonl", "").read()
+
+
+def only_run(uri):
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("knee-siglip").experiment_id])
+    assert len(runs) == 1
+    return client, runs[0]
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_the_same_figures_lie_in_all_three_trackers(recorded):
+    expected = flatten(recorded.train_metrics)
+    _, run = only_run(recorded.mlflow_uri)
+    summary = {}
+    for record in recorded.wandb_records(0):
+        summary |= record.get("summary", {}).get("update", {})
+    live = flatten(json.loads((recorded.root / "reports/train/live/metrics.json").read_text()))
+    for place in (run.data.metrics, summary, live):
+        assert {key: place[key] for key in expected} == expected
+
+
+def test_curves_are_whole_and_non_finite_values_harm_nobody(recorded):
+    client, run = only_run(recorded.mlflow_uri)
+    losses = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train.loss"))
+    assert losses[:3] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert math.isnan(client.get_metric_history(run.info.run_id, "val.loss")[1].value)
+    history = [record["history"]["item"] for record in recorded.wandb_records(0) if record["type"] == "history"]
+    assert [row["train.loss"] for row in history if "train.loss" in row] == [3.0, 2.0, 1.0]
+    with (recorded.root / "reports/train/live/plots/metrics/train/loss.tsv").open() as file:
+        assert [float(row["loss"]) for row in csv.DictReader(file, delimiter="\t")] == [3.0, 2.0, 1.0]
+    assert recorded.warnings == []
+
+
+def test_the_run_carries_its_tags_params_and_facts(recorded):
+    _, run = only_run(recorded.mlflow_uri)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == run.data.tags["DVC_EXP_NAME"] == "sunny-knee"
+    assert (run.data.tags["stage"], run.data.tags["data_hash"]) == ("train", "d" * 32)
+    assert run.data.params["train.learning_rate"] == "0.001"
+    assert run.data.params["parameters.total"] == "418000"
+    opened = next(record["run"] for record in recorded.wandb_records(0) if record["type"] == "run")
+    assert (opened["run_id"], opened["project"], opened["display_name"]) == (
+        recorded.run_id,
+        "knee-siglip",
+        "sunny-knee",
+    )
+    assert opened["config"]["update"]["DVC_EXP_NAME"] == "sunny-knee"
+
+
+def test_a_checkpoint_is_referenced_and_a_figure_copied(recorded):
+    client, run = only_run(recorded.mlflow_uri)
+    assert run.data.tags["model.model.pt.sha256"] == sha256(recorded.root / "model.pt")
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["figure"]
+    assert run.info.artifact_uri.startswith((recorded.root / "mlartifacts").as_uri())
+    artifacts = [record["artifact"] for record in recorded.wandb_records(0) if record["type"] == "artifact"]
+    kept = {artifact["type"]: artifact["manifest"]["contents"][0] for artifact in artifacts}
+    assert kept["model"]["ref"] == (recorded.root / "model.pt").as_uri()
+    assert "local_path" in kept["figure"]
+
+
+def test_evaluation_goes_on_with_the_run_that_trained_the_model(recorded):
+    _, run = only_run(recorded.mlflow_uri)
+    assert {key: run.data.metrics[key] for key in recorded.test_metrics} == recorded.test_metrics
+    assert (run.data.tags["stage"], run.data.tags["evaluate.stage"]) == ("train", "evaluate")
+    records = recorded.wandb_records(1)
+    assert {record["run"]["run_id"] for record in records if record["type"] == "run"} == {recorded.run_id}
+    summary = {}
+    for record in records:
+        summary |= record.get("summary", {}).get("update", {})
+    assert {key: summary[key] for key in recorded.test_metrics} == recorded.test_metrics
+
+
+def test_nothing_leaves_the_machine_or_touches_the_home_folder_or_the_seeded_generators(recorded):
+    assert recorded.visitors == 0
+    assert list((recorded.root / "home").iterdir()) == []
+    assert recorded.random_state_kept
+
+
+def test_a_dead_server_costs_seconds_and_one_warning_and_its_values_can_be_sent_later(
+    recorded, project, monkeypatch, caplog
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
+    began = time.monotonic()
+    with open_tracker(
+        parse_params({"tracking": {"wandb": "none"}}), stage="train", facts={"data_hash": "x"}
+    ) as tracker:
+        for step in range(3):
+            tracker.log_metrics({"train.loss": 3.0 - step}, step)
+        tracker.log_summary({"train.loss": 0.5})
+    assert time.monotonic() - began < 25  # about 8 s on an idle machine
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "MLflow failed" in caplog.text
+    assert "the run goes on" in caplog.text
+    assert json.loads((project / "reports/train/live/metrics.json").read_text())["train"]["loss"] == 0.5
+
+    shutil.copy(recorded.root / "mlflow.db", project)
+    other = {"tracking": {"mlflow": f"sqlite:///{project}/mlflow.db", "wandb": "none", "project_name": "later"}}
+    log = tracking_folder() / f"{tracker.run_id}.jsonl"
+    for _ in range(2):  # the second time there is nothing left to send
+        assert resend(log, parse_params(other))
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    run_id = next(event["id"] for event in RunLog(log, "").read() if event.get("backend") == "mlflow" and "id" in event)
+    history = client.get_metric_history(run_id, "train.loss")
+    assert sorted((point.step, point.value) for point in history) == [(0, 3.0), (1, 2.0), (2, 0.5), (2, 1.0)]
+    assert client.get_run(run_id).data.metrics["train.loss"] == 0.5
+
+
+def test_a_server_that_never_answers_is_given_up(project, monkeypatch, caplog):
+    monkeypatch.setattr(tracker_module, "SECONDS_TO_END", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        uri = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        tracking = {"mlflow": uri, "wandb": "none"}
+        with open_tracker(parse_params({"tracking": tracking}), stage="evaluate", facts={}) as tracker:
+            senders = list(tracker._senders)
+            tracker.log_metrics({"test.loss": 1.0}, step=0)
+            began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert len(caplog.records) == 1
+    assert "MLflow failed (not done" in caplog.text
+    assert senders[0].process.returncode is not None
+
+
+def test_a_sender_that_dies_is_left_out_with_one_warning(project, caplog):
+    tracking = {"mlflow": "none", "wandb": "offline"}
+    with open_tracker(parse_params({"tracking": tracking}), stage="evaluate", facts={}) as tracker:
+        tracker._senders[0].process.kill()
+        tracker._senders[0].process.wait()
+        for step in range(3):
+            tracker.log_metrics({"test.loss": 1.0}, step)
+    assert len(caplog.records) == 1
+    assert "W&B failed" in caplog.text
+    assert [event["event"] for event in events_of(tracker)].count("metrics") == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FINISHED")],
+)
+def test_the_way_a_run_ends_is_logged(project, error, status):
+    def run(tracker):
+        with tracker:
+            if error:
+                raise error
+
+    tracker = silent_tracker()
+    if error:
+        with pytest.raises(error):
+            run(tracker)
+    else:
+        run(tracker)
+    assert events_of(tracker)[-1]["status"] == status
+
+
+def test_an_interrupted_run_is_continued_and_a_finished_one_is_not(project):
+    first = silent_tracker(run_key="f" * 8)
+    first.log_metrics({"train.loss": 1.0}, step=7)
+    second = silent_tracker(run_key="f" * 8)
+    assert second.run_id == first.run_id
+    second.close()
+    assert silent_tracker(run_key="f" * 8).run_id != first.run_id
+
+
+def test_an_unknown_model_opens_a_run_of_its_own(project):
+    model = project / "model.pt"
+    model.write_bytes(b"a")
+    params = parse_params({"tracking": SILENT})
+    with silent_tracker() as trained:
+        remember_run(trained, model)
+    assert attach_tracker(params, stage="infer", model_path=model).run_id == trained.run_id
+    model.write_bytes(b"b")
+    assert attach_tracker(params, stage="infer", model_path=model).run_id != trained.run_id
+
+
+def test_a_store_that_cannot_be_written_costs_the_tracking_and_not_the_run(project, monkeypatch, caplog):
+    (project / "full").write_text("")
+    monkeypatch.setenv("KNEE_SIGLIP_STORE", str(project / "full"))
+    with open_tracker(parse_params({}), stage="evaluate", facts={}) as tracker:
+        tracker.log_metrics({"test.loss": 1.0}, step=0)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_missing_artifact_is_said_and_skipped(project, caplog):
+    with silent_tracker() as tracker:
+        tracker.log_artifact(project / "no.png", "figure")
+    assert "no.png" in caplog.text
+    assert "artifact" not in [event["event"] for event in events_of(tracker)]
+
+
+def test_only_the_first_of_several_processes_logs(project, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with open_tracker(parse_params({}), stage="train", facts={}) as tracker:
+        tracker.log_metrics({"train.loss": 1.0}, step=0)
+        assert tracker._senders == []
+    assert not tracking_folder().exists()
+
+
+def test_a_password_in_a_uri_is_written_nowhere(project):
+    tracking = {"mlflow": f"http://me:secret@127.0.0.1:{closed_port()}", "wandb": "none"}
+    with open_tracker(parse_params({"tracking": tracking}), stage="evaluate", facts={}) as tracker:
+        pass
+    assert "secret" not in json.dumps(events_of(tracker))
+
+
+def test_a_training_that_was_killed_leaves_no_running_run_and_loses_no_value(project):
+    """SIGKILL of a trainer ends like this: the pipe breaks, and no `end` is in the log."""
+    tracker = open_tracker(parse_params({"tracking": {"mlflow": "none"}}), stage="evaluate", facts={})
+    tracker.log_metrics({"test.loss": 0.25}, step=0)
+    tracker._senders[0].stdin.close()
+    assert tracker._senders[0].process.wait(timeout=60) == 0
+    folder = next((project / "wandb").glob("offline-run-*"))
+    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", folder]
+    records = [
+        json.loads(line) for line in subprocess.run(command, capture_output=True, check=True).stdout.splitlines()
+    ]
+    assert [record["history"]["item"]["test.loss"] for record in records if record["type"] == "history"] == [0.25]
+    assert records[-1]["exit"]["exit_code"] == 130
+
+
+def test_importing_the_tracker_loads_none_of_the_slow_libraries():
+    code = "import sys, knee_siglip.tracking.tracker; print(*{'mlflow','wandb','dvclive','torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -1,0 +1,93 @@
+"""A project folder with a CSV and images that validate, and a way to break it."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from knee_siglip.errors import UserError
+from knee_siglip.params import parse_params
+from knee_siglip.validation.validate import validate
+
+COLUMNS = ["img_path", "impression", "split", "patient_id", "kl_grade"]
+SPLITS = ["train", "train", "train", "val", "val", "test", "test"]
+
+
+@dataclass
+class Outcome:
+    """What one run of validate left behind."""
+
+    error: str
+    manifest: pd.DataFrame | None
+    findings: list[dict[str, str]]
+    metrics: dict[str, Any]
+
+    def of(self, check: str) -> list[dict[str, str]]:
+        return [finding for finding in self.findings if finding["check"] == check]
+
+
+@dataclass
+class Project:
+    """Rows as lists of cells; `run` writes them as data/train.csv and validates."""
+
+    folder: Path
+    rows: list[list[str]]
+    header: list[str]
+
+    def set(self, row: int, column: str, value: str) -> None:
+        """Set a cell by spreadsheet row."""
+        self.rows[row - 2][self.header.index(column)] = value
+
+    def image(self, row: int) -> Path:
+        return self.folder / "data" / self.rows[row - 2][0]
+
+    def run(self, on_leak: str = "error", **data: Any) -> Outcome:
+        path = self.folder / "data" / "train.csv"
+        if self.rows:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([self.header, *self.rows])
+        data = {"csv": "data/train.csv", "images": "data/images", **data}
+        params = parse_params({"data": data, "validate": {"on_leak": on_leak}})
+        error, manifest = "", None
+        try:
+            manifest = validate(params)
+        except UserError as failure:
+            error = str(failure)
+        report = self.folder / "reports" / "validation"
+        with (report / "findings.csv").open(newline="", encoding="utf-8") as file:
+            findings = list(csv.DictReader(file))
+        return Outcome(error, manifest, findings, json.loads((report / "metrics.json").read_text()))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Seven rows (spreadsheet rows 2-8): three train, two val, two test; every row its own patient and image."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, split in enumerate(SPLITS):
+        name = f"images/P{number:03d}_left.png"
+        Image.fromarray(rng.integers(0, 256, (12, 10)).astype(np.uint8)).save(tmp_path / "data" / name)
+        rows.append([name, f"Moderate OA number {number}.", split, f"00{number}", str(number % 5)])
+    return Project(tmp_path, rows, list(COLUMNS))
+
+
+@pytest.fixture
+def make_table() -> Callable[..., pd.DataFrame]:
+    """A table as leakage.py takes it, from (split, patient, image) triples; rows are numbered from 2."""
+
+    def make(*triples: tuple[str, str, str]) -> pd.DataFrame:
+        table = pd.DataFrame(triples, columns=["split", "patient_id", "image_id"], dtype=str)
+        names = [f"{number}.png" for number in range(len(table))]
+        table = table.assign(img_path=names, image_file=names, flags="")
+        return table.set_index(pd.RangeIndex(2, len(table) + 2, name="row"))
+
+    return make

@@ -1,0 +1,278 @@
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from knee_siglip.data.manifest import read_manifest
+from knee_siglip.data.text import normalise_text
+
+MANIFEST = Path("data/validated/manifest.parquet")
+
+
+def only(outcome, check, severity="error"):
+    """The one finding of a run, which must be of this check."""
+    (finding,) = outcome.findings
+    assert (finding["check"], finding["severity"]) == (check, severity)
+    return finding
+
+
+def test_good_rows_become_the_manifest(project):
+    outcome = project.run()
+    assert (outcome.error, outcome.findings) == ("", [])
+    manifest = read_manifest()
+    assert manifest.equals(outcome.manifest.reset_index(drop=True))
+    assert manifest["img_path"].tolist() == [row[0] for row in project.rows]
+    assert manifest["patient_id"].tolist() == [row[3] for row in project.rows]
+    assert manifest["image_file"][0] == "data/images/P000_left.png"
+    assert manifest["image_id"][0] == hashlib.sha256(project.image(2).read_bytes()).hexdigest()
+    assert manifest.loc[0, ["width", "height", "bits"]].tolist() == [10, 12, 8]
+    assert manifest["text"][3] == normalise_text("Moderate OA number 3.")
+    assert (manifest["flags"] == "").all()
+
+
+def test_same_input_same_manifest_bytes(project):
+    project.run()
+    first = MANIFEST.read_bytes()
+    project.run()
+    assert MANIFEST.read_bytes() == first
+
+
+def test_other_columns_are_carried_as_text(project):
+    project.header.append("boxes")
+    for row in project.rows:
+        row.append('{"effusion": [1, 2]}')
+    project.set(3, "boxes", "NA")
+    manifest = project.run().manifest
+    assert list(manifest.columns[:6]) == project.header
+    assert manifest["boxes"].tolist()[:2] == ['{"effusion": [1, 2]}', "NA"]
+
+
+def test_grades_are_numbers_and_empty_ones_missing(project):
+    project.set(2, "kl_grade", "")
+    project.set(3, "kl_grade", "3.0")
+    grades = project.run().manifest["kl_grade"]
+    assert str(grades.dtype) == "Int64"
+    assert grades.isna().tolist()[:2] == [True, False]
+    assert grades.iloc[1] == 3
+
+
+def test_metrics_of_a_good_run(project):
+    project.set(5, "impression", project.rows[0][1])
+    metrics = project.run().metrics
+    assert {key: metrics[key] for key in ("rows", "patients", "images", "errors", "warnings", "dropped")} == {
+        "rows": 7,
+        "patients": 7,
+        "images": 7,
+        "errors": 0,
+        "warnings": 0,
+        "dropped": 0,
+    }
+    assert metrics["splits"]["train"]["rows"] == 3
+    assert metrics["splits"]["test"]["patients"] == 2
+    assert metrics["splits"]["train"]["kl_grades"] == {"0": 1, "1": 1, "2": 1, "3": 0, "4": 0}
+    assert metrics["duplicate_texts_across_splits"] == 0.25
+
+
+def test_all_errors_are_told_at_once_and_no_manifest_is_written(project, capsys):
+    project.set(2, "split", "training")
+    project.set(3, "impression", "  ")
+    project.set(4, "kl_grade", "5")
+    project.image(5).unlink()
+    project.image(6).write_bytes(b"")
+    outcome = project.run()
+    assert sorted((finding["check"], finding["row"]) for finding in outcome.findings) == [
+        ("bad_kl_grade", "4"),
+        ("empty_text", "3"),
+        ("missing_image", "5"),
+        ("unknown_split", "2"),
+        ("unreadable_image", "6"),
+    ]
+    assert "5 errors" in outcome.error
+    assert outcome.metrics["errors"] == 5
+    assert outcome.metrics["rows"] == 7
+    assert not MANIFEST.exists()
+    screen = capsys.readouterr().err
+    assert "'training'; allowed: train, val, test" in screen
+    assert "images/P003_left.png" in screen
+
+
+def test_a_failed_run_leaves_no_older_manifest(project):
+    project.run()
+    project.set(2, "split", "training")
+    project.run()
+    assert not MANIFEST.exists()
+
+
+def test_only_the_first_findings_are_on_the_screen(project, capsys):
+    for _ in range(30):
+        project.rows.append(["images/none.png", "Normal knee.", "train", "x", "0"])
+    outcome = project.run()
+    assert len(outcome.of("missing_image")) == 30
+    screen = capsys.readouterr().err
+    assert f"and {len(outcome.findings) - 20} more in reports/validation/findings.csv" in " ".join(screen.split())
+
+
+def test_brackets_in_a_name_are_shown_as_they_are(project, capsys):
+    project.set(2, "img_path", "images/[bold]knee.png")
+    project.run()
+    assert "images/[bold]knee.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("column", ["img_path", "impression", "split"])
+def test_missing_column(project, column):
+    project.header[project.header.index(column)] = column.upper()
+    outcome = project.run()
+    assert f"column '{column}' is missing" in only(outcome, "missing_column")["message"]
+    assert outcome.metrics["errors"] == 1
+
+
+def test_similar_column_is_suggested(project):
+    project.header[1] = "impressions"
+    assert "did you mean 'impressions'?" in only(project.run(), "missing_column")["message"]
+
+
+def test_semicolons_are_recognised(project):
+    Path("data/train.csv").write_text("img_path;impression;split\na.png;Normal;train\n")
+    project.rows = []
+    outcome = project.run()
+    assert all("separate the columns by commas" in finding["message"] for finding in outcome.of("missing_column"))
+    assert len(outcome.findings) == 3
+
+
+def test_column_that_validation_makes_is_refused(project):
+    project.header[4] = "image_id"
+    assert "'image_id'" in only(project.run(), "reserved_column")["message"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"img_path,impression,split\n\xff\xfe,a,b\n", b'a,b\n"open\n'])
+def test_unreadable_csv_still_leaves_a_report(project, content):
+    project.rows = []
+    if content is not None:
+        Path("data/train.csv").write_bytes(content)
+    outcome = project.run()
+    assert "data/train.csv" in only(outcome, "unreadable_csv")["message"]
+    assert outcome.metrics["errors"] == 1
+    assert outcome.metrics["rows"] == 0
+    assert "data/train.csv" in outcome.error
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_every_split_is_needed(project, split):
+    project.rows = [row for row in project.rows if row[2] != split]
+    assert f"split '{split}'" in only(project.run(), "missing_split")["message"]
+
+
+def test_texts_that_look_like_missing_values_are_texts(project):
+    project.set(2, "impression", "NA")
+    project.set(3, "impression", "None")
+    outcome = project.run()
+    assert outcome.findings == []
+    assert outcome.manifest["impression"].tolist()[:2] == ["NA", "None"]
+
+
+def test_empty_img_path(project):
+    project.set(4, "img_path", "")
+    assert only(project.run(), "missing_image")["row"] == "4"
+
+
+def test_truncated_image(project):
+    data = project.image(7).read_bytes()
+    project.image(7).write_bytes(data[: len(data) // 2])
+    finding = only(project.run(), "unreadable_image")
+    assert (finding["row"], finding["file"]) == ("7", "images/P005_left.png")
+
+
+def test_flat_image_is_kept_with_a_warning(project):
+    Image.fromarray(np.full((9, 9), 100, dtype=np.uint8)).save(project.image(2))
+    outcome = project.run()
+    assert only(outcome, "constant_image", "warning")["row"] == "2"
+    assert outcome.manifest["flags"].tolist()[:2] == ["constant_image", ""]
+
+
+def test_duplicated_row_is_kept_with_a_warning(project):
+    project.rows.append(list(project.rows[0]))
+    outcome = project.run()
+    finding = only(outcome, "duplicate_row", "warning")
+    assert finding["row"] == "9"
+    assert "row 2" in finding["message"]
+    assert len(outcome.manifest) == 8
+
+
+def test_two_impressions_of_one_image_are_no_finding(project):
+    project.rows.append([project.rows[0][0], "Another reader: mild OA.", "train", "000", "0"])
+    assert project.run().findings == []
+
+
+def test_patient_in_two_splits_stops_the_pipeline(project):
+    project.set(8, "patient_id", "001")
+    outcome = project.run()
+    assert only(outcome, "patient_leak")["message"] == "patient 001 is in train (row 3) and test (row 8)"
+    assert "1 error (1 patient_leak)" in outcome.error
+    assert not MANIFEST.exists()
+
+
+def test_copied_image_in_two_splits_stops_the_pipeline(project):
+    shutil.copy(project.image(2), project.image(5))
+    assert only(project.run(), "image_leak")["message"] == "the same image is in train (row 2) and val (row 5)"
+
+
+def test_drop_takes_leaking_rows_out_of_the_manifest_and_lists_them(project):
+    project.set(8, "patient_id", "001")
+    shutil.copy(project.image(7), project.image(5))
+    outcome = project.run(on_leak="drop")
+    assert outcome.error == ""
+    assert [(finding["severity"], finding["row"]) for finding in outcome.findings] == [
+        ("dropped", "3"),
+        ("dropped", "5"),
+    ]
+    assert len(outcome.manifest) == len(read_manifest()) == 5
+    assert outcome.metrics["dropped"] == 2
+    assert outcome.metrics["rows"] == 5
+
+
+def test_drop_that_empties_a_split_is_an_error(project):
+    for row in (2, 3, 4):
+        project.set(row, "patient_id", "006")
+    outcome = project.run(on_leak="drop")
+    assert "'train'" in outcome.of("missing_split")[0]["message"]
+    assert outcome.error
+
+
+def test_warn_keeps_leaking_rows(project):
+    project.set(8, "patient_id", "001")
+    outcome = project.run(on_leak="warn")
+    assert only(outcome, "patient_leak", "warning")
+    assert len(outcome.manifest) == 7
+    assert outcome.manifest["flags"].tolist() == ["", "patient_leak", "", "", "", "", "patient_leak"]
+
+
+def test_pattern_finds_leaks_without_a_patient_column(project):
+    index = project.header.index("patient_id")
+    project.header.pop(index)
+    for row in project.rows:
+        row.pop(index)
+    shutil.move(project.image(8), project.folder / "data/images/P001_right.png")
+    project.set(8, "img_path", "images/P001_right.png")
+    assert "patient P001" in only(project.run(patient_id_pattern=r"(P\d+)_"), "patient_leak")["message"]
+    outcome = project.run()
+    assert only(outcome, "unknown_patient", "warning")
+    assert outcome.manifest["patient_id"].tolist() == [""] * 7
+
+
+def test_images_outside_the_watched_folder_are_read_with_a_warning(project):
+    outcome = project.run(images="elsewhere")
+    message = only(outcome, "outside_images", "warning")["message"]
+    assert "7 images lie outside data.images = elsewhere" in message
+    assert f"-S data.images={project.folder / 'data' / 'images'}" in message
+    assert len(outcome.manifest) == 7
+
+
+def test_absolute_paths_stay_absolute(project):
+    project.set(2, "img_path", str(project.image(2)))
+    outcome = project.run()
+    assert outcome.findings == []
+    assert outcome.manifest["image_file"].iloc[0] == str(project.folder / "data/images/P000_left.png")
+    assert outcome.manifest["image_file"].iloc[1] == "data/images/P001_left.png"
