@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from knee_siglip import __version__
 from knee_siglip.data.images import Transform
@@ -61,7 +62,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "params": checkpoint.params,
         "metrics": checkpoint.metrics,
         "data_hash": checkpoint.data_hash,
-        "versions": {"knee-siglip": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {"knee-siglip": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -79,7 +80,8 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoin
         UserError: the file is missing, damaged, or not a checkpoint of this project.
     """
     content = _read(path)
-    model = KneeRadDinoSigLIPModel(KneeRadDinoSigLIPConfig.from_dict(content["config"]))
+    with no_init_weights():
+        model = KneeRadDinoSigLIPModel(KneeRadDinoSigLIPConfig.from_dict(content["config"]))
     model.load_state_dict(content["weights"])
     return Checkpoint(
         model=model.to(device).eval(),

@@ -1,0 +1,239 @@
+"""The `knee-siglip` command.
+
+    knee-siglip infer --model_path models/best_model.pt --image_path knee.png
+    knee-siglip infer --model_path models/best_model.pt --csv_path knees.csv --output_path results.csv
+    knee-siglip train --data_path train.csv --image_size 448
+    knee-siglip doctor
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or params, 3 done with some rows failed.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from knee_siglip import __version__
+from knee_siglip.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError, run_stage
+
+# torch, transformers and pandas are imported inside the commands: `--help` must not wait for them.
+if TYPE_CHECKING:
+    from knee_siglip.inference.batch import Summary
+    from knee_siglip.inference.outputs import Outputs
+    from knee_siglip.inference.predictor import Prediction
+
+BATCH_SIZE = 64
+RESULTS = Path("results.csv")
+STATE_STYLES = {"ready": "green", "note": "yellow", "broken": "bold red"}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the console script: a user's mistake is one sentence, not a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    run_stage(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"knee-siglip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Match knee radiographs with radiology impressions."""
+
+
+@app.command()
+def infer(
+    model_path: Annotated[Path, typer.Option("--model_path", help="A checkpoint, such as models/best_model.pt.")],
+    image_path: Annotated[Path | None, typer.Option("--image_path", help="One radiograph: rank the queries.")] = None,
+    csv_path: Annotated[
+        Path | None, typer.Option("--csv_path", help="A batch: a CSV with img_path (from its folder), or a manifest.")
+    ] = None,
+    query: Annotated[
+        list[str] | None, typer.Option("--query", help="A text to compare with, repeatable. None: ten usual ones.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image_size", help="A multiple of the vision patch. None: the checkpoint's.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch_size", min=1, help=f"Images at a time. None: {BATCH_SIZE}.")
+    ] = None,
+    output_path: Annotated[
+        Path | None, typer.Option("--output_path", help=f"Where the batch's results go. None: {RESULTS}.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Rank queries for one image, or run a batch (exit code 3 if some of its images failed)."""
+    if (image_path is None) == (csv_path is None):
+        raise UsageError("give exactly one of --image_path (one image) and --csv_path (a batch)")
+    if image_path and (batch_size or output_path):
+        raise UsageError("--batch_size and --output_path belong to --csv_path; for one image nothing is written")
+    if csv_path:
+        _infer_csv(
+            model_path, csv_path, output_path or RESULTS, query, image_size, batch_size or BATCH_SIZE, device, as_json
+        )
+    elif image_path:
+        from knee_siglip.inference.predictor import Predictor
+        from knee_siglip.inference.queries import USUAL_QUERIES
+
+        prediction = Predictor(model_path, image_size, device).rank_queries(image_path, query or USUAL_QUERIES)
+        _show_json(_as_dict(image_path, prediction)) if as_json else _show_prediction(image_path, prediction)
+
+
+def _infer_csv(
+    model_path: Path,
+    csv_path: Path,
+    output_path: Path,
+    query: list[str] | None,
+    image_size: int | None,
+    batch_size: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    from knee_siglip.inference.batch import infer_batch
+    from knee_siglip.inference.outputs import Outputs
+    from knee_siglip.inference.predictor import Predictor
+    from knee_siglip.inference.queries import USUAL_QUERIES
+    from knee_siglip.inference.rows import read_rows
+
+    if output_path.is_dir() or output_path.resolve() == csv_path.resolve():
+        raise UsageError(f"--output_path {output_path} is a folder or the input itself; name a new CSV file")
+    table, outputs = read_rows(csv_path), Outputs.beside(output_path)
+    predictor = Predictor(model_path, image_size, device)
+    summary = infer_batch(predictor, table, query or USUAL_QUERIES, outputs, batch_size)
+    _show_json(summary.metrics() | summary.speed()) if as_json else _show_summary(summary, outputs)
+    if summary.failed:
+        raise typer.Exit(EXIT_ROWS_FAILED)
+
+
+def _as_dict(image_path: Path, prediction: "Prediction") -> dict[str, Any]:
+    return {
+        "image": str(image_path),
+        "queries": [vars(ranked) for ranked in prediction.ranking],
+        "kl_grade": prediction.kl_grade,
+        "kl_probabilities": {str(grade): value for grade, value in enumerate(prediction.kl_probabilities)},
+    }
+
+
+def _show_json(values: dict[str, Any]) -> None:
+    typer.echo(json.dumps(values, indent=2))
+
+
+def _show_prediction(image_path: Path, prediction: "Prediction") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("query", "similarity", "probability", title=Text(str(image_path)))
+    for ranked in prediction.ranking:
+        table.add_row(Text(ranked.query), f"{ranked.similarity:+.3f}", f"{ranked.probability:.3f}")
+    console = Console()
+    console.print(table)
+    grades = ", ".join(f"{grade}: {value:.2f}" for grade, value in enumerate(prediction.kl_probabilities))
+    console.print(
+        f"Kellgren-Lawrence grade {prediction.kl_grade} (zero-shot; {grades})", highlight=False, soft_wrap=True
+    )
+
+
+def _show_summary(summary: "Summary", outputs: "Outputs") -> None:
+    counts = summary.metrics()
+    typer.echo(f"{counts['ok']} of {counts['rows']} images done, {counts['failed']} failed (column status)")
+    typer.echo(f"{outputs.results}, {outputs.embeddings}, {outputs.ids}")
+
+
+@app.command()
+def train(
+    params: Annotated[
+        Path | None,
+        typer.Option("--params", help="Params file or preset to start from. None: ./params.yaml, else defaults."),
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output_dir", help="None: runs/<experiment_name>, or runs/train.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run in output_dir.")] = False,
+    data_path: Annotated[str | None, typer.Option("--data_path", help="CSV with img_path, impression, split.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch_size", help="Pairs per batch.")] = None,
+    image_size: Annotated[int | None, typer.Option("--image_size", help="Pixels, such as 224 or 448.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training split.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning_rate", help="Peak of the one-cycle schedule.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option("--weight_decay", help="Of AdamW.")] = None,
+    warmup_ratio: Annotated[float | None, typer.Option("--warmup_ratio", help="Share of the steps.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Sets the initial scale, 1/temperature.")
+    ] = None,
+    max_text_length: Annotated[
+        int | None, typer.Option("--max_text_length", help="Tokens; above 64 the table grows.")
+    ] = None,
+    gradient_accumulation_steps: Annotated[
+        int | None,
+        typer.Option("--gradient_accumulation_steps", help="Batches that meet in one exact contrastive batch."),
+    ] = None,
+    mixed_precision: Annotated[
+        bool | None,
+        typer.Option("--mixed_precision/--no-mixed_precision", help="bf16 or fp16 where the device has it."),
+    ] = None,
+    project_name: Annotated[
+        str | None, typer.Option("--project_name", help="MLflow experiment and W&B project.")
+    ] = None,
+    experiment_name: Annotated[
+        str | None, typer.Option("--experiment_name", help="Names the run and its folder.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
+    vision: Annotated[str | None, typer.Option("--vision", help="small, a hub id or a local folder.")] = None,
+    vision_revision: Annotated[
+        str | None, typer.Option("--vision_revision", help="40-digit commit on the hub.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="small, a hub id or a local folder.")] = None,
+    text_revision: Annotated[str | None, typer.Option("--text_revision", help="40-digit commit on the hub.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+) -> None:
+    """Train outside DVC: validate, preprocess and train on a CSV, into a folder of its own."""
+    flags = {
+        name: value for name, value in locals().items() if name not in ("params", "output_dir", "overwrite", "device")
+    }
+    from knee_siglip.pipeline import check_output_dir, default_output_dir, params_with_flags, train_outside_dvc
+
+    merged = params_with_flags(params, flags)
+    folder = output_dir or default_output_dir(merged)
+    check_output_dir(folder, overwrite)
+    train_outside_dvc(merged, folder, device)
+    typer.echo(f"best_model.pt, final_model.pt and reports/ are in {folder}")
+
+
+@app.command()
+def doctor(
+    online: Annotated[bool, typer.Option("--online", help="Also ask the hub and an MLflow server, 3 s each.")] = False,
+) -> None:
+    """Say what of the environment is ready and what to do about the rest (exit code 1: nothing will run)."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from knee_siglip.doctor import examine
+
+    checks = examine(online)
+    table = Table("check", "state", Column("what there is", overflow="fold"), Column("what to do", overflow="fold"))
+    for check in checks:
+        state = Text(check.state, style=STATE_STYLES[check.state])
+        table.add_row(check.name, state, Text(check.detail), Text(check.advice))
+    Console().print(table)
+    if any(check.state == "broken" for check in checks):
+        raise typer.Exit(EXIT_FAILED)

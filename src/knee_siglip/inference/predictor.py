@@ -1,0 +1,130 @@
+"""One trained checkpoint, asked about radiographs: which texts fit, and which Kellgren-Lawrence grade.
+
+Needs the checkpoint file and nothing else: no hub, no params.yaml, no pandas.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from knee_siglip.data.images import Transform, load_pixels
+from knee_siglip.errors import UsageError, UserError
+from knee_siglip.inference.queries import USUAL_QUERIES
+from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
+from knee_siglip.model.device import pick_device
+from knee_siglip.model.embedding import embed_pixels, embed_texts, prompt_embeddings
+from knee_siglip.params import check_divisible
+
+
+@dataclass(frozen=True)
+class RankedQuery:
+    """A text and how well it fits: `similarity` is the cosine, `probability` is sigmoid(scale * similarity + bias)."""
+
+    query: str
+    similarity: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`ranking`: best query first. `kl_probabilities`: one per Kellgren-Lawrence grade 0-4, sum 1."""
+
+    ranking: list[RankedQuery]
+    kl_probabilities: list[float]
+
+    @property
+    def kl_grade(self) -> int:
+        """The most probable grade."""
+        return int(np.argmax(self.kl_probabilities))
+
+
+class Predictor:
+    """A checkpoint on a device, with the transform its images need.
+
+    Args:
+        model_path: a checkpoint written by training.
+        image_size: pixels; None takes the size it was trained at. Another one interpolates the position table.
+        device: `auto`, or a torch device such as `cpu` or `cuda:1`.
+
+    Raises:
+        UserError: the file is not such a checkpoint.
+        UsageError: `image_size` is no multiple of the vision patch, or there is no such device.
+    """
+
+    def __init__(self, model_path: Path, image_size: int | None = None, device: str = "auto") -> None:
+        self.device = pick_device(device)
+        self.checkpoint = load_checkpoint(model_path, device=self.device)
+        self.transform = _resized(self.checkpoint, image_size)
+
+    @cached_property
+    def grade_embeds(self) -> np.ndarray:
+        """(5, D) L2-normalised prompt ensembles of the grades 0-4, from the params the model was trained with."""
+        prompts = self.checkpoint.params["evaluate"]["kl_prompts"]
+        return prompt_embeddings(self.checkpoint, [prompts[grade] for grade in sorted(prompts)])
+
+    def embed_images(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (B, S, S) to (B, D) L2-normalised float32."""
+        try:
+            return embed_pixels(self.checkpoint, [pixels])
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{self.device} ran out of memory at batch_size = {len(pixels)}; use a smaller one"
+            ) from None
+
+    def embed_queries(self, queries: Sequence[str]) -> np.ndarray:
+        """Q texts to (Q, D) L2-normalised float32."""
+        return embed_texts(self.checkpoint, queries)
+
+    def probabilities(self, similarities: np.ndarray) -> np.ndarray:
+        """Cosines of any shape to the probability that text and image belong together; Zhai et al. 2023, eq. 1."""
+        logits = self._logit_scale * similarities.astype(np.float64) + self.checkpoint.model.logit_bias.item()
+        return 1 / (1 + np.exp(-logits))
+
+    def grade_probabilities(self, image_embeds: np.ndarray) -> np.ndarray:
+        """(B, D) to (B, 5): softmax over the logits of the five prompt ensembles; the bias cancels out."""
+        logits = self._logit_scale * (image_embeds @ self.grade_embeds.T).astype(np.float64)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def rank_queries(self, image_path: Path, queries: Sequence[str] = USUAL_QUERIES) -> Prediction:
+        """Compare one image with texts, best first, and grade it.
+
+        Raises:
+            ImageError: naming the file and what is wrong with it.
+        """
+        queries = distinct_queries(queries)
+        image_embeds = self.embed_images(load_pixels(image_path, self.transform)[None])
+        similarities = (image_embeds @ self.embed_queries(queries).T)[0]
+        scores = zip(queries, similarities.tolist(), self.probabilities(similarities).tolist(), strict=True)
+        ranking = sorted((RankedQuery(*score) for score in scores), key=lambda ranked: -ranked.similarity)
+        return Prediction(ranking, self.grade_probabilities(image_embeds)[0].tolist())
+
+    @property
+    def _logit_scale(self) -> float:
+        return self.checkpoint.model.logit_scale.detach().exp().item()
+
+
+def distinct_queries(queries: Sequence[str]) -> list[str]:
+    """Every text once, in the given order.
+
+    Raises:
+        UsageError: none is left, or one is empty.
+    """
+    if not all(query.strip() for query in queries):
+        raise UsageError("a query is empty; every one must be a text to compare the image with")
+    if not queries:
+        raise UsageError("there is no query; name at least one text to compare the image with")
+    return list(dict.fromkeys(queries))
+
+
+def _resized(checkpoint: Checkpoint, image_size: int | None) -> Transform:
+    if image_size is None:
+        return checkpoint.transform
+    if image_size <= 0:
+        raise UsageError(f"image_size = {image_size}: must be a positive number of pixels")
+    check_divisible(image_size, checkpoint.model.config.vision_config.patch_size, "this checkpoint")
+    return replace(checkpoint.transform, image_size=image_size)

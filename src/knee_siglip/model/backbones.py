@@ -1,0 +1,232 @@
+"""Both encoders on disk in Hugging Face format, and from disk into memory.
+
+A source is `small` (ships with the project), a local folder, or a hub repository at a pinned commit. All three are read
+by the same code, and only what the model needs is kept: of RAD-DINO the Dinov2 weights and the image processor's
+config, of SigLIP the text tower and the tokenizer.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from transformers import Dinov2Model, PreTrainedModel, SiglipTextConfig, SiglipTextModel
+from transformers.utils import logging as transformers_logging
+
+from knee_siglip.data.text import SENTENCEPIECE_FILE, load_tokenizer
+from knee_siglip.errors import UsageError, UserError
+from knee_siglip.model.hub import download
+from knee_siglip.params import SMALL, ModelParams
+
+Tower = Literal["vision", "text"]
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+SMALL_FOLDER = Path(__file__).with_name("small")
+SMALL_TEXT_SEED = 0
+"""The small text encoder has no shipped weights: it learns its few words with the task, from this start."""
+
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+SENTENCEPIECE_TOKENIZER = (SENTENCEPIECE_FILE, "tokenizer_config.json", "special_tokens_map.json")
+FAST_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+MODEL_TYPES: dict[Tower, tuple[str, ...]] = {"vision": ("dinov2",), "text": ("siglip", "siglip_text_model")}
+FAMILY: dict[Tower, str] = {"vision": "Dinov2 model (such as RAD-DINO)", "text": "SigLIP model"}
+WANTED: dict[Tower, tuple[str, ...]] = {
+    "vision": (CONFIG, PROCESSOR, "model*.safetensors", WEIGHTS[1]),
+    "text": (CONFIG, "model*.safetensors", WEIGHTS[1], *SENTENCEPIECE_TOKENIZER, "tokenizer.json"),
+}
+
+
+def write_backbones(params: ModelParams, target: Path) -> None:
+    """Bring both encoders to `target/{vision,text}`; the same params write the same bytes, and never half of a folder.
+
+    Raises:
+        UsageError: a source that is no folder and no hub name, or a revision that is no commit hash.
+        UserError: the hub cannot be reached, or a source does not hold what is needed.
+    """
+    check_source("vision", params.vision, params.vision_revision)
+    check_source("text", params.text, params.text_revision)
+    vision = find_source("vision", params.vision, params.vision_revision)
+    text = find_source("text", params.text, params.text_revision)
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        write_vision(vision, temporary / "vision")
+        write_text(text, temporary / "text")
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def find_source(tower: Tower, source: str, revision: str) -> Path:
+    """The folder that a checked `model.<tower>` names: shipped, local, or downloaded from the hub."""
+    if source == SMALL:
+        return SMALL_FOLDER / tower
+    if Path(source).is_dir():
+        return Path(source)
+    return download(tower, source, revision, WANTED[tower])
+
+
+def check_source(tower: Tower, source: str, revision: str) -> None:
+    """Raise `UsageError` where `model.<tower>` names nothing, or a hub repository without a whole commit hash."""
+    if source == SMALL or Path(source).is_dir():
+        return
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
+        raise UsageError(
+            f"model.{tower} = {source!r}: is no folder here; give `{SMALL}`, an existing folder in Hugging Face format "
+            "or a hub name like owner/repository"
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise UsageError(
+            f"model.{tower}_revision = {revision!r}: {source} is loaded at one pinned commit, so its 40-digit hash is "
+            f"needed; copy it from https://huggingface.co/{source}/commits/main (model page, Files and versions, "
+            "commit history)"
+        )
+
+
+def write_vision(source: Path, target: Path) -> None:
+    """Keep a folder's Dinov2 encoder (float32) and its image processor's config."""
+    model = load_vision(source)
+    load_image_normalisation(source)
+    target.mkdir(parents=True)
+    with _quiet():
+        model.save_pretrained(target)
+    shutil.copyfile(source / PROCESSOR, target / PROCESSOR)
+
+
+def write_text(source: Path, target: Path) -> None:
+    """Keep a folder's SigLIP text tower (float32) and its tokenizer; the shipped one gets its first weights here."""
+    model = _new_small_text() if source == SMALL_FOLDER / "text" else load_text(source)
+    target.mkdir(parents=True)
+    _copy_tokenizer(source, target)
+    tokenizer = load_tokenizer(target)
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only {model.config.vocab_size}; "
+            "the two do not belong together"
+        )
+    # SigLIP's published 49406 and 49407 are left from CLIP and lie outside its vocabulary.
+    model.config.bos_token_id = None
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    with _quiet():
+        model.save_pretrained(target)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """One tokenizer, not two that may differ: sentencepiece is SigLIP's own, a tokenizer.json beside it is left out."""
+    for names in (SENTENCEPIECE_TOKENIZER, FAST_TOKENIZER):
+        if (source / names[0]).is_file():
+            for name in names:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, target / name)
+            return
+    raise UserError(f"{source} holds no tokenizer; {SENTENCEPIECE_FILE} of the SigLIP repository is needed")
+
+
+def load_vision(folder: Path) -> Dinov2Model:
+    """Read a Dinov2 encoder as float32, without the mask token, which would be a parameter without a gradient.
+
+    Raises:
+        UserError: `folder` holds no Dinov2 model, or not all of its weights.
+    """
+    return _load(Dinov2Model, "vision", folder, use_mask_token=False)
+
+
+def load_text(folder: Path) -> SiglipTextModel:
+    """Read a SigLIP text tower as float32, from a whole SigLIP model or from a text model alone.
+
+    Raises:
+        UserError: `folder` holds no SigLIP model, or not all of its text weights.
+    """
+    return _load(SiglipTextModel, "text", folder)
+
+
+def load_image_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel (3 each), on the 0-1 scale, of a vision encoder's own image processor.
+
+    Raises:
+        UserError: the file is missing or has no three usable values.
+    """
+    path = folder / PROCESSOR
+    processor = _read_json(path, "the vision encoder's own mean and standard deviation come from this file")
+    mean, std = (_three_numbers(path, key, processor.get(key)) for key in ("image_mean", "image_std"))
+    if min(std) <= 0:
+        raise UserError(f"{path}: image_std = {std!r}: must be above 0")
+    return mean, std
+
+
+def _three_numbers(path: Path, key: str, values: object) -> tuple[float, ...]:
+    if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, int | float) for v in values):
+        raise UserError(f"{path}: {key} = {values!r}: must be a list of three numbers")
+    return tuple(map(float, values))
+
+
+def _new_small_text() -> SiglipTextModel:
+    """SigLIP's own initialisation, which does not depend on and does not move torch's global seed."""
+    config = SiglipTextConfig.from_json_file(SMALL_FOLDER / "text" / CONFIG)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SMALL_TEXT_SEED)
+        return SiglipTextModel(config)
+
+
+def _load(kind: type[Model], tower: Tower, folder: Path, **options: Any) -> Model:
+    """`from_pretrained`, which would fill missing weights with random ones without an error: here that is one."""
+    found = _read_json(folder / CONFIG, f"a {FAMILY[tower]} in Hugging Face format is needed").get("model_type")
+    if found not in MODEL_TYPES[tower]:
+        raise UserError(f"{folder} holds a model of type {found!r}; model.{tower} needs a {FAMILY[tower]}")
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        raise UserError(f"{folder} holds no {WEIGHTS[0]}; weights are read in safetensors format only")
+    try:
+        with _quiet():
+            loaded: Any = kind.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    # safetensors raises a class of its own for a damaged file, transformers several for shapes that do not fit
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{folder}: the {tower} encoder cannot be loaded: {reason}") from None
+    model: Model = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise UserError(f"{folder}: {len(missing)} weights of the {tower} encoder are missing, first {missing[0]}")
+    return model
+
+
+def _read_json(path: Path, why: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} does not exist; {why}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' load report, which lists SigLIP's vision tower as a surprise, and its progress bars."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

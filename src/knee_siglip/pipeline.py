@@ -1,0 +1,121 @@
+"""`knee-siglip train`: the same steps as the DVC pipeline, outside it and into one folder.
+
+Caches stay in the user's store (`paths.store_root()`), so that a second run on the same images decodes nothing.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from knee_siglip import paths
+from knee_siglip.errors import UsageError
+from knee_siglip.params import Params, check_divisible, load_params, parse_params, vision_patch_size
+
+BEST_MODEL = paths.BEST_MODEL.name
+FINAL_MODEL = paths.FINAL_MODEL.name
+
+FLAGS: dict[str, tuple[str, ...]] = {
+    "data_path": ("data", "csv"),
+    "batch_size": ("train", "batch_size"),
+    "image_size": ("image_size",),
+    "epochs": ("train", "epochs"),
+    "learning_rate": ("train", "learning_rate"),
+    "weight_decay": ("train", "weight_decay"),
+    "warmup_ratio": ("train", "warmup_ratio"),
+    "temperature": ("model", "temperature"),
+    "max_text_length": ("model", "max_text_length"),
+    "gradient_accumulation_steps": ("train", "gradient_accumulation_steps"),
+    "mixed_precision": ("train", "mixed_precision"),
+    "project_name": ("tracking", "project_name"),
+    "experiment_name": ("tracking", "experiment_name"),
+    "seed": ("seed",),
+    "vision": ("model", "vision"),
+    "vision_revision": ("model", "vision_revision"),
+    "text": ("model", "text"),
+    "text_revision": ("model", "text_revision"),
+}
+"""Where each flag of `knee-siglip train` lives in params.yaml."""
+
+
+def params_with_flags(path: Path | None, flags: Mapping[str, Any]) -> Params:
+    """Params of a file (none named: ./params.yaml if there is one, else the defaults) with the flags that are not None.
+
+    Raises:
+        UsageError: the file or a flag is wrong.
+    """
+    path = path or (paths.PARAMS if paths.PARAMS.is_file() else None)
+    values = (load_params(path) if path else Params()).to_dict()
+    for flag, value in flags.items():
+        if value is not None:
+            *sections, key = FLAGS[flag]
+            place = values
+            for section in sections:
+                place = place[section]
+            place[key] = value
+    # data.images is what DVC watches. Outside DVC nothing is watched, so no image is outside of it.
+    values["data"]["images"] = Path(values["data"]["csv"]).absolute().anchor
+    return parse_params(values, source="params and flags")
+
+
+def default_output_dir(params: Params) -> Path:
+    """`runs/<experiment_name>`, or `runs/train`.
+
+    Raises:
+        UsageError: the name is not that of one folder.
+    """
+    name = params.tracking.experiment_name or "train"
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UsageError(f"experiment_name = {name!r} cannot name a folder; give --output_dir")
+    return Path("runs") / name
+
+
+def check_output_dir(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder whose files belong to DVC, or that holds a finished run.
+
+    Raises:
+        UsageError: saying which, and what to do.
+    """
+    outs = (paths.SAMPLE, paths.BEST_MODEL, paths.TRAIN_REPORT)
+    inside = (
+        any(folder.resolve().is_relative_to(out.parent.resolve()) for out in outs) or folder.resolve() == Path.cwd()
+    )
+    if inside and Path("dvc.yaml").is_file():
+        raise UsageError(
+            f"--output_dir {folder} belongs to this folder's DVC pipeline; name another, such as runs/first"
+        )
+    if (folder / FINAL_MODEL).exists() and not overwrite:
+        raise UsageError(
+            f"{folder} holds a finished run; name another --output_dir or experiment_name, or add --overwrite"
+        )
+
+
+def train_outside_dvc(params: Params, folder: Path, device: str = "auto") -> None:
+    """Validate, preprocess, bring the backbones and train; everything but the caches goes into `folder`.
+
+    Writes best_model.pt, final_model.pt, manifest.parquet, cache/, backbones/ and reports/{validation,train}/.
+
+    Raises:
+        UserError: of the step that failed, as in the pipeline.
+    """
+    from knee_siglip.data.images import Transform
+    from knee_siglip.data.store import build_cache
+    from knee_siglip.model.backbones import write_backbones
+    from knee_siglip.training.run import TrainFiles, train
+    from knee_siglip.validation.validate import validate
+
+    files = TrainFiles(
+        manifest=folder / "manifest.parquet",
+        cache_facts=folder / "cache/cache.json",
+        backbones=folder / "backbones",
+        best_model=folder / BEST_MODEL,
+        final_model=folder / FINAL_MODEL,
+        report=folder / "reports/train",
+    )
+    manifest = validate(params, files.manifest, folder / "reports/validation")
+    # Before the images are decoded: an encoder that cannot be had shall not cost an hour first.
+    write_backbones(params.model, files.backbones)
+    if patch := vision_patch_size(str(files.backbones / "vision")):
+        check_divisible(params.image_size, patch, "params and flags")
+    transform = Transform(params.image_size, params.preprocess.fit, params.preprocess.contrast)
+    build_cache(manifest, transform, folder / "cache/index.parquet", files.cache_facts)
+    train(params, files, device)

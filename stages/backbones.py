@@ -1,0 +1,22 @@
+"""python stages/backbones.py
+
+Reads `model` of params.yaml; brings both encoders to models/backbones/{vision,text}/ in Hugging Face format: the small
+ones that ship with the project, a local folder's, or a hub repository's at a pinned commit.
+"""
+
+from knee_siglip.errors import run_stage
+from knee_siglip.model.backbones import write_backbones
+from knee_siglip.params import check_divisible, load_params, vision_patch_size
+from knee_siglip.paths import BACKBONES, PARAMS
+
+
+def main() -> None:
+    """Write the encoders; only now is every encoder's patch size known, so image_size is checked again."""
+    params = load_params()
+    write_backbones(params.model, BACKBONES)
+    if patch := vision_patch_size(str(BACKBONES / "vision")):
+        check_divisible(params.image_size, patch, str(PARAMS))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,42 @@
+"""Batch inference with the best model.
+
+    dvc repro infer
+
+Reads models/best_model.pt and `infer.csv_path` (by default the test rows of data/validated/manifest.parquet).
+Writes reports/inference/: results.csv, embeddings.npy, embedding_ids.csv, metrics.json (counts) and speed.json.
+An unreadable image is a row with its error in `status` and is counted as `failed`; the stage ends well.
+"""
+
+import json
+from pathlib import Path
+
+from knee_siglip import paths
+from knee_siglip.errors import run_stage
+from knee_siglip.params import flatten, load_params
+
+
+def main() -> None:
+    """Run the stage."""
+    params = load_params()
+    # After the params are checked: torch and transformers take seconds to import.
+    from knee_siglip.inference.batch import infer_batch
+    from knee_siglip.inference.outputs import Outputs
+    from knee_siglip.inference.predictor import Predictor
+    from knee_siglip.inference.queries import USUAL_QUERIES
+    from knee_siglip.inference.rows import read_rows
+    from knee_siglip.tracking.tracker import attach_tracker
+
+    table = read_rows(Path(params.infer.csv_path), params.infer.split)
+    outputs = Outputs.beside(paths.INFERENCE_REPORT / "results.csv")
+    queries = params.infer.queries or USUAL_QUERIES
+    summary = infer_batch(Predictor(paths.BEST_MODEL), table, queries, outputs, params.infer.batch_size)
+    metrics = summary.metrics()
+    for name, values in (("metrics", metrics), ("speed", summary.speed())):
+        (paths.INFERENCE_REPORT / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with attach_tracker(params, stage="infer", model_path=paths.BEST_MODEL) as tracker:
+        tracker.log_summary(flatten(metrics, "infer."))
+        tracker.log_artifact(outputs.results, kind="table")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,87 @@
+"""One image: ranking, probabilities, grade, and the wrong uses."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from knee_siglip.data.images import ImageError
+from knee_siglip.errors import UsageError
+from knee_siglip.inference.predictor import Predictor, distinct_queries
+from knee_siglip.inference.queries import USUAL_QUERIES
+
+SCALE, BIAS = 10.0, -2.0  # the fake checkpoint's, in conftest.py
+
+
+def test_queries_are_ranked_by_similarity_whatever_their_order(
+    predictor: Predictor, grey_image: Callable[[int], Path]
+) -> None:
+    prediction = predictor.rank_queries(grey_image(200), ["at 0", "at 200", "at 120"])
+    assert [ranked.query for ranked in prediction.ranking] == ["at 200", "at 120", "at 0"]
+    assert prediction.ranking[0].similarity == pytest.approx(1.0, abs=1e-6)
+    assert prediction.ranking[2].similarity == pytest.approx(math.cos(200 / 255 * math.pi / 2), abs=1e-6)
+
+
+def test_probability_is_the_sigmoid_of_scale_times_similarity_plus_bias(
+    predictor: Predictor, grey_image: Callable[[int], Path]
+) -> None:
+    ranked = predictor.rank_queries(grey_image(255), ["at 0"]).ranking[0]
+    assert ranked.probability == pytest.approx(1 / (1 + math.exp(-(SCALE * ranked.similarity + BIAS))), abs=1e-9)
+
+
+def test_grade_is_that_of_the_nearest_prompt_ensemble(predictor: Predictor, grey_image: Callable[[int], Path]) -> None:
+    for grade in range(5):
+        prediction = predictor.rank_queries(grey_image(grade * 60), ["at 0"])
+        assert prediction.kl_grade == grade
+        assert sum(prediction.kl_probabilities) == pytest.approx(1.0)
+
+
+def test_grade_probabilities_are_the_softmax_over_the_prompt_logits(predictor: Predictor) -> None:
+    image_embeds = np.array([[0.6, 0.8]], dtype=np.float32)
+    logits = SCALE * (predictor.grade_embeds @ image_embeds[0])
+    expected = np.exp(logits) / np.exp(logits).sum()
+    assert predictor.grade_probabilities(image_embeds)[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_image_size_overrides_the_checkpoints_own(predictor: Predictor) -> None:
+    assert predictor.transform.image_size == 28
+    other = Predictor(Path("fake.pt"), image_size=42, device="cpu").transform
+    assert (other.image_size, other.fit) == (42, predictor.transform.fit)
+
+
+@pytest.mark.parametrize(("image_size", "said"), [(30, "nearest: 28 or 42"), (0, "positive"), (-14, "positive")])
+def test_image_size_that_whole_patches_do_not_fill_is_refused(predictor: Predictor, image_size: int, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Predictor(Path("fake.pt"), image_size=image_size, device="cpu")
+
+
+def test_unreadable_image_is_named(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        predictor.rank_queries(tmp_path / "gone.png", ["at 0"])
+
+
+def test_equal_queries_are_asked_once_and_empty_ones_refused() -> None:
+    assert distinct_queries(["b", "a", "b"]) == ["b", "a"]
+    for wrong in ([], ["a", "  "]):
+        with pytest.raises(UsageError, match="query"):
+            distinct_queries(wrong)
+
+
+def test_usual_queries_cover_what_a_reader_asks_first() -> None:
+    together = " ".join(USUAL_QUERIES).lower()
+    topics = (
+        "normal",
+        "doubtful",
+        "mild",
+        "moderate",
+        "severe",
+        "narrowing",
+        "osteophytes",
+        "effusion",
+        "fracture",
+        "patellofemoral",
+    )
+    assert [topic for topic in topics if topic not in together] == []
+    assert distinct_queries(USUAL_QUERIES) == list(USUAL_QUERIES)

@@ -1,0 +1,58 @@
+"""stages/infer.py from params to files, with the arithmetic model."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from knee_siglip import paths
+from knee_siglip.inference.predictor import Predictor
+from knee_siglip.tracking.tracker import Tracker
+
+STAGE = Path(__file__).parents[2] / "stages" / "infer.py"
+
+
+@pytest.fixture
+def stage(
+    predictor: Predictor, grey_image: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[], None]:
+    """Runs the stage in a folder with params, a model file and a CSV of one good and one missing image."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.csv").write_text(f"img_path,site\n{grey_image(240).name},a\ngone.png,b\n")
+    infer = "infer: {csv_path: in.csv, queries: [at 0, at 240]}"
+    (tmp_path / "params.yaml").write_text(f"{infer}\ntracking: {{mlflow: none, wandb: none}}\n")
+    (tmp_path / paths.BEST_MODEL).parent.mkdir()
+    (tmp_path / paths.BEST_MODEL).write_bytes(b"weights")
+    return lambda: runpy.run_path(str(STAGE))["main"]()
+
+
+def test_stage_ends_well_and_counts_the_failed(stage: Callable[[], None]) -> None:
+    stage()
+    metrics = json.loads((paths.INFERENCE_REPORT / "metrics.json").read_text())
+    assert metrics == {
+        "rows": 2,
+        "ok": 1,
+        "failed": 1,
+        "kl_grade_predicted": {"0": 0, "1": 0, "2": 0, "3": 0, "4": 1},
+    }
+    assert pd.read_csv(paths.INFERENCE_REPORT / "results.csv")["best_query"].fillna("").tolist() == ["at 240", ""]
+    assert {path.name for path in paths.INFERENCE_REPORT.iterdir()} == {
+        "results.csv",
+        "embeddings.npy",
+        "embedding_ids.csv",
+        "metrics.json",
+        "speed.json",
+    }
+
+
+def test_stage_logs_the_figures_of_its_metrics_file(stage: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: dict[str, float] = {}
+    files: list[str] = []
+    monkeypatch.setattr(Tracker, "log_summary", lambda self, values: logged.update(values))
+    monkeypatch.setattr(Tracker, "log_artifact", lambda self, path, kind: files.append(path.name))
+    stage()
+    assert (logged["infer.rows"], logged["infer.failed"], logged["infer.kl_grade_predicted.4"]) == (2, 1, 1)
+    assert files == ["results.csv"]

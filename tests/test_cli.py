@@ -1,0 +1,234 @@
+"""The `knee-siglip` command: usage, exit codes, and a real checkpoint alone in a folder."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from knee_siglip import __version__, cli, doctor, pipeline
+from knee_siglip.data.images import Transform
+from knee_siglip.inference.queries import USUAL_QUERIES
+from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
+from knee_siglip.params import Params, parse_params
+
+COMMAND = [sys.executable, "-c", "from knee_siglip.cli import main; main()"]
+WORDS = ("normal", "severe", "moderate", "mild", "osteoarthritis", "of", "knee", "joint", "effusion")
+
+
+@pytest.fixture
+def knee_siglip(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["knee-siglip", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def checkpoint_path(make_model: Callable[..., object], tmp_path: Path) -> Path:
+    """A real checkpoint with random weights in an empty folder."""
+    words = {word: number for number, word in enumerate(["[UNK]", "[PAD]", *WORDS])}
+    backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", eos_token="[PAD]", model_max_length=8
+    )
+    params = parse_params({"image_size": 28, "model": {"max_text_length": 8}})
+    path = tmp_path / "alone" / "best_model.pt"
+    save_checkpoint(Checkpoint(make_model(), tokenizer, Transform(28, "pad", "local"), params.to_dict()), path)
+    return path
+
+
+@pytest.fixture
+def knee_png(tmp_path: Path) -> Path:
+    path = tmp_path / "knee.png"
+    Image.linear_gradient("L").save(path)
+    return path
+
+
+def test_image_is_ranked_by_the_checkpoint_alone(checkpoint_path: Path, knee_png: Path) -> None:
+    command = [*COMMAND, "infer", "--model_path", checkpoint_path.name, "--image_path", str(knee_png), "--json"]
+    done = subprocess.run(
+        command, cwd=checkpoint_path.parent, capture_output=True, text=True, timeout=120, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    similarities = [ranked["similarity"] for ranked in answer["queries"]]
+    assert {ranked["query"] for ranked in answer["queries"]} == set(USUAL_QUERIES)
+    assert similarities == sorted(similarities, reverse=True)
+    assert sum(answer["kl_probabilities"].values()) == pytest.approx(1.0)
+    assert answer["kl_probabilities"][str(answer["kl_grade"])] == max(answer["kl_probabilities"].values())
+    assert [path.name for path in checkpoint_path.parent.iterdir()] == [checkpoint_path.name]
+
+
+def test_table_shows_the_named_queries_and_the_grade(
+    knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, knee_png: Path
+) -> None:
+    queries = ("--query", "severe [OA]", "--query", "normal knee")
+    code, out, _ = knee_siglip("infer", "--model_path", checkpoint_path, "--image_path", knee_png, *queries)
+    assert code == 0
+    assert all(shown in out for shown in ("severe [OA]", "normal knee", "Kellgren-Lawrence grade"))
+    assert "Osteophytes" not in out
+
+
+def test_image_size_other_than_the_checkpoints_is_used(
+    knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, knee_png: Path
+) -> None:
+    one_image = ("infer", "--model_path", checkpoint_path, "--image_path", knee_png, "--json")
+    own, larger = (json.loads(knee_siglip(*one_image, "--image_size", size)[1])["queries"] for size in ("28", "56"))
+    assert own != larger
+    code, _, err = knee_siglip(*one_image, "--image_size", "30")
+    assert (code, "multiple" in err) == (2, True)
+
+
+def test_batch_writes_its_files_and_exits_3_when_an_image_failed(
+    knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, knee_png: Path, tmp_path: Path
+) -> None:
+    csv, results = tmp_path / "in.csv", tmp_path / "out" / "results.csv"
+    csv.write_text("img_path,site\nknee.png,a\ngone.png,b\n")
+    batch = ("infer", "--model_path", checkpoint_path, "--csv_path", csv, "--output_path", results, "--batch_size", "2")
+    code, out, _ = knee_siglip(*batch)
+    assert (code, "1 failed" in out) == (3, True)
+    table = pd.read_csv(results)
+    assert len(table) == 2
+    assert table["status"][0] == "ok"
+    assert "gone.png" in table["status"][1]
+    csv.write_text("img_path\nknee.png\n")
+    assert knee_siglip(*batch)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["infer", "--model_path", "m.pt"], "exactly one"),
+        (["infer", "--model_path", "m.pt", "--image_path", "a.png", "--csv_path", "b.csv"], "exactly one"),
+        (["infer", "--model_path", "m.pt", "--image_path", "a.png", "--output_path", "r.csv"], "--output_path"),
+        (["infer", "--model_path", "m.pt", "--csv_path", "b.csv", "--output_path", "b.csv"], "input itself"),
+        (["infer", "--model_path", "m.pt", "--csv_path", "b.csv"], "b.csv does not exist"),
+        (["infer", "--model_path", "m.pt", "--csv_path", "b.csv", "--batch_size", "0"], "batch_size"),
+        (["infer", "--model_path", "m.pt", "--image_path", "a.png", "--device", "abacus"], "abacus"),
+        (["infer", "--image_path", "a.png"], "--model_path"),
+        (["train", "--learning_rate", "abc"], "learning_rate"),
+        (["train", "--learning_rate", "-1"], "train.learning_rate"),
+        (["train", "--image_size", "225"], "image_size = 225"),
+        (["train", "--params", "gone.yaml"], "gone.yaml does not exist"),
+        (["train", "--experiment_name", "../up"], "--output_dir"),
+        (["trian"], "trian"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_says_what(
+    knee_siglip: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+    code, _, err = knee_siglip(*arguments)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_wrong_checkpoint_and_image_are_exit_code_1_without_traceback(
+    knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for model, image in ((tmp_path / "broken.png", "x.png"), (checkpoint_path, tmp_path / "broken.png")):
+        code, out, err = knee_siglip("infer", "--model_path", model, "--image_path", image)
+        assert (code, out) == (1, "")
+        assert err.startswith("error: ")
+        assert "broken.png" in err
+
+
+def test_every_training_flag_reaches_its_parameter(
+    knee_siglip: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started: list[tuple[Params, Path, str]] = []
+    monkeypatch.setattr(pipeline, "train_outside_dvc", lambda *arguments: started.append(arguments))
+    flags = (
+        "--data_path my/train.csv --batch_size 32 --image_size 448 --epochs 30 --learning_rate 5e-5 "
+        "--weight_decay 0.02 --warmup_ratio 0.1 --temperature 0.1 --max_text_length 512 "
+        "--gradient_accumulation_steps 2 --mixed_precision --project_name knees --experiment_name big --seed 7"
+    )
+    assert knee_siglip("train", *flags.split())[0] == 0
+    params, folder, device = started[0]
+    assert (params.data.csv, params.image_size, params.seed) == ("my/train.csv", 448, 7)
+    train = params.train
+    assert (train.batch_size, train.epochs, train.learning_rate, train.weight_decay) == (32, 30, 5e-5, 0.02)
+    assert (train.warmup_ratio, train.gradient_accumulation_steps, train.mixed_precision) == (0.1, 2, "auto")
+    assert (params.model.temperature, params.model.max_text_length) == (0.1, 512)
+    assert (params.tracking.project_name, params.tracking.experiment_name) == ("knees", "big")
+    assert (folder, device) == (Path("runs/big"), "auto")
+
+
+def test_training_starts_from_the_params_in_the_folder_or_those_named(
+    knee_siglip: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started: list[Params] = []
+    monkeypatch.setattr(pipeline, "train_outside_dvc", lambda params, *_: started.append(params))
+    knee_siglip("train")
+    (tmp_path / "params.yaml").write_text("train: {epochs: 3, batch_size: 8}\n")
+    (tmp_path / "other.yaml").write_text("train: {epochs: 5}\n")
+    knee_siglip("train", "--epochs", "4", "--no-mixed_precision")
+    knee_siglip("train", "--params", "other.yaml")
+    assert [params.train.epochs for params in started] == [20, 4, 5]
+    assert (started[1].train.batch_size, started[1].train.mixed_precision) == (8, "none")
+
+
+def test_training_does_not_touch_a_finished_run_or_what_belongs_to_dvc(
+    knee_siglip: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "train_outside_dvc", lambda *_: None)
+    (tmp_path / "dvc.yaml").touch()
+    for folder in ("models", "reports/train", "."):
+        assert knee_siglip("train", "--output_dir", folder)[0] == 2
+    (tmp_path / "runs/train").mkdir(parents=True)
+    (tmp_path / "runs/train/final_model.pt").touch()
+    assert knee_siglip("train")[0] == 2
+    assert knee_siglip("train", "--overwrite")[0] == 0
+    assert knee_siglip("train", "--output_dir", "runs/second")[0] == 0
+
+
+def test_doctor_exits_1_only_when_something_is_broken(
+    knee_siglip: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note, broken = doctor.Check("disk", "note", "little", "clean up"), doctor.Check("Python", "broken", "2.7", "update")
+    monkeypatch.setattr(doctor, "examine", lambda online: [note])
+    code, out, _ = knee_siglip("doctor")
+    assert (code, "clean up" in out) == (0, True)
+    monkeypatch.setattr(doctor, "examine", lambda online: [note, broken])
+    assert knee_siglip("doctor")[0] == 1
+
+
+def test_version_and_help_do_not_wait_for_torch() -> None:
+    slow = "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
+    check = f"import sys; from knee_siglip.cli import main\ntry: main()\nfinally: {slow}"
+    version = subprocess.run([sys.executable, "-c", check, "--version"], capture_output=True, text=True)
+    assert (version.returncode, version.stdout) == (0, f"knee-siglip {__version__}\n")
+    shown = subprocess.run([sys.executable, "-c", check, "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert all(command in shown.stdout for command in ("infer", "train", "doctor"))
