@@ -1,7 +1,7 @@
 """python stages/params.py
 
-Reads params.yaml as a whole; writes data/params_checked.txt, whose content never changes, so that an edit of params.yaml
-is checked at once and reruns nothing by itself.
+Reads params.yaml as a whole; writes data/params_checked.txt, whose content never changes, so that an edit of
+params.yaml is checked at once and reruns nothing by itself.
 """
 
 from knee_siglip.errors import run_stage

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from knee_siglip.errors import UsageError
-from knee_siglip.params import Params, load_params, parse_params
+from knee_siglip.params import Params, flatten, load_params, nest, parse_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,7 +67,9 @@ def test_the_references_mixed_precision_flag_is_accepted(tmp_path, flag, value):
     assert load_params(path).train.mixed_precision == value
 
 
-@pytest.mark.parametrize(("text", "sentence"), [(None, "does not exist"), ("a: [", "not valid YAML"), ("\xff", "valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "sentence"), [(None, "does not exist"), ("a: [", "not valid YAML"), ("\xff", "valid YAML")]
+)
 def test_an_unreadable_file_is_one_sentence(tmp_path, text, sentence):
     path = tmp_path / "params.yaml"
     if text is not None:
@@ -79,3 +81,9 @@ def test_an_unreadable_file_is_one_sentence(tmp_path, text, sentence):
 def test_params_cannot_be_changed_after_the_check():
     with pytest.raises(ValueError, match="frozen"):
         Params().train.epochs = 3
+
+
+def test_dotted_names_become_sections_and_back():
+    nested = {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
+    assert nest({"a": 1, "b.c": 2, "b.d.e": 3}) == nested
+    assert nest(flatten(nested)) == nested

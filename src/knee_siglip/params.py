@@ -85,8 +85,8 @@ class FreezeParams(Section):
 class AugmentParams(Section):
     """Random changes of the training images; each is a maximum, 0 turns it off.
 
-    `rotation` in degrees, `shift` and `scale` as a share of the side, `brightness`, `contrast` and `noise` as a share of
-    the grey range, `gamma` as the exponent's distance from 1 on a log scale.
+    `rotation` in degrees, `shift` and `scale` as a share of the side, `brightness`, `contrast` and `noise` as a share
+    of the grey range, `gamma` as the exponent's distance from 1 on a log scale.
     """
 
     rotation: NonNegativeFloat = 5.0
@@ -154,7 +154,10 @@ class EvaluateParams(Section):
 
 
 class InferParams(Section):
-    """`csv_path`: a CSV with `img_path`, or the manifest, of which the rows of `split` are taken. No queries: the usual ones."""
+    """`csv_path`: a CSV with `img_path`, or the manifest, of which the rows of `split` are taken.
+
+    No `queries`: the usual ones.
+    """
 
     csv_path: str = "data/validated/manifest.parquet"
     split: Literal["train", "val", "test"] = "test"
@@ -221,7 +224,7 @@ def parse_params(values: object, source: str = "params") -> Params:
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        lines = [_sentence(source, values, item) for item in error.errors()]
+        lines = [_sentence(source, item) for item in error.errors()]
         raise UsageError("\n".join(lines)) from None
     _check_image_size(params, source)
     return params
@@ -236,6 +239,18 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys to nested sections, the opposite of `flatten`."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, key = name.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return nested
 
 
 def vision_patch_size(vision: str) -> int | None:
@@ -263,7 +278,7 @@ def _check_image_size(params: Params, source: str) -> None:
         check_divisible(params.image_size, patch, source)
 
 
-def _sentence(source: str, values: dict[str, Any], item: Any) -> str:
+def _sentence(source: str, item: Any) -> str:
     location = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "literal["))]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":

@@ -22,7 +22,9 @@ def test_all_zero_changes_nothing(pixels):
     assert torch.equal(changed(pixels), pixels.float())
 
 
-@pytest.mark.parametrize("amount", [{name: 0.3} for name in AugmentParams.model_fields if name != "rotation"] + [{"rotation": 20}])
+@pytest.mark.parametrize(
+    "amount", [{name: 0.3} for name in AugmentParams.model_fields if name != "rotation"] + [{"rotation": 20}]
+)
 def test_each_amount_does_something_and_keeps_the_grey_range(pixels, amount):
     result = changed(pixels, **amount)
     assert not torch.equal(result, pixels.float())

@@ -57,13 +57,14 @@ def test_the_last_incomplete_batch_is_used(make_model, make_pairs):
 
 def test_accumulation_takes_one_step_for_all_its_batches(make_model, make_pairs):
     params = PARAMS.model_copy(update={"epochs": 1, "gradient_accumulation_steps": 2})
-    accumulated, _, _ = make_trainer(make_model(), make_pairs, params)
+    accumulated, _, _ = make_trainer(make_model().double(), make_pairs, params)
     accumulated.fit()
-    large, _, _ = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"epochs": 1, "batch_size": 16}))
+    large_batch = PARAMS.model_copy(update={"epochs": 1, "batch_size": 16})
+    large, _, _ = make_trainer(make_model().double(), make_pairs, large_batch)
     large.fit()
     assert accumulated.step == large.step == 2
     for a, b in zip(accumulated.model.parameters(), large.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
 def test_learning_rate_warms_up_and_falls_once_per_step(make_model, make_pairs):

@@ -62,7 +62,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "params": checkpoint.params,
         "metrics": checkpoint.metrics,
         "data_hash": checkpoint.data_hash,
-        "versions": {"knee-siglip": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__},
+        "versions": {
+            "knee-siglip": __version__,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -4,7 +4,7 @@
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class KneeRadDinoSigLIPConfig(PretrainedConfig):
     """
 
     model_type = "knee_rad_dino_siglip"
-    sub_configs = {"vision_config": Dinov2Config, "text_config": SiglipTextConfig}
+    sub_configs: ClassVar = {"vision_config": Dinov2Config, "text_config": SiglipTextConfig}
 
     def __init__(
         self,
@@ -32,10 +32,10 @@ class KneeRadDinoSigLIPConfig(PretrainedConfig):
         image_std: tuple[float, ...] = (0.2583, 0.2583, 0.2583),
         **kwargs: Any,
     ) -> None:
-        self.vision_config = vision_config if isinstance(vision_config, Dinov2Config) else Dinov2Config(**vision_config or {})
-        self.text_config = (
-            text_config if isinstance(text_config, SiglipTextConfig) else SiglipTextConfig(**text_config or {})
-        )
+        self.vision_config = Dinov2Config(**vision_config) if isinstance(vision_config, dict) else vision_config
+        self.text_config = SiglipTextConfig(**text_config) if isinstance(text_config, dict) else text_config
+        self.vision_config = self.vision_config or Dinov2Config()
+        self.text_config = self.text_config or SiglipTextConfig()
         self.projection = projection
         self.temperature = temperature
         self.bias_init = bias_init
@@ -90,7 +90,7 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
         return F.normalize(_full_precision(self.visual_projection(cls_token)), dim=-1)
 
     def get_text_features(self, input_ids: Tensor) -> Tensor:
-        """(B, L) token ids, padded to the whole position table and unmasked, to (B, D) L2-normalised float32 embeddings."""
+        """(B, L) token ids, padded to the whole position table, to (B, D) L2-normalised float32 embeddings."""
         return F.normalize(_full_precision(self.text_model(input_ids=input_ids).pooler_output), dim=-1)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:

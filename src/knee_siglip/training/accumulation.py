@@ -93,7 +93,8 @@ def _encode_again(
     text_embeds: Tensor,
 ) -> None:
     """Second pass: the same dropout as in the first, and the loss's gradients pushed through each piece."""
-    assert image_embeds.grad is not None and text_embeds.grad is not None
+    assert image_embeds.grad is not None
+    assert text_embeds.grad is not None
     after = _random_state(image_embeds.device)
     for rows, state in zip(pieces, states, strict=True):
         _restore_random_state(state, image_embeds.device)
@@ -107,7 +108,7 @@ def _encode_again(
 
 def _random_state(device: torch.device) -> list[Tensor]:
     states = [torch.get_rng_state()]
-    return states + [torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 def _restore_random_state(states: list[Tensor], device: torch.device) -> None:

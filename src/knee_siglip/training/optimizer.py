@@ -15,7 +15,7 @@ def freeze_towers(model: KneeRadDinoSigLIPModel, freeze: FreezeParams) -> None:
 
 
 def build_optimizer(model: KneeRadDinoSigLIPModel, params: TrainParams) -> AdamW:
-    """AdamW over what is trained. Weight decay only acts on matrices: not on biases, norms, logit scale and logit bias."""
+    """AdamW over what is trained; weight decay acts on matrices, not on biases, norms, logit scale and logit bias."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -19,7 +19,7 @@ from knee_siglip.errors import UserError
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.device import pick_device
-from knee_siglip.params import Params, check_divisible
+from knee_siglip.params import Params, check_divisible, nest
 from knee_siglip.tracking.tracker import Tracker, open_tracker, remember_run
 from knee_siglip.training.optimizer import freeze_towers
 from knee_siglip.training.trainer import History, Trainer
@@ -55,7 +55,7 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
     checkpoint = Checkpoint(model, tokenizer, pixels.transform, trained_with, data_hash=data_hash(manifest, pixels))
     train_set, val_set = (_pairs(manifest, pixels, checkpoint, split) for split in ("train", "val"))
     facts = dataset_facts(manifest, checkpoint) | {"data_hash": checkpoint.data_hash}
-    with open_tracker(params, stage="train", facts=facts) as tracker:
+    with open_tracker(params, stage="train", facts=facts, live_folder=files.report / "live") as tracker:
         trainer = Trainer(
             model.to(pick_device(device)),
             train_set,
@@ -68,7 +68,7 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
         )
         history = trainer.fit()
         _save(checkpoint, history.epochs[-1], files.final_model)
-        _report(history, checkpoint, facts, files, tracker)
+        _report(history, facts, files, tracker)
 
 
 def data_hash(manifest: pd.DataFrame, pixels: CachedPixels) -> str:
@@ -92,7 +92,9 @@ def dataset_facts(manifest: pd.DataFrame, checkpoint: Checkpoint) -> dict[str, A
 def _pairs(manifest: pd.DataFrame, pixels: CachedPixels, checkpoint: Checkpoint, split: str) -> PairDataset:
     rows = (manifest["split"] == split).to_numpy().nonzero()[0]
     if len(rows) < 2:
-        raise UserError(f"the {split} split has {len(rows)} rows in the manifest; contrastive training needs at least 2")
+        raise UserError(
+            f"the {split} split has {len(rows)} rows in the manifest; contrastive training needs at least 2"
+        )
     texts, text_ids = distinct_texts(manifest["text"].iloc[rows].tolist())
     input_ids = tokenize(checkpoint.tokenizer, texts, checkpoint.max_text_length, checkpoint.position_count)
     return PairDataset(pixels, rows, input_ids, text_ids)
@@ -103,11 +105,12 @@ def _save(checkpoint: Checkpoint, metrics: dict[str, float], path: Path) -> None
     save_checkpoint(checkpoint, path)
 
 
-def _report(history: History, checkpoint: Checkpoint, facts: dict[str, Any], files: TrainFiles, tracker: Tracker) -> None:
+def _report(history: History, facts: dict[str, Any], files: TrainFiles, tracker: Tracker) -> None:
     """Write metrics.json and speed.json; log the same figures and the checkpoints."""
     last, best = history.epochs[-1], history.epochs[history.best_epoch - 1]
+    curves = ("train.loss", "train.contrastive_accuracy", "val.loss", "val.contrastive_accuracy")
     figures = {
-        **{name: last[name] for name in ("train.loss", "train.contrastive_accuracy", "val.loss", "val.contrastive_accuracy")},
+        **{name: last[name] for name in curves},
         "best.val_loss": best["val.loss"],
         "best.val_contrastive_accuracy": best["val.contrastive_accuracy"],
         "best_epoch": history.best_epoch,
@@ -133,11 +136,4 @@ def peak_memory_mb() -> float:
 
 def _write_json(figures: dict[str, Any], path: Path) -> None:
     """Dotted keys become nested sections, as DVC reads them."""
-    nested: dict[str, Any] = {}
-    for name, value in figures.items():
-        *sections, key = name.split(".")
-        place = nested
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[key] = value
-    path.write_text(json.dumps(nested, indent=2) + "\n")
+    path.write_text(json.dumps(nest(figures), indent=2) + "\n")

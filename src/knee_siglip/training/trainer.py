@@ -12,7 +12,7 @@ from torch import Tensor
 from knee_siglip.data.augmentation import augment
 from knee_siglip.data.batches import Batch, PairDataset, epoch_order, split_groups
 from knee_siglip.errors import UserError
-from knee_siglip.metrics.retrieval import contrastive_accuracy
+from knee_siglip.metrics.retrieval import contrastive_accuracy, shuffled_batches
 from knee_siglip.model.device import autocast_dtype
 from knee_siglip.model.loss import sigmoid_loss
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
@@ -20,7 +20,6 @@ from knee_siglip.params import TrainParams
 from knee_siglip.training.accumulation import LossAndAccuracy, Pairs, backward_pairs
 from knee_siglip.training.optimizer import build_optimizer, build_schedule
 
-VALIDATION_BATCH = 64  # pairs that meet in validation, so that runs of any train.batch_size compare
 LOG_EVERY_STEPS = 10
 
 Log = Callable[[dict[str, float], int], None]
@@ -133,22 +132,19 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss and contrastive accuracy of the validation pairs, in batches drawn by a fixed seed."""
+        """Loss and contrastive accuracy of the validation pairs, in the evaluation's batches of 64.
+
+        They do not follow `batch_size`, so that runs of different batch sizes compare.
+        """
         self.model.eval()
         image_embeds, text_embeds = self._embed(self.val_set)
         text_ids = self.val_set.text_ids
         scale, bias = self.model.logit_scale.exp().cpu(), self.model.logit_bias.cpu()
-        groups = list(split_groups(epoch_order(len(text_ids), 0, 0), VALIDATION_BATCH))
-        full = [rows for rows in groups if len(rows) == VALIDATION_BATCH] or groups
         losses = [
-            sigmoid_loss(
-                image_embeds[rows], text_embeds[rows], scale, bias, text_ids[rows] if self.params.multi_positive else None
-            ).item()
-            for rows in full
+            sigmoid_loss(image_embeds[rows], text_embeds[rows], scale, bias, text_ids[rows]).item()
+            for rows in shuffled_batches(len(text_ids))
         ]
-        accuracy = contrastive_accuracy(
-            image_embeds.numpy(), text_embeds.numpy(), text_ids.numpy(), batch_size=VALIDATION_BATCH
-        )
+        accuracy = contrastive_accuracy(image_embeds.numpy(), text_embeds.numpy(), text_ids.numpy())
         return {"val.loss": float(np.mean(losses)), "val.contrastive_accuracy": accuracy}
 
     def _embed(self, pairs: PairDataset) -> tuple[Tensor, Tensor]:
@@ -162,8 +158,8 @@ class Trainer:
         return torch.cat(images), torch.cat(texts)
 
     def _augment(self, pixels: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0]))
-        return augment(pixels, self.params.augment, generator)
+        seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0]
+        return augment(pixels, self.params.augment, torch.Generator().manual_seed(int(seed)))
 
     def _clip(self) -> Tensor:
         """() norm of all gradients before clipping."""

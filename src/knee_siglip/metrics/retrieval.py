@@ -1,0 +1,203 @@
+"""Contrastive accuracy and retrieval, aware of duplicate texts and of ties.
+
+Row i of the images and row i of the texts are a pair; a text that equals the pair's own is correct as well. Ties: every
+order of equal scores is taken as equally likely, and each figure is its expected value over these orders. Constant
+embeddings therefore score exactly at chance, and the order of the rows never matters.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from knee_siglip.metrics.similarity import cosine_scores
+
+BATCH_SIZE = 64
+QUERIES_AT_ONCE = 1024
+"""Rows of the score matrix held in memory."""
+
+BatchScores = Callable[[np.ndarray], np.ndarray]
+"""Rows (B,) to the scores (B, B) of their images (down) against their texts (across)."""
+
+
+@dataclass(frozen=True)
+class ContrastiveCredit:
+    """How likely each row's best text, and its text's best image, is a correct one.
+
+    rows: (M,) the rows that were in a batch. image_to_text, text_to_image: (M,) in 0-1. batch_size: of each batch.
+    """
+
+    rows: np.ndarray
+    image_to_text: np.ndarray
+    text_to_image: np.ndarray
+    batch_size: int
+
+    @property
+    def per_row(self) -> np.ndarray:
+        """(M,) mean of both directions."""
+        return (self.image_to_text + self.text_to_image) / 2
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over rows and directions; NaN without rows."""
+        return float(self.per_row.mean()) if len(self.rows) else float("nan")
+
+
+@dataclass(frozen=True)
+class FirstCorrect:
+    """Where the best-ranked correct candidate of each of Q queries stands.
+
+    higher: (Q,) candidates with a higher score. tied_wrong, tied_correct: (Q,) candidates with the same score, wrong
+    ones and correct ones (itself included).
+    """
+
+    higher: np.ndarray
+    tied_wrong: np.ndarray
+    tied_correct: np.ndarray
+
+    def expected_rank(self) -> np.ndarray:
+        """(Q,) mean position over the orders of the tie, from 1; the usual mid-rank where one candidate is correct."""
+        return self.higher + 1 + self.tied_wrong / (self.tied_correct + 1)
+
+    def recall_at(self, k: int) -> np.ndarray:
+        """(Q,) probability that the position is k or better: 1 minus that of drawing only wrong ones from the tie."""
+        draws = np.clip(k - self.higher, 0, None)
+        only_wrong = np.ones(len(draws))
+        for drawn in range(int(draws.max(initial=0))):
+            left = np.clip(self.tied_wrong - drawn, 0, None)
+            only_wrong = np.where(drawn < draws, only_wrong * left / (left + self.tied_correct), only_wrong)
+        return 1 - only_wrong
+
+    def expected_reciprocal_rank(self) -> np.ndarray:
+        """(Q,) mean of 1 / position over the orders of the tie."""
+        kinds = np.stack([self.higher, self.tied_wrong, self.tied_correct], axis=1)
+        distinct, kind_of = np.unique(kinds, axis=0, return_inverse=True)
+        values = np.array([_reciprocal_rank(*(int(count) for count in kind)) for kind in distinct])
+        return values[kind_of.reshape(-1)]
+
+
+def number_texts(texts: Sequence[str] | np.ndarray) -> np.ndarray:
+    """(N,) integers, equal where the texts are equal; what already is an integer array is returned as it is."""
+    if isinstance(texts, np.ndarray) and np.issubdtype(texts.dtype, np.integer):
+        return texts
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+
+
+def shuffled_batches(count: int, batch_size: int = BATCH_SIZE, seed: int = 0) -> list[np.ndarray]:
+    """Rows 0 ... count-1, shuffled, in full batches; the incomplete last one is left out.
+
+    With fewer rows than `batch_size` all of them are the one batch.
+    """
+    order = np.random.default_rng(seed).permutation(count)
+    size = max(1, min(batch_size, count))
+    return [order[start : start + size] for start in range(0, count - size + 1, size)]
+
+
+def contrastive_credit(
+    batch_scores: BatchScores, text_ids: np.ndarray, batch_size: int = BATCH_SIZE, seed: int = 0
+) -> ContrastiveCredit:
+    """Top-1 both ways inside shuffled batches; equal `text_ids` (N,) are correct (all distinct: only the diagonal)."""
+    batches = shuffled_batches(len(text_ids), batch_size, seed)
+    to_text, to_image = [], []
+    for rows in batches:
+        scores = batch_scores(rows)
+        correct = text_ids[rows][:, None] == text_ids[rows][None, :]
+        to_text.append(_top1_credit(scores, correct))
+        to_image.append(_top1_credit(scores.T, correct.T))
+    nothing = [np.zeros(0)]
+    return ContrastiveCredit(
+        rows=np.concatenate(batches or [np.zeros(0, dtype=np.int64)]),
+        image_to_text=np.concatenate(to_text or nothing),
+        text_to_image=np.concatenate(to_image or nothing),
+        batch_size=len(batches[0]) if batches else 0,
+    )
+
+
+def embedding_scores(image_embeds: np.ndarray, text_embeds: np.ndarray) -> BatchScores:
+    """Cosines of L2-normalised (N, D) embeddings, for `contrastive_credit`."""
+    assert image_embeds.shape == text_embeds.shape, (image_embeds.shape, text_embeds.shape)
+    return lambda rows: cosine_scores(image_embeds[rows], text_embeds[rows])
+
+
+def contrastive_accuracy(
+    image_embeds: np.ndarray,
+    text_embeds: np.ndarray,
+    texts: Sequence[str] | np.ndarray,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+) -> float:
+    """Mean of image-to-text and text-to-image top-1 inside shuffled batches; an identical text counts as correct.
+
+    Args:
+        image_embeds: (N, D), L2-normalised; row i belongs to text i.
+        text_embeds: (N, D), L2-normalised.
+        texts: (N,) texts, or integers that are equal where the texts are.
+    """
+    scores = embedding_scores(image_embeds, text_embeds)
+    return contrastive_credit(scores, number_texts(texts), batch_size, seed).accuracy
+
+
+def contrastive_accuracy_strict(
+    image_embeds: np.ndarray, text_embeds: np.ndarray, batch_size: int = BATCH_SIZE, seed: int = 0
+) -> float:
+    """As `contrastive_accuracy`, but only the pair itself is correct: the reference's definition.
+
+    An identical text ties with the pair's own, which is then found with probability 1 / (number of identical texts).
+    """
+    scores = embedding_scores(image_embeds, text_embeds)
+    return contrastive_credit(scores, np.arange(len(image_embeds)), batch_size, seed).accuracy
+
+
+def find_first_correct(queries: np.ndarray, candidates: np.ndarray, text_ids: np.ndarray) -> FirstCorrect:
+    """Compare each query (N, D) with every candidate (N, D); memory is bounded by `QUERIES_AT_ONCE` rows of scores."""
+    parts = []
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        chunk = slice(start, start + QUERIES_AT_ONCE)
+        scores = cosine_scores(queries[chunk], candidates)
+        parts.append(_standing(scores, text_ids[chunk][:, None] == text_ids[None, :]))
+    columns = zip(*parts, strict=True) if parts else [[np.zeros(0)]] * 3
+    return FirstCorrect(*(np.concatenate(column) for column in columns))
+
+
+def retrieval_metrics(found: FirstCorrect) -> dict[str, float]:
+    """recall_at_1, recall_at_5, recall_at_10, median_rank (of the expected ranks) and mrr; none without queries."""
+    if not len(found.higher):
+        return {}
+    recalls = {f"recall_at_{k}": float(found.recall_at(k).mean()) for k in (1, 5, 10)}
+    median_rank = float(np.median(found.expected_rank()))
+    return recalls | {"median_rank": median_rank, "mrr": float(found.expected_reciprocal_rank().mean())}
+
+
+def perfect_reader_scores(alternatives: Sequence[Mapping[str, float]], texts: Sequence[str]) -> np.ndarray:
+    """Scores (N, N) of a reader who knows of each image with what probability each text was written about it.
+
+    Args:
+        alternatives: per image, text -> probability.
+        texts: (N,) what was written, normalised in the same way.
+
+    `contrastive_credit` over these is the ceiling that the synonyms in the texts leave to any model.
+    """
+    ids = number_texts(texts)
+    distinct = list(dict.fromkeys(texts))
+    scores = np.array([[known.get(text, 0.0) for text in distinct] for known in alternatives], dtype=np.float64)
+    return scores.reshape(len(texts), len(distinct))[:, ids]
+
+
+def _top1_credit(scores: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """(Q, C) scores and correctness to (Q,): the share of correct ones among the best-scored candidates."""
+    best = scores == scores.max(axis=1, keepdims=True)
+    return (best & correct).sum(axis=1) / best.sum(axis=1)
+
+
+def _standing(scores: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    best_correct = np.where(correct, scores, -np.inf).max(axis=1, keepdims=True)
+    tied = scores == best_correct
+    return (scores > best_correct).sum(axis=1), (tied & ~correct).sum(axis=1), (tied & correct).sum(axis=1)
+
+
+def _reciprocal_rank(higher: int, tied_wrong: int, tied_correct: int) -> float:
+    """Sum over j of P(j wrong ones come before the first correct one) / (higher + j + 1)."""
+    wrong_left = tied_wrong - np.arange(tied_wrong)
+    all_wrong = np.concatenate([[1.0], np.cumprod(wrong_left / (wrong_left + tied_correct)), [0.0]])
+    return float(((all_wrong[:-1] - all_wrong[1:]) / (higher + 1 + np.arange(tied_wrong + 1))).sum())

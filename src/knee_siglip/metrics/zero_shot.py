@@ -1,0 +1,87 @@
+"""Zero-shot grading: how well the most similar class prompt names the Kellgren-Lawrence grade."""
+
+import numpy as np
+from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, recall_score, roc_auc_score
+
+GRADES = 5
+
+
+def zero_shot_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float]:
+    """Figures of the predicted grade argmax(scores).
+
+    Args:
+        scores: (N, 5) of each image against each grade's prompts; only their order within a class or a row matters.
+        grades: (N,) integers 0-4.
+
+    Returns:
+        accuracy; balanced_accuracy, the mean recall over the grades that occur; adjacent_accuracy, off by one at most;
+        quadratic_weighted_kappa; macro_auroc, the mean one-vs-rest AUROC over the grades that occur. What is undefined
+        for these grades is left out (all without rows; AUROC with a single grade; kappa where all agree on one grade).
+    """
+    assert scores.shape == (len(grades), GRADES), (scores.shape, grades.shape)
+    if not len(grades):
+        return {}
+    predicted = predicted_grades(scores)
+    present = np.unique(grades)
+    metrics = {
+        "accuracy": float(accuracy_score(grades, predicted)),
+        "balanced_accuracy": float(recall_score(grades, predicted, labels=present, average="macro", zero_division=0)),
+        "adjacent_accuracy": float((np.abs(grades - predicted) <= 1).mean()),
+    }
+    if len(np.union1d(grades, predicted)) > 1:
+        kappa = cohen_kappa_score(grades, predicted, labels=np.arange(GRADES), weights="quadratic")
+        metrics["quadratic_weighted_kappa"] = float(kappa)
+    if len(present) > 1:
+        metrics["macro_auroc"] = float(np.mean([roc_auc_score(grades == grade, scores[:, grade]) for grade in present]))
+    return metrics
+
+
+def predicted_grades(scores: np.ndarray) -> np.ndarray:
+    """(N, 5) scores to (N,) grades; of equal best scores the lowest grade."""
+    return scores.argmax(axis=1)
+
+
+def grade_confusion(grades: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """(5, 5) counts, actual grade down and predicted grade across."""
+    return confusion_matrix(grades, predicted, labels=np.arange(GRADES))
+
+
+def kappa_from_confusion(confusion: np.ndarray) -> np.ndarray:
+    """Quadratic-weighted kappa of each (..., C, C) matrix of counts; NaN where actual and predicted are one same class.
+
+    1 - sum(w * observed) / sum(w * expected by the margins), w = (i - j)^2; Cohen 1968, doi:10.1037/h0026256.
+    """
+    classes = np.arange(confusion.shape[-1])
+    weights = (classes[:, None] - classes[None, :]) ** 2
+    actual, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    observed = (weights * confusion).sum(axis=(-2, -1)) * confusion.sum(axis=(-2, -1))
+    expected = (weights * actual[..., :, None] * predicted[..., None, :]).sum(axis=(-2, -1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1 - observed / np.where(expected > 0, expected, np.nan)
+
+
+def weighted_macro_auroc(scores: np.ndarray, grades: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean one-vs-rest AUROC under each of R weightings of the rows; NaN where fewer than two grades have weight.
+
+    Args:
+        scores: (N, C), grades: (N,) integers, weights: (R, N) non-negative, e.g. how often a resample holds a row.
+
+    Returns:
+        (R,); a grade that a weighting leaves without weight does not count in its mean.
+    """
+    areas = np.stack([_weighted_auroc(scores[:, grade], grades == grade, weights) for grade in np.unique(grades)])
+    defined = np.isfinite(areas)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, areas, 0).sum(axis=0) / np.where(defined.any(axis=0), defined.sum(axis=0), np.nan)
+
+
+def _weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """P(positive scores higher) + P(equal) / 2 under each weighting (R, N): (R,)."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of the groups of equal scores
+    ordered = weights[:, order].astype(np.float64)
+    positives = np.add.reduceat(ordered * positive[order], starts, axis=1)
+    negatives = np.add.reduceat(ordered * ~positive[order], starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    return (positives * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)

@@ -1,0 +1,103 @@
+"""The evaluation on files: a real checkpoint, manifest and pixel store."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from knee_siglip.data.images import Transform
+from knee_siglip.data.manifest import read_manifest, write_manifest
+from knee_siglip.data.store import build_cache
+from knee_siglip.errors import UserError
+from knee_siglip.evaluation import evaluate as evaluate_module
+from knee_siglip.evaluation.evaluate import embed_splits, evaluate
+from knee_siglip.params import EvaluateParams, flatten
+
+
+class RecordingTracker:
+    def __init__(self) -> None:
+        self.summary, self.artifacts = {}, {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def log_summary(self, values):
+        self.summary |= flatten(values)
+
+    def log_artifact(self, path, kind):
+        self.artifacts[path.name] = kind
+
+
+def test_metrics_on_disk_are_what_is_returned_and_logged(files, params, monkeypatch):
+    tracker = RecordingTracker()
+    monkeypatch.setattr(evaluate_module, "attach_tracker", lambda params, stage, model_path: tracker)
+    returned = evaluate(params, files, device="cpu")
+    written = json.loads((files.report / "metrics.json").read_text())
+    assert written == returned
+    assert tracker.summary == flatten(written)
+    assert written["test"]["rows"] == 8
+    assert written["test"]["graded_rows"] == 7
+    assert tracker.artifacts["kl_confusion.png"] == "figure"
+    assert {"metrics.json", "predictions.csv", "retrieval.csv"} <= tracker.artifacts.keys()
+
+
+def test_with_the_real_tracker_switched_off_two_runs_are_equal(files, params):
+    assert evaluate(params, files, device="cpu") == evaluate(params, files, device="cpu")
+
+
+def test_every_split_has_its_rows_in_the_order_of_the_manifest(files):
+    test, val = embed_splits(EvaluateParams(splits=["test", "val", "test"]), files, device="cpu")
+    manifest = read_manifest(files.manifest)
+    assert test.rows["image_id"].tolist() == manifest["image_id"][:8].tolist()
+    assert val.rows["image_id"].tolist() == manifest["image_id"][8:].tolist()
+    np.testing.assert_allclose(np.linalg.norm(val.image_embeds, axis=1), 1, atol=1e-5)
+
+
+def test_equal_texts_have_equal_embeddings(files):
+    (test,) = embed_splits(EvaluateParams(), files, device="cpu")
+    assert test.texts[0] == test.texts[3]
+    np.testing.assert_array_equal(test.text_embeds[0], test.text_embeds[3])
+
+
+def test_images_of_other_splits_are_not_needed(files, tmp_path, monkeypatch):
+    """A fresh clone pulls the checkpoint and decodes what it evaluates, not the whole training set."""
+    monkeypatch.setenv("KNEE_SIGLIP_STORE", str(tmp_path / "empty store"))
+    for name in read_manifest(files.manifest)["image_file"][8:]:
+        (tmp_path / name).unlink()
+    assert len(embed_splits(EvaluateParams(), files, device="cpu")[0]) == 8
+
+
+def test_a_cache_of_another_size_is_refused(files, params, tmp_path):
+    other = Transform(image_size=56, fit="pad", contrast="none")
+    build_cache(read_manifest(files.manifest), other, tmp_path / "index.parquet", tmp_path / "cache.json")
+    with pytest.raises(UserError, match=r"(?s)best_model\.pt .*28.*cache\.json .*56.*dvc repro train"):
+        evaluate(params, replace(files, cache_facts=tmp_path / "cache.json"), device="cpu")
+    assert not files.report.exists()
+
+
+def test_an_empty_split_is_named(files):
+    with pytest.raises(UserError, match=r"evaluate\.splits names train"):
+        embed_splits(EvaluateParams(splits=["train"]), files, device="cpu")
+
+
+def test_a_diverged_model_is_refused(files):
+    content = torch.load(files.model, weights_only=True)
+    content["weights"]["visual_projection.weight"].fill_(float("nan"))
+    torch.save(content, files.model)
+    with pytest.raises(UserError, match="not finite"):
+        embed_splits(EvaluateParams(), files, device="cpu")
+
+
+def test_a_manifest_with_neither_patients_nor_grades_is_evaluated(files, params):
+    manifest = read_manifest(files.manifest).drop(columns=["patient_id", "kl_grade"])
+    write_manifest(manifest, files.manifest)
+    metrics = evaluate(params, files, device="cpu")["test"]
+    assert metrics["patients"] == metrics["rows"]
+    assert "zero_shot_kl" not in metrics
+    assert "patient_id" not in pd.read_csv(files.report / "predictions.csv")

@@ -1,0 +1,177 @@
+"""Contrastive accuracy and retrieval against enumeration, random tie-breaking and chance."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from knee_siglip.metrics.retrieval import (
+    contrastive_accuracy,
+    contrastive_accuracy_strict,
+    contrastive_credit,
+    find_first_correct,
+    perfect_reader_scores,
+    retrieval_metrics,
+    shuffled_batches,
+)
+
+
+def unit(vectors):
+    vectors = np.asarray(vectors, dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def random_pairs(count, distinct, seed=0, noise=1.0, width=16):
+    """Embeddings that find their text more often than not; equal texts have equal text embeddings."""
+    rng = np.random.default_rng(seed)
+    anchors = rng.normal(size=(distinct, width))
+    ids = rng.integers(0, distinct, count)
+    return unit(anchors[ids] + noise * rng.normal(size=(count, width))), unit(anchors)[ids], ids
+
+
+def one_hot_scores(scores):
+    """Embeddings whose cosines are the scores (Q, C) of a few levels: queries unit, candidates padded to length one."""
+    queries, candidates = np.eye(len(scores), dtype=np.float32), np.asarray(scores, dtype=np.float32).T / 10
+    rest = np.sqrt(1 - (candidates**2).sum(axis=1, keepdims=True))
+    return np.hstack([queries, np.zeros((len(queries), 1), dtype=np.float32)]), np.hstack([candidates, rest])
+
+
+def enumerated_positions(scores, correct):
+    """Position of the first correct candidate in every order that the scores allow."""
+    orders = [p for p in permutations(range(len(scores))) if all(np.diff([scores[i] for i in p]) <= 0)]
+    return np.array([next(place for place, i in enumerate(order, 1) if correct[i]) for order in orders])
+
+
+class TestRetrieval:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_equals_the_mean_over_every_order_of_the_ties(self, seed):
+        rng = np.random.default_rng(seed)
+        ids = rng.integers(0, 3, 6)
+        scores = rng.integers(0, 3, (6, 6)).astype(float)
+        found = find_first_correct(*one_hot_scores(scores), ids)
+        positions = [enumerated_positions(row, ids == own) for row, own in zip(scores, ids, strict=True)]
+        np.testing.assert_allclose(found.expected_rank(), [p.mean() for p in positions])
+        np.testing.assert_allclose(found.expected_reciprocal_rank(), [(1 / p).mean() for p in positions])
+        for k in (1, 2, 3, 5, 6, 10):
+            np.testing.assert_allclose(found.recall_at(k), [(p <= k).mean() for p in positions], atol=1e-12)
+
+    def test_without_ties_counts_the_best_ranked_of_equal_texts(self):
+        images, texts, ids = random_pairs(200, 200, noise=2)
+        scores = images.astype(np.float64) @ texts.astype(np.float64).T
+        order = np.argsort(-scores, axis=1)
+        first = np.array([int(np.flatnonzero(ids[row] == own)[0]) + 1 for row, own in zip(order, ids, strict=True)])
+        metrics = retrieval_metrics(find_first_correct(images, texts, ids))
+        wrong_before_only = {f"recall_at_{k}": (first <= k).mean() for k in (1, 5, 10)}
+        # equal wrong texts tie among themselves, never with the correct one: the positions are certain
+        assert metrics == pytest.approx(
+            wrong_before_only | {"median_rank": np.median(first), "mrr": (1 / first).mean()}
+        )
+
+    def test_a_single_correct_candidate_gets_the_mid_rank(self):
+        found = find_first_correct(*one_hot_scores([[1, 2, 2, 2, 2], *[[0] * 5] * 4]), np.array([0, 1, 2, 3, 4]))
+        assert found.expected_rank().tolist() == [5, 3, 3, 3, 3]
+
+    def test_constant_embeddings_are_at_chance(self):
+        count, width = 60, 8
+        ids = np.arange(count) // 3
+        constant = unit(np.random.default_rng(0).normal(size=(1, width))).repeat(count, axis=0)
+        metrics = retrieval_metrics(find_first_correct(constant, constant, ids))
+        assert metrics["recall_at_1"] == pytest.approx(3 / count)
+        assert metrics["recall_at_10"] == pytest.approx(1 - np.prod([(57 - i) / (60 - i) for i in range(10)]))
+        assert metrics["median_rank"] == pytest.approx((count + 1) / 4)
+
+    def test_rounding_noise_is_no_ranking(self):
+        noise = 1e-8 * np.random.default_rng(0).normal(size=(50, 8))
+        images, texts = np.full((50, 8), 8**-0.5) + noise, np.full((50, 8), 8**-0.5)
+        assert retrieval_metrics(find_first_correct(images, texts, np.arange(50)))["recall_at_1"] == pytest.approx(
+            1 / 50
+        )
+
+    def test_more_queries_than_one_chunk_change_nothing(self, monkeypatch):
+        images, texts, ids = random_pairs(50, 20)
+        whole = find_first_correct(images, texts, ids)
+        monkeypatch.setattr("knee_siglip.metrics.retrieval.QUERIES_AT_ONCE", 7)
+        chunked = find_first_correct(images, texts, ids)
+        np.testing.assert_array_equal(whole.expected_rank(), chunked.expected_rank())
+
+    def test_no_rows_have_no_figures(self):
+        nothing = np.zeros((0, 4))
+        assert retrieval_metrics(find_first_correct(nothing, nothing, np.zeros(0, dtype=int))) == {}
+
+
+class TestContrastiveAccuracy:
+    def test_equals_a_plain_loop_with_random_tie_breaking(self):
+        rng = np.random.default_rng(0)
+        ids = rng.integers(0, 4, 10)
+        scores = rng.integers(0, 3, (10, 10)).astype(float)
+        correct = ids[:, None] == ids[None, :]
+        hits = []
+        for _ in range(4000):
+            jittered = scores + rng.uniform(0, 0.5, scores.shape)
+            to_text = correct[np.arange(10), jittered.argmax(axis=1)]
+            to_image = correct[jittered.argmax(axis=0), np.arange(10)]
+            hits.append((to_text.mean() + to_image.mean()) / 2)
+        credit = contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], ids, batch_size=64)
+        assert credit.accuracy == pytest.approx(np.mean(hits), abs=0.01)
+
+    def test_identical_texts_are_correct_and_the_strict_one_shares_them(self):
+        images = texts = unit(np.eye(2).repeat(4, axis=0))
+        assert contrastive_accuracy(images, texts, ["a"] * 4 + ["b"] * 4) == 1
+        assert contrastive_accuracy_strict(images, texts) == pytest.approx(1 / 4)
+
+    def test_perfect_distinct_pairs_score_one_in_both(self):
+        embeds = unit(np.eye(70))
+        assert contrastive_accuracy(embeds, embeds, np.arange(70)) == 1
+        assert contrastive_accuracy_strict(embeds, embeds) == 1
+
+    def test_constant_embeddings_are_at_chance(self):
+        constant = unit(np.ones((128, 8)))
+        assert contrastive_accuracy(constant, constant, np.arange(128)) == pytest.approx(1 / 64)
+        assert contrastive_accuracy_strict(constant, constant) == pytest.approx(1 / 64)
+        assert contrastive_accuracy(constant, constant, ["same"] * 128) == 1
+
+    def test_shuffled_texts_are_at_chance(self):
+        images, texts, _ = random_pairs(6400, 6400)
+        shuffled = np.random.default_rng(1).permutation(6400)
+        assert contrastive_accuracy(images, texts[shuffled], shuffled) == pytest.approx(1 / 64, abs=0.005)
+
+    def test_texts_and_their_numbers_are_the_same(self):
+        images, texts, ids = random_pairs(100, 10)
+        by_text = contrastive_accuracy(images, texts, [f"text {number}" for number in ids])
+        assert by_text == contrastive_accuracy(images, texts, ids)
+        assert 0.5 < by_text < 1
+
+    def test_batches_are_full_seeded_and_disjoint(self):
+        batches = shuffled_batches(200, 64, seed=3)
+        assert [len(rows) for rows in batches] == [64, 64, 64]
+        assert len(np.unique(np.concatenate(batches))) == 192
+        np.testing.assert_array_equal(batches, shuffled_batches(200, 64, seed=3))
+        assert not np.array_equal(batches, shuffled_batches(200, 64, seed=4))
+
+    def test_fewer_rows_than_a_batch_are_one_batch_that_says_so(self):
+        credit = contrastive_credit(lambda rows: np.eye(len(rows)), np.arange(10), batch_size=64)
+        assert (credit.batch_size, len(credit.rows), credit.accuracy) == (10, 10, 1)
+
+    def test_without_rows_it_is_undefined(self):
+        assert np.isnan(contrastive_accuracy(np.zeros((0, 4)), np.zeros((0, 4)), []))
+
+
+class TestPerfectReader:
+    def test_unambiguous_texts_reach_one(self):
+        texts = [f"text {row}" for row in range(20)]
+        scores = perfect_reader_scores([{text: 1.0} for text in texts], texts)
+        assert contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], np.arange(20)).accuracy == 1
+
+    def test_synonyms_cost_what_they_should(self):
+        """Two equally likely words for each of two findings: the reader guesses the word of an image half the time."""
+        words = {"a": {"a1": 0.5, "a2": 0.5}, "b": {"b1": 0.5, "b2": 0.5}}
+        texts = ["a1", "a2", "b1", "b2"]
+        scores = perfect_reader_scores([words[text[0]] for text in texts], texts)
+        assert contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], np.arange(4)).accuracy == pytest.approx(0.5)
+
+    def test_the_likelier_word_is_chosen(self):
+        known = {"mild OA": 0.9, "mild osteoarthritis": 0.1}
+        scores = perfect_reader_scores([known, known], ["mild OA", "mild osteoarthritis"])
+        np.testing.assert_allclose(scores, [[0.9, 0.1], [0.9, 0.1]])
+        credit = contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], np.array([0, 1]))
+        assert sorted(credit.image_to_text.tolist()) == [0, 1]
