@@ -1,0 +1,189 @@
+"""The real pipeline through DVC, on a miniature in a clone of its own: what a user types on the first day."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+MINIATURE = {
+    "sample": {"patients": 40},
+    "train": {"epochs": 2, "batch_size": 16},
+    "tracking": {"experiment_name": "miniature"},
+}
+
+
+class Clone:
+    """A clone with the environment a user's shell would have."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.env = os.environ | {"PATH": path, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        for name in ("KNEE_SIGLIP_STORE", "MLFLOW_TRACKING_URI", "WANDB_MODE"):
+            self.env.pop(name, None)
+
+    def run(self, *command: str, code: int = 0) -> str:
+        done = subprocess.run(command, cwd=self.folder, env=self.env, text=True, capture_output=True, timeout=570)
+        output = done.stdout + done.stderr
+        assert done.returncode == code, output[-6000:]
+        return output
+
+    def metrics(self, stage: str) -> dict:
+        return json.loads((self.folder / "reports" / stage / "metrics.json").read_text())
+
+
+def _copy_tree(folder: Path) -> None:
+    """The working tree as git sees it, so that the test also covers what is not committed yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone after its first `dvc repro`, committed."""
+    folder = tmp_path_factory.mktemp("clone")
+    _copy_tree(folder)
+    yaml = YAML()
+    params = yaml.load((folder / "params.yaml").read_text())
+    for section, values in MINIATURE.items():
+        params[section].update(values)
+    yaml.dump(params, folder / "params.yaml")
+    clone = Clone(folder)
+    clone.run("git", "init", "-q")
+    clone.run("git", "config", "user.name", "A User")
+    clone.run("git", "config", "user.email", "user@example.org")
+    clone.run("git", "add", "--all")
+    clone.run("git", "commit", "-qm", "miniature")
+    clone.run("dvc", "repro")
+    clone.run("git", "add", "--all")
+    clone.run("git", "commit", "-qm", "first run")
+    return clone
+
+
+def test_every_stage_leaves_its_files(clone):
+    for name in (
+        "data/sample/train.csv",
+        "data/validated/manifest.parquet",
+        "data/cache/index.parquet",
+        "models/backbones/vision/model.safetensors",
+        "models/best_model.pt",
+        "models/final_model.pt",
+        "reports/train/metrics.json",
+        "reports/evaluation/metrics.json",
+        "reports/evaluation/predictions.csv",
+        "reports/inference/results.csv",
+        "reports/inference/embeddings.npy",
+    ):
+        assert (clone.folder / name).stat().st_size > 0, name
+
+
+def test_nothing_generated_is_left_for_git_to_find(clone):
+    assert clone.run("git", "status", "--porcelain") == ""
+    kept = clone.run("git", "ls-files", "data", "models", "reports").split()
+    assert {Path(name).name for name in kept} <= {".gitignore", "metrics.json", "speed.json"}
+
+
+def test_a_second_repro_does_nothing(clone):
+    assert "Data and pipelines are up to date." in clone.run("dvc", "repro")
+
+
+def test_trackers_hold_what_metrics_json_holds(clone):
+    from knee_siglip.params import flatten
+
+    expected = flatten(clone.metrics("train")) | flatten(clone.metrics("evaluation"))
+    mlflow_values = _mlflow_metrics(clone)
+    wandb_values = _wandb_summary(clone)
+    for name, value in expected.items():
+        assert mlflow_values[name] == pytest.approx(value, rel=1e-6), name
+        assert wandb_values[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_another_image_size_reruns_only_what_depends_on_it(clone):
+    output = clone.run("dvc", "exp", "run", "--set-param", "image_size=448", "--name", "large")
+    for stage in ("sample", "validate", "backbones"):
+        assert f"Stage '{stage}' didn't change" in output
+        assert f"Running stage '{stage}'" not in output
+    for stage in ("preprocess", "train", "evaluate", "infer"):
+        assert f"Running stage '{stage}'" in output
+    assert json.loads((clone.folder / "data/cache/cache.json").read_text())["image_size"] == 448
+    difference = clone.run("dvc", "metrics", "diff")
+    assert "contrastive_accuracy" in difference
+    assert "large" in clone.run("dvc", "exp", "show", "--csv")
+    clone.run("dvc", "plots", "diff", "HEAD", "--out", "plots_page")
+    assert (clone.folder / "plots_page" / "index.html").is_file()
+    shutil.rmtree(clone.folder / "plots_page")
+    clone.run("git", "checkout", "--", ".")
+    clone.run("dvc", "checkout")
+
+
+def test_a_typing_error_in_params_stops_before_any_work(clone):
+    path = clone.folder / "params.yaml"
+    original = path.read_text()
+    path.write_text(original.replace("image_size: 224", "image_size: 225"))
+    output = clone.run("dvc", "repro", code=255)
+    assert "image_size = 225: must be a multiple of the vision encoder's patch size 28" in output
+    assert "Traceback" not in output
+    path.write_text(original)
+    assert "up to date" in clone.run("dvc", "repro")
+
+
+def test_a_leaking_patient_stops_the_pipeline(clone):
+    folder = clone.folder / "own"
+    shutil.copytree(clone.folder / "data" / "sample", folder)
+    table = pd.read_csv(folder / "train.csv", dtype=str)
+    row = table.index[table["split"] == "test"][0]
+    table.loc[row, "split"] = "train"
+    table.to_csv(folder / "train.csv", index=False)
+    output = clone.run("dvc", "exp", "run", "-S", "data.csv=own/train.csv", "-S", "data.images=own/images", code=255)
+    assert table.loc[row, "patient_id"] in output
+    assert "Traceback" not in output
+    findings = pd.read_csv(clone.folder / "reports/validation/findings.csv", dtype=str)
+    assert set(findings.loc[findings["severity"] == "error", "check"]) == {"patient_leak"}
+    shutil.rmtree(folder)
+    clone.run("git", "checkout", "--", ".")
+    clone.run("dvc", "checkout")
+
+
+def _mlflow_metrics(clone: Clone) -> dict[str, float]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("knee-siglip")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run.data.metrics
+
+
+def _wandb_summary(clone: Clone) -> dict[str, float]:
+    values: dict[str, float] = {}
+    files = sorted((clone.folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert files
+    for file in files:
+        for line in clone.run("wandb", "leet", "inspect", "--json", str(file.parent)).splitlines():
+            values |= _summary_of(json.loads(line)) if line.startswith("{") else {}
+    return values
+
+
+def _summary_of(record: dict) -> dict[str, float]:
+    """Summary updates of one record of the W&B file."""
+    updates = record.get("summary", {}).get("update", []) if isinstance(record.get("summary"), dict) else []
+    values = {}
+    for update in updates:
+        key = update.get("key") or ".".join(update.get("nested_key", []))
+        values[key] = json.loads(update["value_json"])
+    return values
