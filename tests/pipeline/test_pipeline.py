@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -131,6 +132,37 @@ def test_another_image_size_reruns_only_what_depends_on_it(clone):
     clone.run("dvc", "checkout")
 
 
+def test_two_queued_experiments_share_the_store(clone):
+    folder = clone.folder / ".store" / "pixels"
+    before = set(folder.rglob("*.npy"))
+    for size, name in ((224, "queued-small"), (448, "queued-large")):
+        clone.run("dvc", "exp", "run", "--queue", "-S", f"image_size={size}", "-S", "train.epochs=1", "--name", name)
+    clone.run("dvc", "queue", "start", "--jobs", "2")
+    for _ in range(300):
+        status = clone.run("dvc", "queue", "status")
+        if "Queued" not in status and "Running" not in status:
+            break
+        time.sleep(1)
+    assert status.count("Success") == 2, status + clone.run("dvc", "queue", "logs", "queued-large")
+    assert set(folder.rglob("*.npy")) == before
+    shown = clone.run("dvc", "exp", "show", "--csv")
+    assert "queued-small" in shown
+    assert "queued-large" in shown
+
+
+def test_a_fresh_clone_with_dvc_pull_evaluates_without_training(clone, tmp_path):
+    clone.run("dvc", "remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
+    clone.run("dvc", "push", "--quiet")
+    clone.run("git", "commit", "-qam", "remote")
+    clone.run("git", "clone", "-q", ".", str(tmp_path / "second"))
+    second = Clone(tmp_path / "second")
+    second.run("dvc", "pull", "--quiet")
+    assert "up to date" in second.run("dvc", "repro")
+    expected = second.metrics("evaluation")
+    second.run("dvc", "repro", "--single-item", "--force", "evaluate")
+    assert second.metrics("evaluation") == expected
+
+
 def test_a_typing_error_in_params_stops_before_any_work(clone):
     path = clone.folder / "params.yaml"
     original = path.read_text()
@@ -175,15 +207,6 @@ def _wandb_summary(clone: Clone) -> dict[str, float]:
     assert files
     for file in files:
         for line in clone.run("wandb", "leet", "inspect", "--json", str(file.parent)).splitlines():
-            values |= _summary_of(json.loads(line)) if line.startswith("{") else {}
-    return values
-
-
-def _summary_of(record: dict) -> dict[str, float]:
-    """Summary updates of one record of the W&B file."""
-    updates = record.get("summary", {}).get("update", []) if isinstance(record.get("summary"), dict) else []
-    values = {}
-    for update in updates:
-        key = update.get("key") or ".".join(update.get("nested_key", []))
-        values[key] = json.loads(update["value_json"])
+            record = json.loads(line) if line.startswith("{") else {}
+            values |= record["summary"]["update"] if record.get("type") == "summary" else {}
     return values
