@@ -46,3 +46,13 @@ def test_dropout_is_replayed_in_the_second_pass(make_model, make_pairs):
     first, second = seen[:3], seen[3:]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], first[1])
+
+
+def test_a_text_that_pairs_share_is_encoded_once(make_model, make_pairs):
+    model = make_model()
+    pairs = pairs_of(make_pairs(count=24, distinct=6), torch.float32)
+    lengths = []
+    original = model.get_text_features
+    model.get_text_features = lambda ids: lengths.append(len(ids)) or original(ids)
+    gradients(model, pairs, 24)
+    assert lengths == [6]

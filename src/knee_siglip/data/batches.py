@@ -18,7 +18,10 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs on one device: `pixels` (B, S, S) uint8, `input_ids` (B, L), `text_ids` (B,) equal for equal texts."""
+    """B pairs on one device, of the manifest's `rows` (B,).
+
+    `pixels` (B, S, S) uint8; `input_ids` (U, L) of their U distinct texts; `text_ids` (B,) which of these each has.
+    """
 
     rows: np.ndarray
     pixels: Tensor
@@ -51,10 +54,10 @@ class PairDataset:
 
     def batch(self, indices: np.ndarray, device: torch.device) -> Batch:
         """The pairs at `indices` (B,) of this split."""
-        text_ids = self.text_ids[torch.from_numpy(indices)]
+        distinct, text_ids = self.text_ids[torch.from_numpy(indices)].unique(return_inverse=True)
         rows = self.rows[indices]
         pixels = torch.from_numpy(self.pixels[rows])
-        return Batch(rows, pixels.to(device), self.input_ids[text_ids].to(device), text_ids.to(device))
+        return Batch(rows, pixels.to(device), self.input_ids[distinct].to(device), text_ids.to(device))
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:

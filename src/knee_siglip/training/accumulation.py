@@ -19,7 +19,10 @@ Embeds = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Pairs:
-    """What the encoders see: `pixels` (B, S, S) grey 0-255, `input_ids` (B, L), `text_ids` (B,)."""
+    """What the encoders see of B pairs.
+
+    `pixels` (B, S, S) grey 0-255; `input_ids` (U, L) of the distinct texts; `text_ids` (B,) each pair's row in them.
+    """
 
     pixels: Tensor
     input_ids: Tensor
@@ -52,9 +55,7 @@ def backward_pairs(
     """
 
     def encode(rows: slice) -> Embeds:
-        with torch.autocast(pairs.pixels.device.type, dtype=dtype, enabled=dtype is not None):
-            pixel_values = model.normalise_pixels(pairs.pixels[rows])
-            return model.get_image_features(pixel_values), model.get_text_features(pairs.input_ids[rows])
+        return encode_pairs(model, pairs, rows, dtype)
 
     count = len(pairs.pixels)
     pieces = [slice(start, start + micro_batch_size) for start in range(0, count, micro_batch_size)]
@@ -69,6 +70,15 @@ def backward_pairs(
         _encode_again(encode, pieces, states, image_embeds, text_embeds)
     accuracy = batch_accuracy(image_embeds.detach(), text_embeds.detach(), pairs.text_ids)
     return LossAndAccuracy(loss.detach(), accuracy)
+
+
+def encode_pairs(model: KneeRadDinoSigLIPModel, pairs: Pairs, rows: slice, dtype: torch.dtype | None) -> Embeds:
+    """Image and text embeddings (n, D) of some rows; an impression that several of them share is encoded once."""
+    with torch.autocast(pairs.pixels.device.type, dtype=dtype, enabled=dtype is not None):
+        image_embeds = model.get_image_features(model.normalise_pixels(pairs.pixels[rows]))
+        distinct, place = pairs.text_ids[rows].unique(return_inverse=True)
+        # index_select, not brackets: its gradient is summed in a fixed order
+        return image_embeds, model.get_text_features(pairs.input_ids[distinct]).index_select(0, place)
 
 
 def _encode_without_graph(

@@ -17,7 +17,7 @@ from knee_siglip.model.device import autocast_dtype
 from knee_siglip.model.loss import sigmoid_loss
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.params import TrainParams
-from knee_siglip.training.accumulation import LossAndAccuracy, Pairs, backward_pairs
+from knee_siglip.training.accumulation import LossAndAccuracy, Pairs, backward_pairs, encode_pairs
 from knee_siglip.training.optimizer import build_optimizer, build_schedule
 
 LOG_EVERY_STEPS = 10
@@ -152,9 +152,10 @@ class Trainer:
         images, texts = [], []
         for indices in split_groups(np.arange(len(pairs)), self.micro_batch_size):
             batch = pairs.batch(indices, self.device)
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                images.append(self.model.get_image_features(self.model.normalise_pixels(batch.pixels)).cpu())
-                texts.append(self.model.get_text_features(batch.input_ids).cpu())
+            whole = Pairs(batch.pixels, batch.input_ids, batch.text_ids)
+            image_embeds, text_embeds = encode_pairs(self.model, whole, slice(None), self.dtype)
+            images.append(image_embeds.cpu())
+            texts.append(text_embeds.cpu())
         return torch.cat(images), torch.cat(texts)
 
     def _augment(self, pixels: Tensor) -> Tensor:
