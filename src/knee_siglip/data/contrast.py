@@ -1,4 +1,4 @@
-"""Local contrast normalisation: what stays of a radiograph when exposure, gamma and soft-tissue gradients are taken out."""
+"""Local contrast normalisation: what stays of a radiograph without exposure, gamma and soft-tissue gradients."""
 
 import numpy as np
 from scipy import ndimage
@@ -23,7 +23,8 @@ def local_contrast(grey: np.ndarray) -> np.ndarray:
         return np.stack([local_contrast(image) for image in pixels]) if len(pixels) else pixels.astype(np.uint8)
     mean = _local_mean(pixels)
     deviation = pixels - mean
-    std = np.sqrt(_local_mean(deviation * deviation))
+    # the filter's running sum may leave -1e-7 where a region is flat
+    std = np.sqrt(np.maximum(_local_mean(deviation * deviation), 0))
     normalised = 128.0 + GREY_PER_STD * deviation / np.maximum(std, STD_FLOOR)
     return np.clip(np.rint(normalised), 0, 255).astype(np.uint8)
 

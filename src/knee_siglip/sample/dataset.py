@@ -1,0 +1,140 @@
+"""Write the sample: `images/<patient>_<L|R>.png` and `train.csv`, the same bytes for the same seed on any machine load.
+
+    write_sample(Path("data/sample"), patients=1060, seed=42, size=512)
+
+Every knee has a random stream of its own, keyed by (seed, patient, knee), so the number of processes changes nothing.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from rich.progress import track
+
+from knee_siglip.sample.findings import SIDES, Labels, draw_labels
+from knee_siglip.sample.impression import draw_text, text_alternatives
+from knee_siglip.sample.radiograph import draw_knee
+
+TEST_SHARE, VAL_SHARE = 0.15, 0.10
+SPLIT_STREAM = 1
+"""Spawn key of the stream that shuffles patients into splits; knees have none, so the two never meet."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One knee before it is drawn. `rng` stands where the drawing begins."""
+
+    patient_id: str
+    labels: Labels
+    alternatives: dict[str, float]
+    impression: str
+    rng: np.random.Generator
+
+    @property
+    def img_path(self) -> str:
+        """Where the picture lies, relative to the CSV."""
+        return f"images/{self.patient_id}_{self.labels.side[0].upper()}.png"
+
+
+def make_case(seed: int, patient: int, knee: int) -> Case:
+    """The labels and the text of knee 0 (left) or 1 (right) of a patient: well under a millisecond."""
+    rng = np.random.default_rng([seed, patient, knee])
+    labels = draw_labels(rng, SIDES[knee])
+    alternatives = text_alternatives(labels)
+    return Case(f"P{patient:05d}", labels, alternatives, draw_text(rng, alternatives), rng)
+
+
+def iter_cases(patients: int, seed: int) -> Iterator[Case]:
+    """All knees in the order of the CSV, without drawing any."""
+    for patient in range(1, patients + 1):
+        for knee in range(len(SIDES)):
+            yield make_case(seed, patient, knee)
+
+
+def draw_case(case: Case, size: int) -> tuple[np.ndarray, list[dict]]:
+    """Image uint8 (size, size) and findings of one case; takes the case's stream forward, so call it once."""
+    return draw_knee(case.rng, case.labels, size)
+
+
+def assign_splits(patients: int, seed: int) -> dict[str, str]:
+    """Patient id -> train, val or test, by a seeded shuffle; both knees of a patient stay together."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLIT_STREAM,)))
+    test, val = round(TEST_SHARE * patients), round(VAL_SHARE * patients)
+    names = ["test"] * test + ["val"] * val + ["train"] * (patients - test - val)
+    return {f"P{patient + 1:05d}": name for patient, name in zip(rng.permutation(patients), names, strict=True)}
+
+
+def label_table(*, patients: int, seed: int) -> pd.DataFrame:
+    """The CSV's rows but for `findings` (their boxes are known only once drawn)."""
+    splits = assign_splits(patients, seed)
+    rows = [_row(case, splits[case.patient_id]) for case in iter_cases(patients, seed)]
+    table = pd.DataFrame(rows)
+    return table.astype({"kl_grade": "Int64"})
+
+
+def _row(case: Case, split: str) -> dict:
+    return {
+        "img_path": case.img_path,
+        "impression": case.impression,
+        "split": split,
+        "patient_id": case.patient_id,
+        "side": case.labels.side,
+        "view": "ap",
+        "kl_grade": case.labels.kl_grade,
+        "text_alternatives": json.dumps({text: round(p, 4) for text, p in case.alternatives.items()}),
+    }
+
+
+def write_sample(folder: Path, *, patients: int, seed: int, size: int, workers: int | None = None) -> pd.DataFrame:
+    """Draw `patients` x 2 radiographs of `size` pixels (512 or more) into `folder` and return the written table.
+
+    Images are complete or absent: they are drawn aside and moved, and the CSV that names them comes last.
+    """
+    folder = Path(folder)
+    aside = folder / ".images.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    table = label_table(patients=patients, seed=seed)
+    findings = _draw_all(aside, patients=patients, seed=seed, size=size, workers=workers)
+    table.insert(list(table.columns).index("text_alternatives"), "findings", findings)
+    shutil.rmtree(folder / "images", ignore_errors=True)
+    aside.rename(folder / "images")
+    partial_csv = folder / ".train.csv.partial"
+    table.to_csv(partial_csv, index=False, lineterminator="\n")
+    partial_csv.replace(folder / "train.csv")
+    return table
+
+
+def _draw_all(folder: Path, *, patients: int, seed: int, size: int, workers: int | None) -> list[str]:
+    """Draw every knee into `folder`; returns the findings as JSON, in the order of the CSV."""
+    keys = [(patient, knee) for patient in range(1, patients + 1) for knee in range(len(SIDES))]
+    draw = partial(_draw_one, folder, seed, size)
+    workers = min(workers or _cores(), len(keys))
+    if workers == 1:
+        return [draw(key) for key in track(keys, "Drawing knees", transient=True)]
+    # spawn: a forked child would inherit the locks of whatever threads torch or BLAS have started
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        drawn = pool.map(draw, keys, chunksize=8)
+        return list(track(drawn, "Drawing knees", total=len(keys), transient=True))
+
+
+def _cores() -> int:
+    """Cores this process may use: a container's share, where the system tells it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _draw_one(folder: Path, seed: int, size: int, key: tuple[int, int]) -> str:
+    case = make_case(seed, *key)
+    image, findings = draw_case(case, size)
+    Image.fromarray(image).save(folder / Path(case.img_path).name, compress_level=1)
+    return json.dumps(findings)
