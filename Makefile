@@ -11,21 +11,21 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("knee-siglip needs Python >= 3.11, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --requirement requirements.lock
-	pip install --quiet --no-deps --editable .
+	$(VENV)/bin/pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
 repro: setup
-	dvc repro
+	$(VENV)/bin/dvc repro
 
 lint: setup
-	ruff check .
-	ruff format --check .
-	mypy
-	lint-imports
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 test: lint
-	pytest
+	$(VENV)/bin/pytest
 
 # Resolve pyproject.toml anew. The CPU build's local version is cut off, so that the pin also fits the CUDA build.
 lock:

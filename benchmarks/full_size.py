@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import Dinov2Config, SiglipTextConfig
 
-from knee_siglip.model.device import autocast_dtype, pick_device
+from knee_siglip.model.device import autocast_dtype, pick_device, place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.model.positions import extend_text_positions
 from knee_siglip.params import TrainParams
@@ -27,8 +27,14 @@ from knee_siglip.training.run import peak_memory_mb
 
 TEXT_LENGTH = 512
 # The configs on the hub, 2026-11: microsoft/rad-dino, google/siglip-base-patch16-224
-RAD_DINO = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 518, "patch_size": 14}
-SIGLIP = {"vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+RAD_DINO: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 518,
+    "patch_size": 14,
+}
+SIGLIP: dict[str, Any] = {"vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
 def build(batch_size: int) -> KneeRadDinoSigLIPModel:
@@ -44,7 +50,7 @@ def build(batch_size: int) -> KneeRadDinoSigLIPModel:
 def measure(image_size: int, batch_size: int, steps: int, device: torch.device) -> dict[str, Any]:
     """Train `steps` steps on random pairs; the first one warms up and is not timed."""
     torch.manual_seed(0)
-    model = build(batch_size).to(device).train()
+    model = place(build(batch_size), device).train()
     params = TrainParams(batch_size=batch_size, learning_rate=1e-4)
     optimizer = build_optimizer(model, params)
     pairs = Pairs(

@@ -22,6 +22,8 @@ from rich.progress import track
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Dinov2Config, Dinov2Model
 
 from knee_siglip.data.images import Transform
@@ -39,6 +41,8 @@ BOXES = ("joint_space_narrowing", "osteophytes", "subchondral_sclerosis", *FINDI
 COMPARTMENTS = (None, "medial", "lateral")
 ALIGNMENTS = ("normal", "varus", "valgus")
 NO_GRADE = -100
+NOISE_FIELDS = 8
+"""Random fields per batch; drawing one for each picture would cost a tenth of the time."""
 
 
 Drawn = tuple[np.ndarray, np.ndarray | None, list[int], np.ndarray]
@@ -105,8 +109,12 @@ def _draw_all(folder: Path, stream: int, count: int, large: int, seed: int) -> N
 
 
 Logits = dict[str, torch.Tensor]
-TASKS = {"kl": 5, "ordinal": 4, "side": 2, "compartment": 3, "alignment": 3, "broken": 3, "findings": len(FINDINGS)}
-"""Head -> number of outputs."""
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""pixels: float (B, 1, S, S) in 0-1; maps: float (B, len(BOXES), 16, 16); targets: int64 (B, 5 + F)."""
+JUDGED = {"side": 2, "compartment": 3, "alignment": 3, "broken": 3}
+SEEN = {"seen_compartment": 3, "seen_alignment": 3, "seen_broken": 3}
+TASKS = {"kl": 5, "ordinal": 4} | JUDGED | SEEN | {"findings": len(FINDINGS)}
+"""Head -> outputs. SEEN: by the picture's left and right instead of medial and lateral, a stepping stone."""
 
 
 class MultiTask(nn.Module):
@@ -116,6 +124,7 @@ class MultiTask(nn.Module):
         super().__init__()
         config = Dinov2Config(hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=3, mlp_ratio=2)
         config.update({"patch_size": PATCH, "image_size": SIZE, "use_mask_token": False, "layerscale_value": 1.0})
+        config.num_channels = 1  # three equal channels would cost three times as much; `save` makes them
         self.encoder = Dinov2Model(config)
         self.mean, self.std = mean, std
         self.head = nn.Linear(WIDTH, sum(TASKS.values()))
@@ -123,8 +132,7 @@ class MultiTask(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> tuple[Logits, torch.Tensor]:
         """pixels: float (B, 1, S, S) in 0-1. Returns logits by task and patch logits (B, n, n, len(BOXES))."""
-        values = ((pixels - self.mean) / self.std).expand(-1, 3, -1, -1)
-        tokens = self.encoder(values).last_hidden_state
+        tokens = self.encoder((pixels - self.mean) / self.std).last_hidden_state
         side = pixels.shape[-1] // PATCH
         patches = self.patch_head(tokens[:, 1:]).unflatten(1, (side, side))
         logits = self.head(tokens[:, 0]).split(list(TASKS.values()), dim=1)
@@ -138,15 +146,15 @@ def loss_of(logits: Logits, patches: torch.Tensor, targets: torch.Tensor, maps: 
     above = (grade[graded, None] > torch.arange(4)).float()
     loss = F.cross_entropy(logits["kl"][graded], grade[graded])
     loss = loss + 2 * F.binary_cross_entropy_with_logits(logits["ordinal"][graded], above)
-    for column, task in enumerate(("side", "compartment", "alignment", "broken"), start=1):
+    for column, task in enumerate(JUDGED, start=1):
         loss = loss + F.cross_entropy(logits[task], targets[:, column])
+    right_knee = targets[:, 1] == SIDES.index("right")
+    for column, task in enumerate(SEEN, start=2):
+        judged = targets[:, column]
+        loss = loss + F.cross_entropy(logits[task], torch.where(right_knee & (judged > 0), 3 - judged, judged))
     rare = torch.tensor([1.0, 4.0, 4.0, 4.0, 4.0])
     loss = loss + 2 * F.binary_cross_entropy_with_logits(logits["findings"], targets[:, 5:].float(), pos_weight=rare)
     return loss + 2 * F.binary_cross_entropy_with_logits(patches, maps, pos_weight=torch.tensor(4.0))
-
-
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""pixels: float (B, 1, S, S) in 0-1; maps: float (B, len(BOXES), 16, 16); targets: int64 (B, 5 + F)."""
 
 
 def augment(batch: Batch, generator: torch.Generator) -> Batch:
@@ -162,13 +170,14 @@ def augment(batch: Batch, generator: torch.Generator) -> Batch:
     grid = F.affine_grid(theta, list(pixels.shape), False)
     pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     moved = F.grid_sample(maps, F.affine_grid(theta, list(maps.shape), False), align_corners=False)
-    blurred = F.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False)
-    weight = (u[5].clamp(0) * 1.2).clamp(max=1).view(b, 1, 1, 1)
-    pixels = pixels + weight * (blurred - pixels)
+    soft = u[5] > 0
+    blurred = F.avg_pool2d(pixels[soft], 3, 1, 1, count_include_pad=False)
+    pixels[soft] = pixels[soft].lerp_(blurred, (1.2 * u[5, soft]).clamp_(max=1).view(-1, 1, 1, 1))
     contrast, brightness = (0.35 * u[6]).exp().view(b, 1, 1, 1), (0.08 * u[7]).view(b, 1, 1, 1)
-    pixels = ((pixels - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
-    noise = 0.03 * torch.rand(b, 1, 1, 1, generator=generator)
-    pixels = pixels + noise * torch.randn(pixels.shape, generator=generator)
+    pixels.sub_(0.5).mul_(contrast).add_(0.5 + brightness).clamp_(0, 1)
+    noise = torch.randn(NOISE_FIELDS, *pixels.shape[1:], generator=generator)
+    strength = 0.03 * torch.rand(b, 1, 1, 1, generator=generator)
+    pixels.addcmul_(noise[torch.arange(b) % NOISE_FIELDS], strength)
     targets = targets.clone()
     targets[:, 1] = torch.where(mirrored, 1 - targets[:, 1], targets[:, 1])
     return pixels, moved, targets
@@ -192,7 +201,28 @@ def plan_epoch(rng: np.random.Generator, knees: Knees, batch: int) -> list[tuple
     return steps
 
 
-def train_step(model: MultiTask, optimizer: torch.optim.Optimizer, batch: Batch, generator: torch.Generator) -> float:
+def build_optimizers(model: MultiTask, learning_rate: float, steps: int) -> list[tuple[Optimizer, LambdaLR]]:
+    """Muon (https://kellerjordan.github.io/posts/muon) for the layers' matrices, AdamW for the rest.
+
+    Both warm up over 3 % of the steps, hold, and fall linearly to zero over the last half.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "encoder.encoder.layer" in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers: list[Optimizer] = [
+        torch.optim.Muon(matrices, learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, learning_rate, weight_decay=0.05),
+    ]
+
+    def factor(step: int) -> float:
+        return min((step + 1) / (0.03 * steps), 2 * (1 - step / steps), 1.0)
+
+    return [(optimizer, LambdaLR(optimizer, factor)) for optimizer in optimizers]
+
+
+def train_step(
+    model: MultiTask, optimizers: list[tuple[Optimizer, LambdaLR]], batch: Batch, generator: torch.Generator
+) -> float:
     """One update; fails loudly on a loss that is not finite."""
     pixels, maps, targets = augment(batch, generator)
     logits, patches = model(pixels)
@@ -200,10 +230,12 @@ def train_step(model: MultiTask, optimizer: torch.optim.Optimizer, batch: Batch,
     loss = loss_of(logits, patches, targets, maps)
     if not torch.isfinite(loss):
         raise RuntimeError(f"loss is {loss.item()}: lower --learning-rate")
-    optimizer.zero_grad()
+    model.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    for optimizer, schedule in optimizers:
+        optimizer.step()
+        schedule.step()
     return loss.item()
 
 
@@ -222,7 +254,7 @@ def held_out_figures(model: MultiTask, knees: Knees, size: int) -> dict[str, flo
         "kl_accuracy": (guessed == grade)[graded].float().mean().item(),
         "kl_kappa": float(cohen_kappa_score(grade[graded], guessed[graded], weights="quadratic")),
     }
-    for column, task in enumerate(("side", "compartment", "alignment", "broken"), start=1):
+    for column, task in enumerate(JUDGED, start=1):
         figures[f"{task}_accuracy"] = (logits[task].argmax(dim=1) == targets[:, column]).float().mean().item()
     for i, name in enumerate(FINDINGS):
         truth = targets[:, 5 + i]
@@ -234,8 +266,12 @@ def held_out_figures(model: MultiTask, knees: Knees, size: int) -> dict[str, flo
 def save(model: MultiTask, folder: Path) -> None:
     """float16 weights, config and RAD-DINO's kind of preprocessor_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    half = Dinov2Model(model.encoder.config)
-    half.load_state_dict(model.encoder.state_dict())
+    config = Dinov2Config.from_dict(model.encoder.config.to_dict() | {"num_channels": 3})
+    weights = model.encoder.state_dict()
+    kernel = "embeddings.patch_embeddings.projection.weight"
+    weights[kernel] = weights[kernel].repeat(1, 3, 1, 1) / 3
+    half = Dinov2Model(config)
+    half.load_state_dict(weights)
     half.half().save_pretrained(folder)
     processor = {
         "crop_size": {"height": SIZE, "width": SIZE},
@@ -263,14 +299,12 @@ def main(args: argparse.Namespace) -> None:
     knees = load_knees(args.cache, "train", TRAIN_STREAM, args.train, args.train // 8, args.seed)
     some = knees.pixels[:1000] / np.float32(255)
     model = MultiTask(round(float(some.mean()), 4), round(float(some.std()), 4))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05)
     steps = args.epochs * len(plan_epoch(np.random.default_rng(0), knees, args.batch_size))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps, pct_start=0.1)
+    optimizers = build_optimizers(model, args.learning_rate, steps)
     for epoch in range(args.epochs):
         losses = []
         for size, rows in plan_epoch(rng, knees, args.batch_size):
-            losses.append(train_step(model, optimizer, batch_of(knees, rows, size), generator))
-            schedule.step()
+            losses.append(train_step(model, optimizers, batch_of(knees, rows, size), generator))
         save(model, args.output)
         progress = {"epoch": epoch + 1, "loss": round(float(np.mean(losses)), 3)}
         print(json.dumps(progress | held_out_figures(model, held_out, SIZE)), flush=True)
@@ -284,9 +318,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path(".store/pretraining"), help="folder for the drawn knees")
     parser.add_argument("--train", type=int, default=16000)
     parser.add_argument("--held-out", type=int, default=1200)
-    parser.add_argument("--epochs", type=int, default=14)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=7)
     return parser.parse_args()

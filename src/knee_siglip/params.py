@@ -123,7 +123,9 @@ class TrainParams(Section):
         return {True: "auto", False: "none"}.get(value, value) if isinstance(value, bool) else value
 
 
-KL_PROMPTS: dict[str, list[str]] = {
+Grade = Literal["0", "1", "2", "3", "4"]
+
+KL_PROMPTS: dict[Grade, list[str]] = {
     "0": ["Normal knee.", "No radiographic features of osteoarthritis."],
     "1": ["Doubtful osteoarthritis.", "Doubtful joint space narrowing."],
     "2": ["Mild osteoarthritis.", "Mild osteoarthritis with definite osteophytes."],
@@ -137,7 +139,7 @@ class EvaluateParams(Section):
 
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["test"]
     batch_size: Annotated[int, Field(ge=2)] = 64
-    kl_prompts: dict[Literal["0", "1", "2", "3", "4"], Annotated[list[str], Field(min_length=1)]] = KL_PROMPTS
+    kl_prompts: dict[Grade, Annotated[list[str], Field(min_length=1)]] = KL_PROMPTS
 
     @field_validator("kl_prompts", mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from knee_siglip import __version__
 from knee_siglip.data.images import Transform
 from knee_siglip.data.text import load_tokenizer
 from knee_siglip.errors import UserError
+from knee_siglip.model.device import place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 
 FORMAT = "knee-siglip/1"
@@ -88,7 +89,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoin
         model = KneeRadDinoSigLIPModel(KneeRadDinoSigLIPConfig.from_dict(content["config"]))
     model.load_state_dict(content["weights"])
     return Checkpoint(
-        model=model.to(device).eval(),
+        model=place(model, device).eval(),
         tokenizer=_unpack_tokenizer(content["tokenizer"]),
         transform=Transform.from_dict(content["transform"]),
         params=content["params"],

@@ -1,8 +1,18 @@
 """Which device computes, and in which precision."""
 
+from typing import TypeVar
+
 import torch
 
 from knee_siglip.errors import UsageError
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+def place(model: Module, device: str | torch.device) -> Module:
+    """Move a model in place and return it. Transformers' own `to` is wrapped in a type that says something else."""
+    torch.nn.Module.to(model, device)
+    return model
 
 
 def pick_device(name: str = "auto") -> torch.device:

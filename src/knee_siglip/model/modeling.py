@@ -4,12 +4,15 @@
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrainedModel, SiglipTextConfig, SiglipTextModel
+from transformers import initialization as init
+
+Config = TypeVar("Config", bound=PretrainedConfig)
 
 
 class KneeRadDinoSigLIPConfig(PretrainedConfig):
@@ -32,16 +35,18 @@ class KneeRadDinoSigLIPConfig(PretrainedConfig):
         image_std: tuple[float, ...] = (0.2583, 0.2583, 0.2583),
         **kwargs: Any,
     ) -> None:
-        self.vision_config = Dinov2Config(**vision_config) if isinstance(vision_config, dict) else vision_config
-        self.text_config = SiglipTextConfig(**text_config) if isinstance(text_config, dict) else text_config
-        self.vision_config = self.vision_config or Dinov2Config()
-        self.text_config = self.text_config or SiglipTextConfig()
+        self.vision_config: Dinov2Config = _config(Dinov2Config, vision_config)
+        self.text_config: SiglipTextConfig = _config(SiglipTextConfig, text_config)
         self.projection = projection
         self.temperature = temperature
         self.bias_init = bias_init
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         super().__init__(**kwargs)
+
+
+def _config(kind: type[Config], values: dict[str, Any] | Config | None) -> Config:
+    return values if isinstance(values, kind) else kind(**(values or {}))
 
 
 class KneeRadDinoSigLIPModel(PreTrainedModel):
@@ -54,6 +59,10 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    image_mean: Tensor
+    image_std: Tensor
+    logit_scale: nn.Parameter
+    logit_bias: nn.Parameter
 
     def __init__(self, config: KneeRadDinoSigLIPConfig) -> None:
         super().__init__(config)
@@ -70,14 +79,15 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what has no pretrained weights; the encoders know how to initialise their own modules."""
+        # transformers' own functions leave alone what was just loaded from a file
         if module is self:
-            self.logit_scale.fill_(math.log(1 / self.config.temperature))
-            self.logit_bias.fill_(self.config.bias_init)
-            self.image_mean.copy_(_channels(self.config.image_mean))
-            self.image_std.copy_(_channels(self.config.image_std))
+            init.constant_(self.logit_scale, math.log(1 / self.config.temperature))
+            init.constant_(self.logit_bias, self.config.bias_init)
+            init.copy_(self.image_mean, _channels(self.config.image_mean))
+            init.copy_(self.image_std, _channels(self.config.image_std))
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.zeros_(module.bias)
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            init.zeros_(module.bias)
 
     def normalise_pixels(self, pixels: Tensor) -> Tensor:
         """Grey (B, S, S), 0-255 of any dtype, to (B, 3, S, S) float32 with the vision encoder's mean and std."""

@@ -18,7 +18,7 @@ from knee_siglip.data.text import tokenize, truncated_share
 from knee_siglip.errors import UserError
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
-from knee_siglip.model.device import pick_device
+from knee_siglip.model.device import pick_device, place
 from knee_siglip.params import Params, check_divisible, nest
 from knee_siglip.tracking.tracker import Tracker, open_tracker, remember_run
 from knee_siglip.training.optimizer import freeze_towers
@@ -57,7 +57,7 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
     facts = dataset_facts(manifest, checkpoint) | {"data_hash": checkpoint.data_hash}
     with open_tracker(params, stage="train", facts=facts, live_folder=files.report / "live") as tracker:
         trainer = Trainer(
-            model.to(pick_device(device)),
+            place(model, pick_device(device)),
             train_set,
             val_set,
             params.train,
