@@ -66,7 +66,7 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
 
     def __init__(self, config: KneeRadDinoSigLIPConfig) -> None:
         super().__init__(config)
-        width = config.text_config.projection_size
+        width = config.text_config.projection_size or config.text_config.hidden_size
         self.vision_model = Dinov2Model(config.vision_config)
         self.text_model = SiglipTextModel(config.text_config)
         self.visual_projection = _projection(config.projection, config.vision_config.hidden_size, width)

@@ -92,7 +92,7 @@ class Trainer:
         bar = progress.add_task(f"epoch {epoch + 1}/{self.params.epochs}", total=self.steps_per_epoch, figures="")
         losses, accuracies = [], []
         for indices in split_groups(epoch_order(len(self.train_set), self.seed, epoch), self.group_size):
-            learning_rate = self.schedule.get_last_lr()[-1]
+            learning_rate = float(self.schedule.get_last_lr()[-1])
             result = self.train_step(self.train_set.batch(indices, self.device))
             losses.append(result.loss.item())
             accuracies.append(result.accuracy.item())
