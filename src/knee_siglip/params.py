@@ -102,9 +102,9 @@ class TrainParams(Section):
     """Optimisation. `batch_size` pairs times `gradient_accumulation_steps` meet in one exact contrastive batch."""
 
     batch_size: Annotated[int, Field(ge=2)] = 64
-    epochs: PositiveInt = 20
-    learning_rate: PositiveFloat = 1e-3
-    vision_learning_rate_scale: PositiveFloat = 1.0
+    epochs: PositiveInt = 8
+    learning_rate: PositiveFloat = 2e-3
+    vision_learning_rate_scale: PositiveFloat = 0.1
     weight_decay: NonNegativeFloat = 0.01
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
     gradient_accumulation_steps: PositiveInt = 1
@@ -125,12 +125,37 @@ class TrainParams(Section):
 
 Grade = Literal["0", "1", "2", "3", "4"]
 
+KL_WORDINGS: dict[Grade, tuple[str, ...]] = {
+    "0": (
+        "Normal {side} knee joint.",
+        "No significant bony abnormality of the {side} knee.",
+        "{Side} knee: no radiographic features of osteoarthritis.",
+    ),
+    "1": (
+        "Doubtful OA of {side} knee joint.",
+        "{Side} knee: doubtful joint space narrowing, possible osteophytic lipping.",
+    ),
+    "2": (
+        "Mild OA of medial compartment of {side} knee joint.",
+        "Mild OA of lateral compartment of {side} knee joint.",
+        "{Side} knee: definite osteophytes, KL grade 2.",
+    ),
+    "3": (
+        "Moderate OA of medial compartment of {side} knee joint.",
+        "Moderate OA of lateral compartment of {side} knee joint.",
+        "{Side} knee: moderate OA, multiple osteophytes and some sclerosis.",
+    ),
+    "4": (
+        "Severe OA of medial compartment of {side} knee joint.",
+        "Severe OA of lateral compartment of {side} knee joint.",
+        "{Side} knee: severe OA, large osteophytes, severe sclerosis and bone end deformity.",
+    ),
+}
+"""In the manner of impressions and in the words of Kellgren and Lawrence 1957 (Ann Rheum Dis 16:494)."""
+
 KL_PROMPTS: dict[Grade, list[str]] = {
-    "0": ["Normal knee.", "No radiographic features of osteoarthritis."],
-    "1": ["Doubtful osteoarthritis.", "Doubtful joint space narrowing."],
-    "2": ["Mild osteoarthritis.", "Mild osteoarthritis with definite osteophytes."],
-    "3": ["Moderate osteoarthritis.", "Moderate osteoarthritis with definite joint space narrowing."],
-    "4": ["Severe osteoarthritis.", "Severe osteoarthritis, bone on bone."],
+    grade: [text.format(side=side, Side=side.capitalize()) for side in ("left", "right") for text in wordings]
+    for grade, wordings in KL_WORDINGS.items()
 }
 
 
