@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[2]
 MINIATURE = {
     "sample": {"patients": 40},
-    "train": {"epochs": 2, "batch_size": 16},
+    "train": {"epochs": 3, "batch_size": 16},
     "tracking": {"experiment_name": "miniature"},
 }
 
@@ -70,7 +70,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.run("git", "config", "user.email", "user@example.org")
     clone.run("git", "add", "--all")
     clone.run("git", "commit", "-qm", "miniature")
-    clone.run("dvc", "repro")
+    output = clone.run("dvc", "repro")
+    assert "the run goes on without it" not in output
     clone.run("git", "add", "--all")
     clone.run("git", "commit", "-qm", "first run")
     return clone
@@ -85,6 +86,9 @@ def test_every_stage_leaves_its_files(clone):
         "models/best_model.pt",
         "models/final_model.pt",
         "reports/train/metrics.json",
+        "reports/train/live/plots/metrics/train/loss.tsv",
+        "reports/train/live/plots/metrics/train/step_loss.tsv",
+        "reports/train/live/plots/metrics/val/contrastive_accuracy.tsv",
         "reports/evaluation/metrics.json",
         "reports/evaluation/predictions.csv",
         "reports/inference/results.csv",

@@ -97,7 +97,7 @@ class Trainer:
             losses.append(result.loss.item())
             accuracies.append(result.accuracy.item())
             if self.step % LOG_EVERY_STEPS == 0:
-                self.log({"step.loss": losses[-1], "step.learning_rate": learning_rate}, self.step)
+                self.log({"train.step_loss": losses[-1], "learning_rate": learning_rate}, self.step)
             figures = f"loss {losses[-1]:.3f}  accuracy {accuracies[-1]:.2f}  lr {learning_rate:.1e}"
             progress.update(bar, advance=1, figures=figures)
         return {
