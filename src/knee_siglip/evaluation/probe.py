@@ -89,8 +89,11 @@ def measure_retrieval(split: EmbeddedSplit) -> Metrics:
 
 
 def measure_zero_shot(split: EmbeddedSplit) -> Metrics:
-    """Kellgren-Lawrence grade by the most similar prompts, over the rows that have a grade."""
-    scores, predicted = split.grade_scores[split.graded], split.predicted[split.graded]
+    """Kellgren-Lawrence grade by the most similar prompts, over the rows that have a grade.
+
+    The AUROC needs figures that compare across images: probabilities, since some images are near to all prompts.
+    """
+    scores, predicted = split.grade_probabilities[split.graded], split.predicted[split.graded]
     patients = split.patients[split.graded]
     metrics = zero_shot_metrics(scores, split.grades)
     intervals = {
