@@ -5,13 +5,13 @@ params.yaml is checked at once and reruns nothing by itself.
 """
 
 from knee_siglip.errors import run_stage
-from knee_siglip.params import load_params
+from knee_siglip.params import check_inputs, load_params
 from knee_siglip.paths import PARAMS_CHECKED
 
 
 def main() -> None:
     """Check, then write the constant file."""
-    load_params()
+    check_inputs(load_params())
     PARAMS_CHECKED.parent.mkdir(parents=True, exist_ok=True)
     PARAMS_CHECKED.write_text("params.yaml was checked\n")
 

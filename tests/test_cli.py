@@ -194,7 +194,7 @@ def test_training_starts_from_the_params_in_the_folder_or_those_named(
     (tmp_path / "other.yaml").write_text("train: {epochs: 5}\n")
     knee_siglip("train", "--epochs", "4", "--no-mixed_precision")
     knee_siglip("train", "--params", "other.yaml")
-    assert [params.train.epochs for params in started] == [20, 4, 5]
+    assert [params.train.epochs for params in started] == [Params().train.epochs, 4, 5]
     assert (started[1].train.batch_size, started[1].train.mixed_precision) == (8, "none")
 
 

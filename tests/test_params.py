@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from knee_siglip.errors import UsageError
-from knee_siglip.params import Params, flatten, load_params, nest, parse_params
+from knee_siglip.params import Params, check_inputs, flatten, load_params, nest, parse_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,3 +87,23 @@ def test_dotted_names_become_sections_and_back():
     nested = {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
     assert nest({"a": 1, "b.c": 2, "b.d.e": 3}) == nested
     assert nest(flatten(nested)) == nested
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"data": {"csv": "nope.csv"}}, "data.csv = 'nope.csv': does not exist"),
+        ({"data": {"images": "nope"}}, "data.images = 'nope': does not exist"),
+        ({"model": {"vision": "microsoft/rad-dino"}}, "model.vision_revision = '': .*40-digit hash"),
+        ({"model": {"text": "google/siglip-base-patch16-224", "text_revision": "main"}}, "text_revision = 'main'"),
+        ({"model": {"vision": "rad dino"}}, "model.vision = 'rad dino': is no folder"),
+    ],
+)
+def test_what_the_params_name_is_looked_for_before_any_work(values, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        check_inputs(parse_params(values))
+
+
+def test_the_sample_may_be_named_before_it_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_inputs(Params())

@@ -146,6 +146,7 @@ def _show_prediction(image_path: Path, prediction: "Prediction") -> None:
     console = Console()
     console.print(table)
     grades = ", ".join(f"{grade}: {value:.2f}" for grade, value in enumerate(prediction.kl_probabilities))
+    console.print("Probability: that text and image are a pair, by the model; the order counts.", style="dim")
     console.print(
         f"Kellgren-Lawrence grade {prediction.kl_grade} (zero-shot; {grades})", highlight=False, soft_wrap=True
     )

@@ -5,6 +5,7 @@ Values are read with YAML 1.2 rules, as DVC writes them: `1e-05` is a number.
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from knee_siglip.errors import UsageError
-from knee_siglip.paths import PARAMS
+from knee_siglip.paths import PARAMS, SAMPLE
 
 RAD_DINO = "microsoft/rad-dino"
 SIGLIP = "google/siglip-base-patch16-224"
@@ -296,6 +297,40 @@ def check_divisible(image_size: int, patch: int, source: str) -> None:
         raise UsageError(
             f"{source}: image_size = {image_size}: must be a multiple of the vision encoder's patch size {patch}; "
             f"nearest: {' or '.join(near)}"
+        )
+
+
+def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
+    """Check what the params name outside themselves, before hours are spent: files, folders, hub revisions.
+
+    Raises:
+        UsageError: naming the key, its value and what to do.
+    """
+    for key, value in (("data.csv", params.data.csv), ("data.images", params.data.images)):
+        # the sample is drawn by a stage of its own
+        if not Path(value).is_relative_to(SAMPLE) and not Path(value).exists():
+            raise UsageError(
+                f"{source}: {key} = {value!r}: does not exist; name your CSV, and the folder of its images"
+            )
+    model = params.model
+    check_encoder("vision", model.vision, model.vision_revision)
+    check_encoder("text", model.text, model.text_revision)
+
+
+def check_encoder(tower: str, source: str, revision: str) -> None:
+    """Raise `UsageError` where `model.<tower>` names nothing, or a hub repository without a whole commit hash."""
+    if source == SMALL or Path(source).is_dir():
+        return
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
+        raise UsageError(
+            f"model.{tower} = {source!r}: is no folder here; give `{SMALL}`, an existing folder in Hugging Face format "
+            "or a hub name like owner/repository"
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise UsageError(
+            f"model.{tower}_revision = {revision!r}: {source} is loaded at one pinned commit, so its 40-digit hash is "
+            f"needed; copy it from https://huggingface.co/{source}/commits/main (model page, Files and versions, "
+            "commit history)"
         )
 
 

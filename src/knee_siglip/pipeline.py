@@ -9,7 +9,7 @@ from typing import Any
 
 from knee_siglip import paths
 from knee_siglip.errors import UsageError
-from knee_siglip.params import Params, check_divisible, load_params, parse_params, vision_patch_size
+from knee_siglip.params import Params, check_divisible, check_inputs, load_params, parse_params, vision_patch_size
 
 BEST_MODEL = paths.BEST_MODEL.name
 FINAL_MODEL = paths.FINAL_MODEL.name
@@ -111,6 +111,7 @@ def train_outside_dvc(params: Params, folder: Path, device: str = "auto") -> Non
         final_model=folder / FINAL_MODEL,
         report=folder / "reports/train",
     )
+    check_inputs(params, "params and flags")
     manifest = validate(params, files.manifest, folder / "reports/validation")
     # Before the images are decoded: an encoder that cannot be had shall not cost an hour first.
     write_backbones(params.model, files.backbones)

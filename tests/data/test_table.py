@@ -61,5 +61,5 @@ def test_broken_tables_name_file_and_row(write, content, row, reason):
 
 
 def test_missing_csv_names_the_parameter(tmp_path):
-    with pytest.raises(TableError, match=r"no\.csv does not exist; data\.csv"):
+    with pytest.raises(TableError, match=r"no\.csv does not exist; give"):
         read_table(tmp_path / "no.csv")

@@ -14,7 +14,7 @@ def inputs():
 
 
 def test_logits_are_scaled_cosines_plus_bias(make_model, inputs):
-    model = make_model(temperature=0.07).eval()
+    model = make_model(initial_temperature=0.07).eval()
     pixels, input_ids = inputs
     images, texts = model.get_image_features(model.normalise_pixels(pixels)), model.get_text_features(input_ids)
     assert images.norm(dim=-1).tolist() == pytest.approx([1.0] * 3, abs=1e-6)
@@ -74,4 +74,4 @@ def test_parameter_counts_add_up(make_model):
 
 
 def test_temperature_sets_the_initial_scale(make_model):
-    assert make_model(temperature=0.05).logit_scale.item() == pytest.approx(math.log(20))
+    assert make_model(initial_temperature=0.05).logit_scale.item() == pytest.approx(math.log(20))

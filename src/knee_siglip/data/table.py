@@ -63,7 +63,7 @@ def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise TableError(f"{path} does not exist; data.csv in params.yaml must name your CSV") from None
+        raise TableError(f"{path} does not exist; give --data_path, or data.csv in params.yaml") from None
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror}") from None
     try:

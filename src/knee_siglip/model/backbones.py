@@ -6,7 +6,6 @@ config, of SigLIP the text tower and the tokenizer.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ from transformers import Dinov2Model, PreTrainedModel, SiglipTextConfig, SiglipT
 from transformers.utils import logging as transformers_logging
 
 from knee_siglip.data.text import SENTENCEPIECE_FILE, load_tokenizer
-from knee_siglip.errors import UsageError, UserError
+from knee_siglip.errors import UserError
 from knee_siglip.model.hub import download
-from knee_siglip.params import SMALL, ModelParams
+from knee_siglip.params import SMALL, ModelParams, check_encoder
 
 Tower = Literal["vision", "text"]
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -50,8 +49,8 @@ def write_backbones(params: ModelParams, target: Path) -> None:
         UsageError: a source that is no folder and no hub name, or a revision that is no commit hash.
         UserError: the hub cannot be reached, or a source does not hold what is needed.
     """
-    check_source("vision", params.vision, params.vision_revision)
-    check_source("text", params.text, params.text_revision)
+    check_encoder("vision", params.vision, params.vision_revision)
+    check_encoder("text", params.text, params.text_revision)
     vision = find_source("vision", params.vision, params.vision_revision)
     text = find_source("text", params.text, params.text_revision)
     temporary = target.with_name(f".{target.name}.partial")
@@ -73,23 +72,6 @@ def find_source(tower: Tower, source: str, revision: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     return download(tower, source, revision, WANTED[tower])
-
-
-def check_source(tower: Tower, source: str, revision: str) -> None:
-    """Raise `UsageError` where `model.<tower>` names nothing, or a hub repository without a whole commit hash."""
-    if source == SMALL or Path(source).is_dir():
-        return
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
-        raise UsageError(
-            f"model.{tower} = {source!r}: is no folder here; give `{SMALL}`, an existing folder in Hugging Face format "
-            "or a hub name like owner/repository"
-        )
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise UsageError(
-            f"model.{tower}_revision = {revision!r}: {source} is loaded at one pinned commit, so its 40-digit hash is "
-            f"needed; copy it from https://huggingface.co/{source}/commits/main (model page, Files and versions, "
-            "commit history)"
-        )
 
 
 def write_vision(source: Path, target: Path) -> None:

@@ -32,7 +32,7 @@ def build_model(
         vision_config=vision.config,
         text_config=text.config,
         projection=params.projection,
-        temperature=params.temperature,
+        initial_temperature=params.temperature,
         bias_init=-math.log(max(contrastive_batch - 1, 1)) if params.bias_init == "auto" else params.bias_init,
         image_mean=mean,
         image_std=std,

@@ -106,8 +106,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist; train a model first (`dvc repro`) or name another file") from None
     # torch raises many kinds for a file that is no checkpoint: pickle, zip, runtime and key errors
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a knee-siglip checkpoint: {reason}") from None
+        kind = type(error).__name__
+        raise UserError(
+            f"{path} is not a knee-siglip checkpoint ({kind} while reading it); give one such as models/best_model.pt"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format", "no format entry") if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} is not a knee-siglip checkpoint of format {FORMAT}: found {found}")

@@ -29,7 +29,7 @@ class KneeRadDinoSigLIPConfig(PretrainedConfig):
         vision_config: dict[str, Any] | Dinov2Config | None = None,
         text_config: dict[str, Any] | SiglipTextConfig | None = None,
         projection: str = "linear",
-        temperature: float = 0.07,
+        initial_temperature: float = 0.07,
         bias_init: float = -10.0,
         image_mean: tuple[float, ...] = (0.5307, 0.5307, 0.5307),
         image_std: tuple[float, ...] = (0.2583, 0.2583, 0.2583),
@@ -38,7 +38,7 @@ class KneeRadDinoSigLIPConfig(PretrainedConfig):
         self.vision_config: Dinov2Config = _config(Dinov2Config, vision_config)
         self.text_config: SiglipTextConfig = _config(SiglipTextConfig, text_config)
         self.projection = projection
-        self.temperature = temperature
+        self.initial_temperature = initial_temperature
         self.bias_init = bias_init
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
@@ -70,7 +70,7 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
         self.vision_model = Dinov2Model(config.vision_config)
         self.text_model = SiglipTextModel(config.text_config)
         self.visual_projection = _projection(config.projection, config.vision_config.hidden_size, width)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.initial_temperature)))
         self.logit_bias = nn.Parameter(torch.tensor(float(config.bias_init)))
         self.register_buffer("image_mean", _channels(config.image_mean), persistent=False)
         self.register_buffer("image_std", _channels(config.image_std), persistent=False)
@@ -81,7 +81,7 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
         """Initialise what has no pretrained weights; the encoders know how to initialise their own modules."""
         # transformers' own functions leave alone what was just loaded from a file
         if module is self:
-            init.constant_(self.logit_scale, math.log(1 / self.config.temperature))
+            init.constant_(self.logit_scale, math.log(1 / self.config.initial_temperature))
             init.constant_(self.logit_bias, self.config.bias_init)
             init.copy_(self.image_mean, _channels(self.config.image_mean))
             init.copy_(self.image_std, _channels(self.config.image_std))
