@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from knee_siglip.params import flatten, parse_params
+from knee_siglip.params import Params, flatten, parse_params
 from knee_siglip.tracking import tracker as tracker_module
 from knee_siglip.tracking.runlog import RunLog, sha256, tracking_folder
 from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run, resend
@@ -76,7 +76,7 @@ def test_the_run_carries_its_tags_params_and_facts(recorded):
     assert run.info.status == "FINISHED"
     assert run.info.run_name == run.data.tags["DVC_EXP_NAME"] == "sunny-knee"
     assert (run.data.tags["stage"], run.data.tags["data_hash"]) == ("train", "d" * 32)
-    assert run.data.params["train.learning_rate"] == "0.001"
+    assert run.data.params["train.learning_rate"] == str(Params().train.learning_rate)
     assert run.data.params["parameters.total"] == "418000"
     opened = next(record["run"] for record in recorded.wandb_records(0) if record["type"] == "run")
     assert (opened["run_id"], opened["project"], opened["display_name"]) == (

@@ -29,10 +29,10 @@ def make_trainer(model, pairs, params=PARAMS, seed=0):
 
 
 def test_training_learns_the_pairs(make_model, make_pairs):
-    trainer, _, best = make_trainer(make_model(), make_pairs)
+    trainer, _, best = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"epochs": 30}))
     history = trainer.fit()
     assert history.epochs[-1]["train.loss"] < 0.7 * history.epochs[0]["train.loss"]
-    assert history.epochs[-1]["val.contrastive_accuracy"] > 0.8
+    assert history.epochs[-1]["val.contrastive_accuracy"] > 0.8  # chance is a sixth
     assert best[-1] == history.epochs[history.best_epoch - 1]
 
 
