@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from knee_siglip import __version__, cli, doctor, pipeline
-from knee_siglip.data.images import Transform
+from knee_siglip.data.transform import Transform
 from knee_siglip.inference.queries import USUAL_QUERIES
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.params import Params, parse_params

@@ -97,8 +97,8 @@ def train_outside_dvc(params: Params, folder: Path, device: str = "auto") -> Non
     Raises:
         UserError: of the step that failed, as in the pipeline.
     """
-    from knee_siglip.data.images import Transform
     from knee_siglip.data.store import build_cache
+    from knee_siglip.data.transform import Transform
     from knee_siglip.model.backbones import write_backbones
     from knee_siglip.training.run import TrainFiles, train
     from knee_siglip.validation.validate import validate

@@ -91,7 +91,7 @@ def test_dicom_is_known_by_content_and_old_ones_by_ending(save_dicom, tmp_path):
 
 def test_bits_stored_are_told(save_dicom):
     path = save_dicom(STORED)
-    assert decode(path.read_bytes(), path)[1] == 12
+    assert decode(path.read_bytes(), path).bits == 12
 
 
 @pytest.mark.parametrize(

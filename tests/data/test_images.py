@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from knee_siglip.data.images import ImageError, Transform, decode, load_pixels, read_grey
+from knee_siglip.data.images import ImageError, decode, read_grey
+from knee_siglip.data.transform import Transform, load_pixels
 
 RAMP = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
 
@@ -125,7 +126,7 @@ def test_exif_orientation_is_applied(save):
 )
 def test_bits_of_the_file_are_told(save, image, name, bits):
     path = save(image, name)
-    assert decode(path.read_bytes(), path)[1] == bits
+    assert decode(path.read_bytes(), path).bits == bits
 
 
 def assert_refused(path: Path, reason: str) -> None:

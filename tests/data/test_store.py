@@ -12,8 +12,8 @@ from PIL import Image
 
 from knee_siglip import paths
 from knee_siglip.data import segments, store
-from knee_siglip.data.images import Transform, load_pixels
 from knee_siglip.data.store import Counts, PixelStore, build_cache, open_pixels
+from knee_siglip.data.transform import Transform, load_pixels
 from knee_siglip.errors import UserError
 
 TRANSFORM = Transform(28, "pad", "local")

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from knee_siglip.data.contrast import local_contrast
-from knee_siglip.data.images import VERSION, ImageError, Transform
+from knee_siglip.data.images import ImageError
+from knee_siglip.data.transform import VERSION, Transform
 
 RNG = np.random.default_rng(0)
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, SiglipTextConfig
 
-from knee_siglip.data.images import Transform
 from knee_siglip.data.manifest import write_manifest
 from knee_siglip.data.store import build_cache
 from knee_siglip.data.text import load_tokenizer
+from knee_siglip.data.transform import Transform
 from knee_siglip.evaluation.evaluate import EvaluateFiles
 from knee_siglip.evaluation.split import EmbeddedSplit
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from knee_siglip.data.images import Decoded
 from knee_siglip.errors import UserError
 from knee_siglip.inference import batch as batch_module
 from knee_siglip.inference.batch import Summary, decoded_batches, infer_batch
@@ -108,7 +109,7 @@ def test_results_do_not_depend_on_the_batch_size(run: Run, grey_image: Callable[
 def test_surprise_of_a_decoder_is_that_rows_error(
     run: Run, grey_image: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decode(data: bytes, path: Path) -> tuple[np.ndarray, int]:
+    def decode(data: bytes, path: Path) -> Decoded:
         raise KeyError("no such tag")
 
     monkeypatch.setattr(batch_module, "decode", decode)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from knee_siglip.data.grey import ImageError, check_size, stretch, to_uint8
+from knee_siglip.data.grey import Decoded, ImageError, check_size, stretch, to_uint8
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -22,10 +22,8 @@ def is_dicom(data: bytes, path: Path) -> bool:
     return data[128:132] == b"DICM" or path.suffix.lower() in SUFFIXES
 
 
-def decode_dicom(data: bytes, path: Path) -> tuple[np.ndarray, int]:
+def decode_dicom(data: bytes, path: Path) -> Decoded:
     """Rescale, VOI LUT or window, MONOCHROME1 inverted: what a viewer shows first.
-
-    Returns (uint8 (H, W), bits stored).
 
     Raises:
         ImageError: no DICOM, no pixels, several frames, damaged, or no codec for its transfer syntax.
@@ -40,7 +38,7 @@ def decode_dicom(data: bytes, path: Path) -> tuple[np.ndarray, int]:
             grey = _grey(dataset)
             if grey.ndim != 2:
                 raise ImageError(f"{path}: DICOM with pixels of shape {grey.shape}; one grey or RGB frame is read")
-            return grey, int(dataset.BitsStored)
+            return Decoded(grey, int(dataset.BitsStored), f"DICOM {dataset.PhotometricInterpretation}")
         except ImageError:
             raise
         except Exception as error:  # parsers raise anything on damaged files; their messages quote header values

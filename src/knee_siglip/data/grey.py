@@ -1,6 +1,7 @@
 """What every image format shares: the error, the size limit, and the step from deep greys to 8 bits."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,14 @@ class ImageError(UserError):
 
 class MissingImageError(ImageError):
     """There is no such file."""
+
+
+class Decoded(NamedTuple):
+    """An image file's content. grey: uint8 (H, W), upright; bits: per sample in the file; kind: `PNG I;16`."""
+
+    grey: np.ndarray
+    bits: int
+    kind: str
 
 
 def check_size(width: int, height: int, path: Path) -> None:

@@ -18,8 +18,9 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from knee_siglip import paths
-from knee_siglip.data.images import ImageError, Transform, decode, read_bytes
+from knee_siglip.data.images import ImageError, decode, read_bytes
 from knee_siglip.data.segments import read_segments, remove_remains, write_atomically, write_segment
+from knee_siglip.data.transform import Transform
 from knee_siglip.data.workers import available_cores, split_chunks, work_in_chunks
 from knee_siglip.errors import UserError
 
@@ -164,7 +165,7 @@ def _decode_checked(image_id: str, file: Path) -> np.ndarray:
     data = read_bytes(file)
     if hashlib.sha256(data).hexdigest() != image_id:
         raise ImageError(f"{file}: has changed since it was validated; run dvc repro validate")
-    return decode(data, file)[0]
+    return decode(data, file).grey
 
 
 class CachedPixels:

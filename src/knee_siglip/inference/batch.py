@@ -19,7 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from knee_siglip.data.images import ImageError, Transform, decode, read_bytes
+from knee_siglip.data.images import ImageError, decode, read_bytes
+from knee_siglip.data.transform import Transform
 from knee_siglip.data.workers import available_cores
 from knee_siglip.inference.outputs import Outputs, OutputWriter
 from knee_siglip.inference.predictor import Predictor, distinct_queries
@@ -118,7 +119,7 @@ def decode_file(file: Path | None, transform: Transform) -> Decoded:
         return Decoded(None, "", "img_path is empty")
     try:
         data = read_bytes(file)
-        pixels = transform(decode(data, file)[0])
+        pixels = transform(decode(data, file).grey)
     except ImageError as error:
         return Decoded(None, "", _one_line(error))
     except Exception as error:  # one odd file must not end a run over thousands; its row says what it was

@@ -1,47 +1,19 @@
 """What a single row can have wrong: columns, splits, texts, grades, images."""
 
 import difflib
-import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
-from knee_siglip.data.images import ImageError, MissingImageError, decode, read_bytes
 from knee_siglip.data.manifest import MADE_COLUMNS, SPLITS
 from knee_siglip.data.text import normalise_text
-from knee_siglip.data.workers import available_cores, split_chunks, work_in_chunks
+from knee_siglip.validation.findings import Finding
+from knee_siglip.validation.inspection import Failure, ImageFacts
 
 REQUIRED = ("img_path", "impression", "split")
 GRADES = range(5)
-IMAGES_PER_CHUNK = 64
-
-Severity = Literal["error", "warning", "dropped"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of findings.csv. row: as a spreadsheet shows it, None where the whole file is meant."""
-
-    severity: Severity
-    check: str
-    row: int | None
-    file: str
-    message: str
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What stays of a decoded image. `image_id`: sha256 of the file; width and height: those of the upright image."""
-
-    image_id: str
-    width: int
-    height: int
-    bits: int
-    constant: bool
 
 
 def check_columns(table: pd.DataFrame, csv: Path) -> list[Finding]:
@@ -149,44 +121,16 @@ def check_outside(files: Iterable[str], images_folder: str) -> list[Finding]:
     return [Finding("warning", "outside_images", None, outside[0], message)]
 
 
-def check_images(table: pd.DataFrame, files: pd.Series) -> tuple[dict[str, ImageFacts], list[Finding]]:
-    """Decode every distinct file once, on all cores. Returns facts by file, and a finding for every row without."""
-    workers = available_cores()
-    names = sorted({name for name in files if name})
-    facts: dict[str, ImageFacts] = {}
-    failures: dict[str, tuple[str, str]] = {"": ("missing_image", "img_path is empty")}
-    for results in work_in_chunks(_inspect, split_chunks(names, IMAGES_PER_CHUNK, workers), workers, "Checking images"):
-        for name, result in results:
-            if isinstance(result, ImageFacts):
-                facts[name] = result
-            else:
-                failures[name] = result
+def check_images(table: pd.DataFrame, files: pd.Series, inspected: Mapping[str, ImageFacts | Failure]) -> list[Finding]:
+    """A finding for every row whose image cannot be used, a warning where it holds nothing."""
     findings = []
-    for row, name in files.items():
-        if name in failures:
-            check, message = failures[name]
-            findings.append(Finding("error", check, int(str(row)), str(table.at[row, "img_path"]), message))
-        elif facts[name].constant:
-            message = "every pixel has the same grey"
-            findings.append(
-                Finding("warning", "constant_image", int(str(row)), str(table.at[row, "img_path"]), message)
-            )
-    return facts, findings
-
-
-def _inspect(names: Sequence[str]) -> list[tuple[str, ImageFacts | tuple[str, str]]]:
-    """Per file its facts, or (check, message). Only these small results leave the worker, no pixels."""
-    return [(name, _inspect_one(Path(name))) for name in names]
-
-
-def _inspect_one(path: Path) -> ImageFacts | tuple[str, str]:
-    try:
-        data = read_bytes(path)
-        grey, bits = decode(data, path)
-    except ImageError as error:
-        return "missing_image" if isinstance(error, MissingImageError) else "unreadable_image", str(error)
-    height, width = grey.shape
-    return ImageFacts(hashlib.sha256(data).hexdigest(), width, height, bits, constant=bool((grey == grey[0, 0]).all()))
+    for row, path, name in zip(table.index.tolist(), table["img_path"].tolist(), files, strict=True):
+        result = inspected[name] if name else Failure("missing_image", "img_path is empty")
+        if isinstance(result, Failure):
+            findings.append(Finding("error", result.check, row, path, result.message))
+        elif result.std == 0:
+            findings.append(Finding("warning", "constant_image", row, path, "every pixel has the same grey"))
+    return findings
 
 
 def _cells(table: pd.DataFrame, column: str) -> Iterable[tuple[int, str, str]]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from knee_siglip.data.manifest import SPLITS
 from knee_siglip.errors import UsageError
-from knee_siglip.validation.checks import Finding, Severity
+from knee_siglip.validation.findings import Finding, Severity
 
 Describe = Callable[[str, pd.DataFrame], str]
 

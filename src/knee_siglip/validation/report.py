@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from knee_siglip.data.manifest import SPLITS
-from knee_siglip.validation.checks import Finding
+from knee_siglip.validation.findings import Finding
 
 FINDINGS, METRICS = "findings.csv", "metrics.json"
 SHOWN = 20

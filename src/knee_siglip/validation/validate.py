@@ -1,7 +1,7 @@
 """The validate stage: from the user's CSV to the manifest, or to a list of everything that is wrong with it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,9 +13,12 @@ from knee_siglip.data.text import normalise_text
 from knee_siglip.errors import UserError
 from knee_siglip.params import Params
 from knee_siglip.validation import checks, leakage, report
-from knee_siglip.validation.checks import Finding, ImageFacts
+from knee_siglip.validation.findings import Finding
+from knee_siglip.validation.inspection import Failure, ImageFacts, inspect_images
 
 NOTHING_READ = pd.DataFrame({name: pd.Series(dtype=str) for name in ("split", "patient_id", "image_id", "text")})
+
+NO_IMAGE = ImageFacts(image_id="", width=0, height=0, bits=0, kind="", file_bytes=0, mean=0.0, std=0.0)
 
 
 def validate(
@@ -53,8 +56,9 @@ def _check(params: Params) -> tuple[pd.DataFrame, list[Finding]]:
     ]
     patients, unknown = leakage.patient_ids(table, params.data.patient_id_pattern)
     files = checks.image_files(table, csv)
-    facts, unreadable = checks.check_images(table, files)
-    table = _add_columns(table, patients, files, facts)
+    inspected = inspect_images(name for name in files if name)
+    unreadable = checks.check_images(table, files, inspected)
+    table = _add_columns(table, patients, files, inspected)
     table, leaks = leakage.find_leaks(table, params.validate_.on_leak)
     findings += [
         *unreadable,
@@ -68,11 +72,10 @@ def _check(params: Params) -> tuple[pd.DataFrame, list[Finding]]:
 
 
 def _add_columns(
-    table: pd.DataFrame, patients: pd.Series, files: pd.Series, facts: dict[str, ImageFacts]
+    table: pd.DataFrame, patients: pd.Series, files: pd.Series, inspected: Mapping[str, ImageFacts | Failure]
 ) -> pd.DataFrame:
     """The manifest's columns (manifest.py); rows without a readable image have an empty id and size 0."""
-    nothing = ImageFacts(image_id="", width=0, height=0, bits=0, constant=False)
-    found = [facts.get(name, nothing) for name in files]
+    found = [image if isinstance(image := inspected.get(name), ImageFacts) else NO_IMAGE for name in files]
     table = table.assign(
         patient_id=patients,
         image_file=files,
@@ -81,7 +84,7 @@ def _add_columns(
         height=[image.height for image in found],
         bits=[image.bits for image in found],
         text=table["impression"].map(normalise_text),
-        flags=["constant_image" if image.constant else "" for image in found],
+        flags=["constant_image" if image.image_id and image.std == 0 else "" for image in found],
     )
     if "kl_grade" in table.columns:
         grades = [checks.parse_grade(value) for value in table["kl_grade"]]

@@ -1,0 +1,17 @@
+"""What validation says: one sentence per thing that is wrong, with its row and file."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "dropped"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of findings.csv. row: as a spreadsheet shows it, None where the whole file is meant."""
+
+    severity: Severity
+    check: str
+    row: int | None
+    file: str
+    message: str
