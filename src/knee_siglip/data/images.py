@@ -1,42 +1,50 @@
 """The one way from an image file to pixels: training, evaluation and inference all read images here."""
 
-import io
-import warnings
+import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from knee_siglip.data.dicom import decode_dicom, is_dicom
-from knee_siglip.data.grey import Decoded, ImageError, MissingImageError, check_size, stretch
+from knee_siglip.data.grey import Decoded, ImageError, MissingImageError, shown
+from knee_siglip.data.pictures import decode_picture
 
 __all__ = ["Decoded", "ImageError", "MissingImageError", "decode", "read_bytes", "read_grey"]
 
-DEEP_BITS = {"I": 32, "F": 32}
-"""Bits per sample of Pillow's modes with more than 8; every `I;16...` has 16."""
+MAX_BYTES = 512 * 1024**2
+"""No radiograph's file is larger: a long-leg image of 30 million pixels has 60 MB, uncompressed."""
 
 
 def read_grey(path: Path) -> np.ndarray:
-    """Read any supported file (PNG, JPEG, TIFF, DICOM and what else Pillow knows) as grey.
+    """Read any supported file (see `pictures.FORMATS`, and DICOM) as grey.
 
     Returns uint8 (H, W), upright. 8-bit greys stay as they are; deeper ones are stretched (see `grey.stretch`).
 
     Raises:
-        ImageError: the file is missing, empty, truncated, too large or no image.
+        ImageError: the file is missing, empty, truncated, damaged, too large, no image or several.
     """
     return decode(read_bytes(path), path).grey
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's bytes; `ImageError` where there is none or nothing in it."""
+    """The file's bytes; `ImageError` where there is none, nothing in it, or what is no file (a pipe would hang)."""
     try:
-        data = path.read_bytes()
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            what = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, socket or device"
+            raise ImageError(f"{shown(path)}: cannot be read: it is {what}, no file")
+        if facts.st_size > MAX_BYTES:
+            raise ImageError(f"{shown(path)}: has {facts.st_size:,} bytes; at most {MAX_BYTES:,} are read")
+        if not facts.st_size:
+            raise ImageError(f"{shown(path)}: is empty (0 bytes)")
+        with path.open("rb") as file:
+            data = file.read(facts.st_size)
     except FileNotFoundError:
-        raise MissingImageError(f"{path}: no such file") from None
+        raise MissingImageError(f"{shown(path)}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise ImageError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
-    if not data:
-        raise ImageError(f"{path}: is empty (0 bytes)")
+        raise ImageError(f"{shown(path)}: cannot be read: {getattr(error, 'strerror', error)}") from None
+    if len(data) != facts.st_size:
+        raise ImageError(f"{shown(path)}: cannot be read: it became shorter meanwhile")
     return data
 
 
@@ -45,38 +53,4 @@ def decode(data: bytes, path: Path) -> Decoded:
 
     path: only names the file, in errors and by its ending.
     """
-    return decode_dicom(data, path) if is_dicom(data, path) else _decode_picture(data, path)
-
-
-def _decode_picture(data: bytes, path: Path) -> Decoded:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                check_size(image.width, image.height, path)
-                bits = 1 if image.mode == "1" else 16 if image.mode.startswith("I;16") else DEEP_BITS.get(image.mode, 8)
-                kind = f"{image.format} {image.mode}"
-                image.load()
-                return Decoded(_grey(ImageOps.exif_transpose(image)), bits, kind)
-        except ImageError:
-            raise
-        except UnidentifiedImageError:
-            raise ImageError(f"{path}: is no image of a known format (PNG, JPEG, TIFF, DICOM)") from None
-        except Image.DecompressionBombError:
-            raise ImageError(f"{path}: has far too many pixels for a radiograph") from None
-        except Exception as error:  # Pillow's decoders raise nearly every type on a damaged file
-            raise ImageError(f"{path}: is damaged: {str(error) or type(error).__name__}") from None
-
-
-def _grey(image: Image.Image) -> np.ndarray:
-    """Any Pillow mode to uint8 (H, W). Transparent parts become black, as air is in a radiograph."""
-    if image.mode == "L" and "transparency" not in image.info:
-        return np.array(image)
-    if image.mode in DEEP_BITS or image.mode.startswith("I;16"):
-        return stretch(np.asarray(image))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
-    elif image.mode not in ("1", "RGB"):
-        image = image.convert("RGB")
-    return np.array(image.convert("L"))
+    return decode_dicom(data, path) if is_dicom(data, path) else decode_picture(data, path)

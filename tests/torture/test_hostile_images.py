@@ -1,0 +1,398 @@
+"""Bad, odd and hostile picture files: each is read right, or refused in one sentence that names it."""
+
+import io
+import os
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from knee_siglip.data.images import MAX_BYTES, ImageError, read_grey
+
+RAMP = np.linspace(0, 255, 48 * 64).astype(np.uint8).reshape(48, 64)
+DEEP = np.linspace(0, 65535, 48 * 64).astype(np.uint16).reshape(48, 64)
+NOISE = np.random.default_rng(0).integers(0, 256, (48, 64), dtype=np.uint8)
+GREY = Image.fromarray(RAMP)
+
+
+def encoded(image: Image.Image | np.ndarray, form: str, **options) -> bytes:
+    stream = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(samples: np.ndarray, depth: int, colour: int, extra: bytes = b"", size: tuple[int, int] | None = None) -> bytes:
+    """samples: one row of packed big-endian bytes per image row."""
+    rows = np.ascontiguousarray(samples).view(np.uint8).reshape(len(samples), -1)
+    width, height = size or (64, len(samples))
+    pixels = zlib.compress(np.insert(rows, 0, 0, axis=1).tobytes())
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def deep_png(colour: int, channels: list[np.ndarray]) -> bytes:
+    return png(np.stack(channels, axis=-1).astype(">u2").reshape(48, -1), 16, colour)
+
+
+def tiff(samples: np.ndarray, bits: int, photometric: int = 1, sample_format: int = 1, order: str = "<") -> bytes:
+    """One uncompressed strip; samples (H, W) or (H, W, channels) of any type, written in the given byte order."""
+    channels = samples.shape[2] if samples.ndim == 3 else 1
+    pixels = samples.astype(samples.dtype.newbyteorder(order)).tobytes()
+    at = 8 + 2 + 11 * 12 + 4
+    fields = [
+        *((256, 4, samples.shape[1]), (257, 4, samples.shape[0]), (258, 3, bits), (259, 3, 1), (262, 3, photometric)),
+        *((273, 4, at + 8), (277, 3, channels), (278, 4, samples.shape[0]), (279, 4, len(pixels)), (284, 3, 1)),
+        (339, 3, sample_format),
+    ]
+    entries = b""
+    for tag, kind, value in fields:
+        number = struct.pack(order + "I", value) if kind == 4 else struct.pack(order + "HH", value, 0)
+        count = channels if tag == 258 else 1
+        entries += struct.pack(order + "HHI", tag, kind, count) + (
+            struct.pack(order + "I", at) if count > 1 else number
+        )
+    start = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+    depths = struct.pack(order + "4H", bits, bits, bits, bits)
+    return start + struct.pack(order + "H", len(fields)) + entries + b"\0\0\0\0" + depths + pixels
+
+
+def oriented(value: int, form: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return encoded(GREY, form, exif=exif, **({"quality": 100} if form in ("JPEG", "WEBP") else {}))
+
+
+TURNED = {
+    1: RAMP,
+    2: RAMP[:, ::-1],
+    3: RAMP[::-1, ::-1],
+    4: RAMP[::-1],
+    5: RAMP.T,
+    6: np.rot90(RAMP, -1),
+    7: RAMP[::-1, ::-1].T,
+    8: np.rot90(RAMP),
+}
+
+
+def palette(**options) -> bytes:
+    image = Image.fromarray(RAMP).convert("P")
+    image.putpalette([255 - level for level in range(256) for _ in range(3)])
+    return encoded(image, "PNG", **options)
+
+
+def lab() -> bytes:
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    transform = ImageCms.buildTransform(*profiles, "RGB", "LAB")
+    return encoded(ImageCms.applyTransform(GREY.convert("RGB"), transform), "TIFF")
+
+
+def packed(depth: int) -> bytes:
+    """Each row holds every grey of that depth, over and over."""
+    bits = np.array([[level >> bit & 1 for bit in reversed(range(depth))] for level in range(2**depth)])
+    row = np.packbits(np.tile(bits.ravel(), 64 // 2**depth))
+    return png(np.stack([row] * 48), depth, 0)
+
+
+def steps(depth: int) -> np.ndarray:
+    return np.tile(np.arange(2**depth) * 255 // (2**depth - 1), (48, 64 // 2**depth))
+
+
+def half_clear(grey: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(64) < 32, 0, grey)
+
+
+CLEAR = Image.fromarray(half_clear(np.full((48, 64), 255)).astype(np.uint8))
+DEEP_CLEAR = half_clear(np.full((48, 64), 65535)).astype(np.uint16)
+DEEP_GREY = DEEP >> 8
+NAN = np.where(np.arange(64) == 5, np.nan, np.where(np.arange(64) == 60, np.inf, RAMP)).astype(np.float32)
+NAN_GREY = np.where(np.isnan(NAN), 0, np.clip(np.nan_to_num(NAN, posinf=255), 0, 255))
+SIGNED = RAMP.astype(np.int16) * 100 - 12000
+FRAMES = [Image.fromarray(np.full((48, 64), level, np.uint8)) for level in (10, 90, 200)]
+TEXT = PngImagePlugin.PngInfo()
+TEXT.add_text("Patient", "Doe^Jane")
+MANY = {"save_all": True, "append_images": FRAMES[1:]}
+
+
+def thumbnail_tiff() -> bytes:
+    page = Image.fromarray(RAMP)
+    small = page.resize((16, 12))
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    return encoded(page, "TIFF", save_all=True, append_images=[small])
+
+
+READ: dict[str, tuple[Callable[[], bytes], np.ndarray, int]] = {
+    # name: (makes the bytes, expected grey, greys that it may differ by)
+    "grey.png": (lambda: encoded(GREY, "PNG"), RAMP, 0),
+    "interlaced-like-text.png": (lambda: encoded(GREY, "PNG", pnginfo=TEXT), RAMP, 0),
+    "bilevel.png": (lambda: encoded(GREY.point(lambda g: 255 * (g > 99), "1"), "PNG"), 255 * (RAMP > 99), 0),
+    "2-bit.png": (lambda: packed(2), steps(2), 0),
+    "4-bit.png": (lambda: packed(4), steps(4), 0),
+    "2-bit-transparent.png": (
+        lambda: png(np.full((48, 16), 0b00011011, np.uint8), 2, 0, chunk(b"tRNS", b"\0\x02")),
+        np.where(steps(2) == 170, 0, steps(2)),
+        0,
+    ),
+    "grey-alpha.png": (lambda: encoded(Image.merge("LA", [GREY, CLEAR]), "PNG"), half_clear(RAMP), 0),
+    "colour-alpha.png": (lambda: encoded(Image.merge("RGBA", [GREY] * 3 + [CLEAR]), "PNG"), half_clear(RAMP), 0),
+    "palette.png": (palette, 255 - RAMP, 0),
+    "palette-clear.png": (lambda: palette(transparency=7), np.where(RAMP == 7, 0, 255 - RAMP), 0),
+    "palette-alpha.png": (lambda: palette(transparency=b"\0" * 8), np.where(RAMP < 8, 0, 255 - RAMP), 0),
+    "16-bit.png": (lambda: encoded(DEEP, "PNG"), DEEP_GREY, 1),
+    "16-bit-colour.png": (lambda: deep_png(2, [DEEP // 16] * 3), DEEP_GREY, 1),
+    "16-bit-alpha.png": (lambda: deep_png(4, [DEEP, DEEP_CLEAR]), None, 0),
+    "16-bit-colour-alpha.png": (lambda: deep_png(6, [DEEP // 16] * 3 + [DEEP * 0 + 65535]), DEEP_GREY, 1),
+    "12-bits-in-16.png": (lambda: encoded(DEEP >> 4, "PNG"), DEEP_GREY, 1),
+    "little-endian.tif": (lambda: tiff(DEEP, 16), DEEP_GREY, 1),
+    "big-endian.tif": (lambda: tiff(DEEP, 16, order=">"), DEEP_GREY, 1),
+    "white-is-zero.tif": (lambda: tiff(RAMP, 8, photometric=0), 255 - RAMP, 0),
+    "16-bit-white-is-zero.tif": (lambda: tiff(DEEP, 16, photometric=0), 255 - DEEP_GREY, 1),
+    "signed-8-bit.tif": (lambda: tiff((RAMP ^ 0x80).view(np.int8), 8, sample_format=2), RAMP, 0),
+    "signed-16-bit.tif": (lambda: tiff(SIGNED, 16, sample_format=2), RAMP, 1),
+    "32-bit.tif": (lambda: tiff(RAMP.astype(np.int32) * 1000, 32, sample_format=2), RAMP, 1),
+    "unsigned-32-bit.tif": (lambda: tiff(RAMP.astype(np.uint32) << 24, 32), RAMP, 1),
+    "16-bit-colour.tif": (lambda: tiff(np.dstack([DEEP >> 4] * 3), 16, photometric=2), DEEP_GREY, 1),
+    "16-bit-colour-big.tif": (lambda: tiff(np.dstack([DEEP >> 4] * 3), 16, photometric=2, order=">"), DEEP_GREY, 1),
+    "float.tif": (lambda: tiff(RAMP.astype(np.float32) / 255, 32, sample_format=3), RAMP, 1),
+    "float-nan-inf.tif": (lambda: tiff(NAN, 32, sample_format=3), NAN_GREY, 1),
+    "float-nothing-finite.tif": (lambda: tiff(NAN * np.nan, 32, sample_format=3), RAMP * 0, 0),
+    "cmyk.tif": (lambda: encoded(GREY.convert("RGB").convert("CMYK"), "TIFF"), RAMP, 1),
+    "cmyk.jpg": (lambda: encoded(GREY.convert("RGB").convert("CMYK"), "JPEG", quality=100), RAMP, 4),
+    "ycbcr.tif": (lambda: encoded(GREY.convert("YCbCr"), "TIFF"), RAMP, 1),
+    "lab.tif": (lab, RAMP, 4),
+    "lzw.tif": (lambda: encoded(DEEP, "TIFF", compression="tiff_lzw"), DEEP_GREY, 1),
+    "grey.gif": (lambda: encoded(GREY, "GIF"), RAMP, 0),
+    "grey.webp": (lambda: encoded(GREY, "WEBP", lossless=True), RAMP, 0),
+    "grey.bmp": (lambda: encoded(GREY, "BMP"), RAMP, 0),
+    "grey.jp2": (lambda: encoded(GREY, "JPEG2000"), RAMP, 0),
+    "16-bit.jp2": (lambda: encoded(DEEP, "JPEG2000"), DEEP_GREY, 1),
+    "grey.pgm": (lambda: encoded(GREY, "PPM"), RAMP, 0),
+    "12-bit.pgm": (lambda: b"P5 64 48 4095\n" + (DEEP >> 4).astype(">u2").tobytes(), DEEP_GREY, 1),
+    "two-jpegs.jpg": (lambda: encoded(GREY, "MPO", save_all=True, append_images=FRAMES[:1], quality=100), RAMP, 2),
+    "thumbnail-page.tif": (thumbnail_tiff, RAMP, 0),
+    "one-pixel.png": (lambda: encoded(RAMP[40:41, :1], "PNG"), RAMP[40:41, :1], 0),
+    "one-deep-pixel.png": (lambda: encoded(DEEP[40:41, :1], "PNG"), RAMP[:1, :1], 0),
+    "one-row.png": (lambda: encoded(RAMP.reshape(1, -1), "PNG"), RAMP.reshape(1, -1), 0),
+    "one-deep-column.png": (lambda: encoded(DEEP.reshape(-1, 1), "PNG"), DEEP_GREY.reshape(-1, 1), 1),
+    "jpeg-called.png": (lambda: encoded(GREY, "JPEG", quality=100), RAMP, 2),
+    "png-called.dcm": (lambda: encoded(GREY, "PNG"), RAMP, 0),
+    "png-without-ending": (lambda: encoded(GREY, "PNG"), RAMP, 0),
+    "more-after-the-end.png": (lambda: encoded(GREY, "PNG") + b"PK\x03\x04 appended", RAMP, 0),
+    "new\nline.png": (lambda: encoded(GREY, "PNG"), RAMP, 0),
+    "Knie räntgen 膝\u202e.png": (lambda: encoded(GREY, "PNG"), RAMP, 0),
+    "bytes-\udcff.png": (lambda: encoded(GREY, "PNG"), RAMP, 0),
+    **{f"orientation-{n}.jpg": (lambda n=n: oriented(n, "JPEG"), grey, 2) for n, grey in TURNED.items()},
+    **{f"orientation-{n}.png": (lambda n=n: oriented(n, "PNG"), grey, 0) for n, grey in TURNED.items() if n > 4},
+    **{f"orientation-{n}.tif": (lambda n=n: oriented(n, "TIFF"), grey, 0) for n, grey in TURNED.items() if n > 4},
+    "orientation-99.jpg": (lambda: oriented(99, "JPEG"), RAMP, 2),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_odd_picture_is_read_right(tmp_path, name):
+    make, expected, tolerance = READ[name]
+    path = tmp_path / name
+    path.write_bytes(make())
+    grey = read_grey(path)
+    assert grey.dtype == np.uint8
+    if expected is None:  # half transparent: black there; the other half stretched by itself
+        assert (grey[:, :32] == 0).all()
+        assert np.ptp(grey[:, 32:].astype(int)) == 255
+        return
+    assert grey.shape == expected.shape
+    assert np.abs(grey.astype(int) - expected).max() <= tolerance
+
+
+def bomb(extra: bytes) -> bytes:
+    return png(np.zeros((1, 64), np.uint8), 8, 0, extra)
+
+
+FLAT = zlib.compress(b"\0" * 2**27, 9)
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "truncated.png": (lambda: encoded(GREY, "PNG")[:-40], "damaged: truncated"),
+    "no-end.png": (lambda: encoded(GREY, "PNG")[:-12], "damaged: truncated"),
+    "truncated.jpg": (lambda: encoded(GREY, "JPEG")[:-200], "damaged: truncated"),
+    "truncated.tif": (lambda: encoded(GREY, "TIFF")[:-200], "damaged"),
+    "truncated.gif": (lambda: encoded(GREY, "GIF")[:-200], "damaged"),
+    "truncated.webp": (lambda: encoded(NOISE, "WEBP")[:-200], "damaged|no image"),
+    "truncated.jp2": (lambda: encoded(GREY, "JPEG2000")[:-400], "damaged"),
+    "truncated.bmp": (lambda: encoded(GREY, "BMP")[:-400], "damaged: truncated"),
+    "truncated.pgm": (lambda: encoded(GREY, "PPM")[:-400], "damaged: truncated"),
+    "flipped-bit.png": (lambda: flipped(encoded(GREY, "PNG", compress_level=0), 1000), "damaged: wrong checksum"),
+    "only-a-signature.png": (lambda: b"\x89PNG\r\n\x1a\n", "damaged: truncated"),
+    "only-a-signature.jpg": (lambda: b"\xff\xd8\xff\xe0", "damaged"),
+    "zeros.png": (lambda: bytes(4000), "no image of a known format"),
+    "noise.png": (lambda: np.random.default_rng(0).bytes(4000), "no image of a known format"),
+    "report.png": (lambda: b"Severe gonarthrosis of the left knee.", "no image of a known format"),
+    "report-pdf.png": (lambda: b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document"),
+    "archive.png": (lambda: b"PK\x03\x04" + bytes(40), "a ZIP archive"),
+    "page.png": (lambda: b"\n<!DOCTYPE html><html>404</html>", "an HTML page"),
+    "drawing.png": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+    "drawing-xml.svg": (lambda: b'<?xml version="1.0"?><svg/>', "SVG"),
+    "pointer.png": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+    "postscript.png": (
+        lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print\nshowpage",
+        "PostScript",
+    ),
+    "photoshop.png": (lambda: b"8BPS\0\x01" + bytes(40), "Photoshop"),
+    "60000x60000.png": (lambda: png(np.zeros((1, 8), np.uint8), 8, 0, size=(60000, 60000)), "pixels"),
+    "11000x11000.png": (lambda: png(np.zeros((1, 8), np.uint8), 8, 0, size=(11000, 11000)), "11000 x 11000 pixels"),
+    "no-width.png": (lambda: png(np.zeros((1, 8), np.uint8), 8, 0, size=(0, 5)), "damaged|pixels"),
+    "65535x65535.jpg": (
+        lambda: encoded(GREY, "JPEG").replace(struct.pack(">HH", 48, 64), b"\xff\xff\xff\xff", 1),
+        "pixels|damaged",
+    ),
+    "large-16-bit-colour.png": (lambda: huge_png(2, 16, 3), "pixels of 16-bit colour"),
+    "huge.tif": (lambda: tiff(RAMP, 8).replace(struct.pack("<I", 48), struct.pack("<I", 2**31)), "pixels|damaged"),
+    "huge.jp2": (lambda: encoded(GREY, "JPEG2000").replace(struct.pack(">II", 48, 64), b"\x7f" * 8), "pixels|damaged"),
+    "icc-bomb.png": (lambda: bomb(chunk(b"iCCP", b"icc\0\0" + FLAT)), "damaged"),
+    "text-bomb.png": (lambda: bomb(chunk(b"zTXt", b"note\0\0" + FLAT)), "damaged"),
+    "international-bomb.png": (lambda: bomb(chunk(b"iTXt", b"n\0\1\0\0\0" + FLAT)), "damaged"),
+    "many-texts.png": (lambda: bomb(chunk(b"tEXt", b"a\0" + b"b" * 2**20) * 70), "damaged"),
+    "animated.png": (lambda: encoded(FRAMES[0], "PNG", **MANY), "has 3 frames; a radiograph has one"),
+    "animated.gif": (lambda: encoded(FRAMES[0], "GIF", **MANY), "has 3 frames; a radiograph has one"),
+    "animated.webp": (lambda: encoded(FRAMES[0], "WEBP", **MANY), "has 3 frames; a radiograph has one"),
+    "pages.tif": (lambda: encoded(FRAMES[0], "TIFF", **MANY), "has 3 frames; a radiograph has one"),
+    "deep-cmyk.tif": (lambda: tiff(np.dstack([DEEP] * 4), 16, photometric=5), "colours of 16 bits"),
+    "deep-colour.ppm": (
+        lambda: b"P6 64 48 4095\n" + np.dstack([DEEP >> 4] * 3).astype(">u2").tobytes(),
+        "colours of 16 bits",
+    ),
+    "frame\nof.png": (lambda: b"nothing", "no image"),
+    "dicom-in-name-only.dcm": (lambda: b"not a DICOM at all", "DICOM"),
+}
+
+
+def assert_refused(path: Path, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_grey(path)
+    message = str(caught.value)
+    assert (str(path) if str(path).isprintable() else repr(str(path))) in message
+    assert message.isprintable(), "one line, whatever the file is called"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_picture_is_refused_in_one_sentence(tmp_path, name):
+    make, reason = REFUSED[name]
+    path = tmp_path / name
+    path.write_bytes(make())
+    assert_refused(path, reason)
+
+
+def test_what_is_no_file_is_refused_and_does_not_hang(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    os.mkfifo("pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.png")
+    Path("loop.png").symlink_to("loop.png")
+    Path("nowhere.png").symlink_to("missing.png")
+    for name in ("pipe.png", "socket.png", "/dev/zero"):
+        assert_refused(Path(name), "cannot be read: it is a pipe, socket or device")
+    assert_refused(Path(), "cannot be read: it is a folder")
+    assert_refused(Path("loop.png"), "cannot be read")
+    assert_refused(Path("nowhere.png"), "no such file")
+    assert_refused(Path("pipe.png/image.png"), "cannot be read")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "nul\0.png", "surrogate\ud800.png", "missing\x1b[31m.png"])
+def test_name_that_no_file_has_is_refused(tmp_path, name):
+    assert_refused(tmp_path / name, "cannot be read|no such file")
+
+
+def test_unreadable_file_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "secret.png"
+    path.write_bytes(encoded(GREY, "PNG"))
+    if os.geteuid() == 0:  # root reads everything
+
+        def refuse(*_args):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", refuse)
+    path.chmod(0)
+    assert_refused(path, "cannot be read: Permission denied")
+
+
+def test_file_larger_than_any_radiograph_is_not_read(tmp_path):
+    path = tmp_path / "large.png"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse
+    assert_refused(path, "at most 536,870,912 are read")
+
+
+def test_link_to_an_image_is_read(tmp_path):
+    (tmp_path / "image.png").write_bytes(encoded(GREY, "PNG"))
+    (tmp_path / "link.png").symlink_to("image.png")
+    assert np.array_equal(read_grey(tmp_path / "link.png"), RAMP)
+
+
+def test_pillow_never_starts_a_program(tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    for name in ("postscript.png", "report-pdf.png", "drawing.png"):
+        (tmp_path / name).write_bytes(REFUSED[name][0]())
+        assert_refused(tmp_path / name, REFUSED[name][1])
+
+
+def huge_png(colour: int, depth: int, channels: int) -> bytes:
+    """10,000 x 9,990 black pixels, the most that is read, in some 100 kB."""
+    squeeze = zlib.compressobj(9)
+    row = bytes(1 + 10_000 * channels * depth // 8)
+    pixels = b"".join(squeeze.compress(row * 90) for _ in range(111)) + squeeze.flush()
+    header = struct.pack(">IIBBBBB", 10_000, 9_990, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from knee_siglip.data.images import ImageError, read_grey
+from knee_siglip.data import dicom, pictures
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for name in sys.argv[1:]:
+    try:
+        read_grey(Path(name))
+    except ImageError as error:
+        print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def grown_by(paths: list[Path]) -> int:
+    """kB that a fresh interpreter grows by while it reads them; it must not crash."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, paths)], capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kB on Linux only")
+def test_memory_stays_bounded(tmp_path):
+    bombs = [name for name in REFUSED if "bomb" in name or "000x" in name or "huge" in name or "35x" in name]
+    paths = [tmp_path / name for name in (*bombs, "many-texts.png")]
+    for path in paths:
+        path.write_bytes(REFUSED[path.name][0]())
+    assert grown_by(paths) < 150_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kB on Linux only")
+@pytest.mark.parametrize(("colour", "depth", "channels"), [(6, 8, 4), (0, 16, 1)])
+def test_largest_image_takes_less_than_a_gigabyte(tmp_path, colour, depth, channels):
+    path = tmp_path / "largest.png"
+    path.write_bytes(huge_png(colour, depth, channels))
+    assert grown_by([path]) < 1_000_000
