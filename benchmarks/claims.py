@@ -1,4 +1,4 @@
-"""What every benchmark ends with: figure beside target on the screen, a JSON result, exit code 1 where one is missed."""
+"""What every benchmark ends with: figure beside target on screen, a JSON result, exit code 1 where one is missed."""
 
 import json
 import operator

@@ -16,7 +16,7 @@ from knee_siglip.params import load_params
 def main() -> None:
     """Fill the store for `image_size` and `preprocess` of params.yaml."""
     params = load_params()
-    transform = Transform(params.image_size, params.preprocess.fit, params.preprocess.contrast)
+    transform = Transform(params.image_size, **params.preprocess.model_dump())
     build_cache(read_manifest(), transform)
 
 

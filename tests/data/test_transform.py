@@ -60,6 +60,14 @@ def test_shrinking_does_not_alias():
     assert np.abs(pixels[5:-5, 5:-5] - 100).max() < 12
 
 
+@pytest.mark.parametrize(("probability", "inverted"), [(0.4, False), (0.6, True)])
+def test_what_is_probably_inverted_is_corrected_on_request(monkeypatch, probability, inverted):
+    monkeypatch.setattr("knee_siglip.data.transform.inversion_probability", lambda grey: probability)
+    expected = Transform(64, "pad", "local")(255 - knee() if inverted else knee())
+    assert np.array_equal(Transform(64, "pad", "local", "correct")(knee()), expected)
+    assert np.array_equal(Transform(64, "pad", "local", "keep")(knee()), Transform(64, "pad", "local")(knee()))
+
+
 def test_local_contrast_comes_last():
     plain, local = Transform(64, "pad", "none")(knee()), Transform(64, "pad", "local")(knee())
     assert np.array_equal(local, local_contrast(plain))
@@ -67,12 +75,13 @@ def test_local_contrast_comes_last():
 
 def test_key_changes_with_every_parameter_and_only_then():
     variants = [Transform(s, f, c) for s in (224, 448) for f in ("pad", "crop") for c in ("local", "none")]
-    assert len({transform.key for transform in variants}) == 8
+    variants.append(Transform(224, "pad", "local", "correct"))
+    assert len({transform.key for transform in variants}) == 9
     assert Transform(224, "pad", "local").key == Transform(224, "pad", "local").key
 
 
 def test_dict_round_trip():
-    transform = Transform(448, "crop", "none")
+    transform = Transform(448, "crop", "none", "correct")
     assert Transform.from_dict(transform.to_dict()) == transform
 
 

@@ -3,20 +3,22 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from knee_siglip.data.contrast import local_contrast
 from knee_siglip.data.grey import ImageError
 from knee_siglip.data.images import read_grey
+from knee_siglip.data.polarity import inversion_probability
+from knee_siglip.data.resampling import resize
 
-VERSION = 1
+VERSION = 2
 """Of everything between file and pixels. Raise it whenever the same file would give other pixels: it is part of the
-store's key and of every checkpoint, so that old pixels and new code never meet."""
+store's key and of every checkpoint, so that old pixels and new code never meet. 2: sums that are exact on any machine
+(resampling.py, contrast.py), `inversion`; in the mean one grey away from 1."""
 
 
 def load_pixels(path: Path, transform: "Transform") -> np.ndarray:
@@ -30,17 +32,20 @@ class Transform:
 
     fit: `pad` fits the whole image into the square, centred, and fills up with the border's median grey (black beside
     an ordinary radiograph, bright beside an inverted one: no edge that is not in the image); `crop` fills the square
-    with the centre. contrast: `local` (see contrast.py) or `none`.
+    with the centre. contrast: `local` (see contrast.py) or `none`. inversion: `keep`, or `correct` to invert a
+    radiograph that is probably shown inverted (see polarity.py).
     """
 
     image_size: int
     fit: str
     contrast: str
+    inversion: str = "keep"
 
     def __call__(self, grey: np.ndarray) -> np.ndarray:
         """grey: uint8 (H, W). Returns uint8 (S, S)."""
-        image = Image.fromarray(grey)
-        square = self._pad(image) if self.fit == "pad" else self._crop(image)
+        if self.inversion == "correct" and inversion_probability(grey) > 0.5:
+            grey = 255 - grey
+        square = self._pad(grey) if self.fit == "pad" else self._crop(grey)
         return local_contrast(square) if self.contrast == "local" else square
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,31 +60,26 @@ class Transform:
                 f"images were preprocessed with transform version {values.get('version')}, this knee-siglip has "
                 f"version {VERSION}; run preprocess again, or use the knee-siglip that made them"
             )
-        return cls(image_size=values["image_size"], fit=values["fit"], contrast=values["contrast"])
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     @property
     def key(self) -> str:
         """Names the folder of the store: equal keys, equal pixels."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def _pad(self, image: Image.Image) -> np.ndarray:
-        scale = self.image_size / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        fitted = _resize(image, (width, height))
+    def _pad(self, grey: np.ndarray) -> np.ndarray:
+        scale = self.image_size / max(grey.shape)
+        height, width = (max(1, round(side * scale)) for side in grey.shape)
+        fitted = resize(grey, height, width)
+        if height == width:
+            return fitted
         border = np.concatenate([fitted[0], fitted[-1], fitted[:, 0], fitted[:, -1]])
         square = np.full((self.image_size, self.image_size), int(np.median(border)), dtype=np.uint8)
         top, left = (self.image_size - height) // 2, (self.image_size - width) // 2
         square[top : top + height, left : left + width] = fitted
         return square
 
-    def _crop(self, image: Image.Image) -> np.ndarray:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        return _resize(image, (self.image_size, self.image_size), box=(left, top, left + side, top + side))
-
-
-def _resize(
-    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
-) -> np.ndarray:
-    """Antialiased: `reducing_gap` first halves a large image by box averages, which costs no visible detail."""
-    return np.array(image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0))
+    def _crop(self, grey: np.ndarray) -> np.ndarray:
+        side = min(grey.shape)
+        top, left = ((length - side) // 2 for length in grey.shape)
+        return resize(grey[top : top + side, left : left + side], self.image_size, self.image_size)
