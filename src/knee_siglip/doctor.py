@@ -53,7 +53,7 @@ def examine(online: bool = False) -> list[Check]:
         check_wandb(params.tracking.wandb),
         *(
             check_disk(name, folder)
-            for name, folder in (("project disk", Path.cwd()), ("store disk", paths.store_root()))
+            for name, folder in (("project disk", Path.cwd()), ("store disk", paths.find_store_root()))
         ),
         check_git_identity(),
     ]

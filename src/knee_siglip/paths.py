@@ -40,6 +40,19 @@ def store_root() -> Path:
     return root / ".store" if root else Path(platformdirs.user_cache_dir("knee-siglip")) / "store"
 
 
+def find_project_root() -> Path | None:
+    """For commands that a person types: `project_root`, else the DVC repository that the current folder lies in."""
+    here = Path.cwd()
+    above = (folder for folder in (here, *here.parents) if (folder / ".dvc" / "config").is_file())
+    return project_root() or next(above, None)
+
+
+def find_store_root() -> Path:
+    """`store_root`, which stages use, as a person's command in the project's folder means it: `<project>/.store`."""
+    root = find_project_root()
+    return store_root() if root is None or os.environ.get("KNEE_SIGLIP_STORE") else root / ".store"
+
+
 def tracking_root() -> Path:
     """Folder in which the local tracking stores (mlflow.db, mlartifacts/, wandb/) are kept."""
     return project_root() or Path.cwd()

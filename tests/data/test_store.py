@@ -1,7 +1,6 @@
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from PIL import Image
 
 from knee_siglip import paths
-from knee_siglip.data import segments, store
+from knee_siglip.data import segments, store, store_filling
 from knee_siglip.data.store import Counts, PixelStore, build_cache, open_pixels
 from knee_siglip.data.transform import Transform, load_pixels
 from knee_siglip.errors import UserError
@@ -39,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of three images."""
-    monkeypatch.setattr(store, "SEGMENT_BYTES", 3 * 28 * 28)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 3 * 28 * 28)
     monkeypatch.setattr(store, "available_cores", lambda: 1)
 
 
@@ -51,7 +50,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("an image was decoded")
 
-    monkeypatch.setattr(store, "_decode_checked", fail)
+    monkeypatch.setattr(store_filling, "_decode_checked", fail)
     monkeypatch.setattr(store, "available_cores", lambda: 1)
 
 
@@ -78,13 +77,15 @@ def test_second_ensure_decodes_nothing(root, originals, monkeypatch):
     assert PixelStore(root, TRANSFORM).ensure(*originals).decoded == 0
 
 
-def test_only_new_images_are_decoded_and_old_segments_stay(root, originals):
+def test_only_new_images_are_decoded_into_the_segment_there_is(root, originals):
     ids, files = originals
     PixelStore(root, TRANSFORM).ensure(ids[:5], files[:5])
-    before = {file: file.stat().st_mtime_ns for file in (root / TRANSFORM.key).glob("*.npy")}
+    (segment,) = (root / TRANSFORM.key).glob("*.pixels")
+    before = segment.read_bytes()
     pixels = PixelStore(root, TRANSFORM)
     assert pixels.ensure(ids, files).decoded == IMAGES - 5
-    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+    assert list((root / TRANSFORM.key).glob("*.pixels")) == [segment]
+    assert segment.read_bytes()[: len(before)] == before
     assert np.array_equal(pixels.gather(ids), expected(files))
 
 
@@ -116,16 +117,33 @@ def damage_by_emptying(file: Path) -> None:
     os.truncate(file, 0)
 
 
-@pytest.mark.parametrize("damage", [damage_by_removing, damage_by_truncating, damage_by_emptying])
-@pytest.mark.parametrize("ending", ["npy", "ids"])
-def test_damaged_segment_is_decoded_again(root, originals, small_segments, damage, ending):
+def damage_by_flipping(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[40] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("ending", "damage", "lost"),
+    [
+        ("pixels", damage_by_removing, 3),
+        ("pixels", damage_by_emptying, 3),
+        ("pixels", damage_by_truncating, 1),
+        ("ids", damage_by_removing, 3),
+        ("ids", damage_by_emptying, 3),
+        ("ids", damage_by_truncating, 1),
+        ("ids", damage_by_flipping, 1),
+    ],
+)
+def test_damage_costs_the_images_it_hit(root, originals, small_segments, ending, damage, lost):
     ids, files = originals
     PixelStore(root, TRANSFORM).ensure(ids, files)
     damage(sorted((root / TRANSFORM.key).glob(f"*.{ending}"))[0])
     pixels = PixelStore(root, TRANSFORM)
-    assert 1 <= pixels.ensure(ids, files).decoded <= 3
+    assert pixels.ensure(ids, files).decoded == lost
     assert np.array_equal(pixels.gather(ids), expected(files))
-    names = [file.stem for file in (root / TRANSFORM.key).glob("*.npy")]
+    assert np.array_equal(PixelStore(root, TRANSFORM).gather(ids), expected(files))
+    names = [file.stem for file in (root / TRANSFORM.key).glob("*.pixels")]
     assert sorted(names) == sorted(file.stem for file in (root / TRANSFORM.key).glob("*.ids"))
 
 
@@ -138,8 +156,8 @@ def test_remains_of_a_killed_writer_are_no_pixels_and_are_removed(root, original
     ids, files = originals
     folder = root / TRANSFORM.key
     folder.mkdir(parents=True)
-    (folder / "dead.npy.tmp").write_bytes(b"half a segment")
-    np.save(folder / "orphan.npy", np.zeros((2, 28, 28), dtype=np.uint8))
+    (folder / "dead.ids.tmp").write_bytes(b"half a log")
+    (folder / "orphan.pixels").write_bytes(bytes(2 * 28 * 28))
     pixels = PixelStore(root, TRANSFORM)
     assert pixels.missing(ids) == set(ids)
     pixels.ensure(ids, files)
@@ -147,68 +165,85 @@ def test_remains_of_a_killed_writer_are_no_pixels_and_are_removed(root, original
     assert not [file for file in folder.iterdir() if "dead" in file.name or "orphan" in file.name]
 
 
-def build_until_killed(root: Path, ids: list[str], files: list[Path]) -> None:
-    """A process that dies, as by kill -9, in the middle of its third file."""
-    written = []
-
-    def die(descriptor: int) -> None:
-        written.append(descriptor)
-        if len(written) == 4:
-            os._exit(9)
-
-    store.SEGMENT_BYTES = 3 * 28 * 28
-    segments.os.fsync = die
-    PixelStore(root, TRANSFORM).ensure(ids, files, workers=1)
-
-
-def test_killed_build_leaves_only_complete_segments(root, originals):
+def test_images_that_come_one_by_one_fill_the_same_segments(root, originals, small_segments):
     ids, files = originals
-    process = multiprocessing.get_context("fork").Process(target=build_until_killed, args=(root, ids, files))
-    process.start()
-    process.join()
-    assert process.exitcode == 9
-    pixels = PixelStore(root, TRANSFORM)
-    left = pixels.missing(ids)
-    assert 0 < len(left) < IMAGES
-    assert pixels.ensure(ids, files).decoded == len(left)
-    assert np.array_equal(pixels.gather(ids), expected(files))
-    assert not list((root / TRANSFORM.key).glob("*.tmp"))
-
-
-def build(root: Path, ids: list[str], files: list[Path], decoded) -> None:
-    decoded.put(PixelStore(root, TRANSFORM).ensure(ids, files).decoded)
-
-
-def test_two_processes_at_once_share_the_work(root, originals):
-    ids, files = originals
-    context = multiprocessing.get_context("fork")
-    decoded = context.SimpleQueue()
-    processes = [context.Process(target=build, args=(root, ids, files, decoded)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert sorted([decoded.get(), decoded.get()]) == [0, IMAGES]
+    for image_id, file in zip(ids, files, strict=True):
+        PixelStore(root, TRANSFORM).ensure([image_id], [file])
+    assert len(list((root / TRANSFORM.key).glob("*.pixels"))) == IMAGES // 3
     assert np.array_equal(PixelStore(root, TRANSFORM).gather(ids), expected(files))
 
 
-@pytest.mark.parametrize("failing_write", [1, 2, 3])
-def test_full_disk_is_one_sentence_and_leaves_no_part(root, originals, small_segments, monkeypatch, failing_write):
-    real, calls = os.fsync, []
+def test_readers_places_hold_while_others_add_and_clean(root, originals, small_segments):
+    ids, files = originals
+    PixelStore(root, TRANSFORM).ensure(ids[:4], files[:4])
+    reader = PixelStore(root, TRANSFORM)
+    places = reader.locate(ids[:4])
+    PixelStore(root, TRANSFORM).ensure(ids, files)
+    assert np.array_equal(reader.read(places), expected(files[:4]))
+    assert reader.missing(ids) == set(ids[4:])
+    reader.refresh()
+    assert np.array_equal(reader.gather(ids), expected(files))
+
+
+def test_slots_of_a_killed_builder_are_used_again(root, originals):
+    """Pixels that were written and never committed."""
+    ids, files = originals
+    PixelStore(root, TRANSFORM).ensure(ids[:2], files[:2])
+    (segment,) = (root / TRANSFORM.key).glob("*.pixels")
+    with segment.open("ab") as file:
+        file.write(b"x" * 50_000)
+    pixels = PixelStore(root, TRANSFORM)
+    pixels.ensure(ids, files)
+    assert segment.stat().st_size == IMAGES * 28 * 28
+    assert np.array_equal(pixels.gather(ids), expected(files))
+
+
+def test_too_little_space_is_said_before_anything_is_decoded(root, originals, monkeypatch):
+    forbid_decoding(monkeypatch)
+    monkeypatch.setattr(store_filling.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 5000}))
+    with pytest.raises(UserError, match=r"12 images of 28 px need 1\.1 MB, 0\.0 MB are free.*KNEE_SIGLIP_STORE"):
+        PixelStore(root, TRANSFORM).ensure(*originals)
+
+
+@pytest.mark.parametrize("failing", ["pwrite", "fsync"])
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_full_disk_is_one_sentence_and_the_next_run_continues(root, originals, monkeypatch, failing, call):
+    real, calls = getattr(os, failing), []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    monkeypatch.setattr(store, "available_cores", lambda: 1)
+    monkeypatch.setattr(store_filling, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(segments.os, failing, fail)
+    with pytest.raises(UserError, match="No space left on device"):
+        PixelStore(root, TRANSFORM).ensure(*originals)
+    left = PixelStore(root, TRANSFORM).missing(originals[0])
+    assert PixelStore(root, TRANSFORM).ensure(*originals).decoded == len(left)
+    assert np.array_equal(PixelStore(root, TRANSFORM).gather(originals[0]), expected(originals[1]))
+
+
+def test_a_part_that_a_filling_disk_took_is_written_on(root, originals, monkeypatch):
+    real = os.pwrite
+    monkeypatch.setattr(segments.os, "pwrite", lambda fd, data, offset: real(fd, data[:100], offset))
+    pixels = PixelStore(root, TRANSFORM)
+    pixels.ensure(*originals, workers=1)
+    assert np.array_equal(pixels.gather(originals[0]), expected(originals[1]))
+
+
+def test_file_systems_without_fsync_of_folders_will_do(root, originals, monkeypatch):
+    real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == failing_write:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         real(descriptor)
 
     monkeypatch.setattr(segments.os, "fsync", fsync)
-    with pytest.raises(UserError, match="No space left on device"):
-        PixelStore(root, TRANSFORM).ensure(*originals)
-    endings = [file.suffix for file in (root / TRANSFORM.key).iterdir()]
-    assert set(endings) <= {".json", ".lock", ""}
-    assert PixelStore(root, TRANSFORM).ensure(*originals).decoded == IMAGES
+    assert PixelStore(root, TRANSFORM).ensure(*originals, workers=1).decoded == IMAGES
 
 
 def test_store_that_cannot_be_made_is_one_sentence(tmp_path, originals):
@@ -225,6 +260,7 @@ def test_unreadable_images_are_named_and_the_others_kept(root, originals):
         PixelStore(root, TRANSFORM).ensure(ids, files)
     assert f"{files[3]}: no such file" in str(caught.value)
     assert f"{files[7]}: has changed since it was validated" in str(caught.value)
+    assert "bring the originals or unpack their pixels" in str(caught.value)
     assert PixelStore(root, TRANSFORM).missing(ids) == {ids[3], ids[7]}
 
 

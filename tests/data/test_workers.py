@@ -5,7 +5,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from knee_siglip.data.workers import split_chunks, work_in_chunks
 from knee_siglip.errors import UserError
@@ -38,6 +40,25 @@ def test_chunks_hold_every_item_in_order_and_keep_the_limit(count, workers):
     chunks = split_chunks(range(count), limit=64, workers=workers)
     assert [item for chunk in chunks for item in chunk] == list(range(count))
     assert all(0 < len(chunk) <= 64 for chunk in chunks)
+
+
+def test_the_last_chunks_are_small_so_that_all_workers_end_together():
+    sizes = [len(chunk) for chunk in split_chunks(range(1000), limit=64, workers=2)]
+    assert sizes[0] == 64
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(size <= 4 for size in sizes[-4:])
+    assert len(sizes) < 70
+
+
+def blas_threads(chunk: Sequence[int]) -> list[int]:
+    np.ones((2, 2)) @ np.ones((2, 2))
+    return [pool["num_threads"] for pool in threadpool_info()]
+
+
+def test_workers_compute_with_one_thread_each():
+    found = list(work_in_chunks(blas_threads, [[1], [2]], 2, "Counting"))
+    assert found[0]
+    assert all(threads == [1] * len(threads) for threads in found)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,75 +1,154 @@
-"""Segments of the pixel store: complete or absent, whatever kills the writer.
+"""Segments of the pixel store: what is committed is whole, whatever kills the writer.
 
-A segment is `<name>.npy` (uint8 (N, S, S)) and `<name>.ids` (a line `image_id pixel_hash` per row, both sha256). The
-ids come last: a segment exists from the moment its `.ids` does. Both are written as `.tmp` in this folder and renamed.
+A segment is `<name>.pixels` (rows of S x S bytes, nothing else) and `<name>.ids`, its log of committed rows: a line
+`row image_id pixel_hash crc32` of fixed length for each. A row counts from the moment its line is there, and its line
+is written after its pixels have reached the disk. Both files only grow; committed rows never change, so that readers
+may keep their memory maps while others write.
 """
 
+import errno
 import os
 import uuid
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from knee_siglip.errors import UserError
 
-PIXELS, IDS, TEMPORARY = ".npy", ".ids", ".tmp"
-HASH_LENGTH = 64
+PIXELS, IDS, TEMPORARY = ".pixels", ".ids", ".tmp"
+
+SEGMENT_BYTES = 2**30
+"""Few large segments: a batch is gathered from few maps, and few files are kept open."""
+
+NOBODY = "0" * 64
+"""Id of a row that was found damaged: never given out, and never used again while a reader may hold it."""
+
+NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
+"""What network and FUSE file systems answer that cannot fsync a folder; the files themselves are safe."""
+
+_ROW, _HASH, _CRC = 8, 64, 8
+_BODY = _ROW + 1 + _HASH + 1 + _HASH
+_LINE = _BODY + 1 + _CRC + 1
+
+
+class Slot(NamedTuple):
+    """Where an image's pixels go: a segment's `.pixels` and the row in it."""
+
+    file: Path
+    row: int
+
+
+class Record(NamedTuple):
+    """A committed row: sha256 of the image file and of the pixels."""
+
+    row: int
+    image_id: str
+    pixel_hash: str
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A complete segment: `pixels` is memory-mapped uint8 (N, S, S); the two lists have N entries."""
+    """`pixels`: memory-mapped uint8 (rows, S, S). `lost`: lines that are damaged or whose pixels are not there."""
 
     file: Path
     pixels: np.ndarray
-    image_ids: list[str]
-    pixel_hashes: list[str]
+    records: list[Record]
+    lost: int
 
 
-def write_segment(folder: Path, pixels: np.ndarray, image_ids: Sequence[str], pixel_hashes: Sequence[str]) -> None:
-    """Add a segment to the folder. pixels: uint8 (N, S, S), C order.
+def read_segments(folder: Path, image_size: int) -> list[Segment]:
+    """All segments of a folder, by name. Safe while others write, and while they remove segments.
 
     Raises:
-        UserError: it cannot be written (disk full, no permission); nothing of it is left behind.
+        UserError: the system does not let them be read.
     """
-    name = uuid.uuid4().hex
-    lines = "".join(f"{image_id} {digest}\n" for image_id, digest in zip(image_ids, pixel_hashes, strict=True))
-
-    def write_pixels(file: BinaryIO) -> None:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(pixels))
-        file.write(pixels.data)  # not ndarray.tofile: it hides the system's reason for a failure
-
-    pixels_file = folder / f"{name}{PIXELS}"
-    write_atomically(pixels_file, write_pixels)
     try:
-        write_atomically(folder / f"{name}{IDS}", lambda file: file.write(lines.encode()))
-    except BaseException:
-        pixels_file.unlink(missing_ok=True)
+        found = [_read_segment(ids_file, image_size) for ids_file in sorted(folder.glob(f"*{IDS}"))]
+    except OSError as error:
+        raise UserError(f"cannot read the pixel store {folder}: {error.strerror or error}") from None
+    return [segment for segment in found if segment is not None]
+
+
+def free_slots(folder: Path, segments: Sequence[Segment], image_size: int, count: int) -> list[Slot]:
+    """Slots for `count` images: rows never committed in the segments there are, then new segments."""
+    capacity = max(1, SEGMENT_BYTES // image_size**2)
+    slots: list[Slot] = []
+    for segment in segments:
+        unused = np.ones(min(capacity, len(segment.pixels) + count), dtype=bool)
+        rows = np.array([record.row for record in segment.records], dtype=np.int64)
+        unused[rows[rows < len(unused)]] = False
+        slots += [Slot(segment.file, row) for row in np.flatnonzero(unused)[: count - len(slots)].tolist()]
+    while len(slots) < count:
+        file = folder / f"{uuid.uuid4().hex}{PIXELS}"
+        slots += [Slot(file, row) for row in range(min(capacity, count - len(slots)))]
+    return slots
+
+
+class RowWriter:
+    """Write rows of segments, not yet committed; use as a context. `OSError` where the system refuses."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Path, int] = {}
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def write(self, slot: Slot, square: np.ndarray) -> None:
+        """Put uint8 (S, S), C order, into its slot."""
+        if slot.file not in self._descriptors:
+            self._descriptors[slot.file] = os.open(slot.file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        data, offset = square.data.cast("B"), slot.row * square.nbytes
+        while data:  # a filling disk takes a part of it first, and gives its reason only when asked again
+            written = os.pwrite(self._descriptors[slot.file], data, offset)
+            data, offset = data[written:], offset + written
+
+
+def commit(file: Path, records: Iterable[Record]) -> None:
+    """Bring a segment's pixels to the disk, then add the rows to its log. `OSError` where the system refuses."""
+    _flush(file)
+    log = file.with_suffix(IDS)
+    is_new = not log.exists()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    before = os.fstat(descriptor).st_size
+    try:
+        data = _to_lines(records)
+        if os.write(descriptor, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, before)
         raise
+    finally:
+        os.close(descriptor)
+    if is_new:
+        _flush(file.parent)
 
 
-def read_segments(folder: Path, image_size: int) -> tuple[list[Segment], list[Path]]:
-    """All complete segments of a folder, by name, and the `.ids` files of those that are damaged."""
-    segments, damaged = [], []
-    for ids_file in sorted(folder.glob(f"*{IDS}")):
-        try:
-            segments.append(_read_segment(ids_file, image_size))
-        except (OSError, ValueError):
-            damaged.append(ids_file)
-    return segments, damaged
+def rewrite_log(file: Path, records: Iterable[Record]) -> None:
+    """Replace a segment's log in one step."""
+    lines = _to_lines(records)
+    write_atomically(file.with_suffix(IDS), lambda out: out.write(lines))
 
 
-def remove_remains(folder: Path, damaged: Sequence[Path]) -> None:
-    """Remove damaged segments and what killed writers left. Only while no other process writes to the folder."""
-    for ids_file in damaged:
-        ids_file.unlink(missing_ok=True)
-    for file in folder.glob(f"*{TEMPORARY}"):
-        file.unlink(missing_ok=True)
-    for file in folder.glob(f"*{PIXELS}"):
-        if not file.with_suffix(IDS).exists():
+def clean_folder(folder: Path, segments: Sequence[Segment], image_size: int) -> None:
+    """Remove what killed writers and damage left. Only under the folder's lock; readers are not disturbed."""
+    kept = set()
+    for segment in segments:
+        if segment.records:
+            kept |= {segment.file, segment.file.with_suffix(IDS)}
+            if segment.lost:
+                rewrite_log(segment.file, segment.records)
+            _cut_after_last_row(segment, image_size)
+    for file in folder.iterdir():
+        if file.suffix in (PIXELS, IDS, TEMPORARY) and file not in kept:
             file.unlink(missing_ok=True)
 
 
@@ -86,6 +165,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -95,13 +175,56 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
-def _read_segment(ids_file: Path, image_size: int) -> Segment:
-    """Raises OSError or ValueError where the pixels are missing, truncated, or of another shape than the ids say."""
-    pixels_file = ids_file.with_suffix(PIXELS)
-    pixels = np.lib.format.open_memmap(pixels_file, mode="r")
-    pairs = [line.split() for line in ids_file.read_text(encoding="ascii").splitlines()]
-    if pixels.dtype != np.uint8 or pixels.shape != (len(pairs), image_size, image_size):
-        raise ValueError(f"{pixels_file}: {pixels.dtype} {pixels.shape} for {len(pairs)} ids")
-    if any(len(pair) != 2 or len(pair[0]) != HASH_LENGTH or len(pair[1]) != HASH_LENGTH for pair in pairs):
-        raise ValueError(f"{ids_file}: damaged")
-    return Segment(pixels_file, pixels, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+def _read_segment(ids_file: Path, image_size: int) -> Segment | None:
+    """None where the segment was removed meanwhile."""
+    file = ids_file.with_suffix(PIXELS)
+    try:
+        content = ids_file.read_bytes()
+        whole = file.stat().st_size // image_size**2 if file.exists() else 0
+        records = [record for record in _from_lines(content) if record.row < whole]
+        pixels = _map(file, max((record.row + 1 for record in records), default=0), image_size)
+    except FileNotFoundError:
+        return None
+    return Segment(file, pixels, records, lost=-(-len(content) // _LINE) - len(records))
+
+
+def _map(file: Path, rows: int, image_size: int) -> np.ndarray:
+    """An ordinary array over the map: indexing np.memmap itself costs several times as much."""
+    if not rows:
+        return np.empty((0, image_size, image_size), dtype=np.uint8)
+    return np.asarray(np.memmap(file, np.uint8, "r", shape=(rows, image_size, image_size)))
+
+
+def _to_lines(records: Iterable[Record]) -> bytes:
+    bodies = (f"{record.row:0{_ROW}d} {record.image_id} {record.pixel_hash}".encode() for record in records)
+    return b"".join(b"%b %08x\n" % (body, zlib.crc32(body)) for body in bodies)
+
+
+def _from_lines(content: bytes) -> list[Record]:
+    """The undamaged lines. A torn last one, left by a kill or being written now, is not among them."""
+    records = []
+    for start in range(0, len(content) - _LINE + 1, _LINE):
+        body = content[start : start + _BODY]
+        if content[start + _BODY : start + _LINE] == b" %08x\n" % zlib.crc32(body):
+            row, image_id, pixel_hash = body.decode("ascii").split(" ")
+            records.append(Record(int(row), image_id, pixel_hash))
+    return records
+
+
+def _cut_after_last_row(segment: Segment, image_size: int) -> None:
+    """Give back what was written and never committed. Readers map committed rows only."""
+    end = len(segment.pixels) * image_size**2
+    if segment.file.stat().st_size > end:
+        os.truncate(segment.file, end)
+
+
+def _flush(path: Path) -> None:
+    """fsync of a file, or of a folder: without the latter a power loss may take a new file's name."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in NOT_FOR_FOLDERS):
+            raise
+    finally:
+        os.close(descriptor)

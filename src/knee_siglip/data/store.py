@@ -1,35 +1,33 @@
 """The pixel store: every image decoded and fitted once, ever, then read through memory maps.
 
-`<root>/<transform key>/` holds append-only segments (segments.py). It lies outside DVC's outs and is shared by all
-experiments; DVC sees only a small index of the content (`build_cache`). Readers rebuild whatever the store lacks.
+`<root>/<transform key>/` holds segments that only grow (segments.py); store_filling.py decodes into them. It lies
+outside DVC's outs and is shared by all experiments; DVC sees only a small index of the content (`build_cache`). Readers
+rebuild whatever the store lacks.
 """
 
-import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from knee_siglip import paths
-from knee_siglip.data.images import ImageError, decode, read_bytes
-from knee_siglip.data.segments import read_segments, remove_remains, write_atomically, write_segment
+from knee_siglip.data.segments import NOBODY, clean_folder, read_segments, write_atomically
+from knee_siglip.data.store_filling import fill, locked
 from knee_siglip.data.transform import Transform
-from knee_siglip.data.workers import available_cores, split_chunks, work_in_chunks
+from knee_siglip.data.workers import available_cores
 from knee_siglip.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SEGMENT_BYTES = 16 * 2**20
-"""Pixels of one segment: what a killed run loses per core, and what a worker holds in memory."""
-
-SHOWN_FAILURES = 5
+TRANSFORM_FACTS = "transform.json"
+"""The transform's parameters, for people and `store show`; its time is that of the last use."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +47,25 @@ class PixelStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the segments' ids again: another process may have added some."""
-        self._segments, self._damaged = read_segments(self.folder, self.transform.image_size)
-        self._places = {
-            image_id: (number, row)
-            for number, segment in enumerate(self._segments)
-            for row, image_id in enumerate(segment.image_ids)
-        }
+        """Read the segments again: another process may have added some."""
+        self.segments = read_segments(self.folder, self.transform.image_size)
+        places = [(number, record.row) for number, segment in enumerate(self.segments) for record in segment.records]
+        self._places = np.array(places, dtype=np.int64).reshape(-1, 2)
+        self._hashes = [record.pixel_hash for segment in self.segments for record in segment.records]
+        ids = (record.image_id for segment in self.segments for record in segment.records)
+        self._numbers = {image_id: number for number, image_id in enumerate(ids)}
+        self._numbers.pop(NOBODY, None)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Ids of all images that are here, in the order in which they came."""
+        return list(self._numbers)
 
     def missing(self, image_ids: Sequence[str]) -> set[str]:
-        """Those of the ids whose pixels are not here, or lie in a damaged segment."""
-        return set(image_ids) - self._places.keys()
+        """Those of the ids whose pixels are not here."""
+        return set(image_ids) - self._numbers.keys()
 
-    def ensure(self, image_ids: Sequence[str], files: Sequence[Path], *, workers: int | None = None) -> Counts:
+    def ensure(self, image_ids: Sequence[str], files: Sequence[Path | str], *, workers: int | None = None) -> Counts:
         """Decode what is missing, on all cores. files[i] is the original of image_ids[i].
 
         Whatever was finished stays when this is killed. One process builds at a time; a second one waits, then finds
@@ -70,34 +74,45 @@ class PixelStore:
         Raises:
             UserError: images that cannot be read or are no longer those that were validated; a full disk.
         """
-        images = len(set(image_ids))
-        if not self.missing(image_ids):
-            return Counts(images, decoded=0)
-        with self._building():
+        decoded = 0
+        if self.missing(image_ids):
+            with self.filling():
+                wanted = self.missing(image_ids)
+                todo = {i: Path(file) for i, file in zip(image_ids, files, strict=True) if i in wanted}
+                decoded = len(todo)
+                try:
+                    fill(self.folder, self.transform, self.segments, list(todo.items()), workers or available_cores())
+                finally:
+                    self.refresh()
+                    clean_folder(self.folder, self.segments, self.transform.image_size)
+        self._note_use()
+        return Counts(len(set(image_ids)), decoded)
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """The lock, with the folder cleaned and `segments` as they are now."""
+        with locked(self.folder):
             self.refresh()
-            wanted = self.missing(image_ids)
-            todo = list({i: file for i, file in zip(image_ids, files, strict=True) if i in wanted}.items())
-            failures = self._build(todo, workers or available_cores())
-            self.refresh()
-        if failures:
-            more = f"\nand {len(failures) - SHOWN_FAILURES} more" if len(failures) > SHOWN_FAILURES else ""
-            raise UserError("\n".join(failures[:SHOWN_FAILURES]) + more)
-        return Counts(images, decoded=len(todo))
+            if lost := sum(segment.lost for segment in self.segments):
+                logger.warning("%d damaged entries of %s are dropped and decoded again", lost, self.folder)
+            clean_folder(self.folder, self.segments, self.transform.image_size)
+            facts = json.dumps(self.transform.to_dict(), indent=2).encode()
+            write_atomically(self.folder / TRANSFORM_FACTS, lambda file: file.write(facts))
+            yield
 
     def locate(self, image_ids: Sequence[str]) -> np.ndarray:
         """int64 (N, 2): segment number and row of each id, for `read`. They hold until the next `refresh`."""
-        if absent := self.missing(image_ids):
-            raise UserError(f"the pixel store {self.folder} lacks {len(absent)} images; run dvc repro preprocess")
-        return np.array([self._places[i] for i in image_ids], dtype=np.int64).reshape(-1, 2)
+        return self._places[self._find(image_ids)]
 
     def read(self, places: np.ndarray) -> np.ndarray:
-        """Pixels at places (B, 2): uint8 (B, S, S) in that order, each segment read once and from front to back."""
-        side = self.transform.image_size
-        pixels = np.empty((len(places), side, side), dtype=np.uint8)
-        order = np.lexsort((places[:, 1], places[:, 0]))
-        numbers, starts = np.unique(places[order, 0], return_index=True)
-        for number, positions in zip(numbers, np.split(order, starts[1:]), strict=False):
-            pixels[positions] = self._segments[number].pixels[places[positions, 1]]
+        """Pixels at places (B, 2): uint8 (B, S, S) in that order, one gather from each segment."""
+        numbers = np.unique(places[:, 0])
+        if len(numbers) == 1:
+            return self.segments[numbers[0]].pixels[places[:, 1]]
+        pixels = np.empty((len(places), *2 * [self.transform.image_size]), dtype=np.uint8)
+        for number in numbers:
+            positions = np.flatnonzero(places[:, 0] == number)
+            pixels[positions] = self.segments[number].pixels[places[positions, 1]]
         return pixels
 
     def gather(self, image_ids: Sequence[str]) -> np.ndarray:
@@ -106,66 +121,18 @@ class PixelStore:
 
     def pixel_hashes(self, image_ids: Sequence[str]) -> list[str]:
         """sha256 of each image's stored pixels, as noted when it was decoded."""
-        return [self._segments[number].pixel_hashes[row] for number, row in self.locate(image_ids)]
+        return [self._hashes[number] for number in self._find(image_ids)]
 
-    def _build(self, todo: Sequence[tuple[str, Path]], workers: int) -> list[str]:
-        """Decode (image_id, file) pairs into new segments; returns the failures as sentences."""
-        if self._damaged:
-            logger.warning("%d damaged segments of %s are decoded again", len(self._damaged), self.folder)
-        remove_remains(self.folder, self._damaged)
-        if not todo:
-            return []
-        facts = json.dumps(self.transform.to_dict(), indent=2).encode()
-        write_atomically(self.folder / "transform.json", lambda file: file.write(facts))
-        limit = max(1, SEGMENT_BYTES // self.transform.image_size**2)
-        build = partial(_build_segment, self.folder, self.transform)
-        results = work_in_chunks(build, split_chunks(todo, limit, workers), workers, "Decoding images")
-        return sorted(failure for failures in results for failure in failures)
-
-    @contextmanager
-    def _building(self) -> Iterator[None]:
+    def _find(self, image_ids: Sequence[str]) -> list[int]:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                logger.warning("another process fills %s: waiting for it", self.folder)
-                lock.acquire()
-        except OSError as error:
-            raise UserError(f"cannot write the pixel store {self.folder}: {error.strerror or error}") from None
-        try:
-            yield
-        finally:
-            lock.release()
+            return [self._numbers[i] for i in image_ids]
+        except KeyError:
+            count = len(self.missing(image_ids))
+            raise UserError(f"the pixel store {self.folder} lacks {count} images; run dvc repro preprocess") from None
 
-
-def _build_segment(folder: Path, transform: Transform, chunk: Sequence[tuple[str, Path]]) -> list[str]:
-    """Decode (image_id, file) pairs into one segment; unreadable ones are left out and returned as sentences."""
-    pixels = np.empty((len(chunk), transform.image_size, transform.image_size), dtype=np.uint8)
-    image_ids: list[str] = []
-    hashes: list[str] = []
-    failures: list[str] = []
-    for image_id, file in chunk:
-        try:
-            square = pixels[len(image_ids)]
-            square[:] = transform(_decode_checked(image_id, file))
-        except ImageError as error:
-            failures.append(str(error))
-            continue
-        image_ids.append(image_id)
-        hashes.append(hashlib.sha256(square.data).hexdigest())
-    if image_ids:
-        write_segment(folder, pixels[: len(image_ids)], image_ids, hashes)
-    return failures
-
-
-def _decode_checked(image_id: str, file: Path) -> np.ndarray:
-    """The file as grey; `ImageError` where its bytes are not those of image_id: the store outlives the file."""
-    data = read_bytes(file)
-    if hashlib.sha256(data).hexdigest() != image_id:
-        raise ImageError(f"{file}: has changed since it was validated; run dvc repro validate")
-    return decode(data, file).grey
+    def _note_use(self) -> None:
+        with suppress(OSError):  # a store that can only be read
+            os.utime(self.folder / TRANSFORM_FACTS)
 
 
 class CachedPixels:
@@ -223,15 +190,20 @@ def open_pixels(manifest: pd.DataFrame, facts_path: Path = paths.CACHE_FACTS) ->
     Raises:
         UserError: preprocess has not run, or was made by another version of the transform.
     """
-    try:
-        facts = json.loads(facts_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{facts_path} does not exist; run dvc repro preprocess") from None
+    facts = read_cache_facts(facts_path)
     store = PixelStore(paths.store_root() / "pixels", Transform.from_dict(facts["transform"]))
     _ensure_rows(store, manifest)
     return CachedPixels(store, manifest["image_id"].tolist())
 
 
+def read_cache_facts(facts_path: Path) -> dict[str, Any]:
+    """cache.json of the preprocess stage; `UserError` where there is none."""
+    try:
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{facts_path} does not exist; run dvc repro preprocess") from None
+    return dict(facts)
+
+
 def _ensure_rows(store: PixelStore, manifest: pd.DataFrame) -> Counts:
-    files = [Path(name) for name in manifest["image_file"]]
-    return store.ensure(manifest["image_id"].tolist(), files)
+    return store.ensure(manifest["image_id"].tolist(), manifest["image_file"].tolist())

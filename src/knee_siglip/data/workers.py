@@ -1,11 +1,12 @@
 """Work in chunks on all cores, with a progress bar."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -13,11 +14,19 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
 
 from knee_siglip.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
+SMALLEST_CHUNK = 4
+"""Handing over a chunk costs about what decoding a tenth of an image does."""
 
 
 def available_cores() -> int:
@@ -26,17 +35,23 @@ def available_cores() -> int:
 
 
 def split_chunks(items: Sequence[Item], limit: int, workers: int) -> list[Sequence[Item]]:
-    """Equal chunks of at most `limit` items; small work gives each worker several, so that all end together."""
-    size = max(1, min(limit, -(-len(items) // (8 * workers))))
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    """Chunks of at most `limit` items, in order; the last ones ever smaller, so that all workers end together."""
+    smallest = max(1, min(limit, SMALLEST_CHUNK, len(items) // (8 * workers)))
+    chunks, start = [], 0
+    while start < len(items):
+        size = max(smallest, min(limit, (len(items) - start) // (4 * workers)))
+        chunks.append(items[start : start + size])
+        start += size
+    return chunks
 
 
 def work_in_chunks(
     function: Callable[[Sequence[Item]], Result], chunks: Sequence[Sequence[Item]], workers: int, description: str
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield `function(chunk)` for every chunk, in the order in which they get done.
 
-    One worker or one chunk is done in this process. An exception of `function` ends the work.
+    One worker or one chunk is done in this process. An exception of `function` ends the work; so does `close()` of what
+    this returns, which comes back when no worker is left.
 
     Raises:
         UserError: a worker process was killed (most often for want of memory) or crashed inside a decoder.
@@ -70,6 +85,9 @@ def _context() -> multiprocessing.context.BaseContext:
 def _set_up_worker() -> None:
     """Leave Ctrl-C to the parent, and end when the parent is killed instead of living on as an orphan."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # the kernel ends also a worker whose decoder never lets the thread below run
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threadpool_limits(1)  # the cores are taken: BLAS threads of all workers would only wait for each other
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

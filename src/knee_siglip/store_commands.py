@@ -1,0 +1,192 @@
+"""`knee-siglip store`: look after the pixel store.
+
+    knee-siglip store show
+    knee-siglip store prune --older_than 30 --yes
+    knee-siglip store verify --repair
+    knee-siglip store pack knees.tar            (then, on a machine without the originals:)
+    knee-siglip store unpack knees.tar
+
+Inside a DVC project it is the project's `.store`, elsewhere $KNEE_SIGLIP_STORE or a folder in the user's cache.
+"""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from knee_siglip import paths
+from knee_siglip.errors import EXIT_FAILED, UsageError
+
+# numpy and pandas are imported inside the commands: `--help` must not wait for them.
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from knee_siglip.data.store_care import Shelf
+    from knee_siglip.data.store_travel import CacheFiles, OnDifference
+
+app = typer.Typer(
+    no_args_is_help=True, help="Look after the pixel store: every image decoded once, for all experiments."
+)
+
+ManifestOption = Annotated[
+    Path | None, typer.Option("--manifest", help=f"None: {paths.MANIFEST} in the project.", show_default=False)
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help=f"cache.json, beside it index.parquet. None: {paths.CACHE_FACTS} in the project.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def show(cache: CacheOption = None) -> None:
+    """Say what lies in the store: per transform images, size, last use, and whether the project uses it now."""
+    from rich.console import Console
+
+    from knee_siglip.data.store_care import shelves
+
+    root = _root()
+    found = shelves(root, cache or _in_project(paths.CACHE_FACTS))
+    if found:
+        Console().print(_table(found))
+    total = sum(shelf.bytes for shelf in found)
+    typer.echo(f"{root}: {_gigabytes(total)} in {len(found)} transforms, {_gigabytes(_free(root))} free on its disk")
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        float | None, typer.Option("--older_than", min=0, help="Also what was not used for so many days.")
+    ] = None,
+    all_but_current: Annotated[
+        bool, typer.Option("--all_but_current", help="Also everything that the project does not use now.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it. Without this, only say what would go.")] = False,
+    cache: CacheOption = None,
+) -> None:
+    """Remove pixels that other versions of the transform made, and what else is asked for.
+
+    Never those of the project's present transform. What another experiment needs again is decoded again.
+    """
+    from rich.console import Console
+
+    from knee_siglip.data.store_care import choose_prunable, remove_shelf, shelves
+
+    found = shelves(_root(), cache or _in_project(paths.CACHE_FACTS))
+    chosen = choose_prunable(found, older_than, all_but_current)
+    if not chosen:
+        typer.echo("nothing to prune")
+        return
+    Console().print(_table(chosen))
+    if yes:
+        for shelf in chosen:
+            remove_shelf(shelf)
+    freed = _gigabytes(sum(shelf.bytes for shelf in chosen))
+    typer.echo(f"{freed} freed" if yes else f"{freed} would be freed; nothing was removed: add --yes")
+
+
+@app.command()
+def verify(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take damaged images out: the next run decodes them again.")
+    ] = False,
+) -> None:
+    """Hash all pixels and compare with what was decoded (exit code 1: damage was found and not repaired)."""
+    from knee_siglip.data.store_care import find_damaged, remove_damaged, shelves
+
+    damaged_images = 0
+    for shelf in shelves(_root(), _in_project(paths.CACHE_FACTS)):
+        damaged = find_damaged(shelf)
+        damaged_images += len(damaged)
+        typer.echo(f"{shelf.folder.name}: {shelf.images} images, {len(damaged)} damaged")
+        for image_id in damaged:
+            typer.echo(f"  {image_id}")
+        if damaged and repair:
+            remove_damaged(shelf, damaged)
+    if damaged_images and not repair:
+        typer.echo("add --repair to take them out; the next run decodes them again")
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def pack(
+    out: Annotated[Path, typer.Argument(metavar="OUT.tar", help="The file to write.")],
+    manifest: ManifestOption = None,
+    cache: CacheOption = None,
+) -> None:
+    """Write the pixels of the manifest's images into one file, to train on a machine without the originals."""
+    from knee_siglip.data.store_travel import pack as pack_store
+
+    images = pack_store(_root(), _cache_files(manifest, cache), out)
+    typer.echo(f"{out}: {images} images, {_gigabytes(out.stat().st_size)}")
+
+
+@app.command()
+def unpack(
+    source: Annotated[Path, typer.Argument(metavar="IN.tar", help="What `store pack` wrote.")],
+    manifest: ManifestOption = None,
+    cache: CacheOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a manifest and cache that differ from the packed ones.")
+    ] = False,
+    pixels_only: Annotated[bool, typer.Option("--pixels_only", help="Leave the manifest and the cache alone.")] = False,
+) -> None:
+    """Add packed pixels to the store, and put the manifest and the cache in their places."""
+    from knee_siglip.data.store_travel import unpack as unpack_store
+
+    if overwrite and pixels_only:
+        raise UsageError("--overwrite and --pixels_only exclude each other")
+    on_difference: OnDifference = "overwrite" if overwrite else "leave" if pixels_only else "refuse"
+    done = unpack_store(source, _root(), _cache_files(manifest, cache), on_difference)
+    typer.echo(f"{done.images} images, {done.added} of them new in {_root()}")
+    for path in done.files:
+        typer.echo(f"wrote {path}")
+
+
+def _root() -> Path:
+    return paths.find_store_root() / "pixels"
+
+
+def _in_project(path: Path) -> Path:
+    root = paths.find_project_root()
+    return root / path if root else path
+
+
+def _cache_files(manifest: Path | None, cache: Path | None) -> "CacheFiles":
+    from knee_siglip.data.store_travel import CacheFiles
+
+    facts = cache or _in_project(paths.CACHE_FACTS)
+    return CacheFiles(manifest or _in_project(paths.MANIFEST), facts.with_name(paths.CACHE_INDEX.name), facts)
+
+
+def _table(found: "list[Shelf]") -> "Table":
+    from rich.table import Table
+
+    table = Table("transform", "px", "parameters", "version", "images", "size", "segments", "last used", "state")
+    for shelf in found:
+        others = {key: value for key, value in shelf.transform.items() if key not in ("version", "image_size")}
+        table.add_row(
+            shelf.folder.name,
+            str(shelf.image_size or "?"),
+            ", ".join(f"{key} {value}" for key, value in others.items()),
+            str(shelf.transform.get("version", "?")),
+            str(shelf.images),
+            _gigabytes(shelf.bytes),
+            str(shelf.segments),
+            f"{shelf.last_used:%Y-%m-%d %H:%M}" if shelf.last_used else "?",
+            "in use" if shelf.current else "kept" if shelf.usable else "other version",
+        )
+    return table
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _free(root: Path) -> int:
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
