@@ -2,8 +2,8 @@
 
     python stages/validate.py
 
-Reads params.yaml, ${data.csv} and its images. Writes data/validated/manifest.parquet and reports/validation/
-(findings.csv, metrics.json; on errors only these).
+Reads params.yaml, ${data.csv} and its images, and the text encoder's tokenizer. Writes data/validated/manifest.parquet
+and reports/validation/ (findings.csv, metrics.json, index.html; on errors only these).
 """
 
 from knee_siglip.errors import run_stage

@@ -3,6 +3,8 @@
     knee-siglip infer --model_path models/best_model.pt --image_path knee.png
     knee-siglip infer --model_path models/best_model.pt --csv_path knees.csv --output_path results.csv
     knee-siglip train --data_path train.csv --image_size 448
+    knee-siglip split all.csv train.csv
+    knee-siglip store show
     knee-siglip doctor
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or params, 3 done with some rows failed.
@@ -15,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knee_siglip import __version__
+from knee_siglip import __version__, store_commands
 from knee_siglip.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError, run_stage
+from knee_siglip.split_command import split
 
 # torch, transformers and pandas are imported inside the commands: `--help` must not wait for them.
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(split)
+app.add_typer(store_commands.app, name="store")
 
 
 def main() -> None:

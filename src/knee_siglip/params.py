@@ -57,10 +57,14 @@ class ValidateParams(Section):
 
 
 class PreprocessParams(Section):
-    """The image transform. `fit`: pad keeps everything, crop fills the square. `contrast`: local or none."""
+    """The image transform. `fit`: pad keeps everything, crop fills the square. `contrast`: local or none.
+
+    `inversion`: keep, or correct what seems to have bright and dark exchanged (docs/inversion.md).
+    """
 
     fit: Literal["pad", "crop"] = "pad"
     contrast: Literal["local", "none"] = "local"
+    inversion: Literal["keep", "correct"] = "keep"
 
 
 class ModelParams(Section):

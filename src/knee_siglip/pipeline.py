@@ -112,11 +112,11 @@ def train_outside_dvc(params: Params, folder: Path, device: str = "auto") -> Non
         report=folder / "reports/train",
     )
     check_inputs(params, "params and flags")
-    manifest = validate(params, files.manifest, folder / "reports/validation")
     # Before the images are decoded: an encoder that cannot be had shall not cost an hour first.
     write_backbones(params.model, files.backbones)
     if patch := vision_patch_size(str(files.backbones / "vision")):
         check_divisible(params.image_size, patch, "params and flags")
-    transform = Transform(params.image_size, params.preprocess.fit, params.preprocess.contrast)
+    manifest = validate(params, files.manifest, folder / "reports/validation", files.backbones / "text")
+    transform = Transform(params.image_size, **params.preprocess.model_dump())
     build_cache(manifest, transform, folder / "cache/index.parquet", files.cache_facts)
     train(params, files, device)

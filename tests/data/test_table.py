@@ -49,7 +49,10 @@ def test_header_alone_is_a_table_without_rows(write):
         ("a,b\n1,2\n1,2,3\n1\n", 3, r"header has 2 cells, row 3 has 3, row 4 has 1"),
         ('a,b\n1,2\n1,"open\n', 3, "row 3 is no valid CSV"),
         ("a,b\n1,Gonarthrose beidseits, schwer \xe4\n".encode("latin-1"), None, "line 2 is not UTF-8"),
-        ("a,b\n".encode("utf-16"), None, "line 1 is not UTF-8"),
+        ("a,b\n".encode("utf-16"), None, "is UTF-16; save"),
+        ("a,b\n".encode("utf-32"), None, "is UTF-32; save"),
+        ("a,b\n1,2\n".encode("utf-16-le"), 1, "row 1 holds a NUL"),
+        ("a,b\n1,2\n1,x\0y\n", 3, "row 3 holds a NUL"),
     ],
 )
 def test_broken_tables_name_file_and_row(write, content, row, reason):

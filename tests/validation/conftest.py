@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from knee_siglip import model
 from knee_siglip.errors import UserError
 from knee_siglip.params import parse_params
 from knee_siglip.validation.validate import validate
 
 COLUMNS = ["img_path", "impression", "split", "patient_id", "kl_grade"]
+SMALL_TEXT = Path(model.__path__[0]) / "small" / "text"
 SPLITS = ["train", "train", "train", "val", "val", "test", "test"]
 
 
@@ -57,7 +59,7 @@ class Project:
         params = parse_params({"data": data, "validate": {"on_leak": on_leak}})
         error, manifest = "", None
         try:
-            manifest = validate(params)
+            manifest = validate(params, text_encoder=SMALL_TEXT)
         except UserError as failure:
             error = str(failure)
         report = self.folder / "reports" / "validation"
@@ -75,8 +77,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     rows = []
     for number, split in enumerate(SPLITS):
         name = f"images/P{number:03d}_left.png"
-        Image.fromarray(rng.integers(0, 256, (12, 10)).astype(np.uint8)).save(tmp_path / "data" / name)
-        rows.append([name, f"Moderate OA number {number}.", split, f"00{number}", str(number % 5)])
+        grey = rng.integers(0, 156, (12, 10))
+        grey[:, 3:7] += 100  # bone is bright
+        Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "data" / name)
+        rows.append([name, f"Small joint effusion, film number {number}.", split, f"00{number}", str(number % 5)])
     return Project(tmp_path, rows, list(COLUMNS))
 
 

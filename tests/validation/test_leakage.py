@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 
 from knee_siglip.errors import UsageError
 from knee_siglip.validation.leakage import check_repeated_images, find_leaks, patient_ids
+from knee_siglip.validation.near_duplicates import Pair
 
 
 def rows_left(table):
@@ -23,8 +25,65 @@ def test_a_patient_in_two_splits_is_one_error_that_names_both(make_table):
     assert len(kept) == 4
 
 
-def test_patients_are_compared_as_text(make_table):
-    assert find_leaks(make_table(("train", "7", "a"), ("test", "007", "b"), ("val", "7.0", "c")), "error")[1] == []
+@pytest.mark.parametrize("other", ["p7", " p007", "P 07 ", "p0007"])
+def test_spellings_of_one_patient_are_one(make_table, other):
+    _, (finding,) = find_leaks(make_table(("train", "P007", "a"), ("test", other, "b")), "error")
+    assert finding.message == (
+        f"patient 'P007', {other.strip()!r} (taken as one patient) is in train (row 2) and test (row 3)"
+    )
+    assert finding.related == (3,)
+
+
+@pytest.mark.parametrize(("one", "other"), [("A1", "1"), ("7", "70"), ("7.01", "7.1"), ("1-2", "12"), ("0", "00x")])
+def test_different_patients_stay_different(make_table, one, other):
+    assert find_leaks(make_table(("train", one, "a"), ("test", other, "b")), "error")[1] == []
+
+
+def test_a_study_in_two_splits_is_an_error(make_table):
+    table = make_table(("train", "1", "a"), ("test", "2", "b")).assign(study_id=["S01", "s1"])
+    _, (finding,) = find_leaks(table, "error")
+    assert finding.check == "study_leak"
+    assert "train (row 2) and test (row 3)" in finding.message
+
+
+def test_equal_pixels_in_different_files_are_an_error(make_table):
+    table = make_table(("train", "1", "a"), ("test", "2", "b")).assign(pixel_id="x")
+    _, (finding,) = find_leaks(table, "error")
+    assert finding.check == "pixel_leak"
+    assert finding.message == "identical pixels in different files are in train (row 2) and test (row 3)"
+
+
+def test_equal_bytes_are_not_named_again_as_equal_pixels(make_table):
+    table = make_table(("train", "1", "a"), ("test", "2", "a")).assign(pixel_id="x")
+    assert [finding.check for finding in find_leaks(table, "error")[1]] == ["image_leak"]
+
+
+def test_near_duplicates_are_an_error_that_says_how_they_differ(make_table):
+    table = make_table(("train", "1", "a"), ("test", "2", "b")).assign(pixel_id=["x", "y"])
+    _, (finding,) = find_leaks(table, "error", [Pair(2, 3, 0.912, "mirrored", "x", "y")])
+    assert (finding.check, finding.row, finding.related) == ("near_duplicate_leak", 2, (3,))
+    assert "(similarity 0.91, mirrored): train (row 2) shows the same as test (row 3)" in finding.message
+
+
+def test_near_duplicates_count_for_every_row_with_the_pixels(make_table):
+    table = make_table(("train", "1", "a"), ("train", "3", "a"), ("test", "2", "b")).assign(pixel_id=["x", "x", "y"])
+    kept, findings = find_leaks(table, "drop", [Pair(2, 4, 0.9, "mirrored", "x", "y")])
+    assert rows_left(kept) == [4]
+    assert [finding.row for finding in findings] == [2, 3]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_leak_of_any_kind_is_left_after_drop(make_table, seed):
+    rng = np.random.default_rng(seed)
+    splits = rng.choice(["train", "val", "test"], 30)
+    table = make_table(*[(split, str(rng.integers(25)), str(rng.integers(25))) for split in splits])
+    table = table.assign(pixel_id="p" + table["image_id"].str[-1], study_id=rng.integers(1, 40, 30).astype(str))
+    pixels = sorted(set(table["pixel_id"]))
+    pairs = [Pair(0, 0, 0.9, "mirrored", *rng.choice(pixels, 2, replace=False)) for _ in range(6)]
+    kept, findings = find_leaks(table, "drop", pairs)
+    assert find_leaks(kept, "error", pairs)[1] == []
+    assert sorted([finding.row for finding in findings] + rows_left(kept)) == rows_left(table)
+    assert (kept["split"] == "test").sum() == (table["split"] == "test").sum()
 
 
 def test_unknown_patients_and_images_are_not_one_patient(make_table):
@@ -92,6 +151,13 @@ def test_long_lists_of_rows_are_cut(make_table):
 def test_the_same_bytes_twice_in_a_split_are_named(make_table):
     (finding,) = check_repeated_images(make_table(("train", "1", "a"), ("train", "2", "a"), ("val", "3", "b")))
     assert (finding.severity, finding.row) == ("warning", 2)
+    assert "2 names: train (rows 2, 3)" in finding.message
+
+
+def test_the_same_pixels_twice_in_a_split_are_named(make_table):
+    table = make_table(("train", "1", "a"), ("train", "2", "b"), ("val", "3", "c")).assign(pixel_id=["x", "x", "y"])
+    (finding,) = check_repeated_images(table)
+    assert (finding.severity, finding.check) == ("warning", "repeated_pixels")
     assert "2 names: train (rows 2, 3)" in finding.message
 
 

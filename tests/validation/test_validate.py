@@ -29,7 +29,7 @@ def test_good_rows_become_the_manifest(project):
     assert manifest["image_file"][0] == "data/images/P000_left.png"
     assert manifest["image_id"][0] == hashlib.sha256(project.image(2).read_bytes()).hexdigest()
     assert manifest.loc[0, ["width", "height", "bits"]].tolist() == [10, 12, 8]
-    assert manifest["text"][3] == normalise_text("Moderate OA number 3.")
+    assert manifest["text"][3] == normalise_text("Small joint effusion, film number 3.")
     assert (manifest["flags"] == "").all()
 
 
@@ -73,7 +73,7 @@ def test_metrics_of_a_good_run(project):
     assert metrics["splits"]["train"]["rows"] == 3
     assert metrics["splits"]["test"]["patients"] == 2
     assert metrics["splits"]["train"]["kl_grades"] == {"0": 1, "1": 1, "2": 1, "3": 0, "4": 0}
-    assert metrics["duplicate_texts_across_splits"] == 0.25
+    assert metrics["texts"]["templated_share"] == 0.25
 
 
 def test_all_errors_are_told_at_once_and_no_manifest_is_written(project, capsys):
@@ -165,12 +165,21 @@ def test_every_split_is_needed(project, split):
     assert f"split '{split}'" in only(project.run(), "missing_split")["message"]
 
 
-def test_texts_that_look_like_missing_values_are_texts(project):
-    project.set(2, "impression", "NA")
-    project.set(3, "impression", "None")
-    outcome = project.run()
-    assert outcome.findings == []
-    assert outcome.manifest["impression"].tolist()[:2] == ["NA", "None"]
+def test_cells_that_look_like_missing_values_stay_what_they_are(project):
+    project.header.append("note")
+    for row, note in zip(project.rows, ["NA", "None", *"abcde"], strict=True):
+        row.append(note)
+    assert project.run().manifest["note"].tolist()[:2] == ["NA", "None"]
+
+
+def test_columns_named_as_the_facts_of_images_are_carried_through(project):
+    project.header += ["mean", "kind"]
+    for number, row in enumerate(project.rows):
+        row += [f"{number}.50", "screening"]
+    manifest = project.run().manifest
+    assert manifest["mean"].tolist()[:2] == ["0.50", "1.50"]
+    assert set(manifest["kind"]) == {"screening"}
+    assert "fingerprint" not in manifest.columns
 
 
 def test_empty_img_path(project):
@@ -192,6 +201,48 @@ def test_flat_image_is_kept_with_a_warning(project):
     assert outcome.manifest["flags"].tolist()[:2] == ["constant_image", ""]
 
 
+def test_nearly_flat_image_is_kept_with_a_warning(project):
+    grey = np.array(Image.open(project.image(3)))
+    Image.fromarray((100 + grey / 12).astype(np.uint8)).save(project.image(3))
+    outcome = project.run()
+    assert "nearly flat" in only(outcome, "flat_image", "warning")["message"]
+    assert outcome.manifest["flags"].tolist()[:3] == ["", "flat_image", ""]
+
+
+def test_inverted_image_is_kept_with_a_warning(project):
+    Image.fromarray(255 - np.array(Image.open(project.image(4)))).save(project.image(4))
+    outcome = project.run()
+    finding = only(outcome, "inverted_image", "warning")
+    assert finding["row"] == "4"
+    assert "preprocess.inversion: correct" in finding["message"]
+    assert outcome.manifest["flags"].tolist()[:3] == ["", "", "inverted_image"]
+
+
+def test_near_duplicate_in_another_split_is_found(project):
+    rng = np.random.default_rng(1)
+    knee = Image.fromarray(rng.integers(0, 256, (24, 24)).astype(np.uint8)).resize((256, 256), Image.Resampling.BICUBIC)
+    knee.save(project.image(2))
+    knee.resize((200, 200)).save(project.image(8))
+    outcome = project.run()
+    message = only(outcome, "near_duplicate_leak")["message"]
+    assert "train (row 2)" in message
+    assert "test (row 8)" in message
+    kept = project.run(on_leak="drop")
+    assert len(kept.manifest) == 6
+    assert [finding["severity"] for finding in kept.findings] == ["dropped"]
+
+
+@pytest.mark.parametrize(("written", "meant"), [("Train", "train"), ("validation", "val"), (" test ", "test")])
+def test_split_in_other_words_names_ours(project, written, meant):
+    project.set(3, "split", written)
+    assert f"did you mean {meant!r}?" in only(project.run(), "unknown_split")["message"]
+
+
+def test_a_file_name_is_no_formula_in_the_spreadsheet(project):
+    project.set(2, "img_path", "=HYPERLINK(1)")
+    assert project.run().of("missing_image")[0]["file"] == "'=HYPERLINK(1)"
+
+
 def test_duplicated_row_is_kept_with_a_warning(project):
     project.rows.append(list(project.rows[0]))
     outcome = project.run()
@@ -202,7 +253,7 @@ def test_duplicated_row_is_kept_with_a_warning(project):
 
 
 def test_two_impressions_of_one_image_are_no_finding(project):
-    project.rows.append([project.rows[0][0], "Another reader: mild OA.", "train", "000", "0"])
+    project.rows.append([project.rows[0][0], "Another reader: no effusion.", "train", "000", "0"])
     assert project.run().findings == []
 
 

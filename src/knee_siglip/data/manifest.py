@@ -39,3 +39,10 @@ def write_manifest(manifest: pd.DataFrame, path: Path = MANIFEST) -> None:
     """Write the manifest; the file's bytes depend on its content alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest.reset_index(drop=True).to_parquet(path, index=False)
+
+
+def add_flag(table: pd.DataFrame, rows: pd.Index, flag: str) -> pd.DataFrame:
+    """The table with `flag` added to the flags of its rows `rows`."""
+    flags = table["flags"].copy()
+    flags.loc[rows] = flags.loc[rows].map(lambda old: f"{old};{flag}" if old else flag)
+    return table.assign(flags=flags)

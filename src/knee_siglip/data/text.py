@@ -38,9 +38,9 @@ RULES: tuple[Rule, ...] = tuple(
         (r"\b(?:w/o|c/w|s/p|h/o|r/o|b/l|and/or)(?!\w)|\bw/", lambda match: SHORTHAND[match[0]]),
         (r"[‐-―−﹘﹣－]", "-"),
         (r"⁄", "/"),
-        (r"-+>|=+>|[→⇒]", " "),
+        (r"(?<!-)-+>|(?<!=)=+>|[→⇒]", " "),
         # Order: a chain of three numbers is a date or an identifier, two are a range, a decimal or a ratio.
-        (r"\d+(?:([-./])\d+)(?:\1\d+)+", lambda match: re.sub(r"\D", " ", match[0])),
+        (r"(?<!\d)\d+(?:([-./])\d+)(?:\1\d+)+", lambda match: re.sub(r"\D", " ", match[0])),
         (r"(?<=\d),(?=\d{3}(?!\d))", ""),
         (r"(?<=\d),(?=\d{1,2} ?(?:mm|cm|degrees?|°|%))", "."),
         (r"(?<=\d)\.(?=\d)", " point "),
@@ -94,12 +94,10 @@ def normalise_text(text: str) -> str:
     Nothing is translated or corrected: "OA" and "osteoarthritis" stay two words.
     """
     text = _compose(VULGAR_FRACTION.sub(" and ", text))
-    text = "".join(" " if char.isspace() else char for char in text if not _is_invisible(char))
-    text = " ".join(text.split())
+    text = " ".join(text.translate(VISIBLE).split())
     for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)
-    text = "".join(char if unicodedata.category(char)[0] in "LMN" else " " for char in _compose(text))
-    text = " ".join(text.split())
+    text = " ".join(_compose(text).translate(WORD_CHARACTERS).split())
     for pattern, replacement in WORD_RULES:
         text = pattern.sub(replacement, text)
     return text
@@ -145,16 +143,22 @@ def truncated_share(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], 
     """Share (0-1) of texts with more than `length` tokens, end token included; 0 for no texts."""
     if not texts:
         return 0.0
-    return sum(len(ids) > length for ids in _token_ids(tokenizer, texts, None)) / len(texts)
+    return sum(count > length for count in token_counts(tokenizer, texts)) / len(texts)
+
+
+def token_counts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, the end token included, nothing cut."""
+    return [len(ids) for ids in _token_ids(tokenizer, texts, None)] if texts else []
 
 
 def _token_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], length: int | None) -> list[list[int]]:
     """Each distinct text is tokenised once: the sentencepiece tokenizer runs in Python, and impressions repeat."""
-    distinct = list(dict.fromkeys(normalise_text(text) for text in texts))
+    normalised = [normalise_text(text) for text in texts]
+    distinct = list(dict.fromkeys(normalised))
     limit = {"truncation": False} if length is None else {"truncation": True, "max_length": length}
     encoded = tokenizer(distinct, padding=False, return_attention_mask=False, verbose=False, **limit)
     ids_of = dict(zip(distinct, encoded["input_ids"], strict=True))
-    return [ids_of[normalise_text(text)] for text in texts]
+    return [ids_of[text] for text in normalised]
 
 
 def _compose(text: str) -> str:
@@ -162,6 +166,25 @@ def _compose(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
 
 
-def _is_invisible(char: str) -> bool:
-    """Soft hyphens, zero-width characters, byte order marks, control characters other than white space."""
-    return unicodedata.category(char) in {"Cf", "Cc", "Cs"} and not char.isspace()
+class _CharacterTable(dict[int, str]):
+    """For `str.translate`: what becomes of a character, asked once."""
+
+    def __init__(self, rule: Callable[[str], str]) -> None:
+        self.rule = rule
+
+    def __missing__(self, code: int) -> str:
+        return self.setdefault(code, self.rule(chr(code)))
+
+
+def _visible(char: str) -> str:
+    """A space for white space; nothing for soft hyphens, zero-width and control characters, byte order marks."""
+    if char.isspace():
+        return " "
+    return "" if unicodedata.category(char) in {"Cf", "Cc", "Cs"} else char
+
+
+def _word_character(char: str) -> str:
+    return char if unicodedata.category(char)[0] in "LMN" else " "
+
+
+VISIBLE, WORD_CHARACTERS = _CharacterTable(_visible), _CharacterTable(_word_character)

@@ -8,10 +8,14 @@ Severity = Literal["error", "warning", "dropped"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of findings.csv. row: as a spreadsheet shows it, None where the whole file is meant."""
+    """One line of findings.csv. row: as a spreadsheet shows it, None where the whole file is meant.
+
+    related: rows of the other side of a leak; not written to findings.csv.
+    """
 
     severity: Severity
     check: str
     row: int | None
     file: str
     message: str
+    related: tuple[int, ...] = ()

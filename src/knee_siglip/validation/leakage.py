@@ -1,20 +1,33 @@
-"""Leaks between splits: a patient, or the same image, in more than one."""
+"""Leaks between splits: a patient, a study, or the same image, in more than one.
+
+Checks go from strong to weak: patient, study, file bytes, pixels, near-duplicates. What a stronger image check has
+named is not named again by a weaker one.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
-from knee_siglip.data.manifest import SPLITS
+from knee_siglip.data.manifest import SPLITS, add_flag
 from knee_siglip.errors import UsageError
 from knee_siglip.validation.findings import Finding, Severity
-
-Describe = Callable[[str, pd.DataFrame], str]
+from knee_siglip.validation.near_duplicates import Pair
 
 RANK = {split: rank for rank, split in enumerate(SPLITS)}
 """Of two splits that share something, `drop` takes the rows out of the lower one: test is never touched."""
 
 ROWS_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Rows (in the table's order) that share something although they are in different splits."""
+
+    check: str
+    rows: list[int]
+    message: str
 
 
 def patient_ids(table: pd.DataFrame, pattern: str | None) -> tuple[pd.Series, list[Finding]]:
@@ -40,38 +53,61 @@ def patient_ids(table: pd.DataFrame, pattern: str | None) -> tuple[pd.Series, li
     return given, [Finding("warning", "unknown_patient", None, "", message)]
 
 
-def find_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, list[Finding]]:
-    """Handle patients, then images, that are in two splits.
+def id_key(text: str) -> str:
+    """What two spellings of one id have in common: case, spaces and leading zeros do not count.
 
-    table: indexed by spreadsheet row, with img_path, split, patient_id, image_id and flags (empty ids are unknown).
+    `P007`, `p7 ` and `P 07` are one id, `0007` and `7` too. Other marks count (`1-2` is not `12`), and so do letters
+    (`A1` is not `1`) and zeros inside or behind a number (`7.01` is not `7.1`).
+    """
+    return re.sub(r"(?<![0-9.])0+(?=[0-9])", "", "".join(text.split()).casefold())
+
+
+def find_leaks(table: pd.DataFrame, on_leak: str, pairs: Sequence[Pair] = ()) -> tuple[pd.DataFrame, list[Finding]]:
+    """Handle what is in two splits.
+
+    table: indexed by spreadsheet row, with img_path, split, patient_id, image_id and flags (empty ids are unknown);
+    study_id and pixel_id where it has them. pairs: near-duplicates (near_duplicates.py).
     Returns the rows that stay (all, but for `drop`), leaking ones flagged, and the findings: with `error` and `warn`
-    one for each patient or image, with `drop` one for each dropped row.
+    one for each patient, study, image or pair, with `drop` one for each dropped row.
     """
     findings: list[Finding] = []
-    for column, name, describe in (("patient_id", "patient_leak", _patient), ("image_id", "image_leak", _image)):
-        leaking = _leaking(table, column)
+    checks: tuple[Callable[[pd.DataFrame], Iterator[Leak]], ...] = (
+        lambda rows: _shared_ids(rows, "patient_id", "patient_leak", "patient"),
+        lambda rows: _shared_ids(rows, "study_id", "study_leak", "study"),
+        _same_bytes,
+        _same_pixels,
+        lambda rows: _alike(rows, pairs),
+    )
+    for check in checks:
+        leaks = list(check(table))
         if on_leak == "drop":
-            dropped = _lower(leaking, column)
-            findings += _dropped(dropped, leaking, column, name, describe)
-            table = table.drop(index=dropped.index)
+            table, dropped = _drop(table, leaks)
+            findings += dropped
             continue
         severity: Severity = "error" if on_leak == "error" else "warning"
-        for key, group in leaking.groupby(column, sort=False):
-            message = describe(str(key), group)
-            findings.append(Finding(severity, name, int(group.index[0]), str(group["img_path"].iloc[0]), message))
-        table = _flag(table, leaking.index, name)
+        findings += [_finding(severity, leak, leak.rows[0], table, leak.message) for leak in leaks]
+        for name in dict.fromkeys(leak.check for leak in leaks):
+            rows = {row for leak in leaks if leak.check == name for row in leak.rows}
+            table = add_flag(table, table.index[table.index.isin(rows)], name)
     return table, findings
 
 
 def check_repeated_images(table: pd.DataFrame) -> list[Finding]:
-    """The same bytes under two names within a split: kept, and named."""
+    """The same bytes, or the same pixels in other bytes, under two names within a split: kept, and named."""
     findings = []
-    known = table[table["image_id"] != ""]
-    for _, group in known.groupby(["split", "image_id"], sort=False):
-        if group["image_file"].nunique() > 1:
-            message = f"the same image under {group['image_file'].nunique()} names: {_where(group)}"
+    for column, content in (("image_id", "image_file"), ("pixel_id", "image_id")):
+        if column not in table.columns:
+            continue
+        known = table[table[column] != ""]
+        several = known.groupby(["split", column])[content].transform("nunique") > 1
+        for _, group in known[several].groupby(["split", column], sort=False):
+            names = group["image_file"].nunique()
+            what = "the same image" if column == "image_id" else "the same pixels in different files"
+            check = "repeated_image" if column == "image_id" else "repeated_pixels"
             path = str(group["img_path"].iloc[0])
-            findings.append(Finding("warning", "repeated_image", int(group.index[0]), path, message))
+            rows = tuple(group.index.tolist())
+            message = f"{what} under {names} names: {_where(group)}"
+            findings.append(Finding("warning", check, rows[0], path, message, rows[1:]))
     return findings
 
 
@@ -90,36 +126,73 @@ def _extractor(pattern: str) -> Callable[[str], str]:
     return extract
 
 
-def _leaking(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Rows whose id is in more than one split."""
-    known = table[(table[column] != "") & table["split"].isin(SPLITS)]
-    splits = known.groupby(column)["split"].transform("nunique")
-    return known[splits > 1]
+def _leaking(table: pd.DataFrame, keys: pd.Series) -> Iterator[pd.DataFrame]:
+    """Groups of rows that have a key in common and lie in more than one split."""
+    known = table[(keys != "") & table["split"].isin(SPLITS)]
+    known_keys = keys[known.index]
+    leaking = known[known.groupby(known_keys)["split"].transform("nunique") > 1]
+    for _, group in leaking.groupby(known_keys[leaking.index], sort=False):
+        yield group
 
 
-def _lower(leaking: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Of leaking rows those that are not in the highest split of their id."""
-    rank = leaking["split"].map(RANK)
-    highest = rank.groupby(leaking[column]).transform("max")
-    return leaking[rank < highest]
+def _shared_ids(table: pd.DataFrame, column: str, check: str, name: str) -> Iterator[Leak]:
+    """Patients or studies, compared by `id_key`."""
+    if column not in table.columns:
+        return
+    for group in _leaking(table, table[column].map(id_key)):
+        spellings = list(dict.fromkeys(group[column].str.strip()))
+        named = spellings[0] if len(spellings) == 1 else f"{', '.join(map(repr, spellings))} (taken as one {name})"
+        yield Leak(check, group.index.tolist(), f"{name} {named} is in {_where(group)}")
 
 
-def _dropped(dropped: pd.DataFrame, leaking: pd.DataFrame, column: str, name: str, describe: Describe) -> list[Finding]:
-    messages = {key: describe(str(key), group) for key, group in leaking.groupby(column, sort=False)}
-    return [
-        Finding("dropped", name, int(row), path, f"dropped from {split}: {messages[key]}")
-        for row, path, split, key in zip(
-            dropped.index, dropped["img_path"], dropped["split"], dropped[column], strict=True
-        )
-    ]
+def _same_bytes(table: pd.DataFrame) -> Iterator[Leak]:
+    for group in _leaking(table, table["image_id"]):
+        yield Leak("image_leak", group.index.tolist(), f"the same image is in {_where(group)}")
 
 
-def _patient(patient: str, group: pd.DataFrame) -> str:
-    return f"patient {patient} is in {_where(group)}"
+def _same_pixels(table: pd.DataFrame) -> Iterator[Leak]:
+    """Equal pixels, where they are not all equal bytes as well."""
+    if "pixel_id" not in table.columns:
+        return
+    for group in _leaking(table, table["pixel_id"]):
+        if group["image_id"].nunique() > 1:
+            message = f"identical pixels in different files are in {_where(group)}"
+            yield Leak("pixel_leak", group.index.tolist(), message)
 
 
-def _image(_: str, group: pd.DataFrame) -> str:
-    return f"the same image is in {_where(group)}"
+def _alike(table: pd.DataFrame, pairs: Sequence[Pair]) -> Iterator[Leak]:
+    """Near-duplicates; a pair stands for all rows with the pixels of its two."""
+    alike = [pair for pair in pairs if pair.pixels_a and pair.pixels_b]
+    groups = table[table["split"].isin(SPLITS)].groupby("pixel_id").groups if alike else {}
+    for pair in alike:
+        first, second = (list(groups.get(pixels, [])) for pixels in (pair.pixels_a, pair.pixels_b))
+        group = table.loc[sorted(first + second)]
+        if first and second and group["split"].nunique() > 1:
+            one, other = table.loc[first], table.loc[second]
+            message = (
+                f"near-duplicate images (similarity {pair.similarity:.2f}, {pair.relation}): "
+                f"{_where(one)} shows the same as {_where(other)}"
+            )
+            yield Leak("near_duplicate_leak", group.index.tolist(), message)
+
+
+def _drop(table: pd.DataFrame, leaks: Sequence[Leak]) -> tuple[pd.DataFrame, list[Finding]]:
+    """Of each leak the rows that are not in the highest split of those still there."""
+    rank = table["split"].map(RANK)
+    gone: dict[int, Finding] = {}
+    for leak in sorted(leaks, key=lambda leak: -int(rank[leak.rows].max())):
+        rows = [row for row in leak.rows if row not in gone]
+        highest = max((rank[row] for row in rows), default=0)
+        for row in rows:
+            if rank[row] < highest:
+                message = f"dropped from {table.at[row, 'split']!s}: {leak.message}"
+                gone[row] = _finding("dropped", leak, row, table, message)
+    return table.drop(index=list(gone)), [gone[row] for row in sorted(gone)]
+
+
+def _finding(severity: Severity, leak: Leak, row: int, table: pd.DataFrame, message: str) -> Finding:
+    related = tuple(other for other in leak.rows if str(table.at[other, "split"]) != str(table.at[row, "split"]))
+    return Finding(severity, leak.check, row, str(table.at[row, "img_path"]), message, related)
 
 
 def _where(group: pd.DataFrame) -> str:
@@ -130,10 +203,3 @@ def _where(group: pd.DataFrame) -> str:
         more = f" and {len(numbers) - ROWS_NAMED} more" if len(numbers) > ROWS_NAMED else ""
         parts.append(f"{split} ({'row' if len(numbers) == 1 else 'rows'} {', '.join(numbers[:ROWS_NAMED])}{more})")
     return " and ".join(parts)
-
-
-def _flag(table: pd.DataFrame, rows: pd.Index, flag: str) -> pd.DataFrame:
-    """The table with `flag` added to the rows' flags."""
-    flags = table["flags"].copy()
-    flags.loc[rows] = flags.loc[rows].map(lambda old: f"{old};{flag}" if old else flag)
-    return table.assign(flags=flags)

@@ -1,11 +1,10 @@
-"""What validation tells: findings.csv, metrics.json and a table on the screen."""
+"""What validation tells: findings.csv, metrics.json, a page to look at, and a table on the screen."""
 
 import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from knee_siglip.data.manifest import SPLITS
 from knee_siglip.validation.findings import Finding
+from knee_siglip.validation.page import write_page
 
-FINDINGS, METRICS = "findings.csv", "metrics.json"
+FINDINGS, METRICS, PAGE = "findings.csv", "metrics.json", "index.html"
+COLUMNS = ("severity", "check", "row", "file", "message")
 SHOWN = 20
 PLAIN_WIDTH = 160
 """Columns where stderr is no terminal: a log file should not break file names at 80."""
@@ -25,31 +25,32 @@ PLAIN_WIDTH = 160
 COLOURS = {"error": "red", "warning": "yellow", "dropped": "magenta"}
 
 
-def write_report(folder: Path, table: pd.DataFrame, findings: Sequence[Finding]) -> None:
-    """Write findings.csv and metrics.json; called on success and on failure."""
+def write_report(
+    folder: Path, csv_path: Path, table: pd.DataFrame, findings: Sequence[Finding], figures: Mapping[str, Any]
+) -> None:
+    """Write findings.csv, metrics.json and the page; called on success and on failure."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / FINDINGS).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Finding)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(finding) for finding in findings)
-    text = json.dumps(metrics(table, findings), indent=2) + "\n"
-    (folder / METRICS).write_text(text, encoding="utf-8")
+        # all texts quoted: csv leaves a lone carriage return in a file name bare
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(COLUMNS)
+        writer.writerows([_no_formula(getattr(finding, name)) for name in COLUMNS] for finding in findings)
+    metrics = {**count_severities(findings), **figures}
+    (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_page(folder / PAGE, csv_path, table, findings, metrics)
 
 
-def metrics(table: pd.DataFrame, findings: Sequence[Finding]) -> dict[str, Any]:
-    """Counts of what is in the manifest (on failure: of what was read) and of the findings.
+def _no_formula(cell: str | int | None) -> str | int:
+    """A file name like `=cmd|...` must not run in the spreadsheet that opens findings.csv."""
+    if isinstance(cell, int):
+        return cell
+    return f"'{cell}" if cell and cell[0] in "=+-@\t\r" else cell or ""
 
-    table: split, patient_id, image_id, text and, where there are grades, kl_grade; may be empty.
-    """
+
+def count_severities(findings: Sequence[Finding]) -> dict[str, int]:
+    """How many errors, warnings and dropped rows."""
     severities = Counter(finding.severity for finding in findings)
-    return {
-        **_counts(table),
-        "errors": severities["error"],
-        "warnings": severities["warning"],
-        "dropped": severities["dropped"],
-        "splits": {split: _split_facts(table[table["split"] == split]) for split in SPLITS},
-        "duplicate_texts_across_splits": _share_of_known_texts(table),
-    }
+    return {"errors": severities["error"], "warnings": severities["warning"], "dropped": severities["dropped"]}
 
 
 def show(findings: Sequence[Finding], folder: Path) -> None:
@@ -68,30 +69,3 @@ def show(findings: Sequence[Finding], folder: Path) -> None:
     console.print(table)
     if len(findings) > SHOWN:
         console.print(f"and {len(findings) - SHOWN} more in {folder / FINDINGS}")
-
-
-def _counts(table: pd.DataFrame) -> dict[str, int]:
-    return {
-        "rows": len(table),
-        "patients": _distinct(table["patient_id"]),
-        "images": _distinct(table["image_id"]),
-        "distinct_texts": _distinct(table["text"]),
-    }
-
-
-def _split_facts(rows: pd.DataFrame) -> dict[str, Any]:
-    facts: dict[str, Any] = dict(_counts(rows))
-    if "kl_grade" in rows.columns:
-        facts["kl_grades"] = {str(grade): int((rows["kl_grade"] == grade).sum()) for grade in range(5)}
-    return facts
-
-
-def _distinct(values: pd.Series) -> int:
-    return int(values[values != ""].nunique())
-
-
-def _share_of_known_texts(table: pd.DataFrame) -> float:
-    """Share of the val and test rows whose normalised text also stands in train."""
-    held_out = table[table["split"].isin(["val", "test"])]
-    train = table.loc[table["split"] == "train", "text"]
-    return float(held_out["text"].isin(train).mean()) if len(held_out) else 0.0

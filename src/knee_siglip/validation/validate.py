@@ -2,89 +2,137 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from knee_siglip import paths
 from knee_siglip.data.manifest import write_manifest
 from knee_siglip.data.table import TableError, read_table
-from knee_siglip.data.text import normalise_text
+from knee_siglip.data.text import load_tokenizer, normalise_text
 from knee_siglip.errors import UserError
 from knee_siglip.params import Params
 from knee_siglip.validation import checks, leakage, report
+from knee_siglip.validation.cohort import cohort_metrics, counts
 from knee_siglip.validation.findings import Finding
-from knee_siglip.validation.inspection import Failure, ImageFacts, inspect_images
+from knee_siglip.validation.inspection import NO_FACTS, ImageFacts, Result, inspect_images
+from knee_siglip.validation.near_duplicates import near_duplicate_pairs
+from knee_siglip.validation.shift import check_shift
+from knee_siglip.validation.shortcuts import check_shortcuts
+from knee_siglip.validation.texts import check_texts, text_metrics
 
 NOTHING_READ = pd.DataFrame({name: pd.Series(dtype=str) for name in ("split", "patient_id", "image_id", "text")})
 
-NO_IMAGE = ImageFacts(image_id="", width=0, height=0, bits=0, kind="", file_bytes=0, mean=0.0, std=0.0)
+WORKING_COLUMNS = ("pixel_id", "kind", "file_bytes", "mean", "std", "inverted", "fingerprint")
+"""Facts of the images that the checks use and the manifest leaves out."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The rows that stay, with the manifest's and the working columns, what was found, and the figures on both.
+
+    carried: the input's columns whose names the working ones took.
+    """
+
+    table: pd.DataFrame
+    findings: list[Finding]
+    figures: dict[str, Any]
+    carried: pd.DataFrame
+
+    def manifest(self) -> pd.DataFrame:
+        """The rows as later stages see them."""
+        return self.table.drop(columns=list(WORKING_COLUMNS)).join(self.carried)
 
 
 def validate(
-    params: Params, manifest_path: Path = paths.MANIFEST, report_folder: Path = paths.VALIDATION_REPORT
+    params: Params,
+    manifest_path: Path = paths.MANIFEST,
+    report_folder: Path = paths.VALIDATION_REPORT,
+    text_encoder: Path = paths.BACKBONES / "text",
 ) -> pd.DataFrame:
     """Check the whole of `data.csv` and its images; write the report, then the manifest, and return it.
+
+    text_encoder: the folder whose tokenizer the texts are measured with; where there is none, that is left out.
 
     Raises:
         UserError: there are errors; all of them are on the screen and in the report, and no manifest is written.
     """
-    table, findings = _check(params)
-    report.write_report(report_folder, table, findings)
-    report.show(findings, report_folder)
-    if errors := [finding for finding in findings if finding.severity == "error"]:
+    outcome = _check(params, text_encoder)
+    report.write_report(report_folder, Path(params.data.csv), outcome.table, outcome.findings, outcome.figures)
+    report.show(outcome.findings, report_folder)
+    if errors := [finding for finding in outcome.findings if finding.severity == "error"]:
         manifest_path.unlink(missing_ok=True)  # an older one would pass for this CSV's
-        raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {report_folder / report.FINDINGS}")
-    write_manifest(table, manifest_path)
-    return table
+        raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {report_folder / report.PAGE}")
+    manifest = outcome.manifest()
+    write_manifest(manifest, manifest_path)
+    return manifest
 
 
-def _check(params: Params) -> tuple[pd.DataFrame, list[Finding]]:
-    """Every check. Returns the manifest's rows (none where the CSV could not be understood) and all findings."""
+def _check(params: Params, text_encoder: Path) -> Outcome:
+    """Every check. Where the CSV could not be understood there are no rows."""
     csv = Path(params.data.csv)
     try:
         table = read_table(csv)
     except TableError as error:
-        return NOTHING_READ, [Finding("error", "unreadable_csv", error.row, str(csv), str(error))]
+        finding = Finding("error", "unreadable_csv", error.row, str(csv), str(error))
+        return Outcome(NOTHING_READ, [finding], counts(NOTHING_READ), NOTHING_READ)
     if findings := checks.check_columns(table, csv):
-        return NOTHING_READ, findings
-    findings = [
-        *checks.check_splits(table),
-        *checks.check_texts(table),
-        *checks.check_grades(table),
-        *checks.check_duplicate_rows(table),
-    ]
+        return Outcome(NOTHING_READ, findings, counts(NOTHING_READ), NOTHING_READ)
+    carried = table[table.columns.intersection(list(WORKING_COLUMNS))]
     patients, unknown = leakage.patient_ids(table, params.data.patient_id_pattern)
     files = checks.image_files(table, csv)
     inspected = inspect_images(name for name in files if name)
-    unreadable = checks.check_images(table, files, inspected)
-    table = _add_columns(table, patients, files, inspected)
-    table, leaks = leakage.find_leaks(table, params.validate_.on_leak)
-    findings += [
-        *unreadable,
+    findings = [
+        *checks.check_splits(table),
+        *checks.check_grades(table),
+        *checks.check_duplicate_rows(table),
         *unknown,
-        *leaks,
-        *leakage.check_repeated_images(table),
+        *checks.check_images(table, files, inspected),
         *checks.check_outside(files, params.data.images),
-        *checks.check_split_counts(table, csv),
     ]
-    return table, findings
+    table = _add_columns(table, patients, files, inspected)
+    pairs = near_duplicate_pairs(table)
+    table, leaks = leakage.find_leaks(table, params.validate_.on_leak, pairs)
+    findings += [*leaks, *leakage.check_repeated_images(table), *checks.check_split_counts(table, csv)]
+    table, more, figures = _examine(table, params, text_encoder)
+    return Outcome(table, findings + more, figures, carried)
+
+
+def _examine(
+    table: pd.DataFrame, params: Params, text_encoder: Path
+) -> tuple[pd.DataFrame, list[Finding], dict[str, Any]]:
+    """The checks and figures of the rows that stay."""
+    tokenizer = load_tokenizer(text_encoder) if text_encoder.is_dir() else None
+    length = params.model.max_text_length
+    table, looks = checks.check_appearance(table)
+    shift, shifted = check_shift(table)
+    shortcuts, predictable = check_shortcuts(table)
+    figures = {
+        **counts(table),
+        "splits": cohort_metrics(table),
+        "texts": text_metrics(table, tokenizer, length),
+        "shift": shift,
+        "shortcuts": shortcuts,
+    }
+    return table, [*looks, *check_texts(table, tokenizer, length), *shifted, *predictable], figures
 
 
 def _add_columns(
-    table: pd.DataFrame, patients: pd.Series, files: pd.Series, inspected: Mapping[str, ImageFacts | Failure]
+    table: pd.DataFrame, patients: pd.Series, files: pd.Series, inspected: Mapping[str, Result]
 ) -> pd.DataFrame:
-    """The manifest's columns (manifest.py); rows without a readable image have an empty id and size 0."""
-    found = [image if isinstance(image := inspected.get(name), ImageFacts) else NO_IMAGE for name in files]
+    """The manifest's columns (manifest.py) and the working ones; an image that cannot be read has an empty id."""
+    found = [image if isinstance(image := inspected.get(name), ImageFacts) else NO_FACTS for name in files]
+    facts = {field.name: [getattr(image, field.name) for image in found] for field in fields(ImageFacts)}
+    made = ("image_id", "width", "height", "bits")
     table = table.assign(
         patient_id=patients,
         image_file=files,
-        image_id=[image.image_id for image in found],
-        width=[image.width for image in found],
-        height=[image.height for image in found],
-        bits=[image.bits for image in found],
+        **{name: facts[name] for name in made},
         text=table["impression"].map(normalise_text),
-        flags=["constant_image" if image.image_id and image.std == 0 else "" for image in found],
+        flags="",
+        **{name: facts[name] for name in WORKING_COLUMNS},
     )
     if "kl_grade" in table.columns:
         grades = [checks.parse_grade(value) for value in table["kl_grade"]]
@@ -94,6 +142,6 @@ def _add_columns(
 
 def _summary(errors: Sequence[Finding]) -> str:
     """`3 errors (2 missing_image, 1 unknown_split)`."""
-    counts = Counter(finding.check for finding in errors)
-    kinds = ", ".join(f"{count} {check}" for check, count in counts.most_common())
+    named = Counter(finding.check for finding in errors)
+    kinds = ", ".join(f"{count} {check}" for check, count in named.most_common())
     return f"{len(errors)} error{'s' if len(errors) > 1 else ''} ({kinds})"

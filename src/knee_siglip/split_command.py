@@ -1,0 +1,225 @@
+"""The command `knee-siglip split`: a patient-disjoint, stratified split for a CSV that has none.
+
+knee-siglip split knees.csv train.csv
+knee-siglip split knees.csv train.csv --test 0.2 --seed 1 --patient_id_pattern '([0-9]+)[LR]'
+"""
+
+import csv
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from knee_siglip.errors import UsageError, UserError
+
+# pandas is imported inside the functions: `--help` must not wait for it.
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from knee_siglip.validation.splitting import Shares
+
+VAL, TEST = 0.15, 0.15
+STRATIFIED = "kl_grade"
+IMAGES_PER_CHUNK = 256
+VALUES_SHOWN = 8
+"""Columns of the printed table that a stratified column may fill."""
+
+logger = logging.getLogger(__name__)
+
+
+def split(
+    in_csv: Annotated[Path, typer.Argument(metavar="IN.csv", help="CSV with img_path; patient_id where you have it.")],
+    out_csv: Annotated[Path, typer.Argument(metavar="OUT.csv", help="The same rows with the column split.")],
+    val: Annotated[float, typer.Option("--val", help="Share of the rows.")] = VAL,
+    test: Annotated[float, typer.Option("--test", help="Share of the rows.")] = TEST,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, another split.")] = 0,
+    stratify: Annotated[
+        list[str] | None, typer.Option("--stratify", help=f"Column to keep alike, repeatable. None: {STRATIFIED}.")
+    ] = None,
+    patient_id_pattern: Annotated[
+        str | None,
+        typer.Option("--patient_id_pattern", help="Regular expression; its first group is the patient in img_path."),
+    ] = None,
+    overwrite_split: Annotated[
+        bool, typer.Option("--overwrite_split", help="Draw anew where IN.csv already says a split.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.csv.")] = False,
+) -> None:
+    """Split a CSV into train, val and test: no patient and no image in two of them, the grades alike in all."""
+    from knee_siglip.validation.splitting import Shares
+
+    shares = Shares(val, test)
+    _check_paths(in_csv, out_csv, force)
+    table, warnings = split_csv(in_csv, out_csv, shares, seed, stratify, patient_id_pattern, overwrite_split)
+    for warning in warnings:
+        logger.warning(warning)
+    _show(table, out_csv, (stratify or [STRATIFIED])[0], patient_id_pattern)
+
+
+def split_csv(
+    in_csv: Path,
+    out_csv: Path,
+    shares: "Shares",
+    seed: int = 0,
+    stratify: Sequence[str] | None = None,
+    pattern: str | None = None,
+    overwrite_split: bool = False,
+) -> tuple["pd.DataFrame", list[str]]:
+    """Write the rows of in_csv, in their order and with every cell as it is, with a split.
+
+    Two things change: `split`, and a relative img_path where out_csv lies in another folder. Images are read, so that
+    patients who share a file's bytes stay in one split; one that cannot be read only goes unchecked.
+
+    Returns what was written, and sentences on what the user should know.
+    """
+    import pandas as pd
+
+    from knee_siglip.data.table import read_table
+    from knee_siglip.validation.splitting import split_table
+
+    table = read_table(in_csv)
+    _check_columns(table, in_csv, stratify, overwrite_split)
+    files = [os.path.normpath(in_csv.parent / name) if name.strip() else "" for name in table["img_path"]]
+    image_ids = pd.Series(_image_ids(files), table.index, dtype=str)
+    names = list(stratify or [STRATIFIED])
+    done, warnings = split_table(
+        table, shares, seed=seed, stratify=names, pattern=pattern, links=[pd.Series(files, table.index), image_ids]
+    )
+    unread = int((image_ids == "").sum())
+    if unread:
+        warnings.append(
+            f"{unread} of {len(table)} images cannot be read: whether they repeat another one was not checked"
+        )
+    if not stratify and STRATIFIED not in table.columns:
+        warnings.append(f"there is no column {STRATIFIED}: name with --stratify what shall be alike in all splits")
+    done = done.assign(img_path=_moved(table["img_path"], in_csv.parent, out_csv.parent))
+    _write(done, out_csv)
+    return done, warnings
+
+
+def _check_paths(in_csv: Path, out_csv: Path, force: bool) -> None:
+    if not in_csv.is_file():
+        raise UsageError(f"{in_csv} does not exist; it must be a CSV with the column img_path")
+    if out_csv.is_dir():
+        raise UsageError(f"{out_csv} is a folder; name a CSV file")
+    if out_csv.exists() and out_csv.samefile(in_csv):
+        raise UsageError(f"{out_csv} is the input itself; name another file")
+    if out_csv.exists() and not force:
+        raise UsageError(f"{out_csv} exists; name another file, or replace it with --force")
+
+
+def _check_columns(table: "pd.DataFrame", path: Path, stratify: Sequence[str] | None, overwrite_split: bool) -> None:
+    there = f"its columns are {', '.join(table.columns)}"
+    if "img_path" not in table.columns:
+        raise UsageError(f"{path} has no column img_path; {there}")
+    if table.empty:
+        raise UsageError(f"{path} has no rows; there is nothing to split")
+    for name in stratify or ():
+        if name not in table.columns or name == "split":
+            raise UsageError(f"--stratify {name}: {path} has no such column to keep alike; {there}")
+    if "split" in table.columns and not overwrite_split:
+        given = table.index[table["split"].str.strip() != ""]
+        if len(given):
+            raise UsageError(
+                f"{path} has a split in {len(given)} of {len(table)} rows, the first in row {given[0]}; it is left as "
+                "it is: go on with this file, or draw all rows anew with --overwrite_split"
+            )
+
+
+def _image_ids(files: Sequence[str]) -> list[str]:
+    """sha256 of each file's bytes; '' where it cannot be read."""
+    from knee_siglip.data.workers import available_cores, split_chunks, work_in_chunks
+
+    workers = available_cores()
+    chunks = split_chunks(sorted({name for name in files if name}), IMAGES_PER_CHUNK, workers)
+    found = dict(pair for pairs in work_in_chunks(_hashes, chunks, workers, "Reading images") for pair in pairs)
+    return [found.get(name, "") for name in files]
+
+
+def _hashes(names: Sequence[str]) -> list[tuple[str, str]]:
+    from knee_siglip.data.images import ImageError, read_bytes
+
+    pairs = []
+    for name in names:
+        try:
+            pairs.append((name, hashlib.sha256(read_bytes(Path(name))).hexdigest()))
+        except ImageError:
+            pairs.append((name, ""))
+    return pairs
+
+
+def _moved(names: "pd.Series", old: Path, new: Path) -> "pd.Series":
+    """Each img_path as seen from the folder `new` instead of `old`; absolute and empty ones stay."""
+    if old.resolve() == new.resolve():
+        return names
+    linked = new.resolve() != new.absolute()  # `..` would start at the link's target
+
+    def move(name: str) -> str:
+        if not name.strip() or Path(name).is_absolute():
+            return name
+        path = os.path.normpath(old.absolute() / name)
+        return path if linked else Path(os.path.relpath(path, new.absolute())).as_posix()
+
+    return names.map(move)
+
+
+def _write(table: "pd.DataFrame", path: Path) -> None:
+    """UTF-8, under a name of its own until it is complete."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Python before 3.13 leaves a lone carriage return unquoted, and a reader takes it for the end of the row.
+    odd = any("\r" in cell for name in table.columns for cell in (name, *table[name]))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
+            writer.writerow(table.columns)
+            writer.writerows(table.itertuples(index=False, name=None))
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; is there space, and may you write there?"
+        ) from None
+
+
+def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -> None:
+    """What each split holds, on stdout."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    from knee_siglip.data.manifest import SPLITS
+    from knee_siglip.validation.cohort import patient_numbers
+    from knee_siglip.validation.leakage import patient_ids
+
+    patients = patient_numbers(table.assign(patient_id=patient_ids(table, pattern)[0]))
+    values = _few_values(table, column)
+    shown = Table("split", "rows", "", "patients", *map(escape, values), title=Text(str(path)))
+    for name in SPLITS:
+        chosen = (table["split"] == name).to_numpy()
+        counts = [str(chosen.sum()), f"{chosen.mean():.1%}", str(len(set(patients[chosen])))]
+        shown.add_row(name, *counts, *_value_shares(table[chosen], column, values))
+    if values:
+        shown.caption = Text(f"{values[0]} ... {values[-1]}: share of the rows by {column}, where it is known")
+    Console().print(shown)
+    if pattern is not None:
+        typer.echo("Validation needs the same pattern: data.patient_id_pattern in params.yaml")
+
+
+def _few_values(table: "pd.DataFrame", column: str) -> list[str]:
+    """The column's values; none where there are too many to show."""
+    values = sorted(set(table[column].str.strip()) - {""}) if column in table.columns else []
+    return values if len(values) <= VALUES_SHOWN else []
+
+
+def _value_shares(rows: "pd.DataFrame", column: str, values: Sequence[str]) -> list[str]:
+    if not values:
+        return []
+    cells = rows[column].str.strip()
+    known = max(1, int((cells != "").sum()))
+    return [f"{(cells == value).sum() / known:.1%}" for value in values]
