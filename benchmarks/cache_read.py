@@ -23,7 +23,7 @@ from claims import Claim, conclude
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from knee_siglip.data.batches import epoch_order, split_groups
+from knee_siglip.data.batches import epoch_order, normalise, split_groups
 from knee_siglip.data.store import CachedPixels, PixelStore
 from knee_siglip.data.transform import Transform, load_pixels
 from knee_siglip.data.workers import available_cores
@@ -65,8 +65,7 @@ def normalised(batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     buffer = torch.empty(BATCH, 3, SIZE, SIZE)
     for grey in batches:
-        out = buffer[: len(grey)]
-        yield torch.addcmul(-mean / std, grey.unsqueeze(1).to(torch.float32), 1 / (255 * std), out=out)
+        yield normalise(grey, mean, std, out=buffer)
 
 
 def cache_epochs(files: Sequence[Path], folder: Path) -> dict[str, Epoch]:

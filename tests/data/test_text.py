@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from knee_siglip.data.text import load_tokenizer, normalise_text, tokenize, truncated_share
+from knee_siglip.data.text import load_tokenizer, normalise_text, token_counts, tokenize
 from knee_siglip.errors import UserError
 from knee_siglip.model.backbones import SMALL_FOLDER
 from knee_siglip.sample.findings import SIDES, draw_labels
@@ -83,13 +83,11 @@ def test_long_text_is_cut_and_still_padded_to_the_table(tokenizer):
 
 def test_no_texts_give_no_rows(tokenizer):
     assert tokenize(tokenizer, [], 7).shape == (0, 7)
-    assert truncated_share(tokenizer, [], 7) == 0.0
+    assert token_counts(tokenizer, []) == []
 
 
-def test_truncated_share_counts_the_end_token(tokenizer):
-    texts = ["normal knee", "normal right knee", "Normal right knee."]
-    assert truncated_share(tokenizer, texts, 3) == pytest.approx(2 / 3)
-    assert truncated_share(tokenizer, texts, 4) == 0.0
+def test_token_counts_count_the_end_token(tokenizer):
+    assert token_counts(tokenizer, ["normal knee", "normal right knee", "Normal right knee."]) == [3, 4, 4]
 
 
 def test_sample_texts_take_about_a_token_per_word(tokenizer):

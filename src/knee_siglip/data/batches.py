@@ -60,6 +60,17 @@ class PairDataset:
         return Batch(rows, pixels.to(device), self.input_ids[distinct].to(device), text_ids.to(device))
 
 
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
+    """Grey (B, S, S), 0-255 of any dtype, to (B, 3, S, S) of the mean's dtype.
+
+    mean, std: (1, 3, 1, 1), on the 0-1 grey scale. out: at least (B, 3, S, S), overwritten and returned; on a CPU fresh
+    memory for every batch costs several times the arithmetic. Not where a gradient needs the batch before.
+    """
+    grey = pixels.unsqueeze(1).to(mean.dtype)
+    target = None if out is None else out[: len(pixels)]
+    return torch.addcmul(-mean / std, grey, 1 / (255 * std), out=target)
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """(N,) the order of the rows in one epoch; depends on nothing else, so a resumed run sees the same."""
     return np.random.default_rng([seed, epoch]).permutation(count)

@@ -139,13 +139,6 @@ def tokenize(
     return torch.tensor(rows, dtype=torch.long)
 
 
-def truncated_share(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], length: int) -> float:
-    """Share (0-1) of texts with more than `length` tokens, end token included; 0 for no texts."""
-    if not texts:
-        return 0.0
-    return sum(count > length for count in token_counts(tokenizer, texts)) / len(texts)
-
-
 def token_counts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[int]:
     """Tokens of each text, the end token included, nothing cut."""
     return [len(ids) for ids in _token_ids(tokenizer, texts, None)] if texts else []

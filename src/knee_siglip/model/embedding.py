@@ -15,9 +15,12 @@ def embed_pixels(checkpoint: Checkpoint, batches: Iterable[np.ndarray]) -> np.nd
     """Batches of uint8 grey (B, S, S), fitted by the checkpoint's transform, to (N, D) float32, L2-normalised."""
     model = checkpoint.model
     parts = []
+    values = torch.empty(0, device=model.device)
     for batch in batches:
         pixels = torch.from_numpy(np.ascontiguousarray(batch)).to(model.device)
-        parts.append(model.get_image_features(model.normalise_pixels(pixels)).cpu().numpy())
+        if len(values) < len(pixels):
+            values = torch.empty(len(pixels), 3, *pixels.shape[1:], device=model.device)
+        parts.append(model.get_image_features(model.normalise_pixels(pixels, out=values)).cpu().numpy())
     return np.concatenate(parts) if parts else _no_rows(checkpoint)
 
 

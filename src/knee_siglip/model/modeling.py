@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrainedModel, SiglipTextConfig, SiglipTextModel
 from transformers import initialization as init
 
+from knee_siglip.data.batches import normalise
+
 Config = TypeVar("Config", bound=PretrainedConfig)
 
 
@@ -89,10 +91,9 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
             init.normal_(module.weight, std=module.in_features**-0.5)
             init.zeros_(module.bias)
 
-    def normalise_pixels(self, pixels: Tensor) -> Tensor:
+    def normalise_pixels(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         """Grey (B, S, S), 0-255 of any dtype, to (B, 3, S, S) float32 with the vision encoder's mean and std."""
-        grey = pixels.unsqueeze(1).to(self.image_mean.dtype) / 255
-        return (grey - self.image_mean) / self.image_std
+        return normalise(pixels, self.image_mean, self.image_std, out)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S) normalised pixels to (B, D) L2-normalised float32 embeddings of the CLS token."""

@@ -14,7 +14,7 @@ import torch
 from knee_siglip.data.batches import PairDataset, distinct_texts
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.data.store import CachedPixels, open_pixels
-from knee_siglip.data.text import tokenize, truncated_share
+from knee_siglip.data.text import tokenize
 from knee_siglip.errors import UserError
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
@@ -84,8 +84,6 @@ def dataset_facts(manifest: pd.DataFrame, checkpoint: Checkpoint) -> dict[str, A
     facts["dataset.distinct_texts"] = int(manifest["text"].nunique())
     if "patient_id" in manifest:
         facts["dataset.patients"] = int(manifest["patient_id"].nunique())
-    share = truncated_share(checkpoint.tokenizer, manifest["text"].tolist(), checkpoint.max_text_length)
-    facts["dataset.truncated_text_share"] = share
     return facts | {f"parameters.{name}": count for name, count in checkpoint.model.parameter_counts().items()}
 
 
