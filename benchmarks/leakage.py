@@ -1,17 +1,20 @@
-"""python benchmarks/leakage.py --csv FOLDER/train.csv [--per_kind 200] [--seed 0]
+"""python benchmarks/leakage.py --csv FOLDER/train.csv [--per_kind 200] [--seed 0] [--sample data/sample/train.csv]
 
-Leaks between splits on radiographs of which no two are alike: false alarms on the set as it is, then the recall of
-planted leaks by kind, each the copy of an image in another split under another patient's name, and what is reported
-besides. The whole check runs: reading, fingerprints, patients, bytes, pixels, near-duplicates.
+Leaks between splits, as `validate` reports them, on radiographs of which no two are alike: false alarms on the set as
+it is and on the drawn sample, then the recall of planted leaks by kind and what is reported besides. A planted image is
+a changed copy in another split under a patient of its own, each of another image; `several at once` is mirrored,
+cropped, resized, windowed and saved as JPEG. For `other knee` one of a patient's two images moves to another split, the
+patient's id written differently.
 """
 
 import argparse
-import io
+import csv
 import os
+import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,29 +22,35 @@ import pandas as pd
 from claims import Claim, conclude
 from PIL import Image
 
-from knee_siglip.validation.findings import Finding
+from knee_siglip.params import parse_params
 from knee_siglip.validation.inspection import ImageFacts, inspect_images
-from knee_siglip.validation.leakage import find_leaks
-from knee_siglip.validation.near_duplicates import Pair, near_duplicate_pairs
+from knee_siglip.validation.near_duplicates import near_duplicate_pairs
+from knee_siglip.validation.report import FINDINGS
+from knee_siglip.validation.validate import validate
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 SPLITS = ("train", "val", "test")
 MOST_CLIPPED = 0.2
 LEAST_DEVIATION = 5
+LOOKED_FROM = 0.4
+"""Similarity from which pairs of the untouched sets are reported as the nearest miss."""
+
 RESAMPLING = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A leak in findings.csv: the rows its message names, and the similarity where it tells one."""
+
+    check: str
+    rows: frozenset[int]
+    similarity: float | None
 
 
 def unchanged(grey: np.ndarray, _: np.random.Generator) -> np.ndarray:
     """The same pixels; saved anew."""
     return grey
-
-
-def recompressed(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """JPEG, quality 40-90."""
-    buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, "JPEG", quality=int(rng.integers(40, 91)))
-    return np.array(Image.open(buffer))
 
 
 def resized(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -88,70 +97,132 @@ def inverted(grey: np.ndarray, _: np.random.Generator) -> np.ndarray:
 
 
 def several(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrored, cropped and resized."""
-    return resized(cropped(mirrored(grey, rng), rng), rng)
+    """Mirrored, cropped, resized and windowed."""
+    return windowed(resized(cropped(mirrored(grey, rng), rng), rng), rng)
 
 
-CHANGES: dict[str, Change] = {
-    "same pixels": unchanged,
-    "recompressed": recompressed,
-    "resized": resized,
-    "cropped": cropped,
-    "mirrored": mirrored,
-    "windowed": windowed,
-    "inverted": inverted,
-    "mirrored, cropped and resized": several,
+CHANGES: dict[str, tuple[Change, tuple[int, int] | None]] = {
+    "same pixels": (unchanged, None),
+    "recompressed": (unchanged, (40, 90)),
+    "resized": (resized, None),
+    "cropped": (cropped, None),
+    "mirrored": (mirrored, None),
+    "re-windowed": (windowed, None),
+    "inverted": (inverted, None),
+    "several at once": (several, (60, 90)),
 }
+"""What is done to the image, and the least and best quality of the JPEG file; a PNG where there is none."""
+
+COPIED, OTHER_KNEE = "copied", "other knee"
 
 
-def check(table: pd.DataFrame) -> tuple[list[Finding], list[Pair], float]:
-    """The product's leak check. Returns findings, near-duplicate pairs and the seconds of the search for them."""
-    inspected = inspect_images(table["image_file"])
-    facts = [inspected[name] for name in table["image_file"]]
-    read = [fact for fact in facts if isinstance(fact, ImageFacts)]
-    if len(read) < len(facts):
+def leaks_found(table: pd.DataFrame, folder: Path) -> list[Reported]:
+    """Run `validate` on the table and read what its findings.csv says of leaks."""
+    folder.mkdir()
+    table.to_csv(folder / "train.csv", index=False)
+    params = parse_params(
+        {"data": {"csv": str(folder / "train.csv"), "images": str(folder)}, "validate": {"on_leak": "warn"}}
+    )
+    validate(params, folder / "manifest.parquet", folder / "report", folder / "no-tokenizer")
+    with (folder / "report" / FINDINGS).open(encoding="utf-8", newline="") as file:
+        found = [line for line in csv.DictReader(file) if line["check"].endswith("_leak")]
+    return [_reported(line["check"], line["message"]) for line in found]
+
+
+def _reported(check: str, message: str) -> Reported:
+    named = re.findall(r"\(rows? ([0-9, ]+)", message)
+    rows = frozenset(int(number) for numbers in named for number in numbers.split(",") if number.strip())
+    similarity = re.search(r"similarity ([0-9.]+)", message)
+    return Reported(check, rows, float(similarity.group(1)) if similarity else None)
+
+
+def highest_miss(table: pd.DataFrame) -> float:
+    """Largest similarity between splits in a set without leaks; 0 where none is above LOOKED_FROM."""
+    inspected = inspect_images(table["img_path"])
+    facts = [fact for name in table["img_path"] if isinstance(fact := inspected[name], ImageFacts)]
+    if len(facts) < len(table):
         raise SystemExit("some images cannot be read")
-    columns = {name: [getattr(fact, name) for fact in read] for name in ("image_id", "pixel_id", "fingerprint")}
-    table = table.assign(**columns, flags="")
-    started = time.perf_counter()
-    pairs = near_duplicate_pairs(table)
-    seconds = time.perf_counter() - started
-    return find_leaks(table, "error", pairs)[1], pairs, seconds
+    made = {name: [getattr(fact, name) for fact in facts] for name in ("pixel_id", "fingerprint")}
+    pairs = near_duplicate_pairs(table.assign(image_file=table["img_path"], **made), LOOKED_FROM)
+    return max((pair.similarity for pair in pairs), default=0.0)
 
 
-def plant(table: pd.DataFrame, per_kind: int, folder: Path, rng: np.random.Generator) -> pd.DataFrame:
-    """The table with planted rows behind: `kind` is what was done, `origin` the row it was done to."""
-    planted = []
-    for kind in ("copied", *CHANGES, "other knee"):
-        pool = table if kind != "other knee" else table[table["patient_id"].duplicated(keep=False)]
-        if kind == "other knee":
-            pool = pool.drop_duplicates("patient_id")
-        for origin in rng.choice(pool.index.to_numpy(), min(per_kind, len(pool)), replace=False):
-            row = table.loc[origin]
-            split = str(rng.choice([name for name in SPLITS if name != row["split"]]))
-            file = folder / f"{len(planted)}.png"
-            patient = f"planted-{len(planted)}x"
-            if kind == "copied":
-                shutil.copy(row["image_file"], file)
-            elif kind == "other knee":  # another picture, so that only the name gives it away
-                patient = row["patient_id"]
-                Image.fromarray(rng.integers(0, 256, (64, 64)).astype(np.uint8)).save(file)
-            else:
-                grey = np.array(Image.open(row["image_file"]).convert("L"))
-                changed = np.ascontiguousarray(CHANGES[kind](grey, rng))
-                Image.fromarray(changed).save(file, compress_level=1)
-            planted.append((str(file), str(file), split, patient, kind, int(origin)))
-    names = ["img_path", "image_file", "split", "patient_id", "kind", "origin"]
-    rows = pd.DataFrame(planted, columns=names)
-    together = pd.concat([table.assign(kind="", origin=0)[names], rows], ignore_index=True)
-    return together.set_index(pd.RangeIndex(2, len(together) + 2))
+def read_set(path: Path) -> pd.DataFrame:
+    """A CSV with absolute image paths, by spreadsheet row."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table["img_path"] = [str((path.parent / name).resolve()) for name in table["img_path"]]
+    return table.set_index(pd.RangeIndex(2, len(table) + 2))
 
 
-def found_rows(findings: list[Finding], check_name: str) -> set[int]:
-    """Rows that findings of a check name, on either side."""
-    return {
-        row for finding in findings if finding.check == check_name for row in (finding.row, *finding.related) if row
-    }
+def plant(
+    table: pd.DataFrame, per_kind: int, folder: Path, rng: np.random.Generator
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table with leaks in it, and what was planted: kind, row and the row of the other side (origin)."""
+    table, planted = move_knees(table, per_kind, rng)
+    kinds = [kind for kind in (COPIED, *CHANGES) for _ in range(per_kind)]
+    origins = rng.permutation(table.index.to_numpy())[: len(kinds)]
+    if len(origins) < len(kinds):
+        raise SystemExit(f"--per_kind {per_kind} needs {len(kinds)} images; there are {len(origins)}")
+    rows = []
+    for number, (kind, origin) in enumerate(zip(kinds, origins.tolist(), strict=True)):
+        row = table.loc[origin].to_dict()
+        file = write_changed(Path(row["img_path"]), kind, folder / str(number), rng)
+        split = str(rng.choice([name for name in SPLITS if name != row["split"]]))
+        rows.append(row | {"img_path": str(file), "split": split, "patient_id": f"planted-{number}x"})
+        planted.append((kind, len(table) + 2 + number, origin))
+    together = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+    return together, pd.DataFrame(planted, columns=["kind", "row", "origin"])
+
+
+def move_knees(
+    table: pd.DataFrame, count: int, rng: np.random.Generator
+) -> tuple[pd.DataFrame, list[tuple[str, int, int]]]:
+    """One of a patient's two images goes to another split, under the id with other case, zeros or spaces."""
+    table = table.copy()
+    two = table.groupby("patient_id").filter(lambda rows: len(rows) == 2)["patient_id"].unique()
+    moved = []
+    for number, patient in enumerate(rng.permutation(two)[:count]):
+        stays, goes = rng.permutation(table.index[table["patient_id"] == patient].to_numpy()).tolist()
+        spellings = ((f"P{patient}", f"p{patient}"), (patient, f"00{patient}"), (patient, f" {patient} "))
+        table.loc[[stays, goes], "patient_id"] = spellings[number % 3]
+        table.loc[goes, "split"] = rng.choice([name for name in SPLITS if name != table.at[stays, "split"]])
+        moved.append((OTHER_KNEE, goes, stays))
+    return table, moved
+
+
+def write_changed(source: Path, kind: str, target: Path, rng: np.random.Generator) -> Path:
+    """Save the changed image under the target's name with the format's suffix."""
+    if kind == COPIED:
+        return Path(shutil.copy(source, target.with_suffix(source.suffix)))
+    change, quality = CHANGES[kind]
+    with Image.open(source) as image:
+        changed = Image.fromarray(np.ascontiguousarray(change(np.array(image.convert("L")), rng)))
+    if quality:
+        changed.save(target.with_suffix(".jpg"), quality=int(rng.integers(quality[0], quality[1] + 1)))
+        return target.with_suffix(".jpg")
+    changed.save(target.with_suffix(".png"), compress_level=1)
+    return target.with_suffix(".png")
+
+
+def judge(planted: pd.DataFrame, found: list[Reported]) -> tuple[list[Claim], dict[str, float], list[int]]:
+    """Recall by kind, least similarity by kind, and the rows of planted leaks that were missed."""
+    by_pair: dict[frozenset[int], list[Reported]] = {}
+    for leak in found:
+        by_pair.setdefault(leak.rows, []).append(leak)
+    claims, least, missed = [], {}, []
+    for kind, rows in planted.groupby("kind", sort=False):
+        hits = []
+        for row, origin in zip(rows["row"], rows["origin"], strict=True):
+            named = by_pair.get(frozenset((row, origin)), [])
+            wanted = [leak for leak in named if (leak.check == "patient_leak") == (kind == OTHER_KNEE)]
+            hits.append(bool(wanted))
+            missed += [] if wanted else [int(row)]
+            if similar := [leak.similarity for leak in wanted if leak.similarity is not None]:
+                least[str(kind)] = min(least.get(str(kind), 1.0), *similar)
+        claims.append(Claim(f"recall, {kind} ({len(rows)} planted)", float(np.mean(hits)), ">=", 1.0))
+    pairs = {frozenset(pair) for pair in zip(planted["row"], planted["origin"], strict=True)}
+    false_alarms = sum(leak.rows not in pairs for leak in found)
+    return [*claims, Claim("leaks reported that were not planted", false_alarms, "<=", 0)], least, missed
 
 
 def main() -> None:
@@ -160,43 +231,34 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--per_kind", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sample", type=Path, default=Path(__file__).parents[1] / "data/sample/train.csv")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
-    table = pd.read_csv(args.csv, dtype=str, keep_default_na=False)
-    table = table.assign(image_file=[str(args.csv.parent / name) for name in table["img_path"]])
-    table = table.set_index(pd.RangeIndex(2, len(table) + 2))
+    claims, highest = [], {}
     with tempfile.TemporaryDirectory() as name:
-        os.environ["KNEE_SIGLIP_STORE"] = str(Path(name) / "store")
-        false_alarms, _, seconds = check(table)
-        together = plant(table, args.per_kind, Path(name), np.random.default_rng(args.seed))
-        findings, pairs, planted_seconds = check(together)
-    similarity = {(pair.row_a, pair.row_b): pair.similarity for pair in pairs}
-    named = {kind: found_rows(findings, kind) for kind in ("patient_leak", "image_leak", "pixel_leak")}
-    claims = [Claim("false alarms on the untouched set", len(false_alarms), "<=", 0)]
-    lowest: dict[str, float] = {}
-    origins = together.groupby("origin").groups
-    for kind, rows in together[together["kind"] != ""].groupby("kind", sort=False):
-        edges = {(int(origin), int(row)) for row, origin in rows["origin"].items()}
-        check_name = {"copied": "image_leak", "same pixels": "pixel_leak", "other knee": "patient_leak"}.get(str(kind))
-        if check_name:
-            recall = np.mean([row in named[check_name] for _, row in edges])
-        else:
-            recall = np.mean([edge in similarity for edge in edges])
-            lowest[str(kind)] = min((similarity[edge] for edge in edges if edge in similarity), default=0.0)
-        claims.append(Claim(f"recall, {kind} ({len(rows)} planted)", float(recall), ">=", 1.0))
-    origin = together["origin"].where(together["origin"] > 0, together.index.to_series())
-    false_pairs = [pair for pair in similarity if origin[pair[0]] != origin[pair[1]]]
-    claims.append(Claim("near-duplicates reported that were not planted", len(false_pairs), "<=", 0))
+        folder = Path(name)
+        os.environ["KNEE_SIGLIP_STORE"] = str(folder / "store")
+        real = read_set(args.csv)
+        sets = {"the untouched set": real}
+        if args.sample.is_file():
+            sets["the drawn sample"] = read_set(args.sample)
+        for number, (what, table) in enumerate(sets.items()):
+            found = leaks_found(table, folder / f"null-{number}")
+            claims.append(Claim(f"leaks reported in {what} ({len(table)} images)", len(found), "<=", 0))
+            highest[what] = round(highest_miss(table), 3)
+        (folder / "planted").mkdir()
+        together, planted = plant(real, args.per_kind, folder / "planted", np.random.default_rng(args.seed))
+        judged, least, missed = judge(planted, leaks_found(together, folder / "leaking"))
+    wrong = planted[planted["row"].isin(missed)]
+    missing = {f"{row.kind}, {Path(real.at[row.origin, 'img_path']).name}" for row in wrong.itertuples()}
     facts = {
-        "images": len(table),
         "seed": args.seed,
-        "seconds_search": round(seconds, 1),
-        "seconds_search_planted": round(planted_seconds, 1),
-        "lowest_similarity": {kind: round(value, 3) for kind, value in lowest.items()},
-        "origins_planted": len(origins) - 1,
+        "least_similarity_found": least,
+        "highest_similarity_without_leak": highest,
+        "missed": sorted(missing),
     }
     print(facts)
-    conclude(claims, facts, args.output, "numpy", "scipy", "pillow")
+    conclude([*claims, *judged], facts, args.output, "numpy", "scipy", "pillow")
 
 
 if __name__ == "__main__":

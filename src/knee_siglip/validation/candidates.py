@@ -19,6 +19,9 @@ RIDGE = 0.1
 FEW = 64
 """Too few to learn from; here every image is a candidate."""
 
+LEAST_COSINE = 0.45
+"""Of the projections of candidates. Planted near-duplicates have 0.50 and more; most neighbours have less."""
+
 QUERIES_PER_BLOCK = 256
 
 ORIENTATIONS: tuple[Callable[[np.ndarray], np.ndarray], ...] = tuple(
@@ -75,10 +78,11 @@ def nearest(
     Returns image (Q, count), orientation of the query (Q, count) and sign (Q, count); image -1 where there are fewer.
     """
     projection = fit_projection(prints)
+    least = LEAST_COSINE if len(prints) > FEW else 0.0
     gallery = unit(_flat(prints) @ projection)
     count = min(count, len(prints) - 1)
     results = [
-        _nearest_block(prints, gallery, projection, block, splits, count)
+        _nearest_block(prints, gallery, projection, block, splits, count, least)
         for block in np.split(queries, range(QUERIES_PER_BLOCK, len(queries), QUERIES_PER_BLOCK))
     ]
     images, orientations, signs = (np.concatenate(parts) for parts in zip(*results, strict=True))
@@ -86,7 +90,13 @@ def nearest(
 
 
 def _nearest_block(
-    prints: np.ndarray, gallery: np.ndarray, projection: np.ndarray, block: np.ndarray, splits: np.ndarray, count: int
+    prints: np.ndarray,
+    gallery: np.ndarray,
+    projection: np.ndarray,
+    block: np.ndarray,
+    splits: np.ndarray,
+    count: int,
+    least: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     turned = [unit(_flat(turn(prints[block])) @ projection) for turn in ORIENTATIONS]
     best = np.zeros((len(block), len(gallery)), dtype=np.float32)
@@ -102,7 +112,7 @@ def _nearest_block(
     products = np.einsum("oqd,qkd->oqk", np.stack(turned), gallery[images])
     orientations = np.abs(products).argmax(axis=0)
     signs = np.sign(np.take_along_axis(products, orientations[None], axis=0)[0])
-    return np.where(scores < 0, -1, images), orientations, signs
+    return np.where(scores < least, -1, images), orientations, signs
 
 
 def apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Do two images show the same, one of them cropped by a few percent? Both are squares; a box is searched for.
+"""Where one image lies in another that was cropped by a few percent: Gauss-Newton on local contrast.
 
-Edges are (top, bottom, left, right) as shares of the side: a positive edge is cut off the first image, a negative one
-off the second, and what is left of both is stretched to the square again.
+The method is that of Lucas and Kanade (1981), for scale and shift along both axes.
+
+Both are squares. A placement (scale_y, shift_y, scale_x, shift_x) leads from a point of the first image, measured from
+its centre in shares of the side, to the same point of the second: `scale * at + shift`.
 """
 
 from functools import lru_cache
@@ -10,25 +12,31 @@ from itertools import product
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-COARSE = (0.0, 0.025, 0.05)
-STEPS = (0.0125, 0.006)
-LAST_STEP = 0.003
-SEARCH_SIGMA = 2.0
-LARGEST_EDGE = 0.06
+UNMOVED = np.array([1, 0, 1, 0], dtype=np.float32)
+FARTHEST = np.array([0.12, 0.08, 0.12, 0.08], dtype=np.float32)
+"""Off UNMOVED: 5 % cut off both sides of an image scale it by 0.9."""
 
-HOPELESS = 0.5
-"""Correlation at half size below which the search is given up."""
+COARSE = (0.0, 0.025, 0.05)
+"""Shares cut off a side in the search for a start."""
 
 FLOOR = 1.0
 """Grey levels added to the local deviation, so that the rounding of flat areas is not blown up to content."""
 
+LEAST_GAIN = 0.3
+DAMPING = 1e-3
 
-def normalise(square: np.ndarray, sigma: float) -> np.ndarray:
+
+def smooth(squares: np.ndarray, sigma: float) -> np.ndarray:
+    """(..., S, S) blurred by a Gaussian."""
+    sigmas = (0.0,) * (squares.ndim - 2) + (sigma, sigma)
+    blurred: np.ndarray = gaussian_filter(squares, sigmas, mode="nearest")
+    return blurred
+
+
+def normalise(squares: np.ndarray, sigma: float, floor: float = FLOOR) -> np.ndarray:
     """(..., S, S) grey levels to local contrast: minus the local mean, by the local deviation. Blind to windowing."""
-    sigmas = (0.0,) * (square.ndim - 2) + (sigma, sigma)
-    high = square - gaussian_filter(square, sigmas, mode="nearest")
-    deviation = np.sqrt(gaussian_filter(high * high, sigmas, mode="nearest"))
-    normal: np.ndarray = high / (deviation + np.float32(FLOOR))
+    high = squares - smooth(squares, sigma)
+    normal: np.ndarray = high / (np.sqrt(smooth(high * high, sigma)) + np.float32(floor))
     return normal
 
 
@@ -43,48 +51,79 @@ def interpolation(size: int, low: float, high: float) -> np.ndarray:
     return matrix
 
 
-def crop(square: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Cut the positive edges off (S, S) and stretch the rest to (S, S)."""
-    top, bottom, left, right = np.maximum(edges, 0)
-    size = len(square)
-    cropped: np.ndarray = interpolation(size, top, bottom) @ square @ interpolation(size, left, right).T
-    return cropped
+def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(N, ...) each: cosine of each pair, (N,)."""
+    one, other = first.reshape(len(first), -1), second.reshape(len(second), -1)
+    norms = np.sqrt(np.einsum("np,np->n", one, one) * np.einsum("np,np->n", other, other))
+    cosine: np.ndarray = np.einsum("np,np->n", one, other) / (norms + np.float32(1e-9))
+    return cosine
+
+
+def placed(second: np.ndarray, placement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The second images (N, S, S) as the first ones would show them, and where both exist (N, S, S), bool."""
+    rows, columns = _axes(second.shape[-1], placement)
+    both = _inside(rows, columns)
+    rows = rows / np.maximum(rows.sum(axis=2, keepdims=True), 1e-6)  # beyond the edge: the edge goes on, or 0
+    columns = columns / np.maximum(columns.sum(axis=2, keepdims=True), 1e-6)
+    return rows @ second @ columns.transpose(0, 2, 1), both
+
+
+def overlap(first: np.ndarray, second: np.ndarray, placement: np.ndarray) -> np.ndarray:
+    """Correlation of what both show, (N,). first, second: local contrast (N, S, S)."""
+    moved, both = placed(second, placement)
+    return correlation(first * both, moved * both)
+
+
+def align(first: np.ndarray, second: np.ndarray, placement: np.ndarray, rounds: int) -> np.ndarray:
+    """Improve placements (N, 4), each by `rounds` steps of Gauss-Newton. first, second: local contrast (N, S, S)."""
+    size = first.shape[-1]
+    at = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
+    slopes = np.gradient(second, axis=1) * size, np.gradient(second, axis=2) * size
+    for _ in range(rounds):
+        rows, columns = _axes(size, placement)
+        both = _inside(rows, columns)
+        turned = columns.transpose(0, 2, 1)
+        moved, target = (rows @ second @ turned) * both, first * both
+        down, right = ((rows @ slope @ turned) * both for slope in slopes)
+        gain = (target * moved).sum(axis=(1, 2)) / ((moved * moved).sum(axis=(1, 2)) + np.float32(1e-6))
+        gain = np.maximum(gain, LEAST_GAIN)[:, None]
+        jacobian = np.stack([down * at[:, None], down, right * at, right], axis=1).reshape(len(first), 4, -1)
+        step = _solve(jacobian * gain[:, None], (target - gain[:, None] * moved).reshape(len(first), -1))
+        placement = UNMOVED + np.clip(placement + step - UNMOVED, -FARTHEST, FARTHEST)
+    return placement
 
 
 def coarse_match(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best correlation over 81 boxes of either image. first, second: (N, S, S). Returns (N,) and edges (N, 4)."""
+    """Best correlation over 81 boxes of either image, (N,), and its placement (N, 4). first, second: (N, S, S)."""
     of_first, cut_first = _best_box(first, second)
     of_second, cut_second = _best_box(second, first)
     better = of_first >= of_second
-    return np.maximum(of_first, of_second), np.where(better[:, None], cut_first, -cut_second)
+    return np.maximum(of_first, of_second), np.where(better[:, None], _inverse(cut_first), cut_second)
 
 
-def fine_match(first: np.ndarray, second: np.ndarray, edges: np.ndarray, sigma: float) -> tuple[float, np.ndarray]:
-    """Improve the edges, axis by axis in ever smaller steps. first, second: grey levels (S, S).
-
-    Returns the correlation of what both show (each normalised after it was cropped) and the edges.
-    """
-    halves = normalise(_half(first), SEARCH_SIGMA), normalise(_half(second), SEARCH_SIGMA)
-    for step in STEPS:
-        score = 0.0
-        for axis in (0, 2, 0, 2):
-            score, edges = _improve(*halves, edges, axis, step)
-        if score < HOPELESS:
-            return score / 2, edges
-    wholes = normalise(first, sigma), normalise(second, sigma)
-    for axis in (0, 2):
-        _, edges = _improve(*wholes, edges, axis, LAST_STEP)
-    return correlate(first, second, edges, sigma), edges
+def _axes(size: int, placement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, S, S) each: linear interpolation of rows and of columns, nothing beyond the edge."""
+    at = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
+    points = np.arange(size, dtype=np.float32)
+    rows, columns = (
+        np.maximum(1 - np.abs(((scale * at + shift + 0.5) * size - 0.5)[:, :, None] - points), 0)
+        for scale, shift in ((placement[:, :1], placement[:, 1:2]), (placement[:, 2:3], placement[:, 3:]))
+    )
+    return rows, columns
 
 
-def correlate(first: np.ndarray, second: np.ndarray, edges: np.ndarray, sigma: float) -> float:
-    """Normalised correlation of the local contrast of what is left of both, where both have any."""
-    one, other = normalise(crop(first, edges), sigma), normalise(crop(second, -edges), sigma)
-    both = (gaussian_filter(one * one, sigma) > 0.1) & (gaussian_filter(other * other, sigma) > 0.1)
-    if both.mean() < 0.3:  # too little in common to tell
-        return 0.0
-    one, other = one[both], other[both]
-    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
+def _inside(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    both: np.ndarray = (rows.sum(axis=2) > 0.99)[:, :, None] & (columns.sum(axis=2) > 0.99)[:, None, :]
+    return both
+
+
+def _solve(jacobian: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """Damped least squares (Levenberg-Marquardt). jacobian: (N, 4, P); residual: (N, P). Returns (N, 4)."""
+    hessian = jacobian @ jacobian.transpose(0, 2, 1)
+    diagonal = range(4)
+    hessian[:, diagonal, diagonal] = hessian[:, diagonal, diagonal] * np.float32(1 + DAMPING) + np.float32(DAMPING)
+    step: np.ndarray = np.linalg.solve(hessian, jacobian @ residual[:, :, None])[:, :, 0]
+    return step
 
 
 @lru_cache(maxsize=4)
@@ -94,52 +133,30 @@ def _coarse_axes(size: int) -> tuple[list[tuple[float, float]], np.ndarray]:
 
 
 def _best_box(cut: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best of the 81 boxes of `cut` against the whole of the other."""
+    """Best of the 81 boxes of `cut` against the whole of the other, and the placement that leads from whole to cut."""
     pairs, axes = _coarse_axes(cut.shape[-1])
     count = len(cut)
     target = whole.reshape(count, -1)
-    target = target / (np.linalg.norm(target, axis=1, keepdims=True) + 1e-9)
+    target = target / (np.linalg.norm(target, axis=1, keepdims=True) + np.float32(1e-9))
     wide = np.tensordot(cut, axes, axes=([2], [2]))  # (N, S, 9, S)
-    best, edges = np.full(count, -1.0), np.zeros((count, 4))
+    best, placement = np.full(count, -1, dtype=np.float32), np.zeros((count, 4), dtype=np.float32)
     for column, sides in enumerate(pairs):
         boxes = np.matmul(axes[:, None], wide[None, :, :, column]).reshape(len(pairs), count, -1)
-        norms = np.sqrt(np.einsum("hnp,hnp->hn", boxes, boxes)) + 1e-9
+        norms = np.sqrt(np.einsum("hnp,hnp->hn", boxes, boxes)) + np.float32(1e-9)
         scores = np.einsum("hnp,np->hn", boxes, target) / norms
         row, top = scores.argmax(axis=0), scores.max(axis=0)
         better = top > best
         best[better] = top[better]
-        edges[better] = np.array([pairs[index] + sides for index in row])[better]
-    return best, edges
+        found = np.array([_of_edges(*pairs[index], *sides) for index in row], dtype=np.float32)
+        placement[better] = found[better]
+    return best, placement
 
 
-def _improve(
-    first: np.ndarray, second: np.ndarray, edges: np.ndarray, axis: int, step: float
-) -> tuple[float, np.ndarray]:
-    """The best of nine pairs of edges of one axis (0: top and bottom, 2: left and right)."""
-    across = 2 - axis
-    one, other = (_along(image, cut[across : across + 2], across) for image, cut in ((first, edges), (second, -edges)))
-    tried = np.clip(
-        edges[axis : axis + 2] + step * np.array(list(product((0, -1, 1), repeat=2))), -LARGEST_EDGE, LARGEST_EDGE
-    )
-    ones, others = (
-        np.stack([_along(image, cut, axis).ravel() for cut in sign * tried]) for image, sign in ((one, 1), (other, -1))
-    )
-    norms = np.linalg.norm(ones, axis=1) * np.linalg.norm(others, axis=1) + 1e-9
-    scores = np.einsum("hp,hp->h", ones, others) / norms
-    best = int(scores.argmax())
-    edges = edges.copy()
-    edges[axis : axis + 2] = tried[best]
-    return float(scores[best]), edges
+def _of_edges(top: float, bottom: float, left: float, right: float) -> tuple[float, float, float, float]:
+    return 1 - top - bottom, (top - bottom) / 2, 1 - left - right, (left - right) / 2
 
 
-def _half(square: np.ndarray) -> np.ndarray:
-    """(S, S) to (S / 2, S / 2), averaged."""
-    half: np.ndarray = (square[::2, ::2] + square[1::2, ::2] + square[::2, 1::2] + square[1::2, 1::2]) / 4
-    return half
-
-
-def _along(square: np.ndarray, cut: np.ndarray, axis: int) -> np.ndarray:
-    low, high = np.maximum(cut, 0)
-    matrix = interpolation(len(square), float(low), float(high))
-    along: np.ndarray = matrix @ square if axis == 0 else square @ matrix.T
-    return along
+def _inverse(placement: np.ndarray) -> np.ndarray:
+    scale, shift = placement[:, ::2], placement[:, 1::2]
+    inverse: np.ndarray = np.stack([1 / scale, -shift / scale], axis=2).reshape(len(placement), 4)
+    return inverse
