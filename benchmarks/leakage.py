@@ -204,12 +204,18 @@ def write_changed(source: Path, kind: str, target: Path, rng: np.random.Generato
     return target.with_suffix(".png")
 
 
+LEAST_RECALL = {"several at once": 0.9}
+"""Of the other kinds every leak is to be found."""
+
+
 def judge(planted: pd.DataFrame, found: list[Reported]) -> tuple[list[Claim], dict[str, float], list[int]]:
     """Recall by kind, least similarity by kind, and the rows of planted leaks that were missed."""
     by_pair: dict[frozenset[int], list[Reported]] = {}
     for leak in found:
         by_pair.setdefault(leak.rows, []).append(leak)
-    claims, least, missed = [], {}, []
+    claims: list[Claim] = []
+    least: dict[str, float] = {}
+    missed: list[int] = []
     for kind, rows in planted.groupby("kind", sort=False):
         hits = []
         for row, origin in zip(rows["row"], rows["origin"], strict=True):
@@ -219,7 +225,9 @@ def judge(planted: pd.DataFrame, found: list[Reported]) -> tuple[list[Claim], di
             missed += [] if wanted else [int(row)]
             if similar := [leak.similarity for leak in wanted if leak.similarity is not None]:
                 least[str(kind)] = min(least.get(str(kind), 1.0), *similar)
-        claims.append(Claim(f"recall, {kind} ({len(rows)} planted)", float(np.mean(hits)), ">=", 1.0))
+        claims.append(
+            Claim(f"recall, {kind} ({len(rows)} planted)", float(np.mean(hits)), ">=", LEAST_RECALL.get(str(kind), 1.0))
+        )
     pairs = {frozenset(pair) for pair in zip(planted["row"], planted["origin"], strict=True)}
     false_alarms = sum(leak.rows not in pairs for leak in found)
     return [*claims, Claim("leaks reported that were not planted", false_alarms, "<=", 0)], least, missed
@@ -250,7 +258,10 @@ def main() -> None:
         together, planted = plant(real, args.per_kind, folder / "planted", np.random.default_rng(args.seed))
         judged, least, missed = judge(planted, leaks_found(together, folder / "leaking"))
     wrong = planted[planted["row"].isin(missed)]
-    missing = {f"{row.kind}, {Path(real.at[row.origin, 'img_path']).name}" for row in wrong.itertuples()}
+    missing = {
+        f"{kind}, {Path(str(real.at[origin, 'img_path'])).name}"
+        for kind, origin in zip(wrong["kind"], wrong["origin"], strict=True)
+    }
     facts = {
         "seed": args.seed,
         "least_similarity_found": least,

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from knee_siglip.validation.near_duplicates import fingerprint, near_duplicate_pairs
+from knee_siglip.validation.candidates import RELATIONS, nearest
+from knee_siglip.validation.near_duplicates import FINE_SIDE, _square, fingerprint, near_duplicate_pairs, similarity
 
 
 def picture(seed, size=160):
@@ -114,3 +116,28 @@ def test_an_image_that_vanished_is_no_pair(make_images):
     table = make_images(("train", picture(1)), ("test", 255 - picture(1)))
     table["image_file"] = "gone.png"
     assert near_duplicate_pairs(table) == []
+
+
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_what_was_cropped_off_counts_on_neither_side(whole_first):
+    """An edge that only one of the two shows must not lower the similarity, whichever of them is cropped."""
+    whole = picture(3)
+    images = [whole, whole[8:-8, 8:-8]] if whole_first else [whole[8:-8, 8:-8], whole]
+    squares = [_square(grey, FINE_SIDE)[None] for grey in images]
+    scale, unmoved = (1 / 0.9 if whole_first else 0.9), np.array([[1, 0, 1, 0]], dtype=np.float32)
+    start = np.array([[scale, 0, scale, 0]], dtype=np.float32)
+    assert similarity(*squares, np.stack([start, unmoved]))[0] > 0.95
+
+
+def test_candidates_of_many_images_take_bounded_memory():
+    """10,000 fingerprints: products of all 1,000 queries at once would be 40 MB, several times over."""
+    prints = np.random.default_rng(0).integers(-60, 60, (10_000, 32, 32)).astype(np.int8)
+    splits = np.where(np.arange(10_000) < 1000, 4, 1)
+    prints[5000] = -prints[10][:, ::-1]
+    tracemalloc.start()
+    images, orientations, signs = nearest(prints, np.arange(1000), splits, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    at = int(np.flatnonzero(images[10] == 5000)[0])
+    assert (RELATIONS[orientations[10, at]], signs[10, at]) == ("mirrored", -1)
+    assert peak < 170e6

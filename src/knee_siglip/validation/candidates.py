@@ -24,11 +24,16 @@ LEAST_COSINE = 0.45
 
 QUERIES_PER_BLOCK = 256
 
-ORIENTATIONS: tuple[Callable[[np.ndarray], np.ndarray], ...] = tuple(
-    (lambda image, turns=turns, mirrored=mirrored: np.rot90(image[..., ::-1] if mirrored else image, turns, (-2, -1)))
-    for mirrored in (False, True)
-    for turns in range(4)
-)
+
+def _orientation(turns: int, mirrored: bool) -> Callable[[np.ndarray], np.ndarray]:
+    def turn(image: np.ndarray) -> np.ndarray:
+        turned: np.ndarray = np.rot90(image[..., ::-1] if mirrored else image, turns, (-2, -1))
+        return turned
+
+    return turn
+
+
+ORIENTATIONS = tuple(_orientation(turns, mirrored) for mirrored in (False, True) for turns in range(4))
 RELATIONS = (
     "as it is",
     "turned by 90 degrees",

@@ -68,6 +68,19 @@ def placed(second: np.ndarray, placement: np.ndarray) -> tuple[np.ndarray, np.nd
     return rows @ second @ columns.transpose(0, 2, 1), both
 
 
+def continued(squares: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """(N, S, S) with the edge of the box `both` going on beyond it: there, what only one image shows must not tell."""
+    result = np.empty_like(squares)
+    for index, (square, box) in enumerate(zip(squares, both, strict=True)):
+        rows, columns = np.flatnonzero(box.any(axis=1)), np.flatnonzero(box.any(axis=0))
+        if not len(rows):
+            result[index] = 0
+            continue
+        points = np.arange(len(square))
+        result[index] = square[np.ix_(points.clip(rows[0], rows[-1]), points.clip(columns[0], columns[-1]))]
+    return result
+
+
 def overlap(first: np.ndarray, second: np.ndarray, placement: np.ndarray) -> np.ndarray:
     """Correlation of what both show, (N,). first, second: local contrast (N, S, S)."""
     moved, both = placed(second, placement)
@@ -127,7 +140,7 @@ def _solve(jacobian: np.ndarray, residual: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _coarse_axes(size: int) -> tuple[list[tuple[float, float]], np.ndarray]:
+def _coarse_axes(size: int) -> tuple[list[tuple[float, ...]], np.ndarray]:
     pairs = list(product(COARSE, repeat=2))
     return pairs, np.stack([interpolation(size, low, high) for low, high in pairs])
 
@@ -147,12 +160,13 @@ def _best_box(cut: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarra
         row, top = scores.argmax(axis=0), scores.max(axis=0)
         better = top > best
         best[better] = top[better]
-        found = np.array([_of_edges(*pairs[index], *sides) for index in row], dtype=np.float32)
+        found = np.array([_of_edges(pairs[index] + sides) for index in row], dtype=np.float32)
         placement[better] = found[better]
     return best, placement
 
 
-def _of_edges(top: float, bottom: float, left: float, right: float) -> tuple[float, float, float, float]:
+def _of_edges(edges: tuple[float, ...]) -> tuple[float, float, float, float]:
+    top, bottom, left, right = edges
     return 1 - top - bottom, (top - bottom) / 2, 1 - left - right, (left - right) / 2
 
 
