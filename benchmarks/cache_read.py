@@ -91,23 +91,24 @@ def monai_epochs(files: Sequence[Path], folder: Path) -> dict[str, Epoch]:
     """Nothing where MONAI is not installed. Its first epoch, which fills its cache, is not measured."""
     try:
         from monai.data import PersistentDataset
-        from monai.transforms import Compose
+        from monai.transforms import Transform as MonaiTransform
     except ImportError:
         print("MONAI is not installed (pip install monai): its targets are not measured")
         return {}
-    names = [str(file) for file in files]
-    dataset = PersistentDataset(names, Compose([read_for_monai]), cache_dir=folder)
+
+    class Read(MonaiTransform):  # MONAI caches what its own class does, and takes any other function for a random one
+        def __call__(self, name: str) -> torch.Tensor:
+            """uint8 (S, S)."""
+            return torch.from_numpy(load_pixels(Path(name), TRANSFORM))
+
+    dataset = PersistentDataset([str(file) for file in files], [Read()], cache_dir=folder)
     for _ in loaded(dataset, 0):
         pass
+    assert len(list(folder.glob("*.pt"))) == len(files), "MONAI has cached nothing: the comparison would be void"
     return {
         "MONAI uint8": lambda epoch: loaded(dataset, epoch),
         "MONAI float32": lambda epoch: normalised(loaded(dataset, epoch)),
     }
-
-
-def read_for_monai(name: str) -> torch.Tensor:
-    """uint8 (S, S)."""
-    return torch.from_numpy(load_pixels(Path(name), TRANSFORM))
 
 
 def loaded(dataset: Any, epoch: int) -> Iterator[torch.Tensor]:
