@@ -85,6 +85,9 @@ def test_odd_cells_survive(run_split: Run, knees: Path) -> None:
 
 def test_images_are_found_from_another_folder(run_split: Run, knees: Path, tmp_path: Path) -> None:
     out = tmp_path / "elsewhere" / "deep" / "train.csv"
+    assert run_split(knees, out)[0] == 2
+    assert not out.parent.exists()
+    out.parent.mkdir(parents=True)
     assert run_split(knees, out)[0] == 0
     paths = read_table(out)["img_path"].tolist()
     assert paths[0] == "../../data/images/P000_L.png"
@@ -191,15 +194,16 @@ def test_what_could_not_be_checked_is_said(run_split: Run, knees: Path, caplog: 
     assert "there is no column kl_grade" in said
 
 
-def test_the_pattern_names_patients_and_its_other_home(run_split: Run, knees: Path) -> None:
+def test_the_patients_of_a_pattern_are_written_down(run_split: Run, knees: Path) -> None:
     rows = [[row[0], row[1]] for row in read_table(knees).to_numpy().tolist()]
     path = _write_rows(knees, [HEADER[:2], *rows])
-    out = knees.with_name("out.csv")
-    code, printed, _ = run_split(path, out, "--patient_id_pattern", r"(P\d+)_")
+    out = knees.parent.parent / "out.csv"
+    code, printed, _ = run_split(path, out, "--patient_id_pattern", r"^images/(P\d+)_")
     assert code == 0
-    assert "data.patient_id_pattern" in printed
+    assert "column patient_id" in printed
     table = read_table(out)
-    assert table.groupby(table["img_path"].str[:11])["split"].nunique().max() == 1
+    assert table["patient_id"].tolist() == [path.split("/")[-1][:4] for path in table["img_path"]]
+    assert table.groupby(table["img_path"].str[-10:-6])["split"].nunique().max() == 1
 
 
 def test_validation_finds_no_leak_afterwards(
@@ -219,6 +223,7 @@ def test_validation_finds_no_leak_afterwards(
         for row in rng.sample(rows[:60], 20):
             row[2] = rng.choice([f" {row[2]}", row[2].lstrip("0") or "0", f"{row[2]} "])
         path, out = knees.with_name("random.csv"), tmp_path / "out" / f"{seed}.csv"
+        out.parent.mkdir(exist_ok=True)
         _write_rows(path, [HEADER, *rows])
         assert run_split(path, out, "--seed", str(seed))[0] == 0
         params = parse_params({"data": {"csv": str(out.relative_to(tmp_path)), "images": "data/images"}})

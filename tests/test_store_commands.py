@@ -1,6 +1,7 @@
 """`knee-siglip store` on real files, through the command line's own parser."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -111,6 +112,14 @@ def test_verify_fails_on_damage_until_it_is_repaired(project):
     assert "--repair" in output
     call("verify", "--repair")
     assert f"{TRANSFORM.key}: {IMAGES - 1} images, 0 damaged" in call("verify")
+
+
+def test_verify_counts_what_was_cut_off(project):
+    (pixels,) = (project / ".store" / "pixels" / TRANSFORM.key).glob("*.pixels")
+    os.truncate(pixels, 2 * TRANSFORM.image_size**2 + 5)
+    assert f"{TRANSFORM.key}: 2 images, 0 damaged, {IMAGES - 2} lost" in call("verify", code=1)
+    call("verify", "--repair")
+    assert f"{TRANSFORM.key}: 2 images, 0 damaged, 0 lost" in call("verify")
 
 
 def test_pack_and_unpack_in_another_project(project, tmp_path, monkeypatch):

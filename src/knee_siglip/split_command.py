@@ -71,14 +71,16 @@ def split_csv(
 ) -> tuple["pd.DataFrame", list[str]]:
     """Write the rows of in_csv, in their order and with every cell as it is, with a split.
 
-    Two things change: `split`, and a relative img_path where out_csv lies in another folder. Images are read, so that
-    patients who share a file's bytes stay in one split; one that cannot be read only goes unchecked.
+    What changes: `split`, a relative img_path where out_csv lies in another folder, and with a pattern `patient_id`.
+    Images are read, so that patients who share a file's bytes stay in one split; one that cannot be read only goes
+    unchecked.
 
     Returns what was written, and sentences on what the user should know.
     """
     import pandas as pd
 
     from knee_siglip.data.table import read_table
+    from knee_siglip.validation.leakage import patient_ids
     from knee_siglip.validation.splitting import split_table
 
     table = read_table(in_csv)
@@ -96,6 +98,8 @@ def split_csv(
         )
     if not stratify and STRATIFIED not in table.columns:
         warnings.append(f"there is no column {STRATIFIED}: name with --stratify what shall be alike in all splits")
+    if pattern is not None:  # img_path may change with the folder: then the pattern would find nobody in it
+        done = done.assign(patient_id=patient_ids(table, pattern)[0])
     done = done.assign(img_path=_moved(table["img_path"], in_csv.parent, out_csv.parent))
     _write(done, out_csv)
     return done, warnings
@@ -106,6 +110,8 @@ def _check_paths(in_csv: Path, out_csv: Path, force: bool) -> None:
         raise UsageError(f"{in_csv} does not exist; it must be a CSV with the column img_path")
     if out_csv.is_dir():
         raise UsageError(f"{out_csv} is a folder; name a CSV file")
+    if not out_csv.parent.is_dir():
+        raise UsageError(f"the folder {out_csv.parent} does not exist; make it, or name another file")
     if out_csv.exists() and out_csv.samefile(in_csv):
         raise UsageError(f"{out_csv} is the input itself; name another file")
     if out_csv.exists() and not force:
@@ -173,7 +179,6 @@ def _write(table: "pd.DataFrame", path: Path) -> None:
     # Python before 3.13 leaves a lone carriage return unquoted, and a reader takes it for the end of the row.
     odd = any("\r" in cell for name in table.columns for cell in (name, *table[name]))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
             writer.writerow(table.columns)
@@ -197,7 +202,7 @@ def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -
     from knee_siglip.validation.cohort import patient_numbers
     from knee_siglip.validation.leakage import patient_ids
 
-    patients = patient_numbers(table.assign(patient_id=patient_ids(table, pattern)[0]))
+    patients = patient_numbers(table.assign(patient_id=patient_ids(table, None)[0]))
     values = _few_values(table, column)
     shown = Table("split", "rows", "", "patients", *map(escape, values), title=Text(str(path)))
     for name in SPLITS:
@@ -208,7 +213,7 @@ def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -
         shown.caption = Text(f"{values[0]} ... {values[-1]}: share of the rows by {column}, where it is known")
     Console().print(shown)
     if pattern is not None:
-        typer.echo("Validation needs the same pattern: data.patient_id_pattern in params.yaml")
+        typer.echo("The patients that the pattern found stand in the column patient_id, where validation reads them")
 
 
 def _few_values(table: "pd.DataFrame", column: str) -> list[str]:

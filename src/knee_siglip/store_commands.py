@@ -98,16 +98,16 @@ def verify(
     """Hash all pixels and compare with what was decoded (exit code 1: damage was found and not repaired)."""
     from knee_siglip.data.store_care import find_damaged, remove_damaged, shelves
 
-    damaged_images = 0
+    wrong = 0
     for shelf in shelves(_root(), _in_project(paths.CACHE_FACTS)):
         damaged = find_damaged(shelf)
-        damaged_images += len(damaged)
-        typer.echo(f"{shelf.folder.name}: {shelf.images} images, {len(damaged)} damaged")
+        wrong += len(damaged) + shelf.lost
+        typer.echo(f"{shelf.folder.name}: {shelf.images} images, {len(damaged)} damaged, {shelf.lost} lost (cut off)")
         for image_id in damaged:
             typer.echo(f"  {image_id}")
-        if damaged and repair:
+        if repair and (damaged or shelf.lost):
             remove_damaged(shelf, damaged)
-    if damaged_images and not repair:
+    if wrong and not repair:
         typer.echo("add --repair to take them out; the next run decodes them again")
         raise typer.Exit(EXIT_FAILED)
 

@@ -179,7 +179,7 @@ def test_pattern_alone_gives_ids(make_table):
     ids, (finding,) = patient_ids(table, r"(\d{7})[LR]")
     assert ids.tolist() == ["9001104", ""]
     assert (finding.severity, finding.check) == ("warning", "unknown_patient")
-    assert finding.message.startswith("1 rows, the first 3, have no patient")
+    assert finding.message.startswith("no patient is known of 1 of 2 rows, the first 3:")
 
 
 def test_without_column_and_pattern_a_warning_says_what_cannot_be_checked(make_table):

@@ -243,6 +243,33 @@ def test_a_file_name_is_no_formula_in_the_spreadsheet(project):
     assert project.run().of("missing_image")[0]["file"] == "'=HYPERLINK(1)"
 
 
+def test_blanks_around_a_path_are_named(project):
+    project.set(2, "img_path", " images/P000_left.png")
+    assert "begins or ends with a blank" in project.run().of("missing_image")[0]["message"]
+
+
+def test_no_check_hides_another_on_the_screen(project, capsys):
+    for number in range(30):
+        project.rows.append([f"images/none{number}.png", "Normal knee.", "train", "x", ""])
+    project.set(3, "impression", "Dr. Anna Muster reported a small effusion.")
+    project.run()
+    screen = capsys.readouterr().err
+    assert "personal_data" in screen
+    assert "and 12 more" in " ".join(screen.split())
+
+
+def test_the_page_repeats_no_personal_data(project):
+    project.set(3, "impression", "Mr. John Muster, born 12/03/1956: severe OA of the left knee.")
+    project.set(3, "kl_grade", "0")
+    outcome = project.run()
+    assert outcome.of("personal_data")
+    assert outcome.of("grade_contradiction")
+    page = Path("reports/validation/index.html").read_text()
+    assert "hidden" in page
+    assert "Muster" not in page
+    assert "1956" not in page
+
+
 def test_duplicated_row_is_kept_with_a_warning(project):
     project.rows.append(list(project.rows[0]))
     outcome = project.run()
@@ -316,7 +343,7 @@ def test_pattern_finds_leaks_without_a_patient_column(project):
 def test_images_outside_the_watched_folder_are_read_with_a_warning(project):
     outcome = project.run(images="elsewhere")
     message = only(outcome, "outside_images", "warning")["message"]
-    assert "7 images lie outside data.images = elsewhere" in message
+    assert "images outside data.images = elsewhere: 7" in message
     assert f"-S data.images={project.folder / 'data' / 'images'}" in message
     assert len(outcome.manifest) == 7
 

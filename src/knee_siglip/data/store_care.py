@@ -25,11 +25,15 @@ ROWS_PER_CHUNK = 512
 
 @dataclass(frozen=True)
 class Shelf:
-    """One transform's folder. bytes: on the disk; last_used: None where nothing tells; current: cache.json names it."""
+    """One transform's folder. bytes: on the disk; last_used: None where nothing tells; current: cache.json names it.
+
+    lost: log lines that are damaged or whose pixels were cut off.
+    """
 
     folder: Path
     transform: dict[str, Any]
     images: int
+    lost: int
     bytes: int
     segments: int
     last_used: datetime | None
@@ -97,12 +101,12 @@ def find_damaged(shelf: Shelf) -> list[str]:
 
 
 def remove_damaged(shelf: Shelf, image_ids: Sequence[str]) -> None:
-    """Take images out of the store; the next run that needs them decodes them again. Their rows stay unused."""
+    """Take images, and lost log lines, out of the store; the next run decodes them again. Their rows stay unused."""
     unwanted = set(image_ids)
     with locked(shelf.folder):
         segments = read_segments(shelf.folder, shelf.image_size)
         for segment in segments:
-            if any(record.image_id in unwanted for record in segment.records):
+            if segment.lost or any(record.image_id in unwanted for record in segment.records):
                 rewrite_log(segment.file, [_disown(record, unwanted) for record in segment.records])
         clean_folder(shelf.folder, read_segments(shelf.folder, shelf.image_size), shelf.image_size)
 
@@ -133,6 +137,7 @@ def _examine(folder: Path, current: bool) -> Shelf:
     return Shelf(
         folder=folder,
         transform=transform,
+        lost=sum(segment.lost for segment in segments),
         images=sum(record.image_id != NOBODY for segment in segments for record in segment.records),
         bytes=sum(stat.st_blocks * 512 for stat in stats),
         segments=len(segments),

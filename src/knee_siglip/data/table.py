@@ -50,6 +50,8 @@ def read_table(path: Path) -> pd.DataFrame:
     rows = {number: cells for number, cells in enumerate(records, FIRST_ROW) if cells}
     if ragged := {number: len(cells) for number, cells in rows.items() if len(cells) != len(header)}:
         named = ", ".join(f"row {number} has {count}" for number, count in list(ragged.items())[:ROWS_NAMED])
+        if len(header) == 1 and (marks := [mark for mark in ";\t|" if mark in header[0]]):
+            raise TableError(f"{path}: the columns are separated by {marks[0]!r}; save the file with commas", row=1)
         more = f" and {len(ragged) - ROWS_NAMED} more rows differ" if len(ragged) > ROWS_NAMED else ""
         raise TableError(
             f"{path}: the header has {len(header)} cells, {named}{more}; a text with commas needs quotes",

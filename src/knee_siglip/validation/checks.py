@@ -127,7 +127,7 @@ def check_outside(files: Iterable[str], images_folder: str) -> list[Finding]:
         return []
     folder = os.path.commonpath([_absolute(name).parent for name in outside])
     message = (
-        f"{len(outside)} images lie outside data.images = {images_folder}: when they change under an unchanged CSV, "
+        f"images outside data.images = {images_folder}: {len(outside)}. When they change under an unchanged CSV, "
         f"nothing reruns; name their folder: -S data.images={folder}"
     )
     return [Finding("warning", "outside_images", None, outside[0], message)]
@@ -139,8 +139,14 @@ def check_images(table: pd.DataFrame, files: pd.Series, inspected: Mapping[str, 
     for row, path, name in zip(table.index.tolist(), table["img_path"].tolist(), files, strict=True):
         result = inspected[name] if name else Failure("missing_image", "img_path is empty")
         if isinstance(result, Failure):
-            findings.append(Finding("error", result.check, row, path, result.message))
+            findings.append(Finding("error", result.check, row, path, result.message + _path_hint(path)))
     return findings
+
+
+def _path_hint(img_path: str) -> str:
+    if img_path.strip() and img_path != img_path.strip():
+        return "; img_path begins or ends with a blank"
+    return "; write / instead of \\ in img_path" if "\\" in img_path else ""
 
 
 def check_appearance(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:

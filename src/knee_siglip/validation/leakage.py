@@ -45,10 +45,10 @@ def patient_ids(table: pd.DataFrame, pattern: str | None) -> tuple[pd.Series, li
     unknown = given.index[given == ""]
     if unknown.empty:
         return given, []
-    rows = "no row has" if len(unknown) == len(table) else f"{len(unknown)} rows, the first {unknown[0]}, have no"
+    rows = "all rows" if len(unknown) == len(table) else f"{len(unknown)} of {len(table)} rows, the first {unknown[0]}"
     message = (
-        f"{rows} patient: whether a patient is in two splits cannot be checked there; add a column patient_id, or set "
-        "data.patient_id_pattern, a regular expression whose first group is the patient in img_path"
+        f"no patient is known of {rows}: whether a patient is in two splits cannot be checked there; add a column "
+        "patient_id, or set data.patient_id_pattern, a regular expression whose first group is the patient in img_path"
     )
     return given, [Finding("warning", "unknown_patient", None, "", message)]
 

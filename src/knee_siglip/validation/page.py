@@ -17,6 +17,7 @@ from knee_siglip.validation.distributions import distribution_charts
 from knee_siglip.validation.findings import Finding
 from knee_siglip.validation.glossary import GLOSSARY, NEEDS_TOKENIZER, Entry
 from knee_siglip.validation.pictured_findings import Spot, cards, example_spots, group_findings
+from knee_siglip.validation.privacy import personal_data
 from knee_siglip.validation.shift import KS_FLOOR, P_VALUE, V_FLOOR
 from knee_siglip.validation.shortcuts import GRADE_THRESHOLD, SPLIT_THRESHOLD
 
@@ -47,6 +48,8 @@ SHORTCUTS = (
     "the knee: AUROC 0.5 is chance, 1 is certainty. The warning looks at the lower end of the best told class."
 )
 
+HIDDEN = "(hidden: it seems to hold personal data)"
+
 
 def write_page(
     path: Path, csv: Path, table: pd.DataFrame, findings: Sequence[Finding], metrics: Mapping[str, Any]
@@ -56,6 +59,7 @@ def write_page(
     csv: shown as given; table: what the checks get, indexed by spreadsheet row, empty where the CSV could not be read;
     metrics: the nested figures of metrics.json. Whatever is absent is left out.
     """
+    table = _without_personal_data(table)
     groups = group_findings(findings, table, csv)
     examples = example_spots(table)
     pictures = load_pictures(_files([*(spots for group in groups for spots in group.spots), *examples.values()]))
@@ -160,6 +164,16 @@ def _meter(path: tuple[str, ...], values: Mapping[str, Any]) -> Markup:
     level = SPLIT_THRESHOLD if path[0] == "split" else GRADE_THRESHOLD
     low = values.get("highest_low", 0.0)
     return meter(values["highest"], (0.5, 1), level, low > level, low)
+
+
+def _without_personal_data(table: pd.DataFrame) -> pd.DataFrame:
+    """The same rows; an impression that seems to hold personal data says only so: the page will be shown to others."""
+    if "impression" not in table.columns:
+        return table
+    personal = table["impression"].isin([text for text in table["impression"].unique() if personal_data(text)])
+    return table.assign(
+        **{name: table[name].mask(personal, HIDDEN) for name in ("impression", "text") if name in table}
+    )
 
 
 def _frequent_texts(table: pd.DataFrame, splits: Sequence[str]) -> list[dict[str, Any]]:

@@ -53,14 +53,25 @@ def count_severities(findings: Sequence[Finding]) -> dict[str, int]:
     return {"errors": severities["error"], "warnings": severities["warning"], "dropped": severities["dropped"]}
 
 
+def _worth_showing(findings: Sequence[Finding]) -> list[Finding]:
+    """At most `SHOWN`, errors first: the first of every check, then as many more as there is room for."""
+
+    def severity(finding: Finding) -> int:
+        return list(COLOURS).index(finding.severity)
+
+    ranked = sorted(findings, key=severity)
+    first = {finding.check: finding for finding in reversed(ranked)}
+    others = [finding for finding in ranked if first[finding.check] is not finding]
+    chosen = [*sorted(first.values(), key=severity), *others][:SHOWN]
+    return sorted(chosen, key=lambda finding: (severity(finding), ranked.index(finding)))
+
+
 def show(findings: Sequence[Finding], folder: Path) -> None:
-    """The first findings as a table on stderr, errors first."""
+    """The first findings of each check as a table on stderr, errors first: no check hides another."""
     if not findings:
         return
-    order = list(COLOURS)
-    ranked = sorted(findings, key=lambda finding: order.index(finding.severity))
     table = Table("severity", "check", "row", "file", "message", show_lines=False)
-    for finding in ranked[:SHOWN]:
+    for finding in _worth_showing(findings):
         row = "" if finding.row is None else str(finding.row)
         cells = [finding.check, row, finding.file, finding.message]
         colour = COLOURS[finding.severity]
