@@ -15,7 +15,7 @@ from scipy.ndimage import uniform_filter
 SIDE = 64
 """Side of the thumbnail that is judged: the joint space is about 4 of its pixels high."""
 
-WEIGHTS = (5.47, 3.01, 31.49)
+WEIGHTS = (9.29, 0.75, 30.92)
 """Of `features`, in their order: a logistic regression without constant, because an inverted image's features are the
 image's own with the opposite sign. Fitted by scripts/fit_polarity.py on training patients only."""
 
