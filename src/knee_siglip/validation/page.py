@@ -205,12 +205,9 @@ def _text_examples(table: pd.DataFrame) -> list[tuple[int, str, str]]:
 
 def _text_figures(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Shares as percentages, which is what they are read as."""
-    figures = dict(metrics.get("texts", {}))
-    if "duplicate_texts_across_splits" in metrics:
-        figures["duplicate_texts_across_splits"] = metrics["duplicate_texts_across_splits"]
     return [
         (readable(name), percent(value) if "share" in name and isinstance(value, float) else value)
-        for name, value in figures.items()
+        for name, value in metrics.get("texts", {}).items()
         if not isinstance(value, Mapping)
     ]
 
