@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from knee_siglip import paths
+from knee_siglip.data.feature_store import FeatureStore
 from knee_siglip.data.store import PixelStore, build_cache
 from knee_siglip.data.transform import Transform
 from knee_siglip.errors import UsageError, UserError
@@ -19,6 +20,7 @@ from knee_siglip.store_commands import app
 
 TRANSFORM, OTHER = Transform(28, "pad", "local"), Transform(42, "pad", "local")
 IMAGES = 6
+TOWER = {"transform_key": TRANSFORM.key, "weights": "0123456789abcdef" * 4, "precision": "float32"}
 
 
 @pytest.fixture
@@ -47,6 +49,18 @@ def project(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+def compute(ids: list[str]) -> list[np.ndarray]:
+    return [np.ones((len(ids), 16), dtype=np.float32)]
+
+
+@pytest.fixture
+def features(project) -> FeatureStore:
+    """The project's images as a frozen tower sees them."""
+    store = FeatureStore(project / ".store" / "features", TOWER, 16)
+    store.ensure(pd.read_parquet(paths.MANIFEST)["image_id"].tolist(), compute)
+    return store
+
+
 def call(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == code, (result.output, result.exception)
@@ -57,8 +71,8 @@ def error_of(*arguments: str) -> BaseException | None:
     return CliRunner().invoke(app, arguments).exception
 
 
-def damage(project: Path) -> None:
-    segment = next((project / ".store" / "pixels" / TRANSFORM.key).glob("*.pixels"))
+def damage(folder: Path) -> None:
+    segment = next(file for file in folder.iterdir() if file.suffix in (".pixels", ".features"))
     data = bytearray(segment.read_bytes())
     data[100] ^= 1
     segment.write_bytes(data)
@@ -81,12 +95,33 @@ def test_show_tells_both_transforms_and_which_is_used(project, monkeypatch):
     (used,) = [line for line in lines if TRANSFORM.key in line]
     (kept,) = [line for line in lines if OTHER.key in line]
     assert "in use" in used
-    assert re.search(rf"│ 42 .*│ fit pad, contrast local.*│ {IMAGES} .*│ kept", kept)
-    assert re.fullmatch(rf"{project}/\.store/pixels: \d+\.\d MB in 2 transforms, \S+ [MG]B free on its disk", lines[-1])
+    assert re.search(rf"│ pixels {OTHER.key} .*│ {IMAGES} .*│ kept", kept)
+    assert "image_size 42, fit pad, contrast local" in "\n".join(lines)
+    assert re.fullmatch(rf"{project}/\.store: \d+\.\d MB in 2 folders, \S+ [MG]B free on its disk", lines[-1])
 
 
 def test_show_of_nothing(tmp_path):
-    assert "0.0 MB in 0 transforms" in call("show")
+    assert "0.0 MB in 0 folders" in call("show")
+
+
+def test_show_names_what_features_were_made_with(features):
+    output = call("show")
+    assert re.search(rf"│ features {features.folder.name} .*│ {IMAGES} .*│ in use", output)
+    assert f"transform_key {TRANSFORM.key}, weights 0123456789ab, precision float32" in output
+    assert "in 3 folders" in output
+
+
+def test_show_can_be_read_at_80_columns(features, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line for line in call("show").splitlines() if line.startswith("│")]
+    assert max(map(len, lines)) <= 80
+    for key, kind in {TRANSFORM.key: "pixels", OTHER.key: "pixels", features.folder.name: "features"}.items():
+        (line,) = [line for line in lines if f"{kind} {key}" in line]
+        assert re.search(rf"│ {IMAGES} +│ \d+\.\d MB +│ \d{{4}}-\d\d-\d\d │ (in use|kept)", line)
+    words = " ".join(line.split("│")[1].strip() for line in lines)
+    for facts in ("fit pad, contrast local, inversion keep", f"transform_key {TRANSFORM.key}, weights 0123456789ab,"):
+        assert facts in words
+    assert "…" not in words
 
 
 def test_prune_says_what_would_go_and_does_it_only_with_yes(project):
@@ -96,8 +131,16 @@ def test_prune_says_what_would_go_and_does_it_only_with_yes(project):
     assert list(folder.glob("*.pixels"))
     assert " freed" in call("prune", "--all_but_current", "--yes")
     assert not list(folder.glob("*.pixels"))
-    assert "in 1 transforms" in call("show")
+    assert "in 1 folders" in call("show")
     assert "nothing to prune" in call("prune", "--older_than", "0", "--yes")
+
+
+def test_prune_takes_features_of_other_transforms(project, features):
+    other = FeatureStore(project / ".store" / "features", TOWER | {"transform_key": OTHER.key}, 16)
+    other.ensure(features.image_ids, compute)
+    call("prune", "--older_than", "0", "--yes")
+    assert not list(other.folder.glob("*.features"))
+    assert list(features.folder.glob("*.features"))
 
 
 def test_verify_of_a_sound_store(project):
@@ -106,12 +149,19 @@ def test_verify_of_a_sound_store(project):
 
 
 def test_verify_fails_on_damage_until_it_is_repaired(project):
-    damage(project)
+    damage(project / ".store" / "pixels" / TRANSFORM.key)
     output = call("verify", code=1)
     assert f"{TRANSFORM.key}: {IMAGES} images, 1 damaged" in output
     assert "--repair" in output
     call("verify", "--repair")
     assert f"{TRANSFORM.key}: {IMAGES - 1} images, 0 damaged" in call("verify")
+
+
+def test_verify_hashes_features_too(features):
+    damage(features.folder)
+    assert f"features {features.folder.name}: {IMAGES} images, 1 damaged" in call("verify", code=1)
+    call("verify", "--repair")
+    assert f"features {features.folder.name}: {IMAGES - 1} images, 0 damaged" in call("verify")
 
 
 def test_verify_counts_what_was_cut_off(project):

@@ -1,4 +1,4 @@
-"""`knee-siglip store`: look after the pixel store.
+"""`knee-siglip store`: look after the store of decoded pixels and vision features.
 
     knee-siglip store show
     knee-siglip store prune --older_than 30 --yes
@@ -9,9 +9,10 @@
 Inside a DVC project it is the project's `.store`, elsewhere $KNEE_SIGLIP_STORE or a folder in the user's cache.
 """
 
+import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from knee_siglip.data.store_travel import CacheFiles, OnDifference
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look after the pixel store: every image decoded once, for all experiments."
+    no_args_is_help=True,
+    help="Look after the store: every image decoded, and seen by a frozen tower, once for all experiments.",
 )
 
 ManifestOption = Annotated[
@@ -44,17 +46,17 @@ CacheOption = Annotated[
 
 @app.command()
 def show(cache: CacheOption = None) -> None:
-    """Say what lies in the store: per transform images, size, last use, and whether the project uses it now."""
+    """Say what lies in the store: what it is, images, size, last use, and whether the project uses it now."""
     from rich.console import Console
 
     from knee_siglip.data.store_care import shelves
 
-    root = _root()
+    root = paths.find_store_root()
     found = shelves(root, cache or _in_project(paths.CACHE_FACTS))
     if found:
         Console().print(_table(found))
     total = sum(shelf.bytes for shelf in found)
-    typer.echo(f"{root}: {_gigabytes(total)} in {len(found)} transforms, {_gigabytes(_free(root))} free on its disk")
+    typer.echo(f"{root}: {_gigabytes(total)} in {len(found)} folders, {_gigabytes(_free(root))} free on its disk")
 
 
 @app.command()
@@ -68,15 +70,15 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Remove it. Without this, only say what would go.")] = False,
     cache: CacheOption = None,
 ) -> None:
-    """Remove pixels that other versions of the transform made, and what else is asked for.
+    """Remove pixels and features that other versions of knee-siglip made, and what else is asked for.
 
-    Never those of the project's present transform. What another experiment needs again is decoded again.
+    Never what the project uses now. What another experiment needs again is made again.
     """
     from rich.console import Console
 
     from knee_siglip.data.store_care import choose_prunable, remove_shelf, shelves
 
-    found = shelves(_root(), cache or _in_project(paths.CACHE_FACTS))
+    found = shelves(paths.find_store_root(), cache or _in_project(paths.CACHE_FACTS))
     chosen = choose_prunable(found, older_than, all_but_current)
     if not chosen:
         typer.echo("nothing to prune")
@@ -92,23 +94,24 @@ def prune(
 @app.command()
 def verify(
     repair: Annotated[
-        bool, typer.Option("--repair", help="Take damaged images out: the next run decodes them again.")
+        bool, typer.Option("--repair", help="Take damaged images out: the next run makes them again.")
     ] = False,
 ) -> None:
-    """Hash all pixels and compare with what was decoded (exit code 1: damage was found and not repaired)."""
+    """Hash all pixels and features and compare with what was made (exit code 1: damage was found and not repaired)."""
     from knee_siglip.data.store_care import find_damaged, remove_damaged, shelves
 
     wrong = 0
-    for shelf in shelves(_root(), _in_project(paths.CACHE_FACTS)):
+    for shelf in shelves(paths.find_store_root(), _in_project(paths.CACHE_FACTS)):
         damaged = find_damaged(shelf)
         wrong += len(damaged) + shelf.lost
-        typer.echo(f"{shelf.folder.name}: {shelf.images} images, {len(damaged)} damaged, {shelf.lost} lost (cut off)")
+        found = f"{shelf.images} images, {len(damaged)} damaged, {shelf.lost} lost (cut off)"
+        typer.echo(f"{shelf.kind} {shelf.folder.name}: {found}")
         for image_id in damaged:
             typer.echo(f"  {image_id}")
         if repair and (damaged or shelf.lost):
             remove_damaged(shelf, damaged)
     if wrong and not repair:
-        typer.echo("add --repair to take them out; the next run decodes them again")
+        typer.echo("add --repair to take them out; the next run makes them again")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -121,7 +124,7 @@ def pack(
     """Write the pixels of the manifest's images into one file, to train on a machine without the originals."""
     from knee_siglip.data.store_travel import pack as pack_store
 
-    images = pack_store(_root(), _cache_files(manifest, cache), out)
+    images = pack_store(_pixel_root(), _cache_files(manifest, cache), out)
     typer.echo(f"{out}: {images} images, {_gigabytes(out.stat().st_size)}")
 
 
@@ -141,14 +144,16 @@ def unpack(
     if overwrite and pixels_only:
         raise UsageError("--overwrite and --pixels_only exclude each other")
     on_difference: OnDifference = "overwrite" if overwrite else "leave" if pixels_only else "refuse"
-    done = unpack_store(source, _root(), _cache_files(manifest, cache), on_difference)
-    typer.echo(f"{done.images} images, {done.added} of them new in {_root()}")
+    done = unpack_store(source, _pixel_root(), _cache_files(manifest, cache), on_difference)
+    typer.echo(f"{done.images} images, {done.added} of them new in {_pixel_root()}")
     for path in done.files:
         typer.echo(f"wrote {path}")
 
 
-def _root() -> Path:
-    return paths.find_store_root() / "pixels"
+def _pixel_root() -> Path:
+    from knee_siglip.data.store_rows import PIXEL_FOLDERS
+
+    return paths.find_store_root() / PIXEL_FOLDERS
 
 
 def _in_project(path: Path) -> Path:
@@ -164,23 +169,28 @@ def _cache_files(manifest: Path | None, cache: Path | None) -> "CacheFiles":
 
 
 def _table(found: "list[Shelf]") -> "Table":
+    """80 columns are enough: only what the rows are made with is folded."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("transform", "px", "parameters", "version", "images", "size", "segments", "last used", "state")
+    table = Table("content", show_lines=True)
+    for title in ("images", "size", "last used", "state"):
+        table.add_column(title, no_wrap=True)
     for shelf in found:
-        others = {key: value for key, value in shelf.transform.items() if key not in ("version", "image_size")}
         table.add_row(
-            shelf.folder.name,
-            str(shelf.image_size or "?"),
-            ", ".join(f"{key} {value}" for key, value in others.items()),
-            str(shelf.transform.get("version", "?")),
+            Text(f"{shelf.kind} {shelf.folder.name}\n{_describe(shelf.facts)}"),
             str(shelf.images),
             _gigabytes(shelf.bytes),
-            str(shelf.segments),
-            f"{shelf.last_used:%Y-%m-%d %H:%M}" if shelf.last_used else "?",
+            f"{shelf.last_used:%Y-%m-%d}" if shelf.last_used else "?",
             "in use" if shelf.current else "kept" if shelf.usable else "other version",
         )
     return table
+
+
+def _describe(facts: dict[str, Any]) -> str:
+    """What the rows are made with; of long hashes the beginning, which tells them apart."""
+    shown = (re.sub(r"\b[0-9a-f]{40,}\b", lambda found: found[0][:12], str(value)) for value in facts.values())
+    return ", ".join(f"{key} {value}" for key, value in zip(facts, shown, strict=True))
 
 
 def _gigabytes(count: int) -> str:

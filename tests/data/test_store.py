@@ -201,7 +201,7 @@ def test_slots_of_a_killed_builder_are_used_again(root, originals):
 def test_too_little_space_is_said_before_anything_is_decoded(root, originals, monkeypatch):
     forbid_decoding(monkeypatch)
     monkeypatch.setattr(store_filling.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 5000}))
-    with pytest.raises(UserError, match=r"12 images of 28 px need 1\.1 MB, 0\.0 MB are free.*KNEE_SIGLIP_STORE"):
+    with pytest.raises(UserError, match=r"12 images of 28x28 values need 1\.1 MB, 0\.0 MB are free.*KNEE_SIGLIP_STORE"):
         PixelStore(root, TRANSFORM).ensure(*originals)
 
 
@@ -248,7 +248,7 @@ def test_file_systems_without_fsync_of_folders_will_do(root, originals, monkeypa
 
 def test_store_that_cannot_be_made_is_one_sentence(tmp_path, originals):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write the pixel store"):
+    with pytest.raises(UserError, match="cannot write the store"):
         PixelStore(tmp_path / "file", TRANSFORM).ensure(*originals)
 
 

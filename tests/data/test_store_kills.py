@@ -168,7 +168,7 @@ def test_a_limit_on_file_sizes_is_one_sentence_and_the_next_run_continues(root, 
     answer = fork.SimpleQueue()
     process = run(build_with_small_files, root, ids, files, answer)
     process.join(60)
-    assert answer.get().startswith(f"cannot write the pixel store {root / TRANSFORM.key}: File too large (")
+    assert answer.get().startswith(f"cannot write the store {root / TRANSFORM.key}: File too large (")
     assert 0 < is_sound(root, ids, expected) <= 100
     PixelStore(root, TRANSFORM).ensure(ids, files)
     assert is_sound(root, ids, expected) == IMAGES
@@ -230,9 +230,9 @@ def test_full_and_read_only_disks(originals, expected, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
-    needed = f"({IMAGES} images of 28 px need 1.3 MB, 0.1 MB are free)"
-    assert answers["early"].startswith(f"too little space for the pixel store {tmp_path / TRANSFORM.key} {needed}")
-    assert f"cannot write the pixel store {tmp_path / TRANSFORM.key}: No space left on device (" in answers["full"]
+    needed = f"({IMAGES} images of 28x28 values need 1.3 MB, 0.1 MB are free)"
+    assert answers["early"].startswith(f"too little space for the store {tmp_path / TRANSFORM.key} {needed}")
+    assert f"cannot write the store {tmp_path / TRANSFORM.key}: No space left on device (" in answers["full"]
     assert "store prune" in answers["full"]
     assert set(answers["left"]) <= {".ids", ".json", ".lock", ".pixels"}
     assert answers["continued"] == IMAGES - 1 - answers["kept"]

@@ -1,12 +1,13 @@
-"""Segments of the pixel store: what is committed is whole, whatever kills the writer.
+"""Segments of the store: what is committed is whole, whatever kills the writer.
 
-A segment is `<name>.pixels` (rows of S x S bytes, nothing else) and `<name>.ids`, its log of committed rows: a line
-`row image_id pixel_hash crc32` of fixed length for each. A row counts from the moment its line is there, and its line
-is written after its pixels have reached the disk. Both files only grow; committed rows never change, so that readers
-may keep their memory maps while others write.
+A segment is `<name>.pixels` or `<name>.features` (rows of one layout, nothing else) and `<name>.ids`, its log of
+committed rows: a line `row image_id row_hash crc32` of fixed length for each. A row counts from the moment its line is
+there, and its line is written after the row has reached the disk. Both files only grow; committed rows never change, so
+that readers may keep their memory maps while others write.
 """
 
 import errno
+import math
 import os
 import uuid
 import zlib
@@ -19,7 +20,7 @@ import numpy as np
 
 from knee_siglip.errors import UserError
 
-PIXELS, IDS, TEMPORARY = ".pixels", ".ids", ".tmp"
+PIXELS, FEATURES, IDS, TEMPORARY = ".pixels", ".features", ".ids", ".tmp"
 
 SEGMENT_BYTES = 2**30
 """Few large segments: a batch is gathered from few maps, and few files are kept open."""
@@ -35,55 +36,79 @@ _BODY = _ROW + 1 + _HASH + 1 + _HASH
 _LINE = _BODY + 1 + _CRC + 1
 
 
+@dataclass(frozen=True)
+class RowLayout:
+    """What one image's row is: an array of this shape and type. `ending`: of the files that hold such rows."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    ending: str
+
+    @property
+    def nbytes(self) -> int:
+        """Length of a row."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def pixel_rows(image_size: int) -> RowLayout:
+    """Grey squares, uint8 (S, S)."""
+    return RowLayout((image_size, image_size), "|u1", PIXELS)
+
+
+def feature_rows(width: int) -> RowLayout:
+    """Vectors, little-endian float32 (W,)."""
+    return RowLayout((width,), "<f4", FEATURES)
+
+
 class Slot(NamedTuple):
-    """Where an image's pixels go: a segment's `.pixels` and the row in it."""
+    """Where an image's row goes: a segment's file and the row in it."""
 
     file: Path
     row: int
 
 
 class Record(NamedTuple):
-    """A committed row: sha256 of the image file and of the pixels."""
+    """A committed row: sha256 of the image file and of the row's bytes."""
 
     row: int
     image_id: str
-    pixel_hash: str
+    row_hash: str
 
 
 @dataclass(frozen=True)
 class Segment:
-    """`pixels`: memory-mapped uint8 (rows, S, S). `lost`: lines that are damaged or whose pixels are not there."""
+    """`rows`: memory-mapped (rows, *shape). `lost`: lines that are damaged or whose rows are not there."""
 
     file: Path
-    pixels: np.ndarray
+    rows: np.ndarray
     records: list[Record]
     lost: int
 
 
-def read_segments(folder: Path, image_size: int) -> list[Segment]:
+def read_segments(folder: Path, layout: RowLayout) -> list[Segment]:
     """All segments of a folder, by name. Safe while others write, and while they remove segments.
 
     Raises:
         UserError: the system does not let them be read.
     """
     try:
-        found = [_read_segment(ids_file, image_size) for ids_file in sorted(folder.glob(f"*{IDS}"))]
+        found = [_read_segment(ids_file, layout) for ids_file in sorted(folder.glob(f"*{IDS}"))]
     except OSError as error:
-        raise UserError(f"cannot read the pixel store {folder}: {error.strerror or error}") from None
+        raise UserError(f"cannot read the store {folder}: {error.strerror or error}") from None
     return [segment for segment in found if segment is not None]
 
 
-def free_slots(folder: Path, segments: Sequence[Segment], image_size: int, count: int) -> list[Slot]:
+def free_slots(folder: Path, segments: Sequence[Segment], layout: RowLayout, count: int) -> list[Slot]:
     """Slots for `count` images: rows never committed in the segments there are, then new segments."""
-    capacity = max(1, SEGMENT_BYTES // image_size**2)
+    capacity = max(1, SEGMENT_BYTES // layout.nbytes)
     slots: list[Slot] = []
     for segment in segments:
-        unused = np.ones(min(capacity, len(segment.pixels) + count), dtype=bool)
+        unused = np.ones(min(capacity, len(segment.rows) + count), dtype=bool)
         rows = np.array([record.row for record in segment.records], dtype=np.int64)
         unused[rows[rows < len(unused)]] = False
         slots += [Slot(segment.file, row) for row in np.flatnonzero(unused)[: count - len(slots)].tolist()]
     while len(slots) < count:
-        file = folder / f"{uuid.uuid4().hex}{PIXELS}"
+        file = folder / f"{uuid.uuid4().hex}{layout.ending}"
         slots += [Slot(file, row) for row in range(min(capacity, count - len(slots)))]
     return slots
 
@@ -101,18 +126,18 @@ class RowWriter:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
-    def write(self, slot: Slot, square: np.ndarray) -> None:
-        """Put uint8 (S, S), C order, into its slot."""
+    def write(self, slot: Slot, row: np.ndarray) -> None:
+        """Put a row of the segment's layout, C order, into its slot."""
         if slot.file not in self._descriptors:
             self._descriptors[slot.file] = os.open(slot.file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        data, offset = square.data.cast("B"), slot.row * square.nbytes
+        data, offset = row.data.cast("B"), slot.row * row.nbytes
         while data:  # a filling disk takes a part of it first, and gives its reason only when asked again
             written = os.pwrite(self._descriptors[slot.file], data, offset)
             data, offset = data[written:], offset + written
 
 
 def commit(file: Path, records: Iterable[Record]) -> None:
-    """Bring a segment's pixels to the disk, then add the rows to its log. `OSError` where the system refuses."""
+    """Bring a segment's rows to the disk, then add the rows to its log. `OSError` where the system refuses."""
     _flush(file)
     log = file.with_suffix(IDS)
     is_new = not log.exists()
@@ -138,7 +163,7 @@ def rewrite_log(file: Path, records: Iterable[Record]) -> None:
     write_atomically(file.with_suffix(IDS), lambda out: out.write(lines))
 
 
-def clean_folder(folder: Path, segments: Sequence[Segment], image_size: int) -> None:
+def clean_folder(folder: Path, segments: Sequence[Segment], layout: RowLayout) -> None:
     """Remove what killed writers and damage left. Only under the folder's lock; readers are not disturbed."""
     kept = set()
     for segment in segments:
@@ -146,9 +171,9 @@ def clean_folder(folder: Path, segments: Sequence[Segment], image_size: int) -> 
             kept |= {segment.file, segment.file.with_suffix(IDS)}
             if segment.lost:
                 rewrite_log(segment.file, segment.records)
-            _cut_after_last_row(segment, image_size)
+            _cut_after_last_row(segment, layout)
     for file in folder.iterdir():
-        if file.suffix in (PIXELS, IDS, TEMPORARY) and file not in kept:
+        if file.suffix in (layout.ending, IDS, TEMPORARY) and file not in kept:
             file.unlink(missing_ok=True)
 
 
@@ -175,28 +200,28 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
-def _read_segment(ids_file: Path, image_size: int) -> Segment | None:
+def _read_segment(ids_file: Path, layout: RowLayout) -> Segment | None:
     """None where the segment was removed meanwhile."""
-    file = ids_file.with_suffix(PIXELS)
+    file = ids_file.with_suffix(layout.ending)
     try:
         content = ids_file.read_bytes()
-        whole = file.stat().st_size // image_size**2 if file.exists() else 0
+        whole = file.stat().st_size // layout.nbytes if file.exists() else 0
         records = [record for record in _from_lines(content) if record.row < whole]
-        pixels = _map(file, max((record.row + 1 for record in records), default=0), image_size)
+        rows = _map(file, max((record.row + 1 for record in records), default=0), layout)
     except FileNotFoundError:
         return None
-    return Segment(file, pixels, records, lost=-(-len(content) // _LINE) - len(records))
+    return Segment(file, rows, records, lost=-(-len(content) // _LINE) - len(records))
 
 
-def _map(file: Path, rows: int, image_size: int) -> np.ndarray:
+def _map(file: Path, rows: int, layout: RowLayout) -> np.ndarray:
     """An ordinary array over the map: indexing np.memmap itself costs several times as much."""
     if not rows:
-        return np.empty((0, image_size, image_size), dtype=np.uint8)
-    return np.asarray(np.memmap(file, np.uint8, "r", shape=(rows, image_size, image_size)))
+        return np.empty((0, *layout.shape), dtype=layout.dtype)
+    return np.asarray(np.memmap(file, layout.dtype, "r", shape=(rows, *layout.shape)))
 
 
 def _to_lines(records: Iterable[Record]) -> bytes:
-    bodies = (f"{record.row:0{_ROW}d} {record.image_id} {record.pixel_hash}".encode() for record in records)
+    bodies = (f"{record.row:0{_ROW}d} {record.image_id} {record.row_hash}".encode() for record in records)
     return b"".join(b"%b %08x\n" % (body, zlib.crc32(body)) for body in bodies)
 
 
@@ -206,14 +231,14 @@ def _from_lines(content: bytes) -> list[Record]:
     for start in range(0, len(content) - _LINE + 1, _LINE):
         body = content[start : start + _BODY]
         if content[start + _BODY : start + _LINE] == b" %08x\n" % zlib.crc32(body):
-            row, image_id, pixel_hash = body.decode("ascii").split(" ")
-            records.append(Record(int(row), image_id, pixel_hash))
+            row, image_id, row_hash = body.decode("ascii").split(" ")
+            records.append(Record(int(row), image_id, row_hash))
     return records
 
 
-def _cut_after_last_row(segment: Segment, image_size: int) -> None:
+def _cut_after_last_row(segment: Segment, layout: RowLayout) -> None:
     """Give back what was written and never committed. Readers map committed rows only."""
-    end = len(segment.pixels) * image_size**2
+    end = len(segment.rows) * layout.nbytes
     if segment.file.stat().st_size > end:
         os.truncate(segment.file, end)
 

@@ -1,6 +1,6 @@
-"""What lies in the pixel store, whether it is undamaged, and what may go. Behind `knee-siglip store`.
+"""What lies in the store, pixels and features, whether it is undamaged, and what may go. Behind `knee-siglip store`.
 
-Nothing here is needed to train: whatever is removed is decoded again when somebody asks for it.
+Nothing here is needed to train: whatever is removed is made again when somebody asks for it.
 """
 
 import hashlib
@@ -13,9 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from knee_siglip.data.segments import IDS, NOBODY, Record, clean_folder, read_segments, rewrite_log
-from knee_siglip.data.store import TRANSFORM_FACTS
+from knee_siglip.data.segments import (
+    IDS,
+    NOBODY,
+    Record,
+    RowLayout,
+    clean_folder,
+    feature_rows,
+    pixel_rows,
+    read_segments,
+    rewrite_log,
+)
 from knee_siglip.data.store_filling import LOCK, locked
+from knee_siglip.data.store_rows import FACTS, FEATURE_FOLDERS, FEATURE_VERSION, PIXEL_FOLDERS
 from knee_siglip.data.transform import VERSION
 from knee_siglip.data.workers import available_cores, split_chunks, work_in_chunks
 from knee_siglip.errors import UsageError
@@ -25,13 +35,16 @@ ROWS_PER_CHUNK = 512
 
 @dataclass(frozen=True)
 class Shelf:
-    """One transform's folder. bytes: on the disk; last_used: None where nothing tells; current: cache.json names it.
+    """One folder of rows. kind: PIXEL_FOLDERS or FEATURE_FOLDERS; facts: its JSON file, {} where there is none.
 
-    lost: log lines that are damaged or whose pixels were cut off.
+    layout, last_used: None where nothing tells; lost: log lines that are damaged or whose rows were cut off; bytes: on
+    the disk; current: cache.json names its transform.
     """
 
     folder: Path
-    transform: dict[str, Any]
+    kind: str
+    facts: dict[str, Any]
+    layout: RowLayout | None
     images: int
     lost: int
     bytes: int
@@ -41,25 +54,24 @@ class Shelf:
 
     @property
     def usable(self) -> bool:
-        """Whether this knee-siglip makes and reads such pixels."""
-        return self.transform.get("version") == VERSION
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square in pixels; 0 where unknown."""
-        return int(self.transform.get("image_size", 0))
+        """Whether this knee-siglip makes and reads such rows."""
+        return _is_usable(self.kind, self.facts)
 
 
 def shelves(root: Path, cache_facts: Path) -> list[Shelf]:
-    """Every transform's folder under root that holds anything, the last used first."""
-    current = _read_json(cache_facts).get("transform_key")
-    folders = [folder for folder in root.glob("*") if folder.is_dir() and any(_content(folder))]
-    found = [_examine(folder, folder.name == current) for folder in folders]
+    """Every folder of rows of the store at root that holds anything, the last used first."""
+    transform_key = _read_json(cache_facts).get("transform_key")
+    found = [
+        _examine(folder, kind, transform_key)
+        for kind in (PIXEL_FOLDERS, FEATURE_FOLDERS)
+        for folder in (root / kind).glob("*")
+        if folder.is_dir() and any(_content(folder))
+    ]
     return sorted(found, key=lambda shelf: (shelf.last_used or datetime.min, shelf.folder.name), reverse=True)
 
 
 def choose_prunable(found: Sequence[Shelf], older_than: float | None, all_but_current: bool) -> list[Shelf]:
-    """What may go: pixels of other versions of the transform, and what else is asked for; never the current ones.
+    """What may go: rows of other versions of knee-siglip, and what else is asked for; never the current ones.
 
     older_than: days since the last use. Raises `UsageError` where all but the current is to go and none is current.
     """
@@ -87,63 +99,90 @@ def remove_shelf(shelf: Shelf) -> None:
 
 
 def find_damaged(shelf: Shelf) -> list[str]:
-    """Ids of the images whose pixels are no longer those that were decoded: every row is hashed, on all cores."""
+    """Ids of the images whose rows are no longer those that were made: every row is hashed, on all cores."""
+    if shelf.layout is None:
+        return []
     rows = [
         (segment.file, record)
-        for segment in read_segments(shelf.folder, shelf.image_size)
+        for segment in read_segments(shelf.folder, shelf.layout)
         for record in segment.records
         if record.image_id != NOBODY
     ]
     workers = available_cores()
     chunks = split_chunks(rows, ROWS_PER_CHUNK, workers)
-    found = work_in_chunks(partial(_hash_rows, shelf.image_size), chunks, workers, f"Verifying {shelf.folder.name}")
+    found = work_in_chunks(partial(_hash_rows, shelf.layout.nbytes), chunks, workers, f"Verifying {shelf.folder.name}")
     return sorted(image_id for chunk in found for image_id in chunk)
 
 
 def remove_damaged(shelf: Shelf, image_ids: Sequence[str]) -> None:
-    """Take images, and lost log lines, out of the store; the next run decodes them again. Their rows stay unused."""
+    """Take images, and lost log lines, out of the store; the next run makes them again. Their rows stay unused."""
+    if shelf.layout is None:
+        return
     unwanted = set(image_ids)
     with locked(shelf.folder):
-        segments = read_segments(shelf.folder, shelf.image_size)
-        for segment in segments:
+        for segment in read_segments(shelf.folder, shelf.layout):
             if segment.lost or any(record.image_id in unwanted for record in segment.records):
                 rewrite_log(segment.file, [_disown(record, unwanted) for record in segment.records])
-        clean_folder(shelf.folder, read_segments(shelf.folder, shelf.image_size), shelf.image_size)
+        clean_folder(shelf.folder, read_segments(shelf.folder, shelf.layout), shelf.layout)
 
 
 def _disown(record: Record, unwanted: set[str]) -> Record:
     return record._replace(image_id=NOBODY) if record.image_id in unwanted else record
 
 
-def _hash_rows(image_size: int, rows: Sequence[tuple[Path, Record]]) -> list[str]:
+def _hash_rows(nbytes: int, rows: Sequence[tuple[Path, Record]]) -> list[str]:
     """Read through files, not maps: a sector that the disk cannot read is then an error and no dead process."""
     damaged = []
     for file, record in rows:
         try:
             with file.open("rb", buffering=0) as segment:
-                square = os.pread(segment.fileno(), image_size**2, record.row * image_size**2)
+                data = os.pread(segment.fileno(), nbytes, record.row * nbytes)
         except OSError:
-            square = b""
-        if hashlib.sha256(square).hexdigest() != record.pixel_hash:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != record.row_hash:
             damaged.append(record.image_id)
     return damaged
 
 
-def _examine(folder: Path, current: bool) -> Shelf:
-    transform = _read_json(folder / TRANSFORM_FACTS)
-    segments = read_segments(folder, transform["image_size"]) if isinstance(transform.get("image_size"), int) else []
+def _examine(folder: Path, kind: str, transform_key: str | None) -> Shelf:
+    file = folder / FACTS[kind]
+    facts = _read_json(file)
+    layout = _layout(kind, facts)
+    segments = read_segments(folder, layout) if layout else []
     stats = [file.stat() for file in _content(folder)]
-    facts = folder / TRANSFORM_FACTS
     return Shelf(
         folder=folder,
-        transform=transform,
+        kind=kind,
+        facts=facts,
+        layout=layout,
         lost=sum(segment.lost for segment in segments),
         images=sum(record.image_id != NOBODY for segment in segments for record in segment.records),
         bytes=sum(stat.st_blocks * 512 for stat in stats),
         segments=len(segments),
-        last_used=datetime.fromtimestamp(facts.stat().st_mtime) if facts.exists() else None,
-        current=current,
+        last_used=datetime.fromtimestamp(file.stat().st_mtime) if file.exists() else None,
+        current=transform_key is not None and _is_current(folder, kind, facts, transform_key),
     )
+
+
+def _layout(kind: str, facts: dict[str, Any]) -> RowLayout | None:
+    make, length = {
+        PIXEL_FOLDERS: (pixel_rows, facts.get("image_size")),
+        FEATURE_FOLDERS: (feature_rows, facts.get("width")),
+    }[kind]
+    return make(length) if isinstance(length, int) and length > 0 else None
+
+
+def _is_usable(kind: str, facts: dict[str, Any]) -> bool:
+    if kind == PIXEL_FOLDERS:
+        return facts.get("version") == VERSION
+    return facts.get("feature_version") == FEATURE_VERSION
+
+
+def _is_current(folder: Path, kind: str, facts: dict[str, Any], transform_key: str) -> bool:
+    """Features of another version are not, even where their pixels are: nothing reads them."""
+    if kind == PIXEL_FOLDERS:
+        return folder.name == transform_key
+    return facts.get("transform_key") == transform_key and _is_usable(kind, facts)
 
 
 def _content(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
-"""Decode images into the pixel store, on all cores.
+"""Fill the store: decode images into it, on all cores, or add rows that are ready.
 
-The workers write pixels into their slots; this process commits what they finished (segments.py), so that no worker
-waits for the disk. A killed build loses what was decoded since the last commit, and its slots are used again.
+The decoding workers write pixels into their slots; this process commits what they finished (segments.py), so that no
+worker waits for the disk. A killed fill loses what was done since the last commit, and its slots are used again.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from knee_siglip.data.images import ImageError, MissingImageError, decode, read_bytes
-from knee_siglip.data.segments import Record, RowWriter, Segment, Slot, commit, free_slots
+from knee_siglip.data.segments import Record, RowLayout, RowWriter, Segment, Slot, commit, free_slots, pixel_rows
 from knee_siglip.data.transform import Transform
 from knee_siglip.data.workers import split_chunks, work_in_chunks
 from knee_siglip.errors import UserError
@@ -32,7 +32,7 @@ IMAGES_PER_CHUNK = 64
 COMMIT_SECONDS = 0.5
 SHOWN_FAILURES = 5
 SPARE_BYTES = 2**20
-"""Beside the pixels: logs, folders."""
+"""Beside the rows: logs, folders."""
 
 WAY_OUT = "free some space, see `knee-siglip store prune`, or set KNEE_SIGLIP_STORE to a folder on another disk"
 
@@ -46,7 +46,7 @@ class Order(NamedTuple):
 
 
 Filled = tuple[Slot, str, str]
-"""Slot, image id and pixel hash of an image that was written."""
+"""Slot, image id and row hash of an image whose row was written."""
 
 
 def fill(
@@ -57,12 +57,12 @@ def fill(
     Raises:
         UserError: images that cannot be read, after all others are in; too little space, before anything is decoded.
     """
-    require_space(folder, len(todo), transform.image_size)
-    slots = free_slots(folder, segments, transform.image_size, len(todo))
+    layout = pixel_rows(transform.image_size)
+    require_space(folder, len(todo), layout)
+    slots = free_slots(folder, segments, layout, len(todo))
     orders = [Order(image_id, file, slot) for (image_id, file), slot in zip(todo, slots, strict=True)]
     chunks = split_chunks(orders, IMAGES_PER_CHUNK, workers)
     results = work_in_chunks(partial(_decode_chunk, transform), chunks, workers, "Decoding images")
-    filled = 0
     failures: list[ImageError] = []
 
     def finished() -> Iterator[list[Filled]]:
@@ -71,60 +71,63 @@ def fill(
             yield done
 
     try:
-        for count in _commit_now_and_then(finished()):
-            filled += count
-    except OSError as error:
-        left = len(todo) - filled
-        raise UserError(
-            f"{_refusal(folder, error)} ({_space(folder, left, transform.image_size)}); {WAY_OUT}"
-        ) from None
+        _commit_all(folder, layout, len(todo), finished())
     finally:
         results.close()  # no worker may write once the lock is given back
     if failures:
         raise UserError(_describe_failures(folder, failures))
 
 
-def add_squares(
+def add_rows(
     folder: Path,
     segments: Sequence[Segment],
-    image_size: int,
+    layout: RowLayout,
     count: int,
-    squares: Iterable[tuple[str, str, np.ndarray]],
+    rows: Iterable[tuple[str, str, np.ndarray]],
 ) -> None:
-    """Add `count` ready images (id, pixel hash, uint8 (S, S)), as `fill` does with originals.
+    """Add the ready rows of `count` images (id, row hash, array of the layout), as `fill` does with originals.
+
+    What `rows` gave before it raised is committed.
 
     Raises:
         UserError: too little space.
     """
-    require_space(folder, count, image_size)
-    slots = free_slots(folder, segments, image_size, count)
+    require_space(folder, count, layout)
+    slots = free_slots(folder, segments, layout, count)
     with RowWriter() as writer:
 
         def written() -> Iterator[list[Filled]]:
-            for (image_id, pixel_hash, square), slot in zip(squares, slots, strict=True):
-                writer.write(slot, square)
-                yield [(slot, image_id, pixel_hash)]
+            for (image_id, row_hash, row), slot in zip(rows, slots, strict=True):
+                writer.write(slot, row)
+                yield [(slot, image_id, row_hash)]
 
-        for _ in _commit_now_and_then(written()):
-            pass
+        _commit_all(folder, layout, count, written())
 
 
-def require_space(folder: Path, images: int, image_size: int) -> None:
+def require_space(folder: Path, images: int, layout: RowLayout) -> None:
     """`UserError` where the disk has no room for so many more images."""
-    if shutil.disk_usage(folder).free < images * image_size**2 + SPARE_BYTES:
-        raise UserError(
-            f"too little space for the pixel store {folder} ({_space(folder, images, image_size)}); {WAY_OUT}"
-        )
+    if shutil.disk_usage(folder).free < images * layout.nbytes + SPARE_BYTES:
+        raise UserError(f"too little space for the store {folder} ({_space(folder, images, layout)}); {WAY_OUT}")
+
+
+def _commit_all(folder: Path, layout: RowLayout, count: int, chunks: Iterator[list[Filled]]) -> None:
+    """Commit `count` images as they get written; a disk that refuses is a `UserError`."""
+    filled = 0
+    try:
+        for done in _commit_now_and_then(chunks):
+            filled += done
+    except OSError as error:
+        raise UserError(f"{_refusal(folder, error)} ({_space(folder, count - filled, layout)}); {WAY_OUT}") from None
 
 
 def _commit_filled(filled: Sequence[Filled]) -> None:
     for file, group in groupby(sorted(filled), key=lambda each: each[0].file):
-        commit(file, [Record(slot.row, image_id, pixel_hash) for slot, image_id, pixel_hash in group])
+        commit(file, [Record(slot.row, image_id, row_hash) for slot, image_id, row_hash in group])
 
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """The right to change a transform's folder, which is made if needed.
+    """The right to change a folder of the store, which is made if needed.
 
     It ends with the process that has it and, where workers are forked, not before the last worker is gone: each shares
     the descriptor. So nobody gets a slot into which a killed builder's worker may still be writing.
@@ -201,14 +204,15 @@ def _describe_failures(folder: Path, failures: Sequence[ImageError]) -> str:
     more = [f"and {len(lines) - SHOWN_FAILURES} more"] if len(lines) > SHOWN_FAILURES else []
     text = "\n".join([*lines[:SHOWN_FAILURES], *more])
     if any(isinstance(failure, MissingImageError) for failure in failures):
-        text += f"\nthe pixel store {folder} lacks them: bring the originals or unpack their pixels (store unpack)"
+        text += f"\nthe store {folder} lacks them: bring the originals or unpack their pixels (store unpack)"
     return text
 
 
 def _refusal(folder: Path, error: OSError) -> str:
-    return f"cannot write the pixel store {folder}: {error.strerror or error}"
+    return f"cannot write the store {folder}: {error.strerror or error}"
 
 
-def _space(folder: Path, images: int, image_size: int) -> str:
-    needed, free = images * image_size**2 + SPARE_BYTES, shutil.disk_usage(folder).free
-    return f"{images} images of {image_size} px need {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
+def _space(folder: Path, images: int, layout: RowLayout) -> str:
+    needed, free = images * layout.nbytes + SPARE_BYTES, shutil.disk_usage(folder).free
+    row = "x".join(map(str, layout.shape))
+    return f"{images} images of {row} values need {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"

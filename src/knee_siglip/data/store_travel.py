@@ -24,7 +24,7 @@ import numpy as np
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.data.segments import write_atomically
 from knee_siglip.data.store import PixelStore, read_cache_facts
-from knee_siglip.data.store_filling import add_squares
+from knee_siglip.data.store_filling import add_rows
 from knee_siglip.data.transform import Transform
 from knee_siglip.errors import UserError
 
@@ -68,7 +68,7 @@ def pack(root: Path, files: CacheFiles, out: Path) -> int:
     """
     store = PixelStore(root, Transform.from_dict(read_cache_facts(files.facts)["transform"]))
     ids = list(dict.fromkeys(read_manifest(files.manifest)["image_id"]))
-    hashes = store.pixel_hashes(ids)
+    hashes = store.row_hashes(ids)
     facts = {"format": FORMAT, "transform": store.transform.to_dict(), "images": len(ids)}
     lines = "".join(f"{image_id} {pixel_hash}\n" for image_id, pixel_hash in zip(ids, hashes, strict=True))
 
@@ -123,7 +123,7 @@ def _unpack_pixels(tar: tarfile.TarFile, store: PixelStore, facts: Mapping[str, 
         wanted = store.missing([image_id for image_id, _ in pairs])
         squares = _checked_squares(_member(tar, PIXELS), pairs, side)
         added = (square for square in squares if square[0] in wanted)
-        add_squares(store.folder, store.segments, side, len(wanted), added)
+        add_rows(store.folder, store.segments, store.layout, len(wanted), added)
     return len(wanted)
 
 
