@@ -17,13 +17,16 @@ from typing import Any
 import torch
 from transformers import Dinov2Config, SiglipTextConfig
 
+from knee_siglip.data.batches import Batch
 from knee_siglip.model.device import autocast_dtype, pick_device, place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.model.positions import extend_text_positions
-from knee_siglip.params import TrainParams
-from knee_siglip.training.accumulation import Pairs, backward_pairs
+from knee_siglip.params import AugmentParams, TrainParams
+from knee_siglip.training.accumulation import backward_group
+from knee_siglip.training.distributed import Ranks
+from knee_siglip.training.encoder import PairEncoder, Share
 from knee_siglip.training.optimizer import build_optimizer
-from knee_siglip.training.run import peak_memory_mb
+from knee_siglip.training.speed import peak_memory_mb
 
 TEXT_LENGTH = 512
 # The configs on the hub, 2026-11: microsoft/rad-dino, google/siglip-base-patch16-224
@@ -53,24 +56,25 @@ def measure(image_size: int, batch_size: int, steps: int, device: torch.device) 
     model = place(build(batch_size), device).train()
     params = TrainParams(batch_size=batch_size, learning_rate=1e-4)
     optimizer = build_optimizer(model, params)
-    pairs = Pairs(
-        torch.randint(0, 256, (batch_size, image_size, image_size), dtype=torch.uint8, device=device),
-        torch.randint(2, 32000, (batch_size, TEXT_LENGTH), device=device),
-        torch.arange(batch_size, device=device),
-    )
+    encoder = PairEncoder(model, autocast_dtype("auto", device), AugmentParams())
+    pixels = torch.randint(0, 256, (batch_size, image_size, image_size), dtype=torch.uint8, device=device)
+    input_ids = torch.randint(2, 32000, (batch_size, TEXT_LENGTH), device=device)
+    places = torch.arange(batch_size)
+    batch = Batch(places.numpy(), pixels, input_ids, places, places)
     losses, started = [], 0.0
     for step in range(steps):
         if step == 1:
             started = time.perf_counter()
-        result = backward_pairs(model, pairs, batch_size, dtype=autocast_dtype("auto", device))
+        share = Share(batch, group_size=batch_size, largest=batch_size, seed=0, step=step)
+        result = backward_group(encoder, share, batch_size, Ranks())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(result.loss.item())
     seconds = time.perf_counter() - started
     with torch.no_grad():
-        image_embeds = model.get_image_features(model.normalise_pixels(pairs.pixels[:2]))
-        text_embeds = model.get_text_features(pairs.input_ids[:2])
+        image_embeds = model.get_image_features(model.normalise_pixels(pixels[:2]))
+        text_embeds = model.get_text_features(input_ids[:2])
     return {
         "image_size": image_size,
         "batch_size": batch_size,

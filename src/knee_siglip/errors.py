@@ -1,5 +1,6 @@
 """The one exception for what a user can mend, and the one place that shows it."""
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -18,6 +19,14 @@ class UsageError(UserError):
     """Wrong flags or parameters: nothing was started."""
 
     exit_code = EXIT_USAGE
+
+
+class Interrupted(UserError):
+    """Asked to stop by a signal; what was done is kept. The exit code is the shell's for that signal."""
+
+    def __init__(self, message: str, number: signal.Signals) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 def run_stage(main: Callable[[], None]) -> None:

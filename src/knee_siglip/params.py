@@ -7,9 +7,9 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -26,6 +26,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "bf16", "fp16", "none"]
+BestMetric = Literal["val.loss", "val.contrastive_accuracy", "val_ema.loss", "val_ema.contrastive_accuracy"]
 
 
 class Section(BaseModel):
@@ -80,11 +81,21 @@ class ModelParams(Section):
     bias_init: float | Literal["auto"] = "auto"
 
 
-class FreezeParams(Section):
-    """Which towers keep their weights."""
+Freeze = Literal["none", "all"] | PositiveInt
 
-    vision: Literal["none", "all"] = "none"
-    text: Literal["none", "all"] = "none"
+
+class FreezeParams(Section):
+    """Which weights of each tower are kept: none, all, or (a number n) all but the last n blocks and the final norm."""
+
+    vision: Freeze = "none"
+    text: Freeze = "none"
+
+
+class GradientCheckpointingParams(Section):
+    """Towers whose activations are computed again in the backward pass: less memory, about a third more time."""
+
+    vision: bool = False
+    text: bool = False
 
 
 class AugmentParams(Section):
@@ -104,20 +115,37 @@ class AugmentParams(Section):
 
 
 class TrainParams(Section):
-    """Optimisation. `batch_size` pairs times `gradient_accumulation_steps` meet in one exact contrastive batch."""
+    """Optimisation. `batch_size` pairs times `gradient_accumulation_steps` meet in one exact contrastive batch.
+
+    Both count the pairs of all devices together, so that the number of devices changes no result. `micro_batch_size`
+    (pairs that one device encodes at a time) changes none either; `auto` halves it where the GPU's memory ends.
+    """
 
     batch_size: Annotated[int, Field(ge=2)] = 64
     epochs: PositiveInt = 8
     learning_rate: PositiveFloat = 2e-3
     vision_learning_rate_scale: PositiveFloat = 0.1
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: NonNegativeFloat = 0.01
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
     gradient_accumulation_steps: PositiveInt = 1
-    micro_batch_size: PositiveInt | None = None
+    micro_batch_size: PositiveInt | Literal["auto"] = "auto"
     max_grad_norm: PositiveFloat | None = 1.0
     mixed_precision: Precision = "auto"
+    tf32: bool = True
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    compile: bool = False
+    gradient_checkpointing: GradientCheckpointingParams = GradientCheckpointingParams()
+    prefetch: Annotated[int, Field(ge=0, le=16)] = 1
     multi_positive: bool = True
-    best_metric: Literal["val.loss", "val.contrastive_accuracy"] = "val.contrastive_accuracy"
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    best_metric: BestMetric = "val.contrastive_accuracy"
+    patience: PositiveInt | None = None
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 3
+    save_every_minutes: PositiveFloat = 5.0
+    save_every_steps: PositiveInt | None = None
+    cache_frozen_features: bool = True
     freeze: FreezeParams = FreezeParams()
     augment: AugmentParams = AugmentParams()
 
@@ -126,6 +154,18 @@ class TrainParams(Section):
     def _reference_flag(cls, value: object) -> object:
         """The reference's `true` and `false` live on as `auto` and `none`."""
         return {True: "auto", False: "none"}.get(value, value) if isinstance(value, bool) else value
+
+    @field_validator("micro_batch_size", mode="before")
+    @classmethod
+    def _null_is_auto(cls, value: object) -> object:
+        """Older params files say null."""
+        return "auto" if value is None else value
+
+    @model_validator(mode="after")
+    def _best_metric_exists(self) -> Self:
+        if self.best_metric.startswith("val_ema.") and self.ema_decay is None:
+            raise ValueError(f"best_metric = {self.best_metric!r} needs ema_decay, such as 0.999")
+        return self
 
 
 Grade = Literal["0", "1", "2", "3", "4"]
@@ -256,8 +296,7 @@ def parse_params(values: object, source: str = "params") -> Params:
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        lines = [_sentence(source, item) for item in error.errors()]
-        raise UsageError("\n".join(lines)) from None
+        raise UsageError("\n".join(_sentences(source, error))) from None
     _check_image_size(params, source)
     return params
 
@@ -344,14 +383,36 @@ def _check_image_size(params: Params, source: str) -> None:
         check_divisible(params.image_size, patch, source)
 
 
-def _sentence(source: str, item: Any) -> str:
-    location = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "literal["))]
-    key = ".".join(location)
-    if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, list(_known_keys(Params)), n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{source}: {key}: unknown key{hint}"
-    return f"{source}: {key} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
+PYDANTICS_OWN = ("function-", "literal[", "constrained-", "int", "float")
+"""Beginnings of the parts of a location that name a type of a union, not a key."""
+
+
+def _sentences(source: str, error: ValidationError) -> list[str]:
+    """One per key: what a union of types allows is joined."""
+    reasons: dict[str, list[str]] = {}
+    values: dict[str, object] = {}
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        if len(location) > 1 and location[-1].startswith(PYDANTICS_OWN):
+            del location[-1]
+        key = ".".join(part for part in location if not part.startswith(PYDANTICS_OWN[:2]))
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, list(_known_keys(Params)), n=1, cutoff=0.4)
+            reasons[key] = [f"unknown key; did you mean {near[0]}?" if near else "unknown key"]
+        else:
+            reasons.setdefault(key, []).append(item["msg"].removeprefix("Value error, "))
+            if not isinstance(item["input"], dict):  # of a whole section the reason names the key
+                values[key] = item["input"]
+    return [f"{source}: {key}{_shown(key, values)}: {_either(texts)}" for key, texts in reasons.items()]
+
+
+def _shown(key: str, values: dict[str, object]) -> str:
+    return f" = {values[key]!r}" if key in values else ""
+
+
+def _either(texts: list[str]) -> str:
+    first, *others = texts
+    return " or ".join([first, *(text.removeprefix("Input should be ") for text in others)])
 
 
 def _known_keys(section: type[Section], prefix: str = "") -> list[str]:

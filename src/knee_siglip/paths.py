@@ -22,6 +22,9 @@ TRAIN_REPORT = Path("reports/train")
 EVALUATION_REPORT = Path("reports/evaluation")
 INFERENCE_REPORT = Path("reports/inference")
 
+PIXELS, FEATURES, RUNS = "pixels", "features", "runs"
+"""Folders of the store."""
+
 
 def project_root() -> Path | None:
     """The DVC repository's root, which stays the same in `--temp` and `--queue` runs; None outside DVC."""

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from knee_siglip.data.augmentation import augment
+from knee_siglip.data.randomness import sample_keys
 from knee_siglip.params import AugmentParams
 
 NONE = dict.fromkeys(AugmentParams.model_fields, 0)
@@ -15,7 +16,11 @@ def pixels():
 
 
 def changed(pixels, seed=0, **amounts):
-    return augment(pixels, AugmentParams(**(NONE | amounts)), torch.Generator().manual_seed(seed))
+    return augment(pixels, AugmentParams(**(NONE | amounts)), keys_of(pixels, seed))
+
+
+def keys_of(pixels, seed=0):
+    return sample_keys(seed, 0, torch.arange(len(pixels)))
 
 
 def test_all_zero_changes_nothing(pixels):
@@ -39,9 +44,34 @@ def test_each_image_gets_its_own_change_and_a_seed_repeats_it(pixels):
     assert not torch.equal(result, changed(pixels, seed=1, shift=0.2))
 
 
+def test_an_image_is_changed_alike_whatever_it_is_computed_with(pixels):
+    keys = keys_of(pixels, seed=5)
+    whole = augment(pixels, AugmentParams(), keys)
+    alone = [augment(pixels[row : row + 1], AugmentParams(), keys[row : row + 1]) for row in (2, 0)]
+    assert torch.equal(torch.cat(alone), whole[[2, 0]])
+    assert augment(pixels[:0], AugmentParams(), keys[:0]).shape == (0, 56, 56)
+
+
+def test_the_given_pixels_stay_as_they_are(pixels):
+    floats = pixels.float()
+    augment(floats, AugmentParams(), keys_of(floats))
+    assert torch.equal(floats, pixels.float())
+
+
+def test_noise_is_white_and_has_the_standard_deviation_that_was_drawn():
+    grey = torch.full((200, 64, 64), 128, dtype=torch.uint8)
+    noise = changed(grey, noise=0.1) - 128
+    deviations = noise.flatten(1).std(dim=1)
+    assert deviations.max() < 1.03 * 25.5
+    assert deviations.mean() == pytest.approx(12.75, rel=0.15)
+    neighbours = (noise[:, :, 1:] * noise[:, :, :-1]).mean() / noise.var()
+    assert neighbours.abs() < 0.01
+    assert noise.mean().abs() < 0.1
+
+
 def test_no_setting_mirrors_the_knee(pixels):
     """The bright square is on the left and must stay there: left and right are in the text."""
-    result = augment(pixels, AugmentParams(), torch.Generator().manual_seed(0))
+    result = augment(pixels, AugmentParams(), keys_of(pixels))
     left, right = result[:, :, :28].amax(dim=(1, 2)), result[:, :, 28:].amax(dim=(1, 2))
     assert (left > right).all()
 

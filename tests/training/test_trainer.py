@@ -6,6 +6,7 @@ import torch
 
 from knee_siglip.errors import UserError
 from knee_siglip.params import AugmentParams, FreezeParams, TrainParams
+from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.optimizer import build_optimizer, build_schedule, freeze_towers
 from knee_siglip.training.trainer import Trainer
 
@@ -24,6 +25,7 @@ def make_trainer(model, pairs, params=PARAMS, seed=0):
         device=torch.device("cpu"),
         log=lambda values, step: logged.append((step, values)),
         on_best=lambda metrics: best.append(metrics),
+        guard=FiniteGuard(params.max_skipped_steps, None, lambda rows: [{"row": int(row)} for row in rows]),
     )
     return trainer, logged, best
 
@@ -118,13 +120,91 @@ def test_a_frozen_tower_keeps_its_weights(make_model, make_pairs, tower):
 
 def test_a_non_finite_loss_stops_before_the_update(make_model, make_pairs):
     model = make_model()
-    trainer, _, _ = make_trainer(model, make_pairs)
+    trainer, _, _ = make_trainer(model, make_pairs, PARAMS.model_copy(update={"max_skipped_steps": 0}))
     with torch.no_grad():
         model.logit_scale.fill_(float("nan"))
     before = model.visual_projection.weight.clone()
     with pytest.raises(UserError, match=r"step 0: loss nan.*learning_rate"):
         trainer.fit()
     assert torch.equal(before, model.visual_projection.weight)
+
+
+def test_one_bad_step_is_left_out_and_counted(make_model, make_pairs):
+    """Its group changes nothing; the others train on, and the epoch's mean is that of the others."""
+    trainer, _, _ = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"epochs": 1}))
+    weight, before = trainer.model.visual_projection.weight, []
+    mean, step = trainer.model.image_mean.clone(), trainer.train_step
+
+    def spoilt(batch, group):
+        before.append(weight.clone())
+        trainer.model.image_mean.copy_(float("nan") * mean if trainer.step == 2 else mean)
+        step(batch, group)
+
+    trainer.train_step = spoilt
+    history = trainer.fit()
+    assert torch.equal(before[2], before[3])
+    assert not torch.equal(before[1], before[2])
+    assert not torch.equal(before[3], weight)
+    assert history.epochs[0]["train.skipped_steps"] == 1
+    assert math.isfinite(history.epochs[0]["train.loss"])
+    assert len(trainer.guard.skipped) == 1
+
+
+def out_of_memory_above(trainer, limit, monkeypatch, where="forward"):
+    """Stands in for a GPU: raises what CUDA raises when more than `limit` pairs are encoded with a graph."""
+    original = getattr(trainer.encoder, where)
+
+    def encode(pixels, *rest):
+        if torch.is_grad_enabled() and len(pixels) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(pixels, *rest)
+
+    monkeypatch.setattr(trainer.encoder, where, encode)
+
+
+def test_out_of_memory_halves_the_pieces_and_changes_no_result(make_model, make_pairs, monkeypatch, caplog):
+    params = PARAMS.model_copy(update={"epochs": 2, "augment": AugmentParams()})
+    roomy, _, _ = make_trainer(make_model(dropout=0.2).double(), make_pairs, params)
+    roomy.fit()
+    tight, _, _ = make_trainer(make_model(dropout=0.2).double(), make_pairs, params)
+    out_of_memory_above(tight, 3, monkeypatch)
+    tight.fit()
+    assert tight.micro_batch_size == 2
+    for a, b in zip(roomy.model.parameters(), tight.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    warnings = [record.getMessage() for record in caplog.records if "out of GPU memory" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "encodes 2 pairs at a time, not 8" in warnings[0]
+    assert "train.micro_batch_size: 2" in warnings[0]
+
+
+def test_memory_that_does_not_hold_one_pair_is_told(make_model, make_pairs, monkeypatch):
+    trainer, _, _ = make_trainer(make_model(), make_pairs)
+    out_of_memory_above(trainer, 0, monkeypatch)
+    with pytest.raises(UserError, match=r"one single pair; lower image_size.*gradient_checkpointing"):
+        trainer.fit()
+
+
+def test_the_average_of_the_weights_is_measured_beside_them(make_model, make_pairs):
+    params = PARAMS.model_copy(update={"epochs": 1, "ema_decay": 0.9, "best_metric": "val_ema.loss"})
+    trainer, _, _ = make_trainer(make_model(), make_pairs, params)
+    held = []
+    trainer.on_best = lambda metrics: held.append(trainer.model.visual_projection.weight.clone())
+    history = trainer.fit()
+    assert history.epochs[-1]["val_ema.loss"] != history.epochs[-1]["val.loss"]
+    shadow = trainer.ema.state_dict()["shadow"]["visual_projection.weight"]
+    assert torch.equal(held[-1], shadow)
+    assert not torch.equal(trainer.model.visual_projection.weight, shadow)
+
+
+def test_accuracy_of_the_steps_is_logged_without_a_wait_at_every_step(make_model, make_pairs):
+    trainer, logged, _ = make_trainer(make_model(), make_pairs)
+    trainer.fit()
+    steps = [step for step, values in logged if "train.step_loss" in values]
+    assert steps == [10, 20, 30, 40]
+    speeds = [values for _, values in logged if "speed.pairs_per_second" in values]
+    assert len(speeds) == 12
+    assert all(0 <= values["speed.data_wait_share"] <= 1 for values in speeds)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,65 +1,79 @@
 """Random changes of training radiographs: batched, on the device, never mirrored (left and right are in the text)."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from knee_siglip.data.randomness import uniform
 from knee_siglip.params import AugmentParams
 
+NOISE_PATTERNS = 2**22
 
-def augment(pixels: Tensor, params: AugmentParams, generator: torch.Generator) -> Tensor:
-    """Change each image of a batch by its own random amounts.
+
+def augment(pixels: Tensor, params: AugmentParams, keys: Tensor) -> Tensor:
+    """Change each image by random amounts of its own.
 
     Args:
         pixels: (B, S, S), uint8.
         params: the largest amounts; all zero returns the pixels unchanged.
-        generator: on the CPU, so that every device draws the same changes.
+        keys: (B,) of `randomness.sample_keys`: equal keys, equal changes, whatever else is in the batch.
 
     Returns:
         (B, S, S) float32, 0-255.
     """
-    changed = pixels.float()
+    if not len(pixels):
+        return pixels.to(torch.float32)
+    drawn = 2 * uniform(keys, 9) - 1
+    angle, zoom, right, down, gamma, contrast, brightness, noise, pattern = drawn.unbind(dim=1)
+    changed = pixels.to(torch.float32, copy=True)
     if params.rotation or params.shift or params.scale:
-        changed = _move(changed, params, generator)
+        shift = params.shift * torch.stack([right, down], dim=1)
+        changed = _move(changed, math.radians(params.rotation) * angle, 1 + params.scale * zoom, shift)
     if params.brightness or params.contrast or params.gamma:
-        changed = _expose(changed, params, generator)
+        changed = _expose(
+            changed, params.gamma * gamma, 1 + params.contrast * contrast, 255 * params.brightness * brightness
+        )
     if params.noise:
-        sigma = _uniform(len(changed), 0, 255 * params.noise, generator).to(changed.device)
-        noise = torch.randn(changed.shape, generator=generator).to(changed.device)
-        changed = (changed + sigma.view(-1, 1, 1) * noise).clamp(0, 255)
+        # the amplitude is uniform too, so that some images stay as clean as those of the evaluation
+        changed = _add_noise(changed, 255 * params.noise * (noise + 1) / 2, (pattern + 1) / 2)
     return changed
 
 
-def _move(pixels: Tensor, params: AugmentParams, generator: torch.Generator) -> Tensor:
-    """Rotate, scale and shift; what comes from outside repeats the border, as a collimated edge would."""
-    count = len(pixels)
-    angle = _uniform(count, -params.rotation, params.rotation, generator) * (math.pi / 180)
-    zoom = 1 + _uniform(count, -params.scale, params.scale, generator)
-    # affine_grid spans -1..1, so a shift of the whole side is 2.
-    shift = 2 * _uniform(2 * count, -params.shift, params.shift, generator).view(count, 2)
+def _move(pixels: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
+    """Rotate, scale and shift (B, 2); what comes from outside repeats the border, as a collimated edge would."""
+    # affine_grid spans -1..1, so a shift of the whole side is 2
     rows = torch.stack(
         [
-            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), shift[:, 0]], dim=1),
-            torch.stack([zoom * angle.sin(), zoom * angle.cos(), shift[:, 1]], dim=1),
+            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), 2 * shift[:, 0]], dim=1),
+            torch.stack([zoom * angle.sin(), zoom * angle.cos(), 2 * shift[:, 1]], dim=1),
         ],
         dim=1,
     )
-    grid = F.affine_grid(rows.to(pixels.device), [count, 1, *pixels.shape[1:]], align_corners=False)
+    grid = F.affine_grid(rows, [len(pixels), 1, *pixels.shape[1:]], align_corners=False)
     return F.grid_sample(pixels.unsqueeze(1), grid, padding_mode="border", align_corners=False).squeeze(1)
 
 
-def _expose(pixels: Tensor, params: AugmentParams, generator: torch.Generator) -> Tensor:
-    """Gamma, then contrast around mid-grey, then brightness."""
-
-    def amount(limit: float) -> Tensor:
-        return _uniform(len(pixels), -limit, limit, generator).to(pixels.device).view(-1, 1, 1)
-
-    grey = (pixels / 255).clamp(1e-4, 1) ** amount(params.gamma).exp()
-    grey = (grey - 0.5) * (1 + amount(params.contrast)) + 0.5 + amount(params.brightness)
-    return 255 * grey.clamp(0, 1)
+def _expose(pixels: Tensor, log_gamma: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
+    """Gamma, then contrast around mid-grey, then brightness; all (B,). In place: fresh memory costs more than sums."""
+    log_gamma, contrast, brightness = (amount.view(-1, 1, 1) for amount in (log_gamma, contrast, brightness))
+    grey = pixels.div_(255).clamp_(1e-4, 1).pow_(log_gamma.exp())
+    return grey.mul_(255 * contrast).add_(127.5 * (1 - contrast) + brightness).clamp_(0, 255)
 
 
-def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(count, generator=generator)
+def _add_noise(pixels: Tensor, sigma: Tensor, pattern: Tensor) -> Tensor:
+    """White noise of `sigma` (B,) greys; `pattern` (B,) in [0, 1) chooses each image's. In place."""
+    count = pixels[0].numel()
+    # a view whose rows overlap: one number further is another pattern
+    patterns = _noise(count, pixels.device).unfold(0, count, 1)
+    noise = patterns.index_select(0, (pattern * NOISE_PATTERNS).long()).view_as(pixels)
+    return pixels.addcmul_(noise, sigma.view(-1, 1, 1)).clamp_(0, 255)
+
+
+@lru_cache(maxsize=2)
+def _noise(count: int, device: torch.device) -> Tensor:
+    """Standard normal numbers, enough for `NOISE_PATTERNS` patterns of `count`; the same on every device."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(NOISE_PATTERNS + count, generator=generator).to(device)

@@ -1,7 +1,7 @@
 """Training batches: rows in a seeded order, pixels gathered from the cache, texts tokenised once."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,30 +13,52 @@ class Pixels(Protocol):
     """Cached pixels, indexed by manifest rows."""
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (B,) to uint8 (B, S, S)."""
+        """Rows (B,) to uint8 (B, S, S), or to float32 (B, W)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs on one device, of the manifest's `rows` (B,).
+    """B pairs of the manifest's `rows` (B,).
 
-    `pixels` (B, S, S) uint8; `input_ids` (U, L) of their U distinct texts; `text_ids` (B,) which of these each has.
+    On the device: `pixels` (B, S, S) uint8, or features (B, W) of a frozen vision tower; `input_ids` (U, L) of the
+    batch's distinct texts. On the CPU, int64: `places` (B,) each pair's row in `input_ids`; `distinct` (U,) the data
+    set's number of each of these texts.
     """
 
     rows: np.ndarray
     pixels: Tensor
     input_ids: Tensor
-    text_ids: Tensor
+    places: Tensor
+    distinct: Tensor
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def row_ids(self) -> Tensor:
+        """(B,) the manifest's rows, on the CPU."""
+        return torch.from_numpy(np.asarray(self.rows, dtype=np.int64))
+
+    @property
+    def text_ids(self) -> Tensor:
+        """(B,) which of the data set's texts each pair has, on the CPU."""
+        return self.distinct[self.places]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device; the copy of pinned memory does not wait for what the device still does."""
+        pixels, input_ids = (part.to(device, non_blocking=True) for part in (self.pixels, self.input_ids))
+        return replace(self, pixels=pixels, input_ids=input_ids)
+
+    def pin(self) -> "Batch":
+        """The same in memory that a GPU reads by itself."""
+        return replace(self, pixels=self.pixels.pin_memory(), input_ids=self.input_ids.pin_memory())
 
 
 class PairDataset:
     """The pairs of one split.
 
     Args:
-        pixels: the cache of the whole manifest.
+        pixels: the cache of the whole manifest, or a frozen tower's features of it.
         rows: (N,) the split's rows in the manifest.
         input_ids: (U, L) tokens of the distinct texts.
         text_ids: (N,) which of the distinct texts each row has.
@@ -52,12 +74,11 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, indices: np.ndarray, device: torch.device) -> Batch:
-        """The pairs at `indices` (B,) of this split."""
-        distinct, text_ids = self.text_ids[torch.from_numpy(indices)].unique(return_inverse=True)
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The pairs at `indices` (B,) of this split, on the CPU."""
+        distinct, places = self.text_ids[torch.from_numpy(indices)].unique(return_inverse=True)
         rows = self.rows[indices]
-        pixels = torch.from_numpy(self.pixels[rows])
-        return Batch(rows, pixels.to(device), self.input_ids[distinct].to(device), text_ids.to(device))
+        return Batch(rows, torch.from_numpy(self.pixels[rows]), self.input_ids[distinct], places, distinct)
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:

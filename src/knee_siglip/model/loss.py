@@ -1,14 +1,109 @@
-"""The sigmoid contrastive loss of SigLIP (Zhai et al. 2023, arXiv:2303.15343, equation 1), and its accuracy."""
+"""The sigmoid contrastive loss of SigLIP (Zhai et al. 2023, arXiv:2303.15343, equation 1), tile by tile.
+
+With logits z = s * cos + b and y = 1 for a positive pair, -1 for others, the loss is the sum over all pairs of
+`-log sigmoid(y * z)`, divided by the number of images N. Its gradients need no graph: the derivative by a logit is
+`(sigmoid(z) - [y = 1]) / N`, and everything else follows by products with the embeddings. So a tile of logits is
+forgotten as soon as it has been added up, and memory grows with N, not with N^2.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+TILE = 1024
+"""Side of a tile of logits: 4 MiB in float32, which stay in a CPU's cache."""
+
+GPU_TILE = 4096
+"""64 MiB, which fill a GPU."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The images or the texts of a contrastive group, or a part of them, and what was summed up for them so far.
+
+    embeds: (n, D), L2-normalised. positive_ids: (n,) equal where image and text are a positive pair. text_ids: (n,)
+    equal where the texts are equal. grads: (n, D) sum over the other side of dL/dz * N * its embeddings; None where no
+    gradient is wanted. bests: (2, n) highest logits met of an equal text, and of another one; None where no accuracy
+    is wanted.
+    """
+
+    embeds: Tensor
+    positive_ids: Tensor
+    text_ids: Tensor
+    grads: Tensor | None
+    bests: Tensor | None
+
+    @classmethod
+    def begin(
+        cls,
+        embeds: Tensor,
+        positive_ids: Tensor,
+        text_ids: Tensor,
+        *,
+        with_grads: bool = True,
+        with_accuracy: bool = True,
+    ) -> Self:
+        """A side that has met nothing yet."""
+        assert len(embeds) == len(positive_ids) == len(text_ids), (embeds.shape, positive_ids.shape, text_ids.shape)
+        grads = torch.zeros_like(embeds) if with_grads else None
+        bests = embeds.new_full((2, len(embeds)), -torch.inf) if with_accuracy else None
+        return cls(embeds, positive_ids, text_ids, grads, bests)
+
+    def correct(self) -> Tensor:
+        """(n,) bool: the best of the other side is right; one that only ties with a wrong one is not."""
+        assert self.bests is not None
+        return self.bests[0] > self.bests[1]
+
+
+def meet(images: Side, texts: Side, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """Let every image meet every text: adds to both sides' `grads` and bests, in place.
+
+    Returns:
+        (2,) float64: sums over these pairs of the loss's terms, and of N * dL/dz.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=images.embeds.device)
+    tile = GPU_TILE if images.embeds.is_cuda else TILE
+    with _full_float32(images.embeds.device):
+        for rows in _tiles(len(images.embeds), tile):
+            for columns in _tiles(len(texts.embeds), tile):
+                sums += _meet_tile(images, texts, rows, columns, logit_scale, logit_bias)
+    return sums
+
+
+def _meet_tile(
+    images: Side, texts: Side, rows: slice, columns: slice, logit_scale: Tensor, logit_bias: Tensor
+) -> Tensor:
+    image_embeds, text_embeds = images.embeds[rows], texts.embeds[columns]
+    logits = (image_embeds @ text_embeds.T).mul_(logit_scale).add_(logit_bias)
+    positive = images.positive_ids[rows, None] == texts.positive_ids[None, columns]
+    if images.bests is not None and texts.bests is not None:
+        right = images.text_ids[rows, None] == texts.text_ids[None, columns]
+        for best, left_out in enumerate((~right, right)):
+            kept = logits.masked_fill(left_out, -torch.inf)
+            images.bests[best, rows] = torch.maximum(images.bests[best, rows], kept.amax(dim=1))
+            texts.bests[best, columns] = torch.maximum(texts.bests[best, columns], kept.amax(dim=0))
+    # -log sigmoid(-z) = softplus(z) for negatives, softplus(z) - z for positives
+    loss = F.softplus(logits).sum(dtype=torch.float64)
+    loss -= (logits * positive).sum(dtype=torch.float64)
+    slopes = logits.sigmoid_().sub_(positive.to(logits.dtype))
+    if images.grads is not None and texts.grads is not None:
+        images.grads[rows].addmm_(slopes, text_embeds)
+        texts.grads[columns].addmm_(slopes.T, image_embeds)
+    return torch.stack([loss, slopes.sum(dtype=torch.float64)])
 
 
 def sigmoid_loss(
     image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, logit_bias: Tensor, text_ids: Tensor | None = None
 ) -> Tensor:
     """Sum over all pairs of `-log sigmoid(y * logit)`, divided by the number of images; float32 under any autocast.
+
+    Differentiable once. What autograd keeps are two tensors of the embeddings' size, which hold the gradients.
 
     Args:
         image_embeds: (B, D), L2-normalised.
@@ -21,23 +116,54 @@ def sigmoid_loss(
         () loss.
     """
     assert image_embeds.shape == text_embeds.shape, (image_embeds.shape, text_embeds.shape)
-    with torch.autocast(image_embeds.device.type, enabled=False):
-        logits = logit_scale * image_embeds @ text_embeds.T + logit_bias
-        signs = 2.0 * positives(len(logits), text_ids, logits.device).to(logits.dtype) - 1.0
-        return -F.logsigmoid(signs * logits).sum() / len(logits)
+    ids = torch.arange(len(image_embeds), device=image_embeds.device) if text_ids is None else text_ids
+    loss: Tensor = _SigmoidLoss.apply(image_embeds, text_embeds, logit_scale, logit_bias, ids)
+    return loss
 
 
-def positives(count: int, text_ids: Tensor | None, device: torch.device) -> Tensor:
-    """(B, B) bool: which text is right for which image."""
-    if text_ids is None:
-        return torch.eye(count, dtype=torch.bool, device=device)
-    return text_ids.unsqueeze(1) == text_ids.unsqueeze(0)
+class _SigmoidLoss(torch.autograd.Function):
+    """The gradients are computed with the loss: the logits are at hand then, and would be needed twice otherwise."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, logit_bias: Tensor, ids: Tensor
+    ) -> Tensor:
+        with_grads = any(ctx.needs_input_grad)
+        images, texts = (
+            Side.begin(embeds, ids, ids, with_grads=with_grads, with_accuracy=False)
+            for embeds in (image_embeds, text_embeds)
+        )
+        loss, bias_grad = meet(images, texts, logit_scale, logit_bias) / len(ids)
+        if with_grads:
+            assert images.grads is not None
+            assert texts.grads is not None
+            scale_grad = (image_embeds * images.grads).sum() / len(ids)
+            factor = logit_scale / len(ids)
+            ctx.save_for_backward(
+                images.grads.mul_(factor), texts.grads.mul_(factor), scale_grad, bias_grad.to(logit_bias.dtype)
+            )
+        return loss.to(image_embeds.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (outer,) = grads
+        return *(outer * inner for inner in ctx.saved_tensors), None
 
 
-@torch.no_grad()
-def batch_accuracy(image_embeds: Tensor, text_embeds: Tensor, text_ids: Tensor) -> Tensor:
-    """() mean of image-to-text and text-to-image top-1 within the batch (B, D); an equal text counts as correct."""
-    similarity = image_embeds @ text_embeds.T
-    to_text = text_ids[similarity.argmax(dim=1)] == text_ids
-    to_image = text_ids[similarity.argmax(dim=0)] == text_ids
-    return (to_text.float().mean() + to_image.float().mean()) / 2
+def _tiles(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+@contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """No autocast, and no TF32 whatever the rest of the training allows: its cosines have three digits."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    with torch.autocast(device.type, enabled=False):
+        matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before

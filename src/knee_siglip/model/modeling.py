@@ -97,8 +97,16 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S) normalised pixels to (B, D) L2-normalised float32 embeddings of the CLS token."""
-        cls_token = self.vision_model(pixel_values=pixel_values).last_hidden_state[:, 0]
-        return F.normalize(_full_precision(self.visual_projection(cls_token)), dim=-1)
+        return self.project_image_features(self.vision_features(pixel_values))
+
+    def vision_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised pixels to (B, W) CLS tokens after the vision encoder's last norm."""
+        features: Tensor = self.vision_model(pixel_values=pixel_values).last_hidden_state[:, 0]
+        return features
+
+    def project_image_features(self, features: Tensor) -> Tensor:
+        """(B, W) CLS tokens to (B, D) L2-normalised float32 embeddings."""
+        return F.normalize(_full_precision(self.visual_projection(features)), dim=-1)
 
     def get_text_features(self, input_ids: Tensor) -> Tensor:
         """(B, L) token ids, padded to the whole position table, to (B, D) L2-normalised float32 embeddings."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from knee_siglip.errors import Interrupted
 from knee_siglip.params import Params, TrackingParams, flatten
 from knee_siglip.paths import TRAIN_REPORT, tracking_root
 from knee_siglip.tracking.process import SenderProcess, end_senders, start_senders
@@ -38,7 +39,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Logs one session of a run. A context manager: the run ends FINISHED, FAILED on an exception, KILLED on Ctrl-C."""
+    """Logs one session of a run. With the context the run ends: FINISHED, FAILED (an exception), KILLED (a signal)."""
 
     def __init__(self, log: RunLog, checkpoints: str, step: int) -> None:
         self.run_id = log.run_id
@@ -154,7 +155,7 @@ def resend(log_path: Path, params: Params) -> bool:
 
 def _start(params: Params, stage: str, facts: Mapping[str, Any], run_id: str, live: Path | None) -> Tracker:
     """Write the session's first event, then start the senders, which read it. Of several processes the first logs."""
-    first = os.environ.get("RANK", "0") == "0"
+    first = _is_first_process()
     folder = tracking_folder()
     log = RunLog(folder / f"{run_id}.jsonl" if first else Path(os.devnull), f"{stage}-{secrets.token_hex(4)}")
     tracker = Tracker(log, params.tracking.log_checkpoints, last_step(log.read()))
@@ -213,7 +214,14 @@ def _finished(run_id: str) -> bool:
     return any(event["event"] == "end" and event["status"] == "FINISHED" for event in events)
 
 
+def _is_first_process() -> bool:
+    """Of those that torchrun started; else the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _remember(key: str, run_id: str) -> None:
+    if not _is_first_process():
+        return
     try:
         write_pointer(key, run_id)
     except OSError as error:
@@ -231,4 +239,4 @@ def _git_revision() -> str | None:
 def _status(error: BaseException | None) -> str:
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return "FINISHED"
-    return "FAILED" if isinstance(error, Exception) else "KILLED"
+    return "FAILED" if isinstance(error, Exception) and not isinstance(error, Interrupted) else "KILLED"

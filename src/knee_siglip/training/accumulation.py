@@ -1,127 +1,112 @@
-"""Gradients of one contrastive batch, encoded in as many pieces as memory asks for.
+"""Gradients of one contrastive group, encoded in as many pieces and on as many ranks as there are.
 
 Gradient caching (Gao et al. 2021, arXiv:2101.06983): encode without a graph, differentiate the loss by the embeddings,
 then encode each piece again with a graph and push those gradients through it. Every image meets every text whatever the
-pieces, so the gradients of all parameters, logit scale and bias included, are those of the undivided batch.
+pieces, so the gradients of all parameters, logit scale and bias included, are those of the undivided group.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from knee_siglip.model.loss import batch_accuracy, sigmoid_loss
-from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-
-Embeds = tuple[Tensor, Tensor]
+from knee_siglip.training.distributed import Ranks
+from knee_siglip.training.encoder import Embeds, PairEncoder, Share
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """What the encoders see of B pairs.
-
-    `pixels` (B, S, S) grey 0-255; `input_ids` (U, L) of the distinct texts; `text_ids` (B,) each pair's row in them.
-    """
-
-    pixels: Tensor
-    input_ids: Tensor
-    text_ids: Tensor
+class OutOfMemory(Exception):
+    """Some rank's memory does not hold a piece; every rank raises it, and none has changed a weight."""
 
 
 @dataclass(frozen=True)
 class LossAndAccuracy:
-    """() tensors on the device, without a graph."""
+    """() tensors of the whole group on the device, without a graph."""
 
     loss: Tensor
     accuracy: Tensor
 
 
-def backward_pairs(
-    model: KneeRadDinoSigLIPModel,
-    pairs: Pairs,
+def backward_group(
+    encoder: PairEncoder,
+    share: Share,
     micro_batch_size: int,
+    ranks: Ranks,
     *,
-    dtype: torch.dtype | None = None,
+    wrapped: nn.Module | None = None,
     multi_positive: bool = True,
-    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+    scale: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> LossAndAccuracy:
-    """Add the gradients of the loss over all B pairs to the parameters' `.grad`.
+    """Add the gradients of the loss over all pairs of the group to the parameters' `.grad`, on every rank the same.
 
     Args:
-        micro_batch_size: pairs that are encoded with a graph at a time.
-        dtype: autocast type of the encoders; the loss is float32 all the same.
-        scale: the fp16 loss scaling, applied once to the loss.
+        micro_batch_size: pairs that this rank encodes with a graph at a time.
+        wrapped: the encoder as `Ranks.wrap` returned it, where there are several ranks.
+        multi_positive: equal texts are positives; else only a pair's own text is.
+        scale: the fp16 gradient scaling.
+
+    Raises:
+        OutOfMemory: a piece is too large; nothing but `.grad` has changed.
     """
-
-    def encode(rows: slice) -> Embeds:
-        return encode_pairs(model, pairs, rows, dtype)
-
-    count = len(pairs.pixels)
-    pieces = [slice(start, start + micro_batch_size) for start in range(0, count, micro_batch_size)]
-    if len(pieces) == 1:
-        image_embeds, text_embeds = encode(pieces[0])
-    else:
-        states, image_embeds, text_embeds = _encode_without_graph(encode, pieces, pairs.pixels.device)
-    text_ids = pairs.text_ids if multi_positive else None
-    loss = sigmoid_loss(image_embeds, text_embeds, model.logit_scale.exp(), model.logit_bias, text_ids)
-    scale(loss).backward()
-    if len(pieces) > 1:
-        _encode_again(encode, pieces, states, image_embeds, text_embeds)
-    accuracy = batch_accuracy(image_embeds.detach(), text_embeds.detach(), pairs.text_ids)
-    return LossAndAccuracy(loss.detach(), accuracy)
-
-
-def encode_pairs(model: KneeRadDinoSigLIPModel, pairs: Pairs, rows: slice, dtype: torch.dtype | None) -> Embeds:
-    """Image and text embeddings (n, D) of some rows; an impression that several of them share is encoded once."""
-    with torch.autocast(pairs.pixels.device.type, dtype=dtype, enabled=dtype is not None):
-        image_embeds = model.get_image_features(model.normalise_pixels(pairs.pixels[rows]))
-        distinct, place = pairs.text_ids[rows].unique(return_inverse=True)
-        # index_select, not brackets: its gradient is summed in a fixed order
-        return image_embeds, model.get_text_features(pairs.input_ids[distinct]).index_select(0, place)
-
-
-def _encode_without_graph(
-    encode: Callable[[slice], Embeds], pieces: list[slice], device: torch.device
-) -> tuple[list[list[Tensor]], Tensor, Tensor]:
-    """Embeddings of all pieces as leaves that collect gradients, and the random state before each piece."""
-    states, parts = [], []
-    with torch.no_grad():
-        for rows in pieces:
-            states.append(_random_state(device))
-            parts.append(encode(rows))
-    image_embeds = torch.cat([image for image, _ in parts]).requires_grad_()
-    text_embeds = torch.cat([text for _, text in parts]).requires_grad_()
-    return states, image_embeds, text_embeds
+    pieces = share.pieces(micro_batch_size)
+    module = wrapped or encoder
+    with _agreed(ranks):
+        one = len(pieces) == 1
+        parts = [module(*encoder.inputs(share, pieces[0]))] if one else encoder.encode_all(share, pieces)
+    image_embeds, text_embeds = (torch.cat(part).detach() for part in zip(*parts, strict=True))
+    model = encoder.model
+    loss = ranks.contrastive(
+        image_embeds,
+        text_embeds,
+        model.logit_scale.detach().exp(),
+        model.logit_bias.detach(),
+        share.positive_ids(multi_positive),
+        share.text_ids,
+        share.group_size,
+    )
+    _add_gradient(model.logit_scale, scale(loss.scale_grad * model.logit_scale.detach().exp()))
+    _add_gradient(model.logit_bias, scale(loss.bias_grad))
+    # DDP averages over the ranks, but the gradient of the group is their sum
+    gradients = scale(ranks.size * loss.image_grads), scale(ranks.size * loss.text_grads)
+    last = parts[0] if one else _encode_again(encoder, module, share, pieces, gradients, ranks)
+    # once a rank has begun to exchange gradients, the others wait for it: no way back from here
+    with _agreed(ranks) if ranks.size == 1 else nullcontext():
+        _push(last, gradients, pieces[-1])
+    return LossAndAccuracy(loss.loss, loss.accuracy)
 
 
 def _encode_again(
-    encode: Callable[[slice], Embeds],
-    pieces: list[slice],
-    states: list[list[Tensor]],
-    image_embeds: Tensor,
-    text_embeds: Tensor,
-) -> None:
-    """Second pass: the same dropout as in the first, and the loss's gradients pushed through each piece."""
-    assert image_embeds.grad is not None
-    assert text_embeds.grad is not None
-    after = _random_state(image_embeds.device)
-    for rows, state in zip(pieces, states, strict=True):
-        _restore_random_state(state, image_embeds.device)
-        outputs = encode(rows)
-        gradients = (image_embeds.grad[rows], text_embeds.grad[rows])
-        # a frozen tower without a trained projection behind it has no graph to push through
-        live = [(out, grad) for out, grad in zip(outputs, gradients, strict=True) if out.requires_grad]
-        torch.autograd.backward([out for out, _ in live], [grad for _, grad in live])
-    _restore_random_state(after, image_embeds.device)
+    encoder: PairEncoder, module: nn.Module, share: Share, pieces: list[slice], gradients: Embeds, ranks: Ranks
+) -> Embeds:
+    """Second pass: each piece with a graph, and its share of the gradients through it; the last one's only encoded."""
+    with _agreed(ranks):
+        for rows in pieces[:-1]:
+            with module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext():
+                _push(module(*encoder.inputs(share, rows)), gradients, rows)
+        return module(*encoder.inputs(share, pieces[-1]))
 
 
-def _random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+def _push(embeds: Embeds, gradients: Embeds, rows: slice) -> None:
+    """The loss's gradients by a piece's embeddings, back to the parameters."""
+    # a frozen tower without a trained projection behind it has no graph to push through
+    live = [(out, grads[rows]) for out, grads in zip(embeds, gradients, strict=True) if out.requires_grad]
+    torch.autograd.backward([out for out, _ in live], [grads for _, grads in live])
 
 
-def _restore_random_state(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    gradient = gradient.to(parameter.dtype)
+    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+@contextmanager
+def _agreed(ranks: Ranks) -> Iterator[None]:
+    """One rank's end of memory is that of all: those that had room do not wait for it in an exchange."""
+    failed = False
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        failed = True  # raised below: while it is being handled, its traceback holds what filled the memory
+    if ranks.any(failed):
+        raise OutOfMemory

@@ -1,43 +1,133 @@
-"""AdamW and its learning-rate schedule."""
+"""What is trained, by AdamW, at which learning rate and when."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Literal
 
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from knee_siglip.errors import UsageError
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-from knee_siglip.params import FreezeParams, TrainParams
+from knee_siglip.params import Freeze, FreezeParams, TrainParams
+
+Schedule = Literal["onecycle", "cosine", "constant"]
+
+BLOCK = re.compile(r"encoder\.layers?\.(\d+)\.")
+"""Transformers names a Dinov2 block `encoder.layer.3.` and a SigLIP block `encoder.layers.3.`."""
 
 
 def freeze_towers(model: KneeRadDinoSigLIPModel, freeze: FreezeParams) -> None:
-    """Keep the weights of the towers named; they take no gradient and no decay."""
-    model.vision_model.requires_grad_(freeze.vision == "none")
-    model.text_model.requires_grad_(freeze.text == "none")
+    """Keep the weights named: they take no gradient, no decay and no optimizer memory.
+
+    A number n trains the last n blocks and what comes after them (final norm, the text tower's head); the embeddings
+    stay as they are even where n is the number of blocks.
+
+    Raises:
+        UsageError: n is larger than the tower's number of blocks.
+    """
+    _freeze(model.vision_model, freeze.vision, "vision")
+    _freeze(model.text_model, freeze.text, "text")
+
+
+def _freeze(tower: nn.Module, kept: Freeze, name: str) -> None:
+    blocks = block_count(tower)
+    if isinstance(kept, int) and kept > blocks:
+        raise UsageError(
+            f"train.freeze.{name} = {kept}: the {name} tower has {blocks} blocks; "
+            f"give a number from 1 to {blocks} of last blocks to train, or none or all"
+        )
+    for parameter_name, parameter in tower.named_parameters():
+        if isinstance(kept, int):
+            parameter.requires_grad_(depth(parameter_name, blocks) > blocks - kept)
+        else:
+            parameter.requires_grad_(kept == "none")
+
+
+def block_count(tower: nn.Module) -> int:
+    """Transformer blocks of a tower."""
+    return 1 + max(int(found[1]) for name, _ in tower.named_parameters() if (found := BLOCK.match(name)))
+
+
+def depth(name: str, blocks: int) -> int:
+    """Where a tower's parameter lies: 0 the embeddings, 1 to `blocks` the blocks, `blocks` + 1 what follows them."""
+    if found := BLOCK.match(name):
+        return int(found[1]) + 1
+    return 0 if name.startswith("embeddings.") else blocks + 1
 
 
 def build_optimizer(model: KneeRadDinoSigLIPModel, params: TrainParams) -> AdamW:
-    """AdamW over what is trained; weight decay acts on matrices, not on biases, norms, logit scale and logit bias."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = (name.startswith("vision_model."), parameter.ndim >= 2)
-            groups.setdefault(key, []).append(parameter)
+    """Fused AdamW over what is trained; a tower's lower layers may learn more slowly.
+
+    Of a tower of L blocks, block i (1 to L) learns at `layer_decay ** (L + 1 - i)` times the tower's rate, the
+    embeddings at `layer_decay ** (L + 1)`, what follows the blocks at 1: as in BEiT (Bao et al. 2021, arXiv:2106.08254;
+    ELECTRA, Clark et al. 2020, arXiv:2003.10555, has one power more for each). What joins the towers learns at the full
+    rate; it is in the first group, whose rate is therefore `learning_rate` times the schedule.
+
+    Weight decay acts on all tensors of two and more dimensions (matrices, and tables of tokens and positions), not on
+    biases, norms, layer scales, logit scale and logit bias.
+
+    Fused: one pass over the memory, and a step can be skipped on the device (`training/finite.py`).
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter, factor in _trained(model, params):
+        groups.setdefault((factor, parameter.ndim >= 2), []).append(parameter)
     return AdamW(
         [
             {
                 "params": members,
-                "lr": params.learning_rate * (params.vision_learning_rate_scale if is_vision else 1.0),
+                "lr": params.learning_rate * factor,
                 "weight_decay": params.weight_decay if is_matrix else 0.0,
             }
-            for (is_vision, is_matrix), members in groups.items()
-        ]
+            for (factor, is_matrix), members in groups.items()
+        ],
+        fused=True,
     )
 
 
-def build_schedule(optimizer: AdamW, total_steps: int, warmup_ratio: float) -> OneCycleLR:
-    """One cycle over all optimizer steps: a warm-up of `warmup_ratio` of them, then cosine to nearly zero.
+def _trained(model: KneeRadDinoSigLIPModel, params: TrainParams) -> Iterator[tuple[nn.Parameter, float]]:
+    """Each trained parameter with its share of the learning rate; logit scale and logit bias come first."""
+    towers = {
+        "vision_model": (block_count(model.vision_model), params.vision_learning_rate_scale),
+        "text_model": (block_count(model.text_model), 1.0),
+    }
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part, _, rest = name.partition(".")
+        if part in towers:
+            blocks, scale = towers[part]
+            yield parameter, scale * params.layer_decay ** (blocks + 1 - depth(rest, blocks))
+        else:
+            yield parameter, 1.0
 
-    Momentum is not cycled: AdamW's first beta stays what the papers used.
+
+def build_schedule(optimizer: AdamW, total_steps: int, warmup_ratio: float, kind: Schedule = "onecycle") -> LRScheduler:
+    """Learning rates over all optimizer steps; the groups keep their ratio.
+
+    `onecycle`: from 1/25 up during `warmup_ratio` of the steps and down to nearly zero, both along a cosine, as the
+    reference has it. `cosine`: up along a line, then down along a cosine that would reach zero one step after the last.
+    `constant`: up along a line, then level.
     """
+    if kind == "onecycle":
+        return _one_cycle(optimizer, total_steps, warmup_ratio)
+    warmup = min(round(warmup_ratio * total_steps), total_steps - 1)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)  # no step is wasted at a rate of zero
+        if kind == "constant":
+            return 1.0
+        done = min((step - warmup) / (total_steps - warmup), 1.0)
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _one_cycle(optimizer: AdamW, total_steps: int, warmup_ratio: float) -> OneCycleLR:
+    """Momentum is not cycled: AdamW's first beta stays what the papers used."""
     # OneCycleLR divides by zero where the warm-up is exactly one step, and one step is no warm-up.
     pct_start = warmup_ratio if warmup_ratio * total_steps > 1 + 1e-6 else 0.0
     return OneCycleLR(

@@ -2,27 +2,37 @@
 
 import hashlib
 import json
-import resource
+import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from knee_siglip.data.batches import PairDataset, distinct_texts
+from knee_siglip import paths
+from knee_siglip.data.batches import PairDataset, Pixels, distinct_texts
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.data.store import CachedPixels, open_pixels
 from knee_siglip.data.text import tokenize
 from knee_siglip.errors import UserError
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
-from knee_siglip.model.device import pick_device, place
+from knee_siglip.model.device import autocast_dtype, place
 from knee_siglip.params import Params, check_divisible, nest
 from knee_siglip.tracking.tracker import Tracker, open_tracker, remember_run
+from knee_siglip.training.distributed import Ranks, open_ranks
+from knee_siglip.training.features import frozen_features
+from knee_siglip.training.finite import FiniteGuard
+from knee_siglip.training.interruption import die_with_parent, stop_on_signals
 from knee_siglip.training.optimizer import freeze_towers
-from knee_siglip.training.trainer import History, Trainer
+from knee_siglip.training.resume import Keeper, fingerprint, link_or_copy, open_run
+from knee_siglip.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,10 +50,41 @@ class TrainFiles:
 def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
     """Train on the manifest's train split, keep the best model on its val split, and log it all.
 
+    A run that was killed goes on where its last state was saved. Under torchrun every process calls this; the first
+    one writes.
+
     Raises:
         UserError: a split is empty, the encoders do not fit the image size, or training diverged.
+        Interrupted: a signal asked to stop.
     """
-    torch.manual_seed(params.seed)
+    die_with_parent()
+    with open_ranks(device) as (ranks, chosen):
+        torch.manual_seed(params.seed)
+        job = _prepare(params, files, ranks, chosen)
+        key = fingerprint(params, job.checkpoint.data_hash, files.backbones)
+        first = open_run(paths.store_root() / paths.RUNS, key, params.train.save_every_minutes)
+        with first if ranks.is_first else nullcontext() as keeper:
+            ranks.wait()  # the lock is taken, or its refusal has ended the first process
+            _train(job, key, keeper)
+            if keeper is not None:
+                keeper.remove()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training, ready to begin."""
+
+    params: Params
+    files: TrainFiles
+    ranks: Ranks
+    device: torch.device
+    manifest: pd.DataFrame
+    checkpoint: Checkpoint
+    train_set: PairDataset
+    val_set: PairDataset
+
+
+def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.device) -> Job:
     manifest = read_manifest(files.manifest)
     group_size = params.train.batch_size * params.train.gradient_accumulation_steps
     model, tokenizer = build_model(files.backbones, params.model, group_size)
@@ -52,23 +93,65 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
     pixels = open_pixels(manifest, files.cache_facts)
     # `tracking` stays out: a tracking URI may hold a password, and a checkpoint travels
     trained_with = {name: value for name, value in params.to_dict().items() if name != "tracking"}
-    checkpoint = Checkpoint(model, tokenizer, pixels.transform, trained_with, data_hash=data_hash(manifest, pixels))
-    train_set, val_set = (_pairs(manifest, pixels, checkpoint, split) for split in ("train", "val"))
-    facts = dataset_facts(manifest, checkpoint) | {"data_hash": checkpoint.data_hash}
-    with open_tracker(params, stage="train", facts=facts, live_folder=files.report / "live") as tracker:
+    checkpoint = Checkpoint(
+        place(model, device), tokenizer, pixels.transform, trained_with, data_hash=data_hash(manifest, pixels)
+    )
+    rows = {split: _rows(manifest, split) for split in ("train", "val")}
+    seen: Pixels = pixels
+    if params.train.freeze.vision == "all" and params.train.cache_frozen_features:
+        seen = _features(params, checkpoint, pixels, manifest, np.concatenate(list(rows.values())))
+    train_set, val_set = (_pairs(manifest, seen, rows[split], checkpoint) for split in ("train", "val"))
+    return Job(params, files, ranks, device, manifest, checkpoint, train_set, val_set)
+
+
+def _train(job: Job, key: str, keeper: Keeper | None) -> None:
+    """Train and report; `key` joins the trackers' records of a run that goes on."""
+    params, files, checkpoint = job.params, job.files, job.checkpoint
+    facts = dataset_facts(job.manifest, checkpoint) | {"data_hash": checkpoint.data_hash}
+
+    def on_best(metrics: dict[str, float]) -> None:
+        if keeper is not None:
+            _save(checkpoint, metrics, keeper.best_model)
+            _publish(keeper, files.best_model)
+
+    live = files.report / "live"
+    with (
+        stop_on_signals() as stop,
+        open_tracker(params, stage="train", facts=facts, run_key=key, live_folder=live) as tracker,
+    ):
         trainer = Trainer(
-            place(model, pick_device(device)),
-            train_set,
-            val_set,
+            checkpoint.model,
+            job.train_set,
+            job.val_set,
             params.train,
             seed=params.seed,
-            device=pick_device(device),
+            device=job.device,
             log=tracker.log_metrics,
-            on_best=lambda metrics: _save(checkpoint, metrics, files.best_model),
+            on_best=on_best,
+            guard=_guard(job),
+            ranks=job.ranks,
+            keeper=keeper,
+            stop=stop,
         )
+        _go_on(trainer, job, key)
         history = trainer.fit()
-        _save(checkpoint, history.epochs[-1], files.final_model)
-        _report(history, facts, files, tracker)
+        if job.ranks.is_first:
+            with trainer.chosen_weights():
+                _save(checkpoint, history.epochs[-1], files.final_model)
+            _report(trainer, facts, files, tracker)
+
+
+def _go_on(trainer: Trainer, job: Job, key: str) -> None:
+    """Load the newest state; all processes read it, the first one says so."""
+    state = Keeper(paths.store_root() / paths.RUNS / key, job.params.train.save_every_minutes).load()
+    if state is not None:
+        trainer.load_state_dict(state)
+    if trainer.keeper is not None:
+        trainer.keeper.restore_best(trainer.step)
+        if trainer.history.best_epoch:
+            _publish(trainer.keeper, job.files.best_model)
+        if state is not None:
+            logger.warning("going on at step %d of %d", trainer.step, trainer.total_steps)
 
 
 def data_hash(manifest: pd.DataFrame, pixels: CachedPixels) -> str:
@@ -87,15 +170,49 @@ def dataset_facts(manifest: pd.DataFrame, checkpoint: Checkpoint) -> dict[str, A
     return facts | {f"parameters.{name}": count for name, count in checkpoint.model.parameter_counts().items()}
 
 
-def _pairs(manifest: pd.DataFrame, pixels: CachedPixels, checkpoint: Checkpoint, split: str) -> PairDataset:
+def _rows(manifest: pd.DataFrame, split: str) -> np.ndarray:
     rows = (manifest["split"] == split).to_numpy().nonzero()[0]
     if len(rows) < 2:
         raise UserError(
             f"the {split} split has {len(rows)} rows in the manifest; contrastive training needs at least 2"
         )
+    return rows
+
+
+def _pairs(manifest: pd.DataFrame, pixels: Pixels, rows: np.ndarray, checkpoint: Checkpoint) -> PairDataset:
     texts, text_ids = distinct_texts(manifest["text"].iloc[rows].tolist())
     input_ids = tokenize(checkpoint.tokenizer, texts, checkpoint.max_text_length, checkpoint.position_count)
     return PairDataset(pixels, rows, input_ids, text_ids)
+
+
+def _features(
+    params: Params, checkpoint: Checkpoint, pixels: CachedPixels, manifest: pd.DataFrame, rows: np.ndarray
+) -> Pixels:
+    if any(params.train.augment.model_dump().values()):
+        logger.warning(
+            "the image encoder is frozen and its features are computed once, so train.augment changes nothing; "
+            "train.cache_frozen_features: false computes them from changed images at every step"
+        )
+    model = checkpoint.model
+    dtype = autocast_dtype(params.train.mixed_precision, model.device)
+    root = paths.store_root() / paths.FEATURES
+    return frozen_features(model, pixels, manifest["image_id"].tolist(), rows, root, dtype)
+
+
+def _guard(job: Job) -> FiniteGuard:
+    names = ["img_path", "image_id", "text"]
+
+    def describe(rows: np.ndarray) -> list[dict[str, Any]]:
+        values = job.manifest.iloc[rows][names].to_numpy().tolist()
+        return [{"row": int(row), **dict(zip(names, v, strict=True))} for row, v in zip(rows, values, strict=True)]
+
+    dump = job.files.report / "not_finite.json" if job.ranks.is_first else None
+    return FiniteGuard(job.params.train.max_skipped_steps, dump, describe)
+
+
+def _publish(keeper: Keeper, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    link_or_copy(keeper.best_model, path)
 
 
 def _save(checkpoint: Checkpoint, metrics: dict[str, float], path: Path) -> None:
@@ -103,19 +220,19 @@ def _save(checkpoint: Checkpoint, metrics: dict[str, float], path: Path) -> None
     save_checkpoint(checkpoint, path)
 
 
-def _report(history: History, facts: dict[str, Any], files: TrainFiles, tracker: Tracker) -> None:
+def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker: Tracker) -> None:
     """Write metrics.json and speed.json; log the same figures and the checkpoints."""
-    last, best = history.epochs[-1], history.epochs[history.best_epoch - 1]
-    curves = ("train.loss", "train.contrastive_accuracy", "val.loss", "val.contrastive_accuracy")
+    history = trainer.history
+    last = {name: value for name, value in history.epochs[-1].items() if name.startswith(("train.", "val"))}
     figures = {
-        **{name: last[name] for name in curves},
-        "best.val_loss": best["val.loss"],
-        "best.val_contrastive_accuracy": best["val.contrastive_accuracy"],
+        **last,
+        "train.skipped_steps": len(trainer.guard.skipped),
+        **{f"best.{name.replace('.', '_', 1)}": v for name, v in history.best.items() if name.startswith("val")},
         "best_epoch": history.best_epoch,
         "epochs_done": len(history.epochs),
         **{name: value for name, value in facts.items() if name.startswith(("parameters.", "dataset."))},
     }
-    speed = {"pairs_per_second": history.pairs_seen / history.seconds, "peak_memory_mb": peak_memory_mb()}
+    speed = trainer.speed.figures()
     files.report.mkdir(parents=True, exist_ok=True)
     _write_json(figures, files.report / "metrics.json")
     _write_json(speed, files.report / "speed.json")
@@ -123,13 +240,6 @@ def _report(history: History, facts: dict[str, Any], files: TrainFiles, tracker:
     for path in (files.best_model, files.final_model):
         tracker.log_artifact(path, kind="model")
     remember_run(tracker, files.best_model)
-
-
-def peak_memory_mb() -> float:
-    """Largest memory held so far: the GPU's where there is one, else the process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _write_json(figures: dict[str, Any], path: Path) -> None:

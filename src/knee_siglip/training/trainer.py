@@ -1,48 +1,57 @@
 """The training loop. `Trainer.train_step` is the step of the paper; everything else serves it."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import astuple
+from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from knee_siglip.data.augmentation import augment
 from knee_siglip.data.batches import Batch, PairDataset, epoch_order, split_groups
-from knee_siglip.errors import UserError
-from knee_siglip.metrics.retrieval import contrastive_accuracy, shuffled_batches
+from knee_siglip.errors import Interrupted, UserError
 from knee_siglip.model.device import autocast_dtype
-from knee_siglip.model.loss import sigmoid_loss
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.params import TrainParams
-from knee_siglip.training.accumulation import LossAndAccuracy, Pairs, backward_pairs, encode_pairs
+from knee_siglip.training.acceleration import accelerate
+from knee_siglip.training.accumulation import LossAndAccuracy, OutOfMemory, backward_group
+from knee_siglip.training.distributed import Ranks
+from knee_siglip.training.ema import Ema
+from knee_siglip.training.encoder import PairEncoder, Share
+from knee_siglip.training.finite import FiniteGuard, StepRecord
+from knee_siglip.training.flops import peak_flops, step_flops
+from knee_siglip.training.history import History
+from knee_siglip.training.interruption import StopRequest
 from knee_siglip.training.optimizer import build_optimizer, build_schedule
+from knee_siglip.training.prefetch import Prefetcher
+from knee_siglip.training.resume import Keeper
+from knee_siglip.training.speed import Speed
+from knee_siglip.training.validation import measure_pairs
 
 LOG_EVERY_STEPS = 10
+"""The host waits for the device this often, to see and show what it computed."""
 
 Log = Callable[[dict[str, float], int], None]
 
-
-@dataclass
-class History:
-    """What the run reached: one dict of dotted metrics per epoch, and the best one's number (from 1)."""
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    seconds: float = 0.0
-    pairs_seen: int = 0
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
     """Trains a model on pairs; deterministic in `seed` on one CPU.
 
     Args:
-        model: on `device`.
+        model: on `device`, with what is frozen already frozen.
         train_set, val_set: pairs of the splits.
         log: receives dotted metrics and the optimizer step they belong to.
-        on_best: called with the epoch's metrics when the model is the best so far by `params.best_metric`.
+        on_best: called with the epoch's metrics when the weights are the best so far by `params.best_metric`; the model
+            holds these weights then.
+        guard: what is done about steps that are not finite.
+        keeper: where the state is saved; None saves nothing.
+        stop: what asks to stop.
     """
 
     def __init__(
@@ -56,111 +65,187 @@ class Trainer:
         device: torch.device,
         log: Log,
         on_best: Callable[[dict[str, float]], None],
+        guard: FiniteGuard,
+        ranks: Ranks | None = None,
+        keeper: Keeper | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.model, self.train_set, self.val_set, self.params = model, train_set, val_set, params
-        self.seed, self.device, self.log, self.on_best = seed, device, log, on_best
+        self.seed, self.device, self.log, self.on_best, self.guard = seed, device, log, on_best, guard
+        self.ranks, self.keeper, self.stop = ranks or Ranks(), keeper, stop or StopRequest()
         self.group_size = params.batch_size * params.gradient_accumulation_steps
-        self.micro_batch_size = params.micro_batch_size or params.batch_size
-        self.dtype = autocast_dtype(params.mixed_precision, device)
-        self.optimizer = build_optimizer(model, params)
         self.steps_per_epoch = -(-len(train_set) // self.group_size)
-        self.schedule = build_schedule(self.optimizer, params.epochs * self.steps_per_epoch, params.warmup_ratio)
+        self.total_steps = params.epochs * self.steps_per_epoch
+        fixed = params.micro_batch_size
+        self.micro_batch_size = -(-params.batch_size // self.ranks.size) if fixed == "auto" else fixed
+        self.dtype = autocast_dtype(params.mixed_precision, device)
+        accelerate(model, params, device)
+        self.encoder = PairEncoder(model, self.dtype, params.augment)
+        self.wrapped = self.ranks.wrap(self.encoder)
+        self.optimizer = build_optimizer(model, params)
+        self.schedule = build_schedule(self.optimizer, self.total_steps, params.warmup_ratio, params.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.ema = None if params.ema_decay is None else Ema(model, params.ema_decay)
+        self.history = History(params.best_metric)
+        peak = peak_flops(device, self.dtype, params.tf32)
+        self.speed = Speed(peak and peak * self.ranks.size)
         self.step = 0
+        self.learning_rate = 0.0
+        self.records: list[StepRecord] = []  # of this epoch
 
     def fit(self) -> History:
-        """Train all epochs, validating after each."""
-        history = History()
-        best: tuple[float, float] | None = None
-        started = time.perf_counter()
-        with self._progress() as progress:
-            for epoch in range(self.params.epochs):
-                metrics = self.train_epoch(epoch, progress) | self.validate()
-                self.log(metrics, self.step)
-                history.epochs.append(metrics)
-                history.pairs_seen += len(self.train_set)
-                score = self._score(metrics)
-                if best is None or score > best:
-                    best, history.best_epoch = score, epoch + 1
-                    self.on_best(metrics)
-        history.seconds = time.perf_counter() - started
-        return history
+        """Train all epochs, or until patience ends, validating after each.
 
-    def train_epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
-        """Every training pair once, in an order of this epoch's own; returns the means over its steps."""
-        self.model.train()
-        bar = progress.add_task(f"epoch {epoch + 1}/{self.params.epochs}", total=self.steps_per_epoch, figures="")
-        losses, accuracies = [], []
-        for indices in split_groups(epoch_order(len(self.train_set), self.seed, epoch), self.group_size):
-            learning_rate = float(self.schedule.get_last_lr()[-1])
-            result = self.train_step(self.train_set.batch(indices, self.device))
-            losses.append(result.loss.item())
-            accuracies.append(result.accuracy.item())
-            if self.step % LOG_EVERY_STEPS == 0:
-                self.log({"train.step_loss": losses[-1], "learning_rate": learning_rate}, self.step)
-            figures = f"loss {losses[-1]:.3f}  accuracy {accuracies[-1]:.2f}  lr {learning_rate:.1e}"
-            progress.update(bar, advance=1, figures=figures)
-        return {
-            "train.loss": float(np.mean(losses)),
-            "train.contrastive_accuracy": float(np.mean(accuracies)),
-            "learning_rate": learning_rate,
+        Raises:
+            Interrupted: a signal asked to stop; the state is saved.
+            UserError: training diverged, or not even one pair fits into the device's memory.
+        """
+        with self._progress() as progress:
+            while len(self.history.epochs) < self.params.epochs and not self.history.is_stale(self.params.patience):
+                metrics = self.train_epoch(progress) | self.validate()
+                self.log(metrics, self.step)
+                self.log({f"speed.{name}": value for name, value in self.speed.figures().items()}, self.step)
+                self.records = []
+                if self.history.add(metrics):
+                    with self.chosen_weights():
+                        self.on_best(metrics)
+                self._save_or_stop()
+        return self.history
+
+    def train_epoch(self, progress: Progress) -> dict[str, float]:
+        """The pairs of this epoch that are still to come, in an order of its own; returns the means over its steps."""
+        epoch = len(self.history.epochs)
+        done = self.step - epoch * self.steps_per_epoch
+        title = f"epoch {epoch + 1}/{self.params.epochs}"
+        bar = progress.add_task(title, total=self.steps_per_epoch, completed=done, figures="")
+        groups = list(split_groups(epoch_order(len(self.train_set), self.seed, epoch), self.group_size))[done:]
+        shares = [self.ranks.share(group) for group in groups]
+        batches = Prefetcher(self.train_set.batch, shares, self.device, self.params.prefetch, self.speed.wait)
+        self.encoder.train()
+        self.speed.start()
+        with closing(iter(batches)) as ready:
+            for group, batch in zip(groups, ready, strict=True):
+                self.train_step(batch, group)
+                self.speed.count(len(group), self._flops(batch, group))
+                if self.step % LOG_EVERY_STEPS == 0:
+                    self._show(progress, bar)
+                self._save_or_stop()
+        self._flush()
+        progress.update(bar, completed=self.steps_per_epoch)
+        return self._epoch_means() | {
+            "learning_rate": self.learning_rate,
             "logit_scale": self.model.logit_scale.exp().item(),
             "logit_bias": self.model.logit_bias.item(),
             "epoch": epoch + 1,
         }
 
-    def train_step(self, batch: Batch) -> LossAndAccuracy:
-        """One optimizer step on one contrastive batch, however many pieces it is encoded in."""
-        pairs = Pairs(self._augment(batch.pixels), batch.input_ids, batch.text_ids)
-        result = backward_pairs(
-            self.model,
-            pairs,
-            self.micro_batch_size,
-            dtype=self.dtype,
-            multi_positive=self.params.multi_positive,
-            scale=self.scaler.scale,
-        )
+    def train_step(self, batch: Batch, group: np.ndarray) -> None:
+        """One optimizer step on one contrastive group, of which `batch` is what this process encodes."""
+        self.learning_rate = float(self.schedule.get_last_lr()[0])
+        largest = -(-len(group) // self.ranks.size)
+        result = self._backward(Share(batch, len(group), largest, self.seed, self.step))
+        loss_scale = self.scaler.scale(torch.ones((), device=self.device))
         self.scaler.unscale_(self.optimizer)
         gradient_norm = self._clip()
-        self._require_finite(result.loss, gradient_norm, batch)
-        self.scaler.step(self.optimizer)
+        found_inf = self.guard.check(result.loss, gradient_norm)
+        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # where it is 1, AdamW changes nothing
+        self.optimizer.step()
+        self.guard.record(
+            self.step, self.train_set.rows[group], result.loss, result.accuracy, gradient_norm, found_inf, loss_scale
+        )
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
+        if self.ema:
+            self.ema.update()
         self.step += 1
+
+    def validate(self) -> dict[str, float]:
+        """`val.loss` and `val.contrastive_accuracy`, with a moving average of the weights `val_ema.*` beside them."""
+        metrics = self._measure("val")
+        if self.ema:
+            with self.ema.applied():
+                metrics |= self._measure("val_ema")
+        return metrics
+
+    @contextmanager
+    def chosen_weights(self) -> Iterator[None]:
+        """The model holds the weights that `best_metric` judges: its own, or their moving average."""
+        if self.ema and self.params.best_metric.startswith("val_ema."):
+            with self.ema.applied():
+                yield
+        else:
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the rest of the run depends on, in types that load with `weights_only`."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema and self.ema.state_dict(),
+            "guard": self.guard.state_dict(),
+            "history": self.history.state_dict(),
+            "records": [astuple(record) for record in self.records],
+            "speed": self.speed.state_dict(),
+            "micro_batch_size": self.micro_batch_size,
+            "learning_rate": self.learning_rate,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        for name in ("step", "micro_batch_size", "learning_rate"):
+            setattr(self, name, state[name])
+        self.model.load_state_dict(state["model"])
+        for name in ("optimizer", "schedule", "scaler", "guard", "history", "speed"):
+            getattr(self, name).load_state_dict(state[name])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.records = [StepRecord(*record) for record in state["records"]]
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def _backward(self, share: Share) -> LossAndAccuracy:
+        """The group's gradients; where the device's memory ends, once more in smaller pieces, with the same result."""
+        before = self.micro_batch_size
+        while True:
+            try:
+                result = backward_group(
+                    self.encoder,
+                    share,
+                    self.micro_batch_size,
+                    self.ranks,
+                    wrapped=self.wrapped,
+                    multi_positive=self.params.multi_positive,
+                    scale=self.scaler.scale,
+                )
+                break
+            except OutOfMemory:
+                self._halve_micro_batch(share)
+        if self.micro_batch_size < before and self.ranks.is_first:
+            logger.warning(
+                "out of GPU memory: each device now encodes %d pairs at a time, not %d; the result stays the same "
+                "(train.micro_batch_size: %d saves this search)",
+                *(self.micro_batch_size, before, self.micro_batch_size),
+            )
         return result
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Loss and contrastive accuracy of the validation pairs, in the evaluation's batches of 64.
-
-        They do not follow `batch_size`, so that runs of different batch sizes compare.
-        """
-        self.model.eval()
-        image_embeds, text_embeds = self._embed(self.val_set)
-        text_ids = self.val_set.text_ids
-        scale, bias = self.model.logit_scale.exp().cpu(), self.model.logit_bias.cpu()
-        losses = [
-            sigmoid_loss(image_embeds[rows], text_embeds[rows], scale, bias, text_ids[rows]).item()
-            for rows in shuffled_batches(len(text_ids))
-        ]
-        accuracy = contrastive_accuracy(image_embeds.numpy(), text_embeds.numpy(), text_ids.numpy())
-        return {"val.loss": float(np.mean(losses)), "val.contrastive_accuracy": accuracy}
-
-    def _embed(self, pairs: PairDataset) -> tuple[Tensor, Tensor]:
-        """(N, D) image and text embeddings on the CPU, float32."""
-        images, texts = [], []
-        for indices in split_groups(np.arange(len(pairs)), self.micro_batch_size):
-            batch = pairs.batch(indices, self.device)
-            whole = Pairs(batch.pixels, batch.input_ids, batch.text_ids)
-            image_embeds, text_embeds = encode_pairs(self.model, whole, slice(None), self.dtype)
-            images.append(image_embeds.cpu())
-            texts.append(text_embeds.cpu())
-        return torch.cat(images), torch.cat(texts)
-
-    def _augment(self, pixels: Tensor) -> Tensor:
-        seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0]
-        return augment(pixels, self.params.augment, torch.Generator().manual_seed(int(seed)))
+    def _halve_micro_batch(self, share: Share) -> None:
+        largest = min(self.micro_batch_size, share.largest)
+        if largest == 1:
+            raise UserError(
+                "the GPU's memory does not hold one single pair; lower image_size or model.max_text_length, or set "
+                "train.gradient_checkpointing.vision and .text to true"
+            )
+        self.micro_batch_size = -(-largest // 2)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _clip(self) -> Tensor:
         """() norm of all gradients before clipping."""
@@ -168,21 +253,69 @@ class Trainer:
         limit = float("inf") if self.params.max_grad_norm is None else self.params.max_grad_norm
         return torch.nn.utils.clip_grad_norm_(trained, limit)
 
-    def _require_finite(self, loss: Tensor, gradient_norm: Tensor, batch: Batch) -> None:
-        # fp16 overflows are expected: the scaler skips such a step and lowers its scale
-        finite = torch.isfinite(loss) if self.scaler.is_enabled() else torch.isfinite(loss + gradient_norm)
-        if not finite:
-            rows = ", ".join(str(row) for row in batch.rows[:8])
-            raise UserError(
-                f"step {self.step}: loss {loss.item()}, gradient norm {gradient_norm.item()}: training diverged before "
-                f"this update; lower train.learning_rate or raise train.warmup_ratio (manifest rows {rows}, ...)"
-            )
+    def _measure(self, prefix: str) -> dict[str, float]:
+        figures = measure_pairs(
+            self.encoder,
+            self.val_set,
+            self.ranks,
+            device=self.device,
+            batch_size=self.micro_batch_size,
+            prefetch=self.params.prefetch,
+        )
+        return {f"{prefix}.{name}": value for name, value in figures.items()}
 
-    def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """Larger is better; equal accuracies are told apart by the loss."""
-        loss = -metrics["val.loss"]
-        return (loss, loss) if self.params.best_metric == "val.loss" else (metrics["val.contrastive_accuracy"], loss)
+    def _flops(self, batch: Batch, group: np.ndarray) -> int:
+        texts = len(self.train_set.text_ids[torch.from_numpy(group)].unique())
+        cached = batch.pixels.ndim == 2
+        return step_flops(self.model, 0 if cached else batch.pixels.shape[-1], len(group), texts, cached)
+
+    def _flush(self) -> None:
+        """Wait for the device, and learn what the steps came to."""
+        self.records += self.guard.flush()
+        self.speed.lap()
+
+    def _show(self, progress: Progress, bar: TaskID) -> None:
+        self._flush()
+        last, rate = self.records[-1], self.learning_rate
+        figures = {"train.step_loss": last.loss, "train.gradient_norm": last.gradient_norm, "learning_rate": rate}
+        self.log(figures, self.step)
+        shown = f"loss {last.loss:.3f}  accuracy {last.accuracy:.2f}  lr {rate:.1e}"
+        done = self.step - len(self.history.epochs) * self.steps_per_epoch
+        progress.update(bar, completed=done, figures=shown)
+
+    def _epoch_means(self) -> dict[str, float]:
+        """Over the steps whose loss was finite; how many changed no weight stands beside."""
+        finite = [record for record in self.records if np.isfinite(record.loss)]
+        return {
+            "train.loss": float(np.mean([record.loss for record in finite])) if finite else float("nan"),
+            "train.contrastive_accuracy": float(np.mean([record.accuracy for record in self.records])),
+            "train.skipped_steps": sum(record.skipped for record in self.records),
+        }
+
+    def _save_or_stop(self) -> None:
+        """Save the state where it is time, or where a signal asks to stop: then end with it."""
+        asked = self.ranks.any(self.stop.signal is not None)
+        if asked or self._save_is_due():
+            self._flush()
+            is_saved = self.keeper is not None and self.keeper.save(self.state_dict(), self.step)
+            if asked:
+                raise self._interrupted(is_saved)
+            self.speed.start()
+
+    def _save_is_due(self) -> bool:
+        every = self.params.save_every_steps
+        if every and self.step % every == 0:
+            return True
+        # several processes must agree, which need not be asked at every step
+        at_rest = self.step % LOG_EVERY_STEPS == 0 or self.step % self.steps_per_epoch == 0
+        return at_rest and self.ranks.any(self.keeper is not None and self.keeper.is_due)
+
+    def _interrupted(self, is_saved: bool) -> Interrupted:
+        number = self.stop.signal or signal.SIGTERM
+        where = f"{number.name}: training stopped at step {self.step} of {self.total_steps}"
+        how = "and is saved; the same command goes on from there" if is_saved else "and is not saved"
+        return Interrupted(f"{where} {how}", number)
 
     def _progress(self) -> Progress:
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
-        return Progress(TextColumn("{task.description}"), *columns)
+        return Progress(TextColumn("{task.description}"), *columns, disable=not self.ranks.is_first)

@@ -1,0 +1,106 @@
+"""Dropout that belongs to a sample: its masks are drawn from the sample's key, not from a global generator.
+
+Torch's own dropout gives an image another mask when its batch is cut in pieces or spread over devices. With this one
+the gradients of a contrastive batch do not depend on how it was encoded (`training/accumulation.py`).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention, Dinov2DropPath
+from transformers.models.siglip.modeling_siglip import SiglipAttention
+
+from knee_siglip.data.randomness import derived_keys, uniform
+
+ATTENTION = "sample_dropout"
+ATTENTION_SITE = "probability_dropout"
+DROP_PATH_CALLS = 2
+"""A Dinov2 block calls its one drop path after the attention and after the MLP."""
+
+
+class SampleDropout(nn.Module):
+    """Zeroes parts of each sample with probability `p` and scales the rest by 1 / (1 - p), in training only.
+
+    Args:
+        number: of this place in the network, so that no two places draw alike.
+        calls: how often one forward pass comes here.
+        whole: drop whole samples (stochastic depth, Huang et al. 2016, arXiv:1603.09382) instead of single values.
+    """
+
+    def __init__(self, p: float, number: int, calls: int = 1, whole: bool = False) -> None:
+        super().__init__()
+        self.p, self.number, self.calls, self.whole = p, number, calls, whole
+        self.keys = torch.empty(0, dtype=torch.int64)
+        self._call = 0
+
+    def set_keys(self, keys: Tensor) -> None:
+        """Of the samples (B,) that come next; they hold for the forward pass and whatever recomputes parts of it."""
+        self.keys, self._call = keys, 0
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, ...) to the same shape."""
+        if not self.training or self.p == 0:
+            return values
+        assert len(self.keys) == len(values), "set_keys before each forward pass"
+        keys = derived_keys(self.keys, self.number * DROP_PATH_CALLS + self._call)
+        # round and round: a block that gradient checkpointing computes again calls as often again
+        self._call = (self._call + 1) % self.calls
+        count = 1 if self.whole else values[0].numel() if len(values) else 0
+        shape = (len(values), *([1] * (values.ndim - 1))) if self.whole else values.shape
+        kept = (uniform(keys, count) >= self.p).view(shape)
+        return values * kept / (1 - self.p)
+
+
+def use_sample_dropout(tower: PreTrainedModel) -> list[SampleDropout]:
+    """Put `SampleDropout` wherever a tower's config asks for dropout, in place; returns all of its sites.
+
+    A tower whose config has attention dropout computes attention in plain steps then: the fused kernels draw their own
+    masks. Without dropout nothing changes.
+    """
+    sites: list[SampleDropout] = []
+    for module in list(tower.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Dropout) and child.p > 0:
+                setattr(module, name, SampleDropout(child.p, len(sites)))
+            elif isinstance(child, Dinov2DropPath) and child.drop_prob > 0:
+                setattr(module, name, SampleDropout(child.drop_prob, len(sites), DROP_PATH_CALLS, whole=True))
+            if isinstance(site := getattr(module, name), SampleDropout):
+                sites.append(site.train(module.training))
+        p = _attention_dropout(module)
+        if p > 0 and not hasattr(module, ATTENTION_SITE):
+            module.add_module(ATTENTION_SITE, site := SampleDropout(p, len(sites)))
+            sites.append(site.train(module.training))
+    if any(hasattr(module, ATTENTION_SITE) for module in tower.modules()):
+        tower.set_attn_implementation(ATTENTION)
+    return sites
+
+
+def _attention_dropout(module: nn.Module) -> float:
+    if isinstance(module, Dinov2Attention):
+        return float(module.attention_dropout)
+    return float(module.dropout) if isinstance(module, SiglipAttention) else 0.0
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention as transformers calls it: (B, H, T, d) each to (B, T, H, d) and the probabilities (B, H, T, T)."""
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -torch.inf)
+    probabilities = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    dropped = module.get_submodule(ATTENTION_SITE)(probabilities)
+    return (dropped @ value).transpose(1, 2).contiguous(), probabilities
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

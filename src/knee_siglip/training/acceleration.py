@@ -1,0 +1,52 @@
+"""What makes a step faster or smaller and changes its numbers in the last digits at most."""
+
+import importlib.util
+
+import torch
+from torch import nn
+
+from knee_siglip.errors import UsageError
+from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
+from knee_siglip.params import TrainParams
+
+
+def accelerate(model: KneeRadDinoSigLIPModel, params: TrainParams, device: torch.device) -> None:
+    """Set the attention, gradient checkpointing, compilation and TF32 that the params ask for, in place.
+
+    Raises:
+        UsageError: what `train.attention` or `train.compile` needs is not here.
+    """
+    _set_attention(model, params.attention, device)
+    if params.gradient_checkpointing.vision:
+        model.vision_model.activation_checkpointing_enable()
+    if params.gradient_checkpointing.text:
+        model.text_model.activation_checkpointing_enable()
+    if device.type == "cuda":
+        precision = "tf32" if params.tf32 else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = precision
+        torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    if params.compile:
+        compile_blocks(model)
+
+
+def compile_blocks(model: KneeRadDinoSigLIPModel) -> None:
+    """Compile the towers' blocks, not the towers: all blocks of a tower are one program, so it takes seconds.
+
+    Weights keep their names, so checkpoints are the same.
+    """
+    blocks = [*model.vision_model.encoder.layer, *model.text_model.encoder.layers]
+    for block in blocks:
+        assert isinstance(block, nn.Module)
+        block.compile()
+
+
+def _set_attention(model: KneeRadDinoSigLIPModel, attention: str, device: torch.device) -> None:
+    if attention == "flash_attention_2":
+        if device.type != "cuda":
+            raise UsageError("train.attention = flash_attention_2: needs an NVIDIA GPU; use sdpa")
+        if importlib.util.find_spec("flash_attn") is None:
+            raise UsageError(
+                "train.attention = flash_attention_2: the package flash-attn is not installed; pip install flash-attn, "
+                "or use sdpa, which brings flash kernels of its own"
+            )
+    model.set_attn_implementation(attention)

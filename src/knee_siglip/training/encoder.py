@@ -1,0 +1,131 @@
+"""What a training step encodes with: both towers as one module, and the pairs of a group as one rank sees them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from knee_siglip.data.augmentation import augment
+from knee_siglip.data.batches import Batch
+from knee_siglip.data.randomness import sample_keys
+from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
+from knee_siglip.model.sample_dropout import use_sample_dropout
+from knee_siglip.params import AugmentParams
+
+Embeds = tuple[Tensor, Tensor]
+
+IMAGES, TEXTS = 0, 1
+"""Streams of random keys: a row and a text of one number draw differently."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The pairs that one rank encodes of a group.
+
+    `group_size`: pairs of the whole group, on all ranks; `largest`: of the largest share. `seed`, `step`: what
+    augmentation and dropout are drawn from.
+    """
+
+    batch: Batch
+    group_size: int
+    largest: int
+    seed: int
+    step: int
+
+    @property
+    def text_ids(self) -> Tensor:
+        """(m,) which of the data set's texts each pair has, on the device."""
+        return self.batch.text_ids.to(self.batch.pixels.device)
+
+    def positive_ids(self, multi_positive: bool) -> Tensor:
+        """(m,) equal where image and text belong together: equal texts, or only a pair's own."""
+        return self.text_ids if multi_positive else self.batch.row_ids.to(self.batch.pixels.device)
+
+    def pieces(self, micro_batch_size: int) -> list[slice]:
+        """Rows of at most `micro_batch_size` pairs each; on every rank as many, so that some may be empty."""
+        starts = range(0, self.largest, micro_batch_size)
+        return [slice(start, min(start + micro_batch_size, len(self.batch))) for start in starts]
+
+
+class PairEncoder(nn.Module):
+    """Pairs to embeddings. Its forward is what several ranks synchronise and what autocast surrounds.
+
+    Args:
+        dtype: autocast type; None computes in the weights' own.
+        augment_params: how training images are changed.
+    """
+
+    def __init__(self, model: KneeRadDinoSigLIPModel, dtype: torch.dtype | None, augment_params: AugmentParams) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.augment_params = augment_params
+        self._values = torch.empty(0)
+        self._image_dropout = use_sample_dropout(model.vision_model)
+        self._text_dropout = use_sample_dropout(model.text_model)
+        self.train(model.training)
+
+    def forward(
+        self, pixels: Tensor, input_ids: Tensor, places: Tensor, image_keys: Tensor, text_keys: Tensor
+    ) -> Embeds:
+        """Embeddings (B, D) of images and texts, L2-normalised.
+
+        pixels: grey (B, S, S), or (B, W) features of a frozen vision tower; more than B are left out of the result.
+        input_ids: (U, L) distinct texts. places: (B,) each pair's row in them. image_keys (B,), text_keys (U,): what
+        dropout is drawn from.
+        """
+        for sites, keys in ((self._image_dropout, image_keys), (self._text_dropout, text_keys)):
+            for site in sites:
+                site.set_keys(keys)
+        with torch.autocast(pixels.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            text_embeds = self.model.get_text_features(input_ids)
+            if pixels.ndim == 2:
+                image_embeds = self.model.project_image_features(pixels)
+            else:
+                image_embeds = self.model.get_image_features(self._normalise(pixels))
+        # index_select, not brackets: its gradient is summed in a fixed order
+        return image_embeds[: len(places)], text_embeds.index_select(0, places)
+
+    def inputs(self, share: Share, rows: slice) -> tuple[Tensor, ...]:
+        """What `forward` takes for some rows of a share; an impression that several of them share is encoded once.
+
+        In training the images are augmented, each by its own key, so that it does not matter what it is encoded with.
+        """
+        batch, device = share.batch, share.batch.pixels.device
+        if rows.stop <= rows.start:
+            return self._stand_in(batch)
+        distinct, places = batch.places[rows].unique(return_inverse=True)
+        image_keys = self._keys(share, IMAGES, batch.row_ids[rows])
+        text_keys = self._keys(share, TEXTS, batch.distinct[distinct])
+        pixels = batch.pixels[rows]
+        if self.training and pixels.ndim == 3:
+            pixels = augment(pixels, self.augment_params, image_keys)
+        return pixels, batch.input_ids[distinct.to(device)], places.to(device), image_keys, text_keys
+
+    def _stand_in(self, batch: Batch) -> tuple[Tensor, ...]:
+        """For a piece without pairs: other ranks wait for this one's gradients, which then are zero."""
+        pixels = batch.pixels.new_zeros(1, *batch.pixels.shape[1:])
+        ids = batch.input_ids.new_zeros(1, batch.input_ids.shape[1])
+        key = torch.zeros(1, dtype=torch.int64, device=pixels.device)
+        return pixels, ids, key[:0], key, key
+
+    @torch.no_grad()
+    def encode_all(self, share: Share, pieces: Iterable[slice]) -> list[Embeds]:
+        """Embeddings of one piece after the other, without a graph."""
+        return [self(*self.inputs(share, rows)) for rows in pieces]
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """Into one buffer, kept: on a CPU fresh memory costs several times the arithmetic.
+
+        A piece's backward pass comes before the next piece's forward, so nothing still needs what is overwritten.
+        """
+        shape = (len(pixels), 3, *pixels.shape[1:])
+        mean = self.model.image_mean
+        fits = self._values.shape[1:] == shape[1:] and self._values.device == mean.device
+        if not fits or len(self._values) < len(pixels) or self._values.dtype != mean.dtype:
+            self._values = torch.empty(shape, dtype=mean.dtype, device=mean.device)
+        return self.model.normalise_pixels(pixels, out=self._values)
+
+    def _keys(self, share: Share, stream: int, ids: Tensor) -> Tensor:
+        return sample_keys(share.seed, 2 * share.step + stream, ids.to(share.batch.pixels.device))

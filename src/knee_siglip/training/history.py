@@ -1,0 +1,50 @@
+"""What the epochs of a run came to, which of them was the best, and whether there is hope for a better one."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from knee_siglip.params import BestMetric
+
+
+@dataclass
+class History:
+    """One dict of dotted metrics per epoch; the best one's number counts from 1, 0 means none yet."""
+
+    best_metric: BestMetric
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+
+    @property
+    def best(self) -> dict[str, float]:
+        """Metrics of the best epoch."""
+        return self.epochs[self.best_epoch - 1]
+
+    def add(self, metrics: dict[str, float]) -> bool:
+        """Take in an epoch; returns whether it is the best so far. Of equal ones the first is."""
+        is_best = not self.best_epoch or self._score(metrics) > self._score(self.best)
+        self.epochs.append(metrics)
+        if is_best:
+            self.best_epoch = len(self.epochs)
+        return is_best
+
+    def is_stale(self, patience: int | None) -> bool:
+        """Whether the last `patience` epochs have all failed to be the best."""
+        return patience is not None and len(self.epochs) - self.best_epoch >= patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.epochs, self.best_epoch = state["epochs"], state["best_epoch"]
+
+    def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
+        """Larger is better; equal accuracies are told apart by the loss. One that is not finite is the worst."""
+        prefix, _, name = self.best_metric.partition(".")
+        loss = _or_worst(-metrics[f"{prefix}.loss"])
+        return (loss, loss) if name == "loss" else (_or_worst(metrics[self.best_metric]), loss)
+
+
+def _or_worst(value: float) -> float:
+    return value if value == value else -float("inf")

@@ -1,0 +1,196 @@
+"""What a killed training goes on from.
+
+`<store>/runs/<fingerprint>/` holds the two newest states of one training and its best model so far. The fingerprint is
+that of everything the result depends on, so a state of other params, data or encoders is never found; it is not the
+git revision, so a commit in between costs nothing. The folder is locked while a training uses it and goes when that
+training has succeeded.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from knee_siglip.data.segments import TEMPORARY, write_atomically
+from knee_siglip.errors import UserError
+from knee_siglip.params import Params
+from knee_siglip.tracking.runlog import sha256
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "knee-siglip-run/1"
+KEPT = 2
+STATE, DIGEST, BEST = ".state", ".sha256", ".best"
+"""A state, what its bytes must hash to (torch itself reads a damaged file without a word), the best model up to it."""
+
+LOCK = ".lock"
+
+SECONDS_TO_WAIT = 60.0
+"""For a training of the same fingerprint: one that was just told to stop needs a moment to save."""
+
+HARMLESS = ("save_every_minutes", "save_every_steps", "prefetch")
+"""Params of `train` that change no number of the result."""
+
+
+def fingerprint(params: Params, data_hash: str, backbones: Path) -> str:
+    """Of a training: its params, the data (`data_hash`) and the encoders' files."""
+    values = params.to_dict()
+    used = {name: values[name] for name in ("seed", "image_size", "model", "train")}
+    used["train"] = {name: value for name, value in used["train"].items() if name not in HARMLESS}
+    files = {str(path.relative_to(backbones)): sha256(path) for path in sorted(backbones.rglob("*")) if path.is_file()}
+    content = json.dumps([FORMAT, used, data_hash, files], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+class Keeper:
+    """Keeps the states of one training in its folder. Only the first of several processes has one.
+
+    Args:
+        minutes: after which the next state `is_due`.
+    """
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        self.folder = folder
+        self._seconds = 60 * minutes
+        self._saved_at = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last state is as old as it may be."""
+        return time.monotonic() - self._saved_at >= self._seconds
+
+    @property
+    def best_model(self) -> Path:
+        """The best model so far; DVC deletes a stage's outs when it starts, but not this."""
+        return self.folder / "best_model.pt"
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state that is whole; None where the training begins."""
+        for file in reversed(self._states()):
+            try:
+                if file.with_suffix(DIGEST).read_text() == sha256(file):
+                    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                    return state
+                problem = "is damaged"
+            except OSError as error:
+                problem = f"cannot be read ({error.strerror or error})"
+            logger.warning("%s %s; the state before it is used", file, problem)
+        return None
+
+    def save(self, state: Mapping[str, Any], step: int) -> bool:
+        """Keep a state, whole or not at all; false, with a warning, where the disk refuses: training goes on.
+
+        A killed save, or one that the power's loss cut short, leaves the states before it.
+        """
+        file = self._state(step)
+        digest = hashlib.sha256()
+        self._saved_at = time.monotonic()
+        try:
+            if self.best_model.exists():
+                link_or_copy(self.best_model, file.with_suffix(BEST))
+            write_atomically(file, lambda out: torch.save(dict(state), cast(IO[bytes], _Hashing(out, digest))))
+            write_atomically(file.with_suffix(DIGEST), lambda out: out.write(digest.hexdigest().encode()))
+        # torch has an error of its own for a disk that refuses
+        except (UserError, RuntimeError) as error:
+            logger.warning("step %d could not be saved, the state before it is kept: %s", step, error)
+            return False
+        for old in self._states()[:-KEPT]:
+            for ending in (DIGEST, STATE, BEST):
+                old.with_suffix(ending).unlink(missing_ok=True)
+        return True
+
+    def restore_best(self, step: int) -> None:
+        """The best model as it was with the state of `step`: the epochs after that are trained again."""
+        kept = self._state(step).with_suffix(BEST)
+        self.best_model.unlink(missing_ok=True)
+        if kept.exists():
+            link_or_copy(kept, self.best_model)
+
+    def remove(self) -> None:
+        """After success: nothing is left to go on from."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _state(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}{STATE}"
+
+    def _states(self) -> list[Path]:
+        """Oldest first. One without its digest was cut short."""
+        return sorted(file for file in self.folder.glob(f"*{STATE}") if file.with_suffix(DIGEST).exists())
+
+
+@contextmanager
+def open_run(root: Path, name: str, minutes: float, *, wait: float = SECONDS_TO_WAIT) -> Iterator[Keeper]:
+    """The folder `root/name`, locked; the lock ends with the process, however that ends.
+
+    Raises:
+        UserError: another process trains the same, or the folder cannot be written.
+    """
+    folder = root / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}, from which a killed training goes on ({error.strerror}); make it writable, or set "
+            "KNEE_SIGLIP_STORE to another folder"
+        ) from None
+    with lock:
+        _take(lock, folder, wait)
+        for leftover in folder.glob(f"*{TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
+        yield Keeper(folder, minutes)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The file under a second name, in the place of what had it; no second copy where the file system can share one."""
+    temporary = target.with_name(target.name + TEMPORARY)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def _take(lock: IO[str], folder: Path, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    told = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"another process is running this very training (its lock: {folder / LOCK}); wait for it, or "
+                    "stop it and start again: it goes on where that one was"
+                ) from None
+        if not told:
+            logger.warning("another process is running this very training; waiting up to %.0f s for its end", wait)
+            told = True
+        time.sleep(0.2)
+
+
+class _Hashing:
+    """Hashes what is written to a file, so that it need not be read again."""
+
+    def __init__(self, file: IO[bytes], digest: "hashlib._Hash") -> None:
+        self._file, self._digest = file, digest
+
+    def write(self, data: Any) -> int:
+        """As files do."""
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """As files do."""
+        self._file.flush()

@@ -1,0 +1,62 @@
+"""A model of a few thousand parameters, and pairs that it can learn."""
+
+import numpy as np
+import torch
+from transformers import Dinov2Config, SiglipTextConfig
+
+from knee_siglip.data.batches import PairDataset
+from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
+
+IMAGE_SIZE = 28
+POSITIONS = 8
+VOCABULARY = 32
+
+
+def toy_model(seed: int = 0, dropout: float = 0.0, drop_path: float = 0.0, **kwargs) -> KneeRadDinoSigLIPModel:
+    """The same for the same seed."""
+    torch.manual_seed(seed)
+    vision = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=14,
+        use_mask_token=False,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        drop_path_rate=drop_path,
+    )
+    text = SiglipTextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=POSITIONS,
+        attention_dropout=dropout,
+        pad_token_id=1,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    return KneeRadDinoSigLIPModel(KneeRadDinoSigLIPConfig(vision, text, bias_init=-2.0, **kwargs))
+
+
+class ArrayPixels:
+    """Pixels in memory, indexed as the cache is."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.pixels[rows]
+
+
+def toy_pairs(count: int = 24, distinct: int = 6, seed: int = 0) -> PairDataset:
+    """Each text has its own brightness pattern."""
+    rng = np.random.default_rng(seed)
+    patterns = np.random.default_rng(99).integers(40, 216, (distinct, IMAGE_SIZE, IMAGE_SIZE))
+    text_ids = np.arange(count) % distinct
+    noise = rng.normal(0, 8, (count, IMAGE_SIZE, IMAGE_SIZE))
+    pixels = (patterns[text_ids] + noise).clip(0, 255).astype(np.uint8)
+    tokens = np.random.default_rng(98).integers(2, VOCABULARY, (distinct, POSITIONS))
+    return PairDataset(ArrayPixels(pixels), np.arange(count), torch.from_numpy(tokens), text_ids)

@@ -1,0 +1,76 @@
+"""What each process of test_distributed.py does: `torchrun ranks_at_work.py OUT FOLDER`, or alone without torchrun.
+
+The first process writes what came out to OUT.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from knee_siglip.params import AugmentParams, TrainParams
+from knee_siglip.training.accumulation import backward_group
+from knee_siglip.training.distributed import Ranks, open_ranks
+from knee_siglip.training.encoder import PairEncoder, Share
+from knee_siglip.training.finite import FiniteGuard
+from knee_siglip.training.trainer import Trainer
+from toys import toy_model, toy_pairs
+
+
+def group_gradients(ranks: Ranks, count: int, micro_batch_size: int, dtype: torch.dtype, multi_positive: bool) -> dict:
+    """Loss, accuracy and gradients of one group of `count` pairs with dropout."""
+    model = toy_model(dropout=0.2, drop_path=0.2).to(dtype).train()
+    pairs = toy_pairs(count)
+    encoder = PairEncoder(model, None, AugmentParams())
+    batch = pairs.batch(ranks.share(np.arange(count)))
+    share = Share(batch, group_size=count, largest=-(-count // ranks.size), seed=0, step=3)
+    wrapped = ranks.wrap(encoder)
+    result = backward_group(encoder, share, micro_batch_size, ranks, wrapped=wrapped, multi_positive=multi_positive)
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return found | {"loss": result.loss, "accuracy": result.accuracy}
+
+
+def train(ranks: Ranks) -> dict:
+    """Weights and history after three epochs of groups of 8 with a last one of 4, accumulated, averaged, in float64."""
+    model = toy_model(dropout=0.1).double()
+    params = TrainParams(
+        batch_size=4, gradient_accumulation_steps=2, micro_batch_size=3, epochs=3, learning_rate=5e-3, ema_decay=0.9
+    )
+    trainer = Trainer(
+        model,
+        toy_pairs(28),
+        toy_pairs(13, seed=5),
+        params,
+        seed=0,
+        device=torch.device("cpu"),
+        log=lambda values, step: None,
+        on_best=lambda metrics: None,
+        guard=FiniteGuard(0, None, lambda rows: [{} for _ in rows]),
+        ranks=ranks,
+    )
+    history = trainer.fit()
+    return {"weights": model.state_dict(), "epochs": history.epochs, "best_epoch": history.best_epoch}
+
+
+def main() -> None:
+    """Do it all, and agree about a flag that only one process knows."""
+    with open_ranks("cpu") as (ranks, _):
+        found: dict = {
+            (count, micro, str(dtype), multi): group_gradients(ranks, count, micro, dtype, multi)
+            for count in (23, 1)
+            for micro in (3, 100)
+            for dtype in (torch.float64, torch.float32)
+            for multi in (True, False)
+        }
+        found["training"] = train(ranks)
+        found["flags"] = [ranks.any(ranks.rank == 0), ranks.any(ranks.rank == ranks.size - 1), ranks.any(False)]
+        found["rows"] = ranks.gather(torch.from_numpy(ranks.share(np.arange(7))).unsqueeze(1), 7)
+        found["size"] = ranks.size
+        if ranks.is_first:
+            torch.save(found, sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()

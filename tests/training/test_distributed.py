@@ -1,0 +1,78 @@
+"""Several processes, started by torchrun as users start them, train what one process trains."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from knee_siglip.errors import UsageError
+from knee_siglip.training import distributed
+from knee_siglip.training.distributed import open_ranks
+
+WORK = Path(__file__).with_name("ranks_at_work.py")
+
+
+def torchrun(size, *command, **environment):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    done = subprocess.run(
+        [*launcher, *map(str, command)], env=os.environ | environment, text=True, capture_output=True, timeout=300
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "found.pt"
+    subprocess.run([sys.executable, str(WORK), str(out)], check=True, timeout=300)
+    return torch.load(out, weights_only=True)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp("together") / "found.pt"
+    code, output = torchrun(request.param, WORK, out)
+    assert code == 0, output[-4000:]
+    found = torch.load(out, weights_only=True)
+    assert found["size"] == request.param
+    return found
+
+
+def test_gradients_equal_those_of_one_process_for_every_parameter(alone, together):
+    groups = [key for key in alone if isinstance(key, tuple)]
+    assert len(groups) == 16
+    for key in groups:
+        tolerance = 1e-10 if "64" in key[2] else 1e-5
+        for name, expected in alone[key].items():
+            # softmax does not feel a constant added to all keys: this gradient is zero but for rounding
+            if not name.endswith("k_proj.bias"):
+                assert (together[key][name] - expected).norm() <= tolerance * expected.norm(), (key, name)
+
+
+def test_training_ends_with_the_same_weights_and_metrics(alone, together):
+    expected, found = alone["training"], together["training"]
+    for name, weight in expected["weights"].items():
+        if not name.endswith("k_proj.bias"):
+            assert (found["weights"][name] - weight).norm() <= 1e-8 * weight.norm(), name
+    assert found["best_epoch"] == expected["best_epoch"]
+    for ours, theirs in zip(found["epochs"], expected["epochs"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_a_flag_of_one_process_reaches_all_and_rows_come_together_in_order(together):
+    assert together["flags"] == [True, True, False]
+    assert together["rows"].flatten().tolist() == list(range(7))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(distributed, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"process 2 .* has no GPU: there are 2"), open_ranks():
+        pass
+    monkeypatch.setattr(distributed, "pick_device", torch.device)
+    with pytest.raises(UsageError, match="several processes take a GPU each"), open_ranks("cuda:1"):
+        pass

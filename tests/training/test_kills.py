@@ -1,0 +1,142 @@
+"""A training that is killed at any moment ends with the weights of one that was not, bit for bit."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from knee_siglip import paths
+from knee_siglip.errors import run_stage
+from knee_siglip.training.run import train
+
+KILLS = 20
+CONTEXT = multiprocessing.get_context("forkserver")
+"""Its server imports torch once; each training is then a fresh process without the seconds of importing."""
+
+CONTEXT.set_forkserver_preload(["knee_siglip.training.run"])
+
+
+def run_in_child(files, params, kill_at=None, counted=None, environment=None):
+    """Train; at the `kill_at`-th call of a Python function the process is killed, wherever that is."""
+    os.environ.update(environment or {})
+    os.dup2(os.open(told_file(files), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+        if calls == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if kill_at or counted:
+        sys.setprofile(count)
+    run_stage(lambda: train(params, files, "cpu"))
+    sys.setprofile(None)
+    if counted:
+        Path(counted).write_text(str(calls))
+
+
+def told_file(files):
+    """What the last training wrote to stderr."""
+    return files.manifest.with_name("stderr.txt")
+
+
+def start(*arguments):
+    environment = {name: os.environ[name] for name in ("KNEE_SIGLIP_STORE",)}
+    child = CONTEXT.Process(target=run_in_child, args=arguments, kwargs={"environment": environment})
+    child.start()
+    return child
+
+
+def run(*arguments):
+    child = start(*arguments)
+    child.join()
+    return child.exitcode
+
+
+def clear_outs(files):
+    """What DVC does when a stage starts."""
+    for path in (files.best_model, files.final_model, files.report / "metrics.json"):
+        path.unlink(missing_ok=True)
+
+
+def results(files):
+    """Weights of both models, and metrics.json."""
+    found = {}
+    for path in (files.best_model, files.final_model):
+        content = torch.load(path, weights_only=True)
+        found |= {f"{path.name} {name}": weight for name, weight in content["weights"].items()}
+    return found, json.loads((files.report / "metrics.json").read_text())
+
+
+def assert_equal(found, expected):
+    assert found[1] == expected[1]
+    assert found[0].keys() == expected[0].keys()
+    assert [name for name in expected[0] if not torch.equal(found[0][name], expected[0][name])] == []
+
+
+@pytest.fixture
+def params(make_params):
+    """EMA, augmentation and a schedule to lose, a state every other step, an epoch of four steps."""
+    return make_params(epochs=4, save_every_steps=2, ema_decay=0.9, warmup_ratio=0.3)
+
+
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(files, params, tmp_path):
+    assert run(files, params, None, str(tmp_path / "calls")) == 0
+    expected, calls = results(files), int((tmp_path / "calls").read_text())
+    rng = np.random.default_rng(0)
+    kills = 0
+    while kills < KILLS:
+        clear_outs(files)
+        code = run(files, params, int(rng.integers(1, calls)))
+        kills += code == -signal.SIGKILL
+        if code == 0:  # it went on so late that it ended first
+            assert_equal(results(files), expected)
+    clear_outs(files)
+    assert run(files, params) == 0
+    assert_equal(results(files), expected)
+    assert list((paths.store_root() / paths.RUNS).iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_asked_to_stop_it_saves_says_so_and_goes_on_there(files, make_params, number, code):
+    params = make_params(epochs=30)
+    assert run(files, params) == 0
+    expected = results(files)
+    clear_outs(files)
+    child = start(files, params)
+    while not files.best_model.exists():  # the first epoch is over
+        time.sleep(0.01)
+    os.kill(child.pid, number)
+    child.join()
+    assert child.exitcode == code
+    told = told_file(files).read_text()
+    assert f"{number.name}: training stopped at step" in told
+    assert "of 120 and is saved; the same command goes on from there" in told
+    assert "Traceback" not in told
+    (folder,) = (paths.store_root() / paths.RUNS).iterdir()
+    assert len(list(folder.glob("*.state"))) == 1
+    clear_outs(files)
+    assert run(files, params) == 0
+    assert "going on at step" in told_file(files).read_text()
+    assert_equal(results(files), expected)
+
+
+def test_a_state_of_other_params_is_not_picked_up(files, params, make_params):
+    child = start(files, make_params(epochs=30, save_every_steps=1))
+    while not (states := list(paths.store_root().glob(f"{paths.RUNS}/*/*.sha256"))):
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert run(files, params) == 0
+    assert "going on" not in told_file(files).read_text()
+    assert results(files)[1]["epochs_done"] == 4
+    assert any(state.exists() for state in states[0].parent.glob("*.state"))  # it may still be gone on with

@@ -1,0 +1,134 @@
+"""A training from files to files."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from knee_siglip import paths
+from knee_siglip.data.manifest import read_manifest, write_manifest
+from knee_siglip.errors import UserError
+from knee_siglip.model.checkpoint import load_checkpoint
+from knee_siglip.params import flatten
+from knee_siglip.training.run import train
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["weights"]
+
+
+def report(files, name="metrics.json"):
+    return flatten(json.loads((files.report / name).read_text()))
+
+
+def test_all_files_are_written_and_nothing_is_left_to_go_on_from(files, make_params):
+    train(make_params(), files, "cpu")
+    figures, speed = report(files), report(files, "speed.json")
+    assert {"train.loss", "val.loss", "val.contrastive_accuracy", "best.val_loss", "parameters.total"} <= figures.keys()
+    assert (figures["epochs_done"], figures["train.skipped_steps"]) == (3, 0)
+    assert {"pairs_per_second", "data_wait_share", "model_tflops_per_second", "peak_memory_mb"} <= speed.keys()
+    best = load_checkpoint(files.best_model)
+    assert best.metrics["epoch"] == figures["best_epoch"]
+    assert load_checkpoint(files.final_model).metrics["epoch"] == 3
+    assert list((paths.store_root() / paths.RUNS).iterdir()) == []
+
+
+def test_two_runs_are_equal_to_the_bit(files, make_params):
+    found = []
+    for _ in range(2):
+        train(make_params(), files, "cpu")
+        found.append((weights(files.final_model), report(files)))
+    assert found[0][1] == found[1][1]
+    assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
+
+
+def test_micro_batches_change_the_last_digits_at_most(files, make_params):
+    found = []
+    for size in ("auto", 3):
+        train(make_params(micro_batch_size=size), files, "cpu")
+        found.append((weights(files.final_model), report(files)))
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)
+    for name in found[0][0]:
+        # Adam makes steps of full size of a gradient that is nothing but rounding
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(found[0][0][name], found[1][0][name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_average_of_the_weights_is_kept_where_it_is_what_counts(files, make_params):
+    train(make_params(ema_decay=0.9), files, "cpu")
+    raw, figures = weights(files.final_model), report(files)
+    assert {"val_ema.loss", "val_ema.contrastive_accuracy", "best.val_ema_loss"} <= figures.keys()
+    train(make_params(ema_decay=0.9, best_metric="val_ema.loss"), files, "cpu")
+    averaged = weights(files.final_model)
+    assert not torch.equal(raw["visual_projection.weight"], averaged["visual_projection.weight"])
+    model = load_checkpoint(files.final_model)
+    assert model.metrics["val_ema.loss"] == pytest.approx(figures["val_ema.loss"])
+
+
+def test_patience_ends_the_run(files, make_params):
+    train(make_params(epochs=12, patience=2, learning_rate=1e-9, best_metric="val.contrastive_accuracy"), files, "cpu")
+    figures = report(files)
+    assert figures["epochs_done"] == figures["best_epoch"] + 2 < 12
+
+
+def test_features_of_a_frozen_tower_are_computed_once_and_give_what_the_tower_gives(files, make_params, caplog):
+    still = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "gamma", "noise"), 0.0)
+    found = []
+    for cached in (False, True):
+        train(make_params(freeze={"vision": "all"}, augment=still, cache_frozen_features=cached), files, "cpu")
+        found.append(report(files))
+    assert found[0]["train.loss"] == pytest.approx(found[1]["train.loss"], rel=1e-4)
+    assert found[0]["val.loss"] == pytest.approx(found[1]["val.loss"], rel=1e-4)
+    (folder,) = (paths.store_root() / paths.FEATURES).iterdir()
+    before = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.features")}
+    assert "train.augment" not in caplog.text
+    train(make_params(seed=1, freeze={"vision": "all"}), files, "cpu")
+    assert {file.name: file.stat().st_mtime_ns for file in folder.glob("*.features")} == before
+    assert "train.augment changes nothing" in caplog.text
+
+
+def test_a_partly_frozen_tower_trains_its_last_blocks_only(files, make_params):
+    train(make_params(freeze={"vision": 1, "text": "all"}), files, "cpu")
+    before = load_state(files.backbones / "vision")
+    after = {n.removeprefix("vision_model."): w for n, w in weights(files.best_model).items() if "vision_model" in n}
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith(("encoder.layer.3.", "layernorm.")) for name in changed)
+
+
+def load_state(folder):
+    from knee_siglip.model.backbones import load_vision
+
+    return load_vision(folder).state_dict()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_empty_split_is_named(files, make_params, split):
+    manifest = read_manifest(files.manifest)
+    write_manifest(manifest[manifest["split"] != split], files.manifest)
+    with pytest.raises(UserError, match=f"the {split} split has 0 rows"):
+        train(make_params(), files, "cpu")
+
+
+def test_training_that_diverges_names_the_images_and_ends(files, make_params):
+    params = make_params(learning_rate=1e12, max_grad_norm=None, max_skipped_steps=1, epochs=20)
+    with pytest.raises(UserError, match=r"not_finite\.json names the images.*lower train\.learning_rate"):
+        train(params, files, "cpu")
+    dump = json.loads((files.report / "not_finite.json").read_text())
+    assert len(dump["skipped"]) == 2
+    named = dump["skipped"][0]["images"][0]
+    row = read_manifest(files.manifest).iloc[named["row"]]
+    assert (named["img_path"], named["image_id"], named["text"]) == (row["img_path"], row["image_id"], row["text"])
+    assert len(dump["skipped"][0]["images"]) in (4, 8)
+
+
+def test_a_manifest_of_another_order_is_another_training(files, make_params):
+    """The fingerprint covers the data: what was saved for one set is not taken for another."""
+    from knee_siglip.data.store import open_pixels
+    from knee_siglip.training.run import data_hash
+
+    manifest = read_manifest(files.manifest)
+    pixels = open_pixels(manifest, files.cache_facts)
+    other = pd.concat([manifest.iloc[1:], manifest.iloc[:1]], ignore_index=True)
+    assert data_hash(manifest, pixels) != data_hash(other, pixels)
