@@ -53,9 +53,32 @@ def test_an_image_is_changed_alike_whatever_it_is_computed_with(pixels):
 
 
 def test_the_given_pixels_stay_as_they_are(pixels):
-    floats = pixels.float()
-    augment(floats, AugmentParams(), keys_of(floats))
-    assert torch.equal(floats, pixels.float())
+    given = pixels.clone()
+    augment(given, AugmentParams(), keys_of(given))
+    assert torch.equal(given, pixels)
+
+
+def test_rotation_turns_about_the_centre_by_the_angle_drawn():
+    """A bright spot right of the centre comes to lie on a circle, at most so many degrees away."""
+    image = torch.zeros(64, 101, 101, dtype=torch.uint8)
+    image[:, 49:52, 89:92] = 255
+    result = changed(image, rotation=20)
+    places = torch.arange(101.0) - 50
+    weight = result.sum(dim=(1, 2))
+    x = (result.sum(dim=1) * places).sum(dim=1) / weight
+    y = (result.sum(dim=2) * places).sum(dim=1) / weight
+    torch.testing.assert_close(torch.hypot(x, y), torch.full((64,), 40.0), atol=0.2, rtol=0)
+    angles = torch.rad2deg(torch.atan2(y, x)).abs()
+    assert 17 < angles.max() <= 20.1
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("brightness", 128 - 25.5, 128 + 25.5), ("gamma", 119.05, 136.7)])
+def test_exposure_changes_a_grey_by_as_much_as_it_says(name, low, high):
+    grey = torch.full((500, 4, 4), 128, dtype=torch.uint8)
+    greys = changed(grey, **{name: 0.1})[:, 0, 0]
+    assert low - 0.1 <= greys.min() < low + 2
+    assert high - 2 < greys.max() <= high + 0.1
+    assert greys.mean() == pytest.approx(128, abs=2)
 
 
 def test_noise_is_white_and_has_the_standard_deviation_that_was_drawn():
