@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from knee_siglip.data.store import PixelStore, build_cache
 from knee_siglip.data.transform import Transform
 from knee_siglip.errors import UsageError, UserError
 from knee_siglip.store_commands import app
+from knee_siglip.training.resume import Keeper, open_run
 
 TRANSFORM, OTHER = Transform(28, "pad", "local"), Transform(42, "pad", "local")
 IMAGES = 6
@@ -200,3 +202,32 @@ def test_files_that_differ_need_a_decision(project, tmp_path):
 def test_packing_without_a_cache_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "dvc repro preprocess" in str(error_of("pack", "out.tar"))
+
+
+@pytest.fixture
+def run(project) -> Keeper:
+    """A training that was killed at step 20, three days ago."""
+    with open_run(project / ".store" / paths.RUNS, "0123456789abcdef", minutes=5) as keeper:
+        keeper.best_model.write_bytes(bytes(4096))
+        keeper.save({"step": 20}, 20)
+    for file in keeper.folder.iterdir():
+        os.utime(file, (time.time() - 3 * 86400,) * 2)
+    return keeper
+
+
+def test_unfinished_trainings_are_shown_and_pruned_by_age_only(run):
+    assert "unfinished training 0123456789ab: saved at step 20" in call("show")
+    assert "nothing to prune" in call("prune", "--yes", "--older_than", "4")
+    assert "0123456789ab" not in call("prune", "--yes", "--all_but_current")
+    assert "0123456789ab" in call("prune", "--older_than", "2")
+    assert run.load() == {"step": 20}
+    call("prune", "--older_than", "2", "--yes")
+    assert not run.folder.exists()
+
+
+def test_a_training_that_runs_is_not_pruned(run):
+    with open_run(run.folder.parent, run.folder.name, minutes=5):
+        for file in run.folder.iterdir():
+            os.utime(file, (0, 0))
+        assert isinstance(error_of("prune", "--older_than", "2", "--yes"), UserError)
+    assert run.load() == {"step": 20}

@@ -23,7 +23,7 @@ EVALUATION_REPORT = Path("reports/evaluation")
 INFERENCE_REPORT = Path("reports/inference")
 
 PIXELS, FEATURES, RUNS = "pixels", "features", "runs"
-"""Folders of the store."""
+"""Folders of the store: rows by image id (data/store_rows.py), and states of trainings (training/resume.py)."""
 
 
 def project_root() -> Path | None:

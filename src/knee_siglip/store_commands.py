@@ -11,6 +11,7 @@ Inside a DVC project it is the project's `.store`, elsewhere $KNEE_SIGLIP_STORE 
 
 import re
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from knee_siglip.data.store_care import Shelf
     from knee_siglip.data.store_travel import CacheFiles, OnDifference
+    from knee_siglip.training.resume import Unfinished
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,19 +52,25 @@ def show(cache: CacheOption = None) -> None:
     from rich.console import Console
 
     from knee_siglip.data.store_care import shelves
+    from knee_siglip.training.resume import unfinished_runs
 
     root = paths.find_store_root()
     found = shelves(root, cache or _in_project(paths.CACHE_FACTS))
     if found:
         Console().print(_table(found))
-    total = sum(shelf.bytes for shelf in found)
-    typer.echo(f"{root}: {_gigabytes(total)} in {len(found)} folders, {_gigabytes(_free(root))} free on its disk")
+    runs = unfinished_runs(root / paths.RUNS)
+    for run in runs:
+        typer.echo(_describe_run(run))
+    total = sum(shelf.bytes for shelf in found) + sum(run.bytes for run in runs)
+    count = len(found) + len(runs)
+    typer.echo(f"{root}: {_gigabytes(total)} in {count} folders, {_gigabytes(_free(root))} free on its disk")
 
 
 @app.command()
 def prune(
     older_than: Annotated[
-        float | None, typer.Option("--older_than", min=0, help="Also what was not used for so many days.")
+        float | None,
+        typer.Option("--older_than", min=0, help="Also what was not used for so many days, unfinished trainings too."),
     ] = None,
     all_but_current: Annotated[
         bool, typer.Option("--all_but_current", help="Also everything that the project does not use now.")
@@ -77,17 +85,26 @@ def prune(
     from rich.console import Console
 
     from knee_siglip.data.store_care import choose_prunable, remove_shelf, shelves
+    from knee_siglip.training.resume import remove_unfinished, unfinished_runs
 
-    found = shelves(paths.find_store_root(), cache or _in_project(paths.CACHE_FACTS))
+    root = paths.find_store_root()
+    found = shelves(root, cache or _in_project(paths.CACHE_FACTS))
     chosen = choose_prunable(found, older_than, all_but_current)
-    if not chosen:
+    limit = datetime.min if older_than is None else datetime.now() - timedelta(days=older_than)
+    runs = [run for run in unfinished_runs(root / paths.RUNS) if run.last_used < limit]
+    if not chosen and not runs:
         typer.echo("nothing to prune")
         return
-    Console().print(_table(chosen))
+    if chosen:
+        Console().print(_table(chosen))
+    for run in runs:
+        typer.echo(_describe_run(run))
     if yes:
         for shelf in chosen:
             remove_shelf(shelf)
-    freed = _gigabytes(sum(shelf.bytes for shelf in chosen))
+        for run in runs:
+            remove_unfinished(run)
+    freed = _gigabytes(sum(shelf.bytes for shelf in chosen) + sum(run.bytes for run in runs))
     typer.echo(f"{freed} freed" if yes else f"{freed} would be freed; nothing was removed: add --yes")
 
 
@@ -151,9 +168,7 @@ def unpack(
 
 
 def _pixel_root() -> Path:
-    from knee_siglip.data.store_rows import PIXEL_FOLDERS
-
-    return paths.find_store_root() / PIXEL_FOLDERS
+    return paths.find_store_root() / paths.PIXELS
 
 
 def _in_project(path: Path) -> Path:
@@ -185,6 +200,12 @@ def _table(found: "list[Shelf]") -> "Table":
             "in use" if shelf.current else "kept" if shelf.usable else "other version",
         )
     return table
+
+
+def _describe_run(run: "Unfinished") -> str:
+    state = "before its first state" if run.step is None else f"saved at step {run.step}"
+    used = f"{_gigabytes(run.bytes)}, last used {run.last_used:%Y-%m-%d}"
+    return f"unfinished training {run.folder.name[:12]}: {state}, {used}"
 
 
 def _describe(facts: dict[str, Any]) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from knee_siglip import paths
 from knee_siglip.data.segments import feature_rows
 from knee_siglip.data.store_filling import add_rows
-from knee_siglip.data.store_rows import FEATURE_FOLDERS, FEATURE_VERSION, RowStore, content_hash
+from knee_siglip.data.store_rows import FEATURE_VERSION, RowStore, content_hash
 from knee_siglip.errors import UserError
 
 
@@ -27,7 +28,7 @@ class FeatureStore(RowStore):
 
     def __init__(self, root: Path, facts: Mapping[str, Any], width: int) -> None:
         described = {**facts, "feature_version": FEATURE_VERSION, "width": width}
-        super().__init__(root / content_hash(described), FEATURE_FOLDERS, feature_rows(width), described)
+        super().__init__(root / content_hash(described), paths.FEATURES, feature_rows(width), described)
 
     def ensure(self, image_ids: Sequence[str], compute: Callable[[list[str]], Iterable[np.ndarray]]) -> int:
         """Have `compute` make the features that are missing; returns how many.

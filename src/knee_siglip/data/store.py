@@ -17,7 +17,7 @@ import pandas as pd
 from knee_siglip import paths
 from knee_siglip.data.segments import pixel_rows
 from knee_siglip.data.store_filling import fill
-from knee_siglip.data.store_rows import PIXEL_FOLDERS, CachedRows, RowStore
+from knee_siglip.data.store_rows import CachedRows, RowStore
 from knee_siglip.data.transform import Transform
 from knee_siglip.data.workers import available_cores
 from knee_siglip.errors import UserError
@@ -39,7 +39,7 @@ class PixelStore(RowStore):
     def __init__(self, root: Path, transform: Transform) -> None:
         self.transform = transform
         layout = pixel_rows(transform.image_size)
-        super().__init__(root / transform.key, PIXEL_FOLDERS, layout, transform.to_dict())
+        super().__init__(root / transform.key, paths.PIXELS, layout, transform.to_dict())
 
     def ensure(self, image_ids: Sequence[str], files: Sequence[Path | str], *, workers: int | None = None) -> Counts:
         """Decode what is missing, on all cores. files[i] is the original of image_ids[i].
@@ -81,7 +81,7 @@ def build_cache(
     facts_path: Path = paths.CACHE_FACTS,
 ) -> Counts:
     """Fill the store for every manifest row and describe its content for DVC: equal pixels, equal files."""
-    store = PixelStore(paths.store_root() / PIXEL_FOLDERS, transform)
+    store = PixelStore(paths.store_root() / paths.PIXELS, transform)
     counts = _ensure_rows(store, manifest)
     ids = manifest["image_id"].tolist()
     index = pd.DataFrame({"image_id": ids, "pixel_hash": store.row_hashes(ids)})
@@ -105,7 +105,7 @@ def open_pixels(manifest: pd.DataFrame, facts_path: Path = paths.CACHE_FACTS) ->
         UserError: preprocess has not run, or was made by another version of the transform.
     """
     facts = read_cache_facts(facts_path)
-    store = PixelStore(paths.store_root() / PIXEL_FOLDERS, Transform.from_dict(facts["transform"]))
+    store = PixelStore(paths.store_root() / paths.PIXELS, Transform.from_dict(facts["transform"]))
     _ensure_rows(store, manifest)
     return CachedPixels(store, manifest["image_id"].tolist())
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from knee_siglip import paths
 from knee_siglip.data.segments import (
     IDS,
     NOBODY,
@@ -25,7 +26,7 @@ from knee_siglip.data.segments import (
     rewrite_log,
 )
 from knee_siglip.data.store_filling import LOCK, locked
-from knee_siglip.data.store_rows import FACTS, FEATURE_FOLDERS, FEATURE_VERSION, PIXEL_FOLDERS
+from knee_siglip.data.store_rows import FACTS, FEATURE_VERSION
 from knee_siglip.data.transform import VERSION
 from knee_siglip.data.workers import available_cores, split_chunks, work_in_chunks
 from knee_siglip.errors import UsageError
@@ -35,7 +36,7 @@ ROWS_PER_CHUNK = 512
 
 @dataclass(frozen=True)
 class Shelf:
-    """One folder of rows. kind: PIXEL_FOLDERS or FEATURE_FOLDERS; facts: its JSON file, {} where there is none.
+    """One folder of rows. kind: `paths.PIXELS` or `paths.FEATURES`; facts: its JSON file, {} where there is none.
 
     layout, last_used: None where nothing tells; lost: log lines that are damaged or whose rows were cut off; bytes: on
     the disk; current: cache.json names its transform.
@@ -63,7 +64,7 @@ def shelves(root: Path, cache_facts: Path) -> list[Shelf]:
     transform_key = _read_json(cache_facts).get("transform_key")
     found = [
         _examine(folder, kind, transform_key)
-        for kind in (PIXEL_FOLDERS, FEATURE_FOLDERS)
+        for kind in (paths.PIXELS, paths.FEATURES)
         for folder in (root / kind).glob("*")
         if folder.is_dir() and any(_content(folder))
     ]
@@ -166,21 +167,21 @@ def _examine(folder: Path, kind: str, transform_key: str | None) -> Shelf:
 
 def _layout(kind: str, facts: dict[str, Any]) -> RowLayout | None:
     make, length = {
-        PIXEL_FOLDERS: (pixel_rows, facts.get("image_size")),
-        FEATURE_FOLDERS: (feature_rows, facts.get("width")),
+        paths.PIXELS: (pixel_rows, facts.get("image_size")),
+        paths.FEATURES: (feature_rows, facts.get("width")),
     }[kind]
     return make(length) if isinstance(length, int) and length > 0 else None
 
 
 def _is_usable(kind: str, facts: dict[str, Any]) -> bool:
-    if kind == PIXEL_FOLDERS:
+    if kind == paths.PIXELS:
         return facts.get("version") == VERSION
     return facts.get("feature_version") == FEATURE_VERSION
 
 
 def _is_current(folder: Path, kind: str, facts: dict[str, Any], transform_key: str) -> bool:
     """Features of another version are not, even where their pixels are: nothing reads them."""
-    if kind == PIXEL_FOLDERS:
+    if kind == paths.PIXELS:
         return folder.name == transform_key
     return facts.get("transform_key") == transform_key and _is_usable(kind, facts)
 

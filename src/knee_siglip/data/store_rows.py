@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from knee_siglip import paths
 from knee_siglip.data.segments import NOBODY, RowLayout, clean_folder, read_segments, write_atomically
 from knee_siglip.data.store_filling import locked
 from knee_siglip.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PIXEL_FOLDERS, FEATURE_FOLDERS = "pixels", "features"
-"""Kinds, as the store's two subfolders are called."""
-
-FACTS = {PIXEL_FOLDERS: "transform.json", FEATURE_FOLDERS: "features.json"}
+FACTS = {paths.PIXELS: "transform.json", paths.FEATURES: "features.json"}
 """What the rows are, for people and `store show`; its time is that of the last use."""
 
 FEATURE_VERSION = 1

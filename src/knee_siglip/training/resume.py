@@ -15,6 +15,8 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -159,6 +161,41 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     temporary.replace(target)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A training that was killed or failed. step: of its newest state, None where there is none yet."""
+
+    folder: Path
+    step: int | None
+    bytes: int
+    last_used: datetime
+
+
+def unfinished_runs(root: Path) -> list[Unfinished]:
+    """Every training under the folder of runs `root` that has not succeeded, the last used first."""
+    found = [_examine(folder) for folder in root.glob("*") if folder.is_dir()]
+    return sorted(found, key=lambda run: run.last_used, reverse=True)
+
+
+def remove_unfinished(run: Unfinished) -> None:
+    """Remove its states: it could only begin anew.
+
+    Raises:
+        UserError: it is running.
+    """
+    with open_run(run.folder.parent, run.folder.name, 0, wait=0) as keeper:
+        keeper.remove()
+
+
+def _examine(folder: Path) -> Unfinished:
+    stats = [file.stat() for file in folder.iterdir()] or [folder.stat()]
+    steps = [int(file.stem.partition("-")[2]) for file in folder.glob(f"*{STATE}")]
+    # a best model may have several names
+    sizes = {stat.st_ino: stat.st_blocks * 512 for stat in stats}
+    newest = datetime.fromtimestamp(max(stat.st_mtime for stat in stats))
+    return Unfinished(folder, max(steps, default=None), sum(sizes.values()), newest)
 
 
 def _take(lock: IO[str], folder: Path, wait: float) -> None:
