@@ -1,6 +1,8 @@
 """`knee-siglip train` on a miniature, outside DVC, and the model it writes."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from knee_siglip import cli
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 
+NAMES = ("alone", "together")
 ROWS = {"train": 8, "val": 4, "test": 4}
 
 
@@ -67,6 +70,26 @@ def test_training_outside_dvc_writes_one_folder_and_its_model_infers(
     assert (checkpoint.image_size, checkpoint.params["train"]["batch_size"]) == (28, 4)
     assert run(monkeypatch, "infer --model_path runs/mini/best_model.pt --csv_path my.csv --device cpu") == 0
     assert pd.read_csv(project / "results.csv")["status"].tolist() == ["ok"] * sum(ROWS.values())
+
+
+def test_two_processes_train_what_one_trains(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher gets the training only: images are prepared once, and one process writes."""
+    flags = "train --data_path my.csv --image_size 28 --epochs 2 --batch_size 4 --device cpu --experiment_name"
+    assert run(monkeypatch, f"{flags} alone") == 0
+    command = [Path(sys.executable).with_name("knee-siglip"), *flags.split(), "together"]
+    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+    done = subprocess.run(command, env=os.environ | {"KNEE_SIGLIP_LAUNCHER": launcher}, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("are in runs/together") == 1
+    alone, together = (json.loads((Path("runs") / name / "reports/train/metrics.json").read_text()) for name in NAMES)
+    assert together["train"] == pytest.approx(alone["train"], rel=1e-3)
+    assert together["val"] == pytest.approx(alone["val"], rel=1e-3)
+
+
+def test_torchrun_around_the_whole_command_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(monkeypatch, "train --data_path my.csv --image_size 28") == 2
 
 
 def test_leaking_patient_stops_training_before_anything_is_trained(

@@ -221,7 +221,6 @@ def train(
     folder = output_dir or default_output_dir(merged)
     check_output_dir(folder, overwrite)
     train_outside_dvc(merged, folder, device)
-    typer.echo(f"best_model.pt, final_model.pt and reports/ are in {folder}")
 
 
 @app.command()

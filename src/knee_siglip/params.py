@@ -289,6 +289,14 @@ def load_params(path: Path = PARAMS) -> Params:
     return parse_params({} if values is None else values, source=str(path))
 
 
+def save_params(params: Params, path: Path) -> None:
+    """Write a params file that `load_params` reads back as it is."""
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 120
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(params.to_dict(), file)
+
+
 def parse_params(values: object, source: str = "params") -> Params:
     """Build `Params` from a nested dict; every mistake is one line of the `UsageError`."""
     if not isinstance(values, dict):

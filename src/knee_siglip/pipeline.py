@@ -3,16 +3,31 @@
 Caches stay in the user's store (`paths.store_root()`), so that a second run on the same images decodes nothing.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from knee_siglip import paths
-from knee_siglip.errors import UsageError
-from knee_siglip.params import Params, check_divisible, check_inputs, load_params, parse_params, vision_patch_size
+from knee_siglip.errors import UsageError, run_stage
+from knee_siglip.params import (
+    Params,
+    check_divisible,
+    check_inputs,
+    load_params,
+    parse_params,
+    save_params,
+    vision_patch_size,
+)
+from knee_siglip.training.launch import LAUNCHER, hand_over, is_first, is_launched
 
-BEST_MODEL = paths.BEST_MODEL.name
-FINAL_MODEL = paths.FINAL_MODEL.name
+BEST_MODEL, FINAL_MODEL = paths.BEST_MODEL.name, paths.FINAL_MODEL.name
+MANIFEST, BACKBONES, CACHE_INDEX, CACHE_FACTS = (
+    "manifest.parquet",
+    "backbones",
+    "cache/index.parquet",
+    "cache/cache.json",
+)
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "data_path": ("data", "csv"),
@@ -92,31 +107,63 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
 def train_outside_dvc(params: Params, folder: Path, device: str = "auto") -> None:
     """Validate, preprocess, bring the backbones and train; everything but the caches goes into `folder`.
 
-    Writes best_model.pt, final_model.pt, manifest.parquet, cache/, backbones/ and reports/{validation,train}/.
+    Writes params.yaml, best_model.pt, final_model.pt, manifest.parquet, cache/, backbones/ and
+    reports/{validation,train}/. With $KNEE_SIGLIP_LAUNCHER the training itself runs on several devices.
 
     Raises:
         UserError: of the step that failed, as in the pipeline.
     """
+    if is_launched():
+        raise UsageError(
+            f"start knee-siglip train by itself and name the launcher in the environment: {LAUNCHER}='torchrun "
+            "--nproc-per-node 2' knee-siglip train ...; so the images are prepared once, not once per process"
+        )
+    prepare(params, folder)
+    hand_over(["-m", "knee_siglip.pipeline", str(folder), device])
+    train_in(folder, device)
+
+
+def prepare(params: Params, folder: Path) -> None:
+    """Everything before the training."""
     from knee_siglip.data.store import build_cache
     from knee_siglip.data.transform import Transform
     from knee_siglip.model.backbones import write_backbones
-    from knee_siglip.training.run import TrainFiles, train
     from knee_siglip.validation.validate import validate
 
+    check_inputs(params, "params and flags")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_params(params, folder / paths.PARAMS.name)
+    backbones = folder / BACKBONES
+    # Before the images are decoded: an encoder that cannot be had shall not cost an hour first.
+    write_backbones(params.model, backbones)
+    if patch := vision_patch_size(str(backbones / "vision")):
+        check_divisible(params.image_size, patch, "params and flags")
+    manifest = validate(params, folder / MANIFEST, folder / "reports/validation", backbones / "text")
+    transform = Transform(params.image_size, **params.preprocess.model_dump())
+    build_cache(manifest, transform, folder / CACHE_INDEX, folder / CACHE_FACTS)
+
+
+def train_in(folder: Path, device: str) -> None:
+    """The training on what `prepare` left in a folder."""
+    from knee_siglip.training.run import TrainFiles, train
+
     files = TrainFiles(
-        manifest=folder / "manifest.parquet",
-        cache_facts=folder / "cache/cache.json",
-        backbones=folder / "backbones",
+        manifest=folder / MANIFEST,
+        cache_facts=folder / CACHE_FACTS,
+        backbones=folder / BACKBONES,
         best_model=folder / BEST_MODEL,
         final_model=folder / FINAL_MODEL,
         report=folder / "reports/train",
     )
-    check_inputs(params, "params and flags")
-    # Before the images are decoded: an encoder that cannot be had shall not cost an hour first.
-    write_backbones(params.model, files.backbones)
-    if patch := vision_patch_size(str(files.backbones / "vision")):
-        check_divisible(params.image_size, patch, "params and flags")
-    manifest = validate(params, files.manifest, folder / "reports/validation", files.backbones / "text")
-    transform = Transform(params.image_size, **params.preprocess.model_dump())
-    build_cache(manifest, transform, folder / "cache/index.parquet", files.cache_facts)
-    train(params, files, device)
+    train(load_params(folder / paths.PARAMS.name), files, device)
+    if is_first():
+        print(f"{BEST_MODEL}, {FINAL_MODEL} and reports/ are in {folder}")
+
+
+def main() -> None:
+    """`-m knee_siglip.pipeline FOLDER DEVICE`, which the launcher starts once per device."""
+    train_in(Path(sys.argv[1]), sys.argv[2])
+
+
+if __name__ == "__main__":
+    run_stage(main)
