@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -136,9 +137,32 @@ def test_another_image_size_reruns_only_what_depends_on_it(clone):
     clone.run("dvc", "checkout", "--force")
 
 
+def test_a_training_goes_on_after_dvc_itself_was_killed(clone):
+    """No orphan trains on, the next repro goes on at the last step, and ends as if nothing had happened."""
+    retrain = ("dvc", "repro", "--single-item", "--no-run-cache")
+    params = (clone.folder / "params.yaml").read_text()
+    (clone.folder / "params.yaml").write_text(params.replace("epochs: 3", "epochs: 40"))
+    clone.run(*retrain, "train")
+    expected = clone.metrics("train")
+    clone.run("git", "checkout", "--", "dvc.lock")  # or DVC would take the outs that it has
+    dvc = subprocess.Popen([*retrain, "--force", "train"], cwd=clone.folder, env=clone.env, stderr=subprocess.DEVNULL)
+    runs = clone.folder / ".store" / "runs"
+    _wait_for(lambda: list(runs.glob("*/best_model.pt")))
+    dvc.kill()
+    dvc.wait()
+    _wait_for(lambda: list(runs.glob("*/*.sha256")))  # the trainer was told, and has saved its state
+    output = clone.run(*retrain, "train")
+    assert "going on at step" in output
+    assert clone.metrics("train") == expected
+    assert list(runs.iterdir()) == []
+    clone.run("git", "checkout", "--", ".")
+    clone.run("dvc", "checkout", "--force")
+
+
 def test_two_queued_experiments_share_the_store(clone):
     folder = clone.folder / ".store" / "pixels"
-    before = set(folder.rglob("*.npy"))
+    before = {file: file.stat().st_size for file in folder.rglob("*.pixels")}
+    assert len(before) == 2
     for size, name in ((224, "queued-small"), (448, "queued-large")):
         clone.run("dvc", "exp", "run", "--queue", "-S", f"image_size={size}", "-S", "train.epochs=1", "--name", name)
     clone.run("dvc", "queue", "start", "--jobs", "2")
@@ -148,7 +172,7 @@ def test_two_queued_experiments_share_the_store(clone):
             break
         time.sleep(1)
     assert status.count("Success") == 2, status + clone.run("dvc", "queue", "logs", "queued-large")
-    assert set(folder.rglob("*.npy")) == before
+    assert {file: file.stat().st_size for file in folder.rglob("*.pixels")} == before
     shown = clone.run("dvc", "exp", "show", "--csv")
     assert "queued-small" in shown
     assert "queued-large" in shown
@@ -193,6 +217,13 @@ def test_a_leaking_patient_stops_the_pipeline(clone):
     shutil.rmtree(folder)
     clone.run("git", "checkout", "--", ".")
     clone.run("dvc", "checkout", "--force")
+
+
+def _wait_for(happened: Callable[[], object], seconds: int = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _mlflow_metrics(clone: Clone) -> dict[str, float]:

@@ -108,7 +108,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(files, params, tmp_p
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_asked_to_stop_it_saves_says_so_and_goes_on_there(files, make_params, number, code):
-    params = make_params(epochs=30)
+    params = make_params(epochs=12)
     assert run(files, params) == 0
     expected = results(files)
     clear_outs(files)
@@ -120,7 +120,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on_there(files, make_params, nu
     assert child.exitcode == code
     told = told_file(files).read_text()
     assert f"{number.name}: training stopped at step" in told
-    assert "of 120 and is saved; the same command goes on from there" in told
+    assert "of 48 and is saved; the same command goes on from there" in told
     assert "Traceback" not in told
     (folder,) = (paths.store_root() / paths.RUNS).iterdir()
     assert len(list(folder.glob("*.state"))) == 1

@@ -66,12 +66,6 @@ def test_the_average_of_the_weights_is_kept_where_it_is_what_counts(files, make_
     assert model.metrics["val_ema.loss"] == pytest.approx(figures["val_ema.loss"])
 
 
-def test_patience_ends_the_run(files, make_params):
-    train(make_params(epochs=12, patience=2, learning_rate=1e-9, best_metric="val.contrastive_accuracy"), files, "cpu")
-    figures = report(files)
-    assert figures["epochs_done"] == figures["best_epoch"] + 2 < 12
-
-
 def test_features_of_a_frozen_tower_are_computed_once_and_give_what_the_tower_gives(files, make_params, caplog):
     still = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "gamma", "noise"), 0.0)
     found = []

@@ -7,7 +7,7 @@ import torch
 from knee_siglip.errors import UserError
 from knee_siglip.params import AugmentParams, FreezeParams, TrainParams
 from knee_siglip.training.finite import FiniteGuard
-from knee_siglip.training.optimizer import build_optimizer, build_schedule, freeze_towers
+from knee_siglip.training.optimizer import freeze_towers
 from knee_siglip.training.trainer import Trainer
 
 STILL = AugmentParams(rotation=0, shift=0, scale=0, brightness=0, contrast=0, gamma=0, noise=0)
@@ -80,29 +80,6 @@ def test_learning_rate_warms_up_and_falls_once_per_step(make_model, make_pairs):
     assert max(rates) == pytest.approx(PARAMS.learning_rate)
     assert peak == 11
     assert rates[-1] < PARAMS.learning_rate / 1000
-
-
-@pytest.mark.parametrize("total_steps", [1, 2, 19, 20, 21, 40])
-def test_schedule_of_any_length_is_finite(make_model, total_steps):
-    """At 20 steps a warm-up of 0.05 is exactly one step, where torch's own schedule divides by zero."""
-    optimizer = build_optimizer(make_model(), PARAMS)
-    schedule = build_schedule(optimizer, total_steps, 0.05)
-    rates = []
-    for _ in range(total_steps):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    assert all(math.isfinite(rate) and 0 < rate <= PARAMS.learning_rate for rate in rates)
-
-
-def test_weight_decay_spares_scale_bias_and_norms(make_model):
-    model = make_model()
-    optimizer = build_optimizer(model, PARAMS)
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
-    assert "visual_projection.weight" in names
-    assert not [name for name in names if name.startswith("logit") or "norm" in name or name.endswith(".bias")]
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
@@ -195,6 +172,14 @@ def test_the_average_of_the_weights_is_measured_beside_them(make_model, make_pai
     shadow = trainer.ema.state_dict()["shadow"]["visual_projection.weight"]
     assert torch.equal(held[-1], shadow)
     assert not torch.equal(trainer.model.visual_projection.weight, shadow)
+
+
+def test_patience_ends_the_run(make_model, make_pairs):
+    trainer, _, best = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"patience": 2}))
+    accuracies = iter([0.1, 0.3, 0.2, 0.3])  # a fifth would be asked for in vain
+    trainer.validate = lambda: {"val.loss": 1.0, "val.contrastive_accuracy": next(accuracies)}
+    history = trainer.fit()
+    assert (len(history.epochs), history.best_epoch, len(best)) == (4, 2, 2)
 
 
 def test_accuracy_of_the_steps_is_logged_without_a_wait_at_every_step(make_model, make_pairs):

@@ -4,6 +4,7 @@ Torch's own dropout gives an image another mask when its batch is cut in pieces 
 the gradients of a contrastive batch do not depend on how it was encoded (`training/accumulation.py`).
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ ATTENTION = "sample_dropout"
 ATTENTION_SITE = "probability_dropout"
 DROP_PATH_CALLS = 2
 """A Dinov2 block calls its one drop path after the attention and after the MLP."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class SampleDropout(nn.Module):
@@ -74,6 +78,7 @@ def use_sample_dropout(tower: PreTrainedModel) -> list[SampleDropout]:
             module.add_module(ATTENTION_SITE, site := SampleDropout(p, len(sites)))
             sites.append(site.train(module.training))
     if any(hasattr(module, ATTENTION_SITE) for module in tower.modules()):
+        logger.warning("%s has attention dropout: its attention is not fused", type(tower).__name__)
         tower.set_attn_implementation(ATTENTION)
     return sites
 

@@ -30,10 +30,14 @@ class DvcliveRun:
         return self.folder
 
     def metrics(self, points: Sequence[Point]) -> None:
-        """Append to the curves; before the first point comes what an interrupted run had logged for smaller steps."""
+        """Append to the curves; before the first point comes what an interrupted run had logged for smaller steps.
+
+        Speeds stay out: the curves are an out of the stage, and equal runs shall have equal outs.
+        """
         past = [point for point in self.history if points and point.step < points[0].step]
         self.history = [] if points else self.history
-        for step, values in by_step([*past, *points]):
+        kept = [point for point in (*past, *points) if not point.key.startswith("speed.")]
+        for step, values in by_step(kept):
             self.live.step = step
             for key, value in values.items():
                 self.live.log_metric(key.replace(".", "/"), value)

@@ -14,9 +14,10 @@ def accelerate(model: KneeRadDinoSigLIPModel, params: TrainParams, device: torch
     """Set the attention, gradient checkpointing, compilation and TF32 that the params ask for, in place.
 
     Raises:
-        UsageError: what `train.attention` or `train.compile` needs is not here.
+        UsageError: what `train.attention` needs is not here.
     """
-    _set_attention(model, params.attention, device)
+    _check_attention(params, device)
+    model.set_attn_implementation(params.attention)
     if params.gradient_checkpointing.vision:
         model.vision_model.activation_checkpointing_enable()
     if params.gradient_checkpointing.text:
@@ -40,13 +41,17 @@ def compile_blocks(model: KneeRadDinoSigLIPModel) -> None:
         block.compile()
 
 
-def _set_attention(model: KneeRadDinoSigLIPModel, attention: str, device: torch.device) -> None:
-    if attention == "flash_attention_2":
-        if device.type != "cuda":
-            raise UsageError("train.attention = flash_attention_2: needs an NVIDIA GPU; use sdpa")
-        if importlib.util.find_spec("flash_attn") is None:
-            raise UsageError(
-                "train.attention = flash_attention_2: the package flash-attn is not installed; pip install flash-attn, "
-                "or use sdpa, which brings flash kernels of its own"
-            )
-    model.set_attn_implementation(attention)
+def _check_attention(params: TrainParams, device: torch.device) -> None:
+    if params.attention != "flash_attention_2":
+        return
+    if device.type != "cuda":
+        raise UsageError("train.attention = flash_attention_2: needs an NVIDIA GPU; use sdpa")
+    if params.mixed_precision == "none":
+        raise UsageError(
+            "train.attention = flash_attention_2: has no float32; set train.mixed_precision: auto, or use sdpa"
+        )
+    if importlib.util.find_spec("flash_attn") is None:
+        raise UsageError(
+            "train.attention = flash_attention_2: the package flash-attn is not installed; pip install flash-attn, "
+            "or use sdpa, which brings flash kernels of its own"
+        )

@@ -159,9 +159,9 @@ class FiniteGuard:
         self._write_dump()
         where = f"; {self.dump} names the images of all skipped steps" if self.dump else ""
         raise UserError(
-            f"{figures}: training diverged before this update, and {len(self.skipped)} steps of the run were not "
-            f"finite (train.max_skipped_steps = {self.max_skipped}){where}; lower train.learning_rate, raise "
-            f"train.warmup_ratio, or look at the images named (first: {self._first_images(skipped.rows)})"
+            f"{figures}: training diverged before this update; steps of the run that were not finite: "
+            f"{len(self.skipped)} (train.max_skipped_steps = {self.max_skipped}){where}; lower train.learning_rate, "
+            f"raise train.warmup_ratio, or look at the images named (first: {self._first_images(skipped.rows)})"
         )
 
     def _first_images(self, rows: np.ndarray) -> str:

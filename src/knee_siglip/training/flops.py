@@ -106,7 +106,7 @@ def _is_trained(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Peak:
-    """Dense peak in TFLOP/s. `half`: bf16 and fp16 summed in float32; `tf32` and `half` None: no such tensor cores."""
+    """Dense peak in TFLOP/s. `half`: bf16 and fp16 summed in float32; `tf32` None: no such tensor cores."""
 
     half: float
     tf32: float | None

@@ -1,5 +1,6 @@
 """What the epochs of a run came to, which of them was the best, and whether there is hope for a better one."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,9 +43,7 @@ class History:
     def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
         """Larger is better; equal accuracies are told apart by the loss. One that is not finite is the worst."""
         prefix, _, name = self.best_metric.partition(".")
-        loss = _or_worst(-metrics[f"{prefix}.loss"])
-        return (loss, loss) if name == "loss" else (_or_worst(metrics[self.best_metric]), loss)
-
-
-def _or_worst(value: float) -> float:
-    return value if value == value else -float("inf")
+        value, loss = metrics[self.best_metric], metrics[f"{prefix}.loss"]
+        if not (math.isfinite(value) and math.isfinite(loss)):
+            return -math.inf, -math.inf
+        return -loss if name == "loss" else value, -loss

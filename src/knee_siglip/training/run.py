@@ -59,6 +59,8 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
     """
     die_with_parent()
     with open_ranks(device) as (ranks, chosen):
+        if not ranks.is_first:  # all see the same, one tells it
+            logging.getLogger("knee_siglip").setLevel(logging.ERROR)
         torch.manual_seed(params.seed)
         job = _prepare(params, files, ranks, chosen)
         key = fingerprint(params, job.checkpoint.data_hash, files.backbones)

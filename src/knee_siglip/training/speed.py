@@ -22,6 +22,7 @@ class Speed:
     pairs: int = 0
     flops: float = 0.0
     _since: float = field(default=0.0, repr=False)
+    _steps: int = field(default=0, repr=False)
 
     def start(self) -> None:
         """Steps begin now."""
@@ -35,11 +36,17 @@ class Speed:
         """A step was begun, with so many model FLOPs on all devices together."""
         self.pairs += pairs
         self.flops += flops
+        self._steps += 1
 
     def lap(self) -> None:
-        """The steps counted up to now are done, on the device too."""
+        """The steps counted up to now are done, on the device too.
+
+        Without any since the last lap the time was not training's: the state may be saved right after validation.
+        """
         now = time.perf_counter()
-        self.seconds, self._since = self.seconds + now - self._since, now
+        if self._steps:
+            self.seconds += now - self._since
+        self._since, self._steps = now, 0
 
     def figures(self) -> dict[str, float]:
         """pairs_per_second, data_wait_share (upper bound), model_tflops_per_second, mfu where the peak is known."""
@@ -65,7 +72,7 @@ class Speed:
 
 
 def peak_memory_mb() -> float:
-    """Largest memory held so far: the GPU's where there is one, else the process's."""
-    if torch.cuda.is_available():
+    """Largest memory held so far: the GPU's where one is used, else the process's."""
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
