@@ -12,7 +12,9 @@ POSITIONS = 8
 VOCABULARY = 32
 
 
-def toy_model(seed: int = 0, dropout: float = 0.0, drop_path: float = 0.0, **kwargs) -> KneeRadDinoSigLIPModel:
+def toy_model(
+    seed: int = 0, dropout: float = 0.0, drop_path: float = 0.0, text_layers: int = 1, **kwargs
+) -> KneeRadDinoSigLIPModel:
     """The same for the same seed."""
     torch.manual_seed(seed)
     vision = Dinov2Config(
@@ -30,7 +32,7 @@ def toy_model(seed: int = 0, dropout: float = 0.0, drop_path: float = 0.0, **kwa
         vocab_size=VOCABULARY,
         hidden_size=16,
         intermediate_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=text_layers,
         num_attention_heads=2,
         max_position_embeddings=POSITIONS,
         attention_dropout=dropout,

@@ -66,7 +66,7 @@ def test_flash_attention_in_full_precision_is_a_mistake_that_is_named(make_model
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("freeze", [FreezeParams(), FreezeParams(vision=1, text=1)], ids=["trained", "partly frozen"])
 def test_checkpointing_recomputes_one_towers_blocks_and_gives_the_same_gradients(make_model, tower, freeze):
-    plain, saving = make_model().double(), make_model().double()
+    plain, saving = make_model(text_layers=2).double(), make_model(text_layers=2).double()
     freeze_towers(plain, freeze)
     freeze_towers(saving, freeze)
     params = TrainParams(gradient_checkpointing=GradientCheckpointingParams(**{tower: True}))
@@ -76,10 +76,11 @@ def test_checkpointing_recomputes_one_towers_blocks_and_gives_the_same_gradients
     assert expected.keys() == actual.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, rtol=0, atol=0, msg=name)
-    recomputed = [block for block in blocks(saving, tower) if any(p.requires_grad for p in block.parameters())]
+    # the last block is computed for its pooled token alone, which leaves nothing worth computing again
+    is_trained = any(parameter.requires_grad for parameter in blocks(saving, tower)[0].parameters())
     other = TOWERS[1 - TOWERS.index(tower)]
-    assert len(calls[tower]) == len(blocks(saving, tower)) + len(recomputed)
-    assert len(calls[other]) == len(blocks(saving, other))
+    assert len(calls[tower]) == 2 + is_trained
+    assert len(calls[other]) == 2
 
 
 def test_without_it_no_block_is_computed_twice(make_model):

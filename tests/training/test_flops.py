@@ -60,7 +60,7 @@ def counted_step(model, pairs, micro_batch_size):
 )
 def test_an_image_costs_what_torch_counts(make_counted, freeze, image_size):
     model = make_counted(freeze)
-    pixels = torch.zeros(3, 3, image_size, image_size)
+    pixels = torch.zeros(3, 1, image_size, image_size)
     assert 3 * image_flops(model, image_size) == counted(model.get_image_features, pixels)
 
 
@@ -75,7 +75,7 @@ def test_what_is_frozen_by_hand_is_seen(make_counted):
     model = make_counted()
     for block in (*model.vision_model.encoder.layer, *model.text_model.encoder.layers):
         block.requires_grad_(False)
-    assert 3 * image_flops(model, 28) == counted(model.get_image_features, torch.zeros(3, 3, 28, 28))
+    assert 3 * image_flops(model, 28) == counted(model.get_image_features, torch.zeros(3, 1, 28, 28))
     assert 3 * text_flops(model) == counted(model.get_text_features, torch.zeros(3, 8, dtype=torch.int64))
 
 
@@ -85,7 +85,7 @@ def test_only_norms_trained_still_need_gradients_of_inputs(make_counted, is_froz
     model.visual_projection.requires_grad_(not is_frozen)
     model.vision_model.requires_grad_(False)
     model.vision_model.layernorm.requires_grad_(True)
-    assert 3 * image_flops(model, 28) == counted(model.get_image_features, torch.zeros(3, 3, 28, 28))
+    assert 3 * image_flops(model, 28) == counted(model.get_image_features, torch.zeros(3, 1, 28, 28))
 
 
 def test_gated_mlps_have_three_matrices(make_counted):
@@ -93,7 +93,7 @@ def test_gated_mlps_have_three_matrices(make_counted):
     config.vision_config.use_swiglu_ffn = True
     model = type(make_counted())(config).train()
     model.set_attn_implementation("eager")
-    assert 3 * image_flops(model, 28) == counted(model.get_image_features, torch.zeros(3, 3, 28, 28))
+    assert 3 * image_flops(model, 28) == counted(model.get_image_features, torch.zeros(3, 1, 28, 28))
 
 
 @pytest.mark.parametrize("projection", ["linear", "mlp"])

@@ -58,10 +58,11 @@ def _move(pixels: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
     # -1 to 1 across the image, so a shift of the whole side is 2. F.affine_grid gives the same in ten times the time.
     centres = (2 * torch.arange(side, device=pixels.device) + 1) / side - 1
     x, y = centres.view(1, 1, -1), centres.view(1, -1, 1)
-    grid = pixels.new_empty(count, side, side, 2)
-    torch.add(cos * x, right - sin * y, out=grid[..., 0])
-    torch.add(sin * x, down + cos * y, out=grid[..., 1])
-    return F.grid_sample(pixels.unsqueeze(1), grid, padding_mode="border", align_corners=False).squeeze(1)
+    grid = pixels.new_empty(count, 2, side, side)  # written and read row by row, which is faster than in pairs
+    torch.add(cos * x, right - sin * y, out=grid[:, 0])
+    torch.add(sin * x, down + cos * y, out=grid[:, 1])
+    places = grid.permute(0, 2, 3, 1)
+    return F.grid_sample(pixels.unsqueeze(1), places, padding_mode="border", align_corners=False).squeeze(1)
 
 
 def _add_noise(pixels: Tensor, sigma: Tensor, pattern: Tensor) -> Tensor:

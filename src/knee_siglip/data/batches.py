@@ -82,9 +82,9 @@ class PairDataset:
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
-    """Grey (B, S, S), 0-255 of any dtype, to (B, 3, S, S) of the mean's dtype.
+    """Grey (B, S, S), 0-255 of any dtype, to (B, C, S, S) of the mean's dtype.
 
-    mean, std: (1, 3, 1, 1), on the 0-1 grey scale. out: at least (B, 3, S, S), overwritten and returned; on a CPU fresh
+    mean, std: (1, C, 1, 1), on the 0-1 grey scale. out: at least (B, C, S, S), overwritten and returned; on a CPU fresh
     memory for every batch costs several times the arithmetic. Not where a gradient needs the batch before.
     """
     grey = pixels.unsqueeze(1).to(mean.dtype)

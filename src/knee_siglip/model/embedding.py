@@ -19,8 +19,8 @@ def embed_pixels(checkpoint: Checkpoint, batches: Iterable[np.ndarray]) -> np.nd
     for batch in batches:
         pixels = torch.from_numpy(np.ascontiguousarray(batch)).to(model.device)
         if len(values) < len(pixels):
-            values = torch.empty(len(pixels), 3, *pixels.shape[1:], device=model.device)
-        parts.append(model.get_image_features(model.normalise_pixels(pixels, out=values)).cpu().numpy())
+            values = torch.empty(len(pixels), 1, *pixels.shape[1:], device=model.device)
+        parts.append(model.get_image_features(model.normalise_grey(pixels, out=values)).cpu().numpy())
     return np.concatenate(parts) if parts else _no_rows(checkpoint)
 
 

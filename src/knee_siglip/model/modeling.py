@@ -13,6 +13,7 @@ from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrained
 from transformers import initialization as init
 
 from knee_siglip.data.batches import normalise
+from knee_siglip.model.towers import cls_token, last_position
 
 Config = TypeVar("Config", bound=PretrainedConfig)
 
@@ -91,18 +92,21 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
             init.normal_(module.weight, std=module.in_features**-0.5)
             init.zeros_(module.bias)
 
-    def normalise_pixels(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+    def normalise_pixels(self, pixels: Tensor) -> Tensor:
         """Grey (B, S, S), 0-255 of any dtype, to (B, 3, S, S) float32 with the vision encoder's mean and std."""
-        return normalise(pixels, self.image_mean, self.image_std, out)
+        return normalise(pixels, self.image_mean, self.image_std)
+
+    def normalise_grey(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        """Grey (B, S, S), 0-255 of any dtype, to (B, 1, S, S): a third of the numbers, and the same features."""
+        return normalise(pixels, self.image_mean[:, :1], self.image_std[:, :1], out)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels to (B, D) L2-normalised float32 embeddings of the CLS token."""
+        """Normalised pixels (B, 3, S, S), or (B, 1, S, S) of `normalise_grey`, to (B, D) L2-normalised embeddings."""
         return self.project_image_features(self.vision_features(pixel_values))
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels to (B, W) CLS tokens after the vision encoder's last norm."""
-        features: Tensor = self.vision_model(pixel_values=pixel_values).last_hidden_state[:, 0]
-        return features
+        """Normalised pixels, as `get_image_features` takes them, to (B, W) CLS tokens after the last norm."""
+        return cls_token(self.vision_model, pixel_values, self.image_mean, self.image_std)
 
     def project_image_features(self, features: Tensor) -> Tensor:
         """(B, W) CLS tokens to (B, D) L2-normalised float32 embeddings."""
@@ -110,7 +114,7 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
 
     def get_text_features(self, input_ids: Tensor) -> Tensor:
         """(B, L) token ids, padded to the whole position table, to (B, D) L2-normalised float32 embeddings."""
-        return F.normalize(_full_precision(self.text_model(input_ids=input_ids).pooler_output), dim=-1)
+        return F.normalize(_full_precision(last_position(self.text_model, input_ids)), dim=-1)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
         """(B, 3, S, S) pixels and (T, L) token ids to (B, T) logits."""

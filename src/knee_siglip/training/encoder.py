@@ -120,12 +120,12 @@ class PairEncoder(nn.Module):
 
         A piece's backward pass comes before the next piece's forward, so nothing still needs what is overwritten.
         """
-        shape = (len(pixels), 3, *pixels.shape[1:])
+        shape = (len(pixels), 1, *pixels.shape[1:])
         mean = self.model.image_mean
         fits = self._values.shape[1:] == shape[1:] and self._values.device == mean.device
         if not fits or len(self._values) < len(pixels) or self._values.dtype != mean.dtype:
             self._values = torch.empty(shape, dtype=mean.dtype, device=mean.device)
-        return self.model.normalise_pixels(pixels, out=self._values)
+        return self.model.normalise_grey(pixels, out=self._values)
 
     def _keys(self, share: Share, stream: int, ids: Tensor) -> Tensor:
         return sample_keys(share.seed, 2 * share.step + stream, ids.to(share.batch.pixels.device))

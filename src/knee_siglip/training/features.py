@@ -75,6 +75,6 @@ def _features(model: KneeRadDinoSigLIPModel, pixels: torch.Tensor, dtype: torch.
     was_training = model.training
     model.eval()
     with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
-        features = model.vision_features(model.normalise_pixels(pixels.to(model.device)))
+        features = model.vision_features(model.normalise_grey(pixels.to(model.device)))
     model.train(was_training)
     return features.float().cpu().numpy()

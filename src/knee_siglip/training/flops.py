@@ -38,14 +38,13 @@ def image_flops(model: KneeRadDinoSigLIPModel, image_size: int, cached_features:
     """
     config, tower = model.config.vision_config, model.vision_model
     patches = (image_size // config.patch_size) ** 2
-    patch_values = config.num_channels * config.patch_size**2
+    patch_values = config.patch_size**2  # the image is grey
     width = config.hidden_size
     hidden = int(width * config.mlp_ratio)
     if config.use_swiglu_ffn:
         hidden = (int(hidden * 2 / 3) + 7) // 8 * 8  # as Dinov2SwiGLUFFN rounds it
     layers = [Layer(2 * patches * patch_values * width, 0, _is_trained(tower.embeddings), has_norm=False)]
-    for block in tower.encoder.layer:
-        layers.append(_block(block, patches + 1, width, hidden, matrices=3 if config.use_swiglu_ffn else 2))
+    layers += _blocks(tower.encoder.layer, patches + 1, width, hidden, matrices=3 if config.use_swiglu_ffn else 2)
     layers.append(Layer(0, 0, _is_trained(tower.layernorm), has_norm=True))
     projection = [
         Layer(2 * linear.in_features * linear.out_features, 0, _is_trained(linear), has_norm=False)
@@ -60,7 +59,7 @@ def text_flops(model: KneeRadDinoSigLIPModel) -> int:
     config, tower = model.config.text_config, model.text_model
     length, width = config.max_position_embeddings, config.hidden_size
     layers = [Layer(0, 0, _is_trained(tower.embeddings), has_norm=False)]
-    layers += [_block(block, length, width, config.intermediate_size, matrices=2) for block in tower.encoder.layers]
+    layers += _blocks(tower.encoder.layers, length, width, config.intermediate_size, matrices=2)
     layers.append(Layer(0, 0, _is_trained(tower.final_layer_norm), has_norm=True))
     layers.append(Layer(2 * width * tower.head.out_features, 0, _is_trained(tower.head), has_norm=False))
     return _training_flops(layers)
@@ -83,10 +82,17 @@ def step_flops(
     return encoding + loss_flops(images, width)
 
 
-def _block(block: nn.Module, tokens: int, width: int, hidden: int, matrices: int) -> Layer:
-    """Queries, keys, values and output of D x D each, an MLP of `matrices` of D x H, and two products of T x T x D."""
-    weights = 4 * width**2 + matrices * width * hidden
-    return Layer(2 * tokens * weights, 2 * 2 * tokens**2 * width, _is_trained(block), has_norm=True)
+def _blocks(blocks: nn.ModuleList, tokens: int, width: int, hidden: int, matrices: int) -> list[Layer]:
+    """Queries, keys, values and output of D x D each, an MLP of `matrices` of D x H, and two products of T x T x D.
+
+    Of the last block one token is pooled, so that only keys and values are of all tokens.
+    """
+    layers = []
+    for block in blocks:
+        asking = 1 if block is blocks[-1] else tokens
+        weights = 2 * width**2 * tokens + (2 * width**2 + matrices * width * hidden) * asking
+        layers.append(Layer(2 * weights, 2 * 2 * asking * tokens * width, _is_trained(block), has_norm=True))
+    return layers
 
 
 def _training_flops(layers: Iterable[Layer]) -> int:

@@ -1,16 +1,16 @@
-"""The short last block gives what the library's whole one gives, gradients included."""
+"""The short towers give what the library's whole ones give, gradients included."""
 
 import pytest
 import torch
 
-from knee_siglip.model.pooling import cls_token, last_position
+from knee_siglip.model.towers import cls_token, last_position
 
 PIXELS = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.randint(2, 32, (3, 8), generator=torch.Generator().manual_seed(0))
 
 TOWERS = {
     "vision": (
-        lambda model: cls_token(model.vision_model, PIXELS),
+        lambda model: cls_token(model.vision_model, PIXELS, model.image_mean, model.image_std),
         lambda model: model.vision_model(PIXELS).last_hidden_state[:, 0],
     ),
     "text": (
@@ -46,3 +46,19 @@ def test_a_tower_of_one_block_works(make_model, tower):
     model.vision_model.encoder.layer = model.vision_model.encoder.layer[:1]
     ours, theirs = (encode(model) for encode in TOWERS[tower])
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("stds", [(0.25, 0.25, 0.25), (0.2, 0.25, 0.4)])
+def test_a_grey_image_needs_one_channel(make_model, stds):
+    """Of an encoder whose channels are normalised unlike each other too."""
+    model = make_model(image_mean=(0.5, 0.4, 0.3), image_std=stds).double()
+    pixels = torch.randint(0, 256, (3, 56, 56), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found = []
+    for values in (model.normalise_pixels(pixels), model.normalise_grey(pixels)):
+        model.zero_grad()
+        features = model.vision_features(values)
+        features.square().sum().backward()
+        found.append((features, model.vision_model.embeddings.patch_embeddings.projection.weight.grad.clone()))
+    assert model.normalise_grey(pixels).shape == (3, 1, 56, 56)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)  # the mean and std are stored in float32

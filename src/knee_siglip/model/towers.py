@@ -1,21 +1,32 @@
-"""The towers' last blocks, for the one token that is pooled.
+"""Both towers without what nobody uses; the results are the library's, up to rounding.
 
-Of the last block's outputs only one is used: the image's CLS token, the text's last position. The others would be
-computed for nothing, so its queries, its output projection and its MLP see that one token; keys and values see all. The
-result is the library's, up to rounding.
+Of the last block's outputs only one is pooled: the image's CLS token, the text's last position. Its queries, its
+output projection and its MLP see that one token; keys and values see all. And a grey image is three equal channels: one
+channel through the sum of the patch filters gives the same.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import Dinov2Model, SiglipTextModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention, Dinov2Layer, eager_attention_forward
+from transformers.models.dinov2.modeling_dinov2 import (
+    Dinov2Attention,
+    Dinov2Embeddings,
+    Dinov2Layer,
+    eager_attention_forward,
+)
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
 
 
-def cls_token(tower: Dinov2Model, pixel_values: Tensor) -> Tensor:
-    """(B, 3, S, S) normalised pixels to (B, W): the CLS token after the last norm."""
-    hidden = tower.embeddings(pixel_values)
+def cls_token(tower: Dinov2Model, pixel_values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The CLS token (B, W) after the last norm.
+
+    pixel_values: (B, 3, S, S), normalised; or grey (B, 1, S, S), normalised with the first channel's mean and std.
+    mean, std: (1, 3, 1, 1) of the three channels.
+    """
+    is_grey = pixel_values.shape[1] == 1
+    hidden = _embed_grey(tower.embeddings, pixel_values, mean, std) if is_grey else tower.embeddings(pixel_values)
     *blocks, last = tower.encoder.layer
     for block in blocks:
         hidden = block(hidden)
@@ -41,6 +52,19 @@ def last_position(tower: SiglipTextModel, input_ids: Tensor) -> Tensor:
     pooled = pooled + last.mlp(last.layer_norm2(pooled))
     output: Tensor = tower.head(tower.final_layer_norm(pooled)[:, 0])
     return output
+
+
+def _embed_grey(embeddings: Dinov2Embeddings, grey: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(B, 1, S, S) to tokens (B, 1 + patches, W)."""
+    projection = embeddings.patch_embeddings.projection
+    assert projection.bias is not None
+    # each channel is a line of the first one: x_c = x_1 * s_1 / s_c + (m_1 - m_c) / s_c
+    weight = (projection.weight * (std[:, :1] / std)).sum(dim=1, keepdim=True)
+    bias = projection.bias + (projection.weight * ((mean[:, :1] - mean) / std)).sum(dim=(1, 2, 3))
+    patches = F.conv2d(grey.to(weight.dtype), weight, bias, stride=projection.stride).flatten(2).transpose(1, 2)
+    tokens = torch.cat([embeddings.cls_token.expand(len(grey), -1, -1), patches], dim=1)
+    positioned: Tensor = tokens + embeddings.interpolate_pos_encoding(tokens, *grey.shape[2:])
+    return torch.as_tensor(embeddings.dropout(positioned))
 
 
 def _attend(attention: Dinov2Attention | SiglipAttention, states: Tensor, pooled: slice, dropout: float) -> Tensor:
