@@ -22,6 +22,8 @@ def accelerate(model: KneeRadDinoSigLIPModel, params: TrainParams, device: torch
         model.vision_model.activation_checkpointing_enable()
     if params.gradient_checkpointing.text:
         model.text_model.activation_checkpointing_enable()
+        # transformers asks for gradients of the tokens' embeddings: for nothing, and through blocks that are frozen
+        model.text_model.disable_input_require_grads()
     if device.type == "cuda":
         precision = "tf32" if params.tf32 else "ieee"
         torch.backends.cuda.matmul.fp32_precision = precision
