@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from knee_siglip.data.batches import PairDataset, Pixels, distinct_texts
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.data.store import CachedPixels, open_pixels
 from knee_siglip.data.text import tokenize
-from knee_siglip.errors import UserError
+from knee_siglip.errors import Interrupted, UserError
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.device import autocast_dtype, place
@@ -67,7 +68,12 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
         first = open_run(paths.store_root() / paths.RUNS, key, params.train.save_every_minutes)
         with first if ranks.is_first else nullcontext() as keeper:
             ranks.wait()  # the lock is taken, or its refusal has ended the first process
-            _train(job, key, keeper)
+            try:
+                _train(job, key, keeper)
+            except Interrupted as error:
+                if ranks.is_first:
+                    raise
+                sys.exit(error.exit_code)  # once is told often enough
             if keeper is not None:
                 keeper.remove()
 

@@ -299,7 +299,7 @@ class Trainer:
             self._flush()
             is_saved = self.keeper is not None and self.keeper.save(self.state_dict(), self.step)
             if asked:
-                raise self._interrupted(is_saved)
+                raise self._interrupted(self.ranks.any(is_saved))
             self.speed.start()
 
     def _save_is_due(self) -> bool:
