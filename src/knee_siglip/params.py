@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from knee_siglip.errors import UsageError
 from knee_siglip.paths import PARAMS, SAMPLE
+from knee_siglip.prompts import FINDINGS, KL_PROMPTS
 
 RAD_DINO = "microsoft/rad-dino"
 SIGLIP = "google/siglip-base-patch16-224"
@@ -170,46 +171,62 @@ class TrainParams(Section):
 
 Grade = Literal["0", "1", "2", "3", "4"]
 
-KL_WORDINGS: dict[Grade, tuple[str, ...]] = {
-    "0": (
-        "Normal {side} knee joint.",
-        "No significant bony abnormality of the {side} knee.",
-        "{Side} knee: no radiographic features of osteoarthritis.",
-    ),
-    "1": (
-        "Doubtful OA of {side} knee joint.",
-        "{Side} knee: doubtful joint space narrowing, possible osteophytic lipping.",
-    ),
-    "2": (
-        "Mild OA of medial compartment of {side} knee joint.",
-        "Mild OA of lateral compartment of {side} knee joint.",
-        "{Side} knee: definite osteophytes, KL grade 2.",
-    ),
-    "3": (
-        "Moderate OA of medial compartment of {side} knee joint.",
-        "Moderate OA of lateral compartment of {side} knee joint.",
-        "{Side} knee: moderate OA, multiple osteophytes and some sclerosis.",
-    ),
-    "4": (
-        "Severe OA of medial compartment of {side} knee joint.",
-        "Severe OA of lateral compartment of {side} knee joint.",
-        "{Side} knee: severe OA, large osteophytes, severe sclerosis and bone end deformity.",
-    ),
-}
-"""In the manner of impressions and in the words of Kellgren and Lawrence 1957 (Ann Rheum Dis 16:494)."""
+Prompts = Annotated[list[str], Field(min_length=1)]
 
-KL_PROMPTS: dict[Grade, list[str]] = {
-    grade: [text.format(side=side, Side=side.capitalize()) for side in ("left", "right") for text in wordings]
-    for grade, wordings in KL_WORDINGS.items()
-}
+
+class FindingParams(Section):
+    """A finding that is looked for without training: prompts for it and against it, and what knows the truth.
+
+    The truth is a `column` (1, true, yes, present; or a JSON list of findings that names this one), or `text`, a
+    regular expression that the impression matches somewhere, not negated.
+    """
+
+    positive: Prompts
+    negative: Prompts
+    column: str | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one_truth(self) -> Self:
+        if (self.column is None) == (self.text is None):
+            raise ValueError("give exactly one of column and text, which tells who has the finding")
+        if self.text is not None:
+            try:
+                re.compile(self.text)
+            except re.error as error:
+                raise ValueError(f"text = {self.text!r} is no regular expression: {error}") from None
+        return self
+
+
+FindingName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+
+
+class GroundingParams(Section):
+    """Maps of where in the image a finding's prompts look.
+
+    `images`: at most so many with boxes are measured, 0 turns it off. `window`: patches along the side of the square
+    that is hidden at a time; null: a quarter of the image's side.
+    """
+
+    images: Annotated[int, Field(ge=0)] = 64
+    window: PositiveInt | None = None
 
 
 class EvaluateParams(Section):
-    """`kl_prompts`: the texts whose mean embedding stands for each Kellgren-Lawrence grade."""
+    """`kl_prompts`: the texts whose mean embedding stands for each Kellgren-Lawrence grade.
+
+    `findings`: what else is looked for. `subgroups`: columns by whose values the headline metrics are told apart.
+    `robustness`: measure disturbed originals too. `gallery`: queries shown on the page.
+    """
 
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["test"]
     batch_size: Annotated[int, Field(ge=2)] = 64
-    kl_prompts: dict[Grade, Annotated[list[str], Field(min_length=1)]] = KL_PROMPTS
+    kl_prompts: dict[Grade, Prompts] = {grade: KL_PROMPTS[grade] for grade in get_args(Grade)}
+    findings: dict[FindingName, FindingParams] = {name: FindingParams(**values) for name, values in FINDINGS.items()}
+    subgroups: list[str] = ["side", "view", "kl_grade"]
+    robustness: bool = True
+    grounding: GroundingParams = GroundingParams()
+    gallery: Annotated[int, Field(ge=0, le=100)] = 6
 
     @field_validator("kl_prompts", mode="before")
     @classmethod

@@ -16,10 +16,11 @@ from knee_siglip.data.store import build_cache
 from knee_siglip.data.text import load_tokenizer
 from knee_siglip.data.transform import Transform
 from knee_siglip.evaluation.evaluate import EvaluateFiles
-from knee_siglip.evaluation.split import EmbeddedSplit
+from knee_siglip.evaluation.probe import measure
+from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit, PromptEmbeds
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
-from knee_siglip.params import Params
+from knee_siglip.params import EvaluateParams, Params
 
 TOKENIZER = Path(__file__).parents[2] / "src/knee_siglip/model/small/text"
 POSITIONS = 16
@@ -58,7 +59,8 @@ def make_split() -> Callable[..., EmbeddedSplit]:
             "rows": rows,
             "image_embeds": unit(meant + noise * rng.normal(size=meant.shape)),
             "text_embeds": unit(meant),
-            "grade_embeds": unit(anchors),
+            "numbers": np.arange(count),
+            "prompts": PromptEmbeds([unit(anchors[grade : grade + 1]) for grade in range(5)], {}),
             "logit_scale": 10.0,
             "logit_bias": -2.0,
             "batch_size": 64,
@@ -66,6 +68,23 @@ def make_split() -> Callable[..., EmbeddedSplit]:
         return EmbeddedSplit(**(values | changes))
 
     return make
+
+
+@pytest.fixture
+def data_of() -> Callable[..., EmbeddedData]:
+    """Splits as if they had been embedded; there are neither checkpoint nor pixels."""
+
+    def make(*splits: EmbeddedSplit, **params) -> EmbeddedData:
+        values = EvaluateParams(splits=[splits[0].name], **params)
+        return EmbeddedData(values, {split.name: split for split in splits}, checkpoint=None, pixels=None)
+
+    return make
+
+
+@pytest.fixture
+def measured(data_of) -> Callable[..., dict[str, float]]:
+    """All measurements of a split that stands alone."""
+    return lambda split: measure(split, data_of(split))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from knee_siglip.data.store import build_cache
 from knee_siglip.data.transform import Transform
 from knee_siglip.errors import UserError
 from knee_siglip.evaluation import evaluate as evaluate_module
-from knee_siglip.evaluation.evaluate import embed_splits, evaluate
+from knee_siglip.evaluation.evaluate import embed, evaluate
 from knee_siglip.params import EvaluateParams, flatten
 
 
@@ -52,7 +52,7 @@ def test_with_the_real_tracker_switched_off_two_runs_are_equal(files, params):
 
 
 def test_every_split_has_its_rows_in_the_order_of_the_manifest(files):
-    test, val = embed_splits(EvaluateParams(splits=["test", "val", "test"]), files, device="cpu")
+    test, val = embed(EvaluateParams(splits=["test", "val", "test"]), files, device="cpu").evaluated
     manifest = read_manifest(files.manifest)
     assert test.rows["image_id"].tolist() == manifest["image_id"][:8].tolist()
     assert val.rows["image_id"].tolist() == manifest["image_id"][8:].tolist()
@@ -60,17 +60,19 @@ def test_every_split_has_its_rows_in_the_order_of_the_manifest(files):
 
 
 def test_equal_texts_have_equal_embeddings(files):
-    (test,) = embed_splits(EvaluateParams(), files, device="cpu")
+    (test,) = embed(EvaluateParams(), files, device="cpu").evaluated
     assert test.texts[0] == test.texts[3]
     np.testing.assert_array_equal(test.text_embeds[0], test.text_embeds[3])
 
 
-def test_images_of_other_splits_are_not_needed(files, tmp_path, monkeypatch):
-    """A fresh clone pulls the checkpoint and decodes what it evaluates, not the whole training set."""
+def test_images_of_other_splits_are_not_needed(files, tmp_path, monkeypatch, caplog):
+    """Where the training images are gone, what is learnt from them is left out."""
     monkeypatch.setenv("KNEE_SIGLIP_STORE", str(tmp_path / "empty store"))
     for name in read_manifest(files.manifest)["image_file"][8:]:
         (tmp_path / name).unlink()
-    assert len(embed_splits(EvaluateParams(), files, device="cpu")[0]) == 8
+    data = embed(EvaluateParams(), files, device="cpu")
+    assert {name: len(split) for name, split in data.splits.items()} == {"test": 8}
+    assert "whose images are missing" in caplog.text
 
 
 def test_a_cache_of_another_size_is_refused(files, params, tmp_path):
@@ -83,7 +85,7 @@ def test_a_cache_of_another_size_is_refused(files, params, tmp_path):
 
 def test_an_empty_split_is_named(files):
     with pytest.raises(UserError, match=r"evaluate\.splits names train"):
-        embed_splits(EvaluateParams(splits=["train"]), files, device="cpu")
+        embed(EvaluateParams(splits=["train"]), files, device="cpu")
 
 
 def test_a_diverged_model_is_refused(files):
@@ -91,7 +93,7 @@ def test_a_diverged_model_is_refused(files):
     content["weights"]["visual_projection.weight"].fill_(float("nan"))
     torch.save(content, files.model)
     with pytest.raises(UserError, match="not finite"):
-        embed_splits(EvaluateParams(), files, device="cpu")
+        embed(EvaluateParams(), files, device="cpu")
 
 
 def test_a_manifest_with_neither_patients_nor_grades_is_evaluated(files, params):

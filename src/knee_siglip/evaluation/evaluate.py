@@ -1,20 +1,25 @@
 """An evaluation from files to files: checkpoint and cache in, metrics, predictions and plots out."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from knee_siglip.data.manifest import read_manifest
+import pandas as pd
+
+from knee_siglip.data.manifest import SPLITS, read_manifest
 from knee_siglip.data.store import CachedPixels, open_pixels
 from knee_siglip.errors import UserError
 from knee_siglip.evaluation.probe import measure
 from knee_siglip.evaluation.report import write_report
-from knee_siglip.evaluation.split import EmbeddedSplit, embed_split
+from knee_siglip.evaluation.split import EmbeddedData, embed_prompts, embed_split
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device
-from knee_siglip.model.embedding import prompt_embeddings
 from knee_siglip.params import EvaluateParams, Params, nest
 from knee_siglip.tracking.tracker import attach_tracker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,9 @@ def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict
     Raises:
         UserError: the checkpoint was trained on images prepared otherwise than the cache's, or a split is empty.
     """
-    splits = embed_splits(params.evaluate, files, device)
-    metrics = {split.name: nest(measure(split)) for split in splits}
-    artifacts = write_report(splits, metrics, files.report)
+    data = embed(params.evaluate, files, device)
+    metrics = {split.name: nest(measure(split, data)) for split in data.evaluated}
+    artifacts = write_report(data, metrics, files.report)
     with attach_tracker(params, stage="evaluate", model_path=files.model) as tracker:
         # training has already logged its own `train.loss` and `val.loss`, of another epoch
         tracker.log_summary({name if name == "test" else f"evaluation.{name}": metrics[name] for name in metrics})
@@ -47,16 +52,41 @@ def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict
     return metrics
 
 
-def embed_splits(params: EvaluateParams, files: EvaluateFiles, device: str = "auto") -> list[EmbeddedSplit]:
-    """Every split once, in the order given; only their pixels are looked for in the store."""
-    names = list(dict.fromkeys(params.splits))
+def embed(params: EvaluateParams, files: EvaluateFiles, device: str = "auto") -> EmbeddedData:
+    """All rows of the manifest, embedded: the other splits are what baselines and probes learn from.
+
+    Raises:
+        UserError: the checkpoint was trained on images prepared otherwise than the cache's, or a split that is to be
+            evaluated is empty.
+    """
     checkpoint = load_checkpoint(files.model, device=pick_device(device))
     manifest = read_manifest(files.manifest)
-    manifest = manifest[manifest["split"].isin(names)].reset_index(drop=True)
-    pixels = open_pixels(manifest, files.cache_facts)
+    if missing := sorted(set(params.splits) - set(manifest["split"])):
+        raise UserError(f"params.yaml: evaluate.splits names {missing[0]}, but no row of the manifest is in that split")
+    manifest, pixels = _open_what_is_there(manifest, params.splits, files)
     require_same_transform(checkpoint, pixels, files)
-    grade_embeds = prompt_embeddings(checkpoint, [params.kl_prompts[grade] for grade in sorted(params.kl_prompts)])
-    return [embed_split(name, manifest, pixels, checkpoint, grade_embeds, params.batch_size) for name in names]
+    prompts = embed_prompts(checkpoint, params)
+    splits = {
+        name: embed_split(name, manifest, pixels, checkpoint, prompts, params.batch_size)
+        for name in SPLITS
+        if (manifest["split"] == name).any()
+    }
+    return EmbeddedData(params, splits, checkpoint, pixels)
+
+
+def _open_what_is_there(
+    manifest: pd.DataFrame, evaluated: Sequence[str], files: EvaluateFiles
+) -> tuple[pd.DataFrame, CachedPixels]:
+    """The manifest with its pixels; without the training images, where there are none, what can be evaluated."""
+    try:
+        return manifest, open_pixels(manifest, files.cache_facts)
+    except UserError as error:
+        rows = manifest[manifest["split"].isin(evaluated)].reset_index(drop=True)
+        if len(rows) == len(manifest):
+            raise
+        pixels = open_pixels(rows, files.cache_facts)
+        logger.warning("evaluated without what is learnt from the other splits, whose images are missing: %s", error)
+        return rows, pixels
 
 
 def require_same_transform(checkpoint: Checkpoint, pixels: CachedPixels, files: EvaluateFiles) -> None:

@@ -1,4 +1,5 @@
-"""The measurements of the evaluation. A probe reads one embedded split and returns dotted metric names with values.
+"""The measurements of the evaluation. A probe reads one embedded split, and what may be learnt from the others, and
+returns dotted metric names with values.
 
 A new measurement is one more function in `PROBES`; a value that is undefined for this split is left out.
 """
@@ -12,7 +13,7 @@ import torch
 
 from knee_siglip.data.text import normalise_text
 from knee_siglip.errors import UserError
-from knee_siglip.evaluation.split import EmbeddedSplit
+from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.bootstrap import Interval, kappa_interval, macro_auroc_interval, mean_interval
 from knee_siglip.metrics.calibration import expected_calibration_error
 from knee_siglip.metrics.retrieval import (
@@ -27,13 +28,13 @@ from knee_siglip.metrics.zero_shot import zero_shot_metrics
 from knee_siglip.model.loss import sigmoid_loss
 
 Metrics = dict[str, float]
-Probe = Callable[[EmbeddedSplit], Metrics]
+Probe = Callable[[EmbeddedSplit, EmbeddedData], Metrics]
 
 ALTERNATIVES_COLUMN = "text_alternatives"
 """JSON object per row: each text that could have been written about this image, with its probability."""
 
 
-def count_rows(split: EmbeddedSplit) -> Metrics:
+def count_rows(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """What the figures stand on."""
     return {
         "rows": len(split),
@@ -43,7 +44,7 @@ def count_rows(split: EmbeddedSplit) -> Metrics:
     }
 
 
-def measure_loss(split: EmbeddedSplit) -> Metrics:
+def measure_loss(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """Mean sigmoid loss over the same batches as the contrastive accuracy; equal texts are positives in any case."""
     images, texts = torch.from_numpy(split.image_embeds), torch.from_numpy(split.text_embeds)
     text_ids = torch.from_numpy(split.text_ids)
@@ -53,7 +54,7 @@ def measure_loss(split: EmbeddedSplit) -> Metrics:
     return {"loss": float(np.mean(losses))}
 
 
-def measure_contrastive(split: EmbeddedSplit) -> Metrics:
+def measure_contrastive(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """Contrastive accuracy, both definitions; `contrastive_batch_size` is smaller than asked for in a small split."""
     scores = embedding_scores(split.image_embeds, split.text_embeds)
     credit = contrastive_credit(scores, split.text_ids, split.batch_size)
@@ -67,7 +68,7 @@ def measure_contrastive(split: EmbeddedSplit) -> Metrics:
     }
 
 
-def measure_bounds(split: EmbeddedSplit) -> Metrics:
+def measure_bounds(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """What constant embeddings reach, and, where the texts' alternatives are known, a perfect reader of the images."""
     constant = contrastive_credit(lambda rows: np.zeros((len(rows), len(rows))), split.text_ids, split.batch_size)
     metrics = {"baseline.constant.contrastive_accuracy": constant.accuracy}
@@ -78,7 +79,7 @@ def measure_bounds(split: EmbeddedSplit) -> Metrics:
     return metrics
 
 
-def measure_retrieval(split: EmbeddedSplit) -> Metrics:
+def measure_retrieval(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """Each image among all texts of the split, each text among all images."""
     metrics: Metrics = {}
     for direction, found in (("image_to_text", split.image_to_text), ("text_to_image", split.text_to_image)):
@@ -88,7 +89,7 @@ def measure_retrieval(split: EmbeddedSplit) -> Metrics:
     return metrics
 
 
-def measure_zero_shot(split: EmbeddedSplit) -> Metrics:
+def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """Kellgren-Lawrence grade by the most similar prompts, over the rows that have a grade.
 
     The AUROC needs figures that compare across images: probabilities, since some images are near to all prompts.
@@ -107,7 +108,7 @@ def measure_zero_shot(split: EmbeddedSplit) -> Metrics:
     return {f"zero_shot_kl.{name}": value for name, value in metrics.items()}
 
 
-def measure_calibration(split: EmbeddedSplit) -> Metrics:
+def measure_calibration(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """Of the zero-shot grade probabilities."""
     return {"calibration.ece": expected_calibration_error(split.grade_probabilities[split.graded], split.grades)}
 
@@ -123,11 +124,11 @@ PROBES: tuple[Probe, ...] = (
 )
 
 
-def measure(split: EmbeddedSplit) -> Metrics:
+def measure(split: EmbeddedSplit, data: EmbeddedData) -> Metrics:
     """All probes of one split; what is not a finite number is left out, as JSON has no name for it."""
     metrics: Metrics = {}
     for probe in PROBES:
-        metrics |= probe(split)
+        metrics |= probe(split, data)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 

@@ -1,7 +1,6 @@
 """What an evaluation leaves on disk: metrics, one row per image, and the plots' data."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from knee_siglip.evaluation.split import EmbeddedSplit
+from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.zero_shot import GRADES, grade_confusion
 
 RECALL_CURVE = range(1, 51)
@@ -25,8 +24,9 @@ class Artifact:
     kind: str
 
 
-def write_report(splits: Sequence[EmbeddedSplit], metrics: dict[str, Any], folder: Path) -> list[Artifact]:
+def write_report(data: EmbeddedData, metrics: dict[str, Any], folder: Path) -> list[Artifact]:
     """Write everything; the plots show the test split, or the first one where test was not evaluated."""
+    splits = data.evaluated
     shown = next((split for split in splits if split.name == "test"), splits[0])
     plots, figures = folder / "plots", folder / "figures"
     for place in (plots, figures):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -17,25 +18,43 @@ from knee_siglip.metrics.retrieval import FirstCorrect, find_first_correct, numb
 from knee_siglip.metrics.similarity import cosine_scores
 from knee_siglip.metrics.zero_shot import GRADES, predicted_grades
 from knee_siglip.model.checkpoint import Checkpoint
-from knee_siglip.model.embedding import embed_pixels, embed_texts
+from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
+from knee_siglip.params import EvaluateParams, Grade
 
 IMAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """Embeddings of the prompts, float32 and L2-normalised.
+
+    grades: of each Kellgren-Lawrence grade its prompts, (P, D) each. findings: name to (2, D), the ensembles for and
+    against it.
+    """
+
+    grades: list[np.ndarray]
+    findings: dict[str, np.ndarray]
+
+    @cached_property
+    def grade_ensembles(self) -> np.ndarray:
+        """(5, D), one for each grade."""
+        return np.stack([ensemble(prompts) for prompts in self.grades])
 
 
 @dataclass(frozen=True)
 class EmbeddedSplit:
     """N pairs of one split with their embeddings, float32 and L2-normalised.
 
-    rows: the N manifest rows. image_embeds, text_embeds: (N, D). grade_embeds: (5, D), the prompts of each
-    Kellgren-Lawrence grade. logit_scale, logit_bias: of the model, the scale already exponentiated. batch_size: of the
-    contrastive metrics.
+    rows: the N manifest rows. numbers: (N,) their places in the manifest. image_embeds, text_embeds: (N, D).
+    logit_scale, logit_bias: of the model, the scale already exponentiated. batch_size: of the contrastive metrics.
     """
 
     name: str
     rows: pd.DataFrame
+    numbers: np.ndarray
     image_embeds: np.ndarray
     text_embeds: np.ndarray
-    grade_embeds: np.ndarray
+    prompts: PromptEmbeds
     logit_scale: float
     logit_bias: float
     batch_size: int
@@ -60,6 +79,12 @@ class EmbeddedSplit:
         return number_patients(self.rows["patient_id"].fillna("").tolist() if known else None, len(self))
 
     @cached_property
+    def study_ids(self) -> np.ndarray:
+        """(N,) integers, equal for images of one study; an image without one stands for itself."""
+        known = "study_id" in self.rows
+        return number_patients(self.rows["study_id"].fillna("").tolist() if known else None, len(self))
+
+    @cached_property
     def graded(self) -> np.ndarray:
         """(G,) row numbers that have a Kellgren-Lawrence grade 0-4."""
         if "kl_grade" not in self.rows:
@@ -77,7 +102,7 @@ class EmbeddedSplit:
     @cached_property
     def grade_scores(self) -> np.ndarray:
         """(N, 5) cosine of each image with each grade's prompts."""
-        return cosine_scores(self.image_embeds, self.grade_embeds)
+        return cosine_scores(self.image_embeds, self.prompts.grade_ensembles)
 
     @cached_property
     def grade_probabilities(self) -> np.ndarray:
@@ -100,36 +125,55 @@ class EmbeddedSplit:
         return find_first_correct(self.text_embeds, self.image_embeds, self.text_ids)
 
 
+@dataclass(frozen=True)
+class EmbeddedData:
+    """Every split of the manifest that has rows, by name, and what they were embedded with."""
+
+    params: EvaluateParams
+    splits: dict[str, EmbeddedSplit]
+    checkpoint: Checkpoint
+    pixels: CachedPixels
+
+    @property
+    def evaluated(self) -> list[EmbeddedSplit]:
+        """The splits of `params.splits`, each once, in that order."""
+        return [self.splits[name] for name in dict.fromkeys(self.params.splits)]
+
+
 def embed_split(
-    name: str,
-    manifest: pd.DataFrame,
-    pixels: CachedPixels,
-    checkpoint: Checkpoint,
-    grade_embeds: np.ndarray,
-    batch_size: int,
+    name: str, manifest: pd.DataFrame, pixels: CachedPixels, checkpoint: Checkpoint, prompts: PromptEmbeds, batch: int
 ) -> EmbeddedSplit:
     """Embed the rows of the split `name`; pixels[i] belongs to manifest row i.
 
     Raises:
-        UserError: the split has no rows, or the model gives no finite numbers.
+        UserError: the model gives no finite numbers.
     """
     numbers = np.flatnonzero((manifest["split"] == name).to_numpy())
-    if not len(numbers):
-        raise UserError(f"params.yaml: evaluate.splits names {name}, but no row of the manifest is in that split")
     rows = manifest.iloc[numbers].reset_index(drop=True)
     split = EmbeddedSplit(
         name=name,
         rows=rows,
+        numbers=numbers,
         image_embeds=embed_pixels(checkpoint, _pixel_batches(pixels, numbers, f"Embedding {name}")),
         text_embeds=embed_texts(checkpoint, rows["text"].tolist()),
-        grade_embeds=grade_embeds,
+        prompts=prompts,
         logit_scale=checkpoint.model.logit_scale.exp().item(),
         logit_bias=checkpoint.model.logit_bias.item(),
-        batch_size=batch_size,
+        batch_size=batch,
     )
-    if not all(np.isfinite(embeds).all() for embeds in (split.image_embeds, split.text_embeds, grade_embeds)):
+    embeds = (split.image_embeds, split.text_embeds, prompts.grade_ensembles)
+    if not all(np.isfinite(values).all() for values in embeds):
         raise UserError(f"the model's embeddings of the {name} split are not finite numbers: its training diverged")
     return split
+
+
+def embed_prompts(checkpoint: Checkpoint, params: EvaluateParams) -> PromptEmbeds:
+    """The prompts of params.yaml."""
+    findings = {
+        name: prompt_embeddings(checkpoint, [finding.positive, finding.negative])
+        for name, finding in params.findings.items()
+    }
+    return PromptEmbeds([embed_texts(checkpoint, params.kl_prompts[grade]) for grade in get_args(Grade)], findings)
 
 
 def _pixel_batches(pixels: CachedPixels, numbers: np.ndarray, description: str) -> Iterator[np.ndarray]:

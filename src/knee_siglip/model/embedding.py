@@ -41,12 +41,16 @@ def embed_texts(checkpoint: Checkpoint, texts: Sequence[str], batch_size: int = 
 
 
 def prompt_embeddings(checkpoint: Checkpoint, prompts: Sequence[Sequence[str]]) -> np.ndarray:
-    """Prompt ensembles of C classes to (C, D): each prompt L2-normalised, averaged, normalised again.
+    """Prompt ensembles of C classes to (C, D)."""
+    return np.stack([ensemble(embed_texts(checkpoint, texts)) for texts in prompts])
+
+
+def ensemble(prompt_embeds: np.ndarray) -> np.ndarray:
+    """(P, D) L2-normalised prompts to (D,): averaged, and normalised again.
 
     Source: Radford et al. 2021 (arXiv:2103.00020), section 3.1.4.
     """
-    means = [embed_texts(checkpoint, ensemble).mean(axis=0) for ensemble in prompts]
-    return F.normalize(torch.from_numpy(np.stack(means)), dim=-1).numpy()
+    return F.normalize(torch.from_numpy(prompt_embeds.mean(axis=0)), dim=-1).numpy()
 
 
 def _no_rows(checkpoint: Checkpoint) -> np.ndarray:

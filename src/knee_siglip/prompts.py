@@ -1,0 +1,89 @@
+"""Texts that stand for a Kellgren-Lawrence grade or a finding, in the manner of impressions: params.yaml's defaults."""
+
+from typing import Any
+
+KL_WORDINGS: dict[str, tuple[str, ...]] = {
+    "0": (
+        "Normal {side} knee joint.",
+        "No significant bony abnormality of the {side} knee.",
+        "{Side} knee: no radiographic features of osteoarthritis.",
+    ),
+    "1": (
+        "Doubtful OA of {side} knee joint.",
+        "{Side} knee: doubtful joint space narrowing, possible osteophytic lipping.",
+    ),
+    "2": (
+        "Mild OA of medial compartment of {side} knee joint.",
+        "Mild OA of lateral compartment of {side} knee joint.",
+        "{Side} knee: definite osteophytes, KL grade 2.",
+    ),
+    "3": (
+        "Moderate OA of medial compartment of {side} knee joint.",
+        "Moderate OA of lateral compartment of {side} knee joint.",
+        "{Side} knee: moderate OA, multiple osteophytes and some sclerosis.",
+    ),
+    "4": (
+        "Severe OA of medial compartment of {side} knee joint.",
+        "Severe OA of lateral compartment of {side} knee joint.",
+        "{Side} knee: severe OA, large osteophytes, severe sclerosis and bone end deformity.",
+    ),
+}
+"""In the manner of impressions and in the words of Kellgren and Lawrence 1957 (Ann Rheum Dis 16:494)."""
+
+
+def both_sides(*texts: str) -> list[str]:
+    """Every text for the left and for the right knee."""
+    return [text.format(side=side, Side=side.capitalize()) for side in ("left", "right") for text in texts]
+
+
+KL_PROMPTS = {grade: both_sides(*wordings) for grade, wordings in KL_WORDINGS.items()}
+
+WITHOUT = both_sides("Normal {side} knee joint.", "Mild OA of medial compartment of {side} knee joint.")
+"""Against every finding: knees that have none of them, with and without osteoarthritis."""
+
+FINDINGS: dict[str, dict[str, Any]] = {
+    name: {"positive": both_sides(*positive), "negative": WITHOUT, "text": text}
+    for name, text, positive in (
+        (
+            "effusion",
+            "effusion",
+            (
+                "Joint effusion of {side} knee joint without OA.",
+                "Mild OA of medial compartment of {side} knee joint with joint effusion.",
+            ),
+        ),
+        ("arthroplasty", "arthroplasty|prosthes[ie]s|implant", ("Total knee arthroplasty of {side} knee joint.",)),
+        (
+            "fracture",
+            "fracture",
+            (
+                "Fracture of medial tibial plateau of {side} knee joint with joint effusion.",
+                "Fracture of lateral tibial plateau of {side} knee joint with joint effusion.",
+            ),
+        ),
+        (
+            "chondrocalcinosis",
+            "chondrocalcinosis",
+            (
+                "Chondrocalcinosis of {side} knee joint without OA.",
+                "Mild OA of medial compartment of {side} knee joint with chondrocalcinosis.",
+            ),
+        ),
+        (
+            "varus",
+            "varus",
+            (
+                "Varus angulation of {side} knee joint without OA.",
+                "Mild OA of medial compartment of {side} knee joint with varus angulation.",
+            ),
+        ),
+        (
+            "valgus",
+            "valgus",
+            (
+                "Valgus angulation of {side} knee joint without OA.",
+                "Mild OA of lateral compartment of {side} knee joint with valgus angulation.",
+            ),
+        ),
+    )
+}
