@@ -1,65 +1,17 @@
 """A training that is killed at any moment ends with the weights of one that was not, bit for bit."""
 
 import json
-import multiprocessing
 import os
 import signal
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from knee_siglip import paths
-from knee_siglip.errors import run_stage
-from knee_siglip.training.run import train
+from training_process import run, start, told_file, wait_until
 
 KILLS = 20
-CONTEXT = multiprocessing.get_context("forkserver")
-"""Its server imports torch once; each training is then a fresh process without the seconds of importing."""
-
-CONTEXT.set_forkserver_preload(["knee_siglip.training.run"])
-
-
-def run_in_child(files, params, kill_at=None, counted=None, environment=None):
-    """Train; at the `kill_at`-th call of a Python function the process is killed, wherever that is."""
-    os.environ.update(environment or {})
-    os.dup2(os.open(told_file(files), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
-    torch.set_num_threads(1)
-    calls = 0
-
-    def count(frame, event, argument):
-        nonlocal calls
-        calls += event == "call"
-        if calls == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    if kill_at or counted:
-        sys.setprofile(count)
-    run_stage(lambda: train(params, files, "cpu"))
-    sys.setprofile(None)
-    if counted:
-        Path(counted).write_text(str(calls))
-
-
-def told_file(files):
-    """What the last training wrote to stderr."""
-    return files.manifest.with_name("stderr.txt")
-
-
-def start(*arguments):
-    environment = {name: os.environ[name] for name in ("KNEE_SIGLIP_STORE",)}
-    child = CONTEXT.Process(target=run_in_child, args=arguments, kwargs={"environment": environment})
-    child.start()
-    return child
-
-
-def run(*arguments):
-    child = start(*arguments)
-    child.join()
-    return child.exitcode
 
 
 def clear_outs(files):
@@ -113,8 +65,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on_there(files, make_params, nu
     expected = results(files)
     clear_outs(files)
     child = start(files, params)
-    while not files.best_model.exists():  # the first epoch is over
-        time.sleep(0.01)
+    wait_until(files.best_model.exists, child)  # the first epoch is over
     os.kill(child.pid, number)
     child.join()
     assert child.exitcode == code
@@ -132,8 +83,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on_there(files, make_params, nu
 
 def test_a_state_of_other_params_is_not_picked_up(files, params, make_params):
     child = start(files, make_params(epochs=30, save_every_steps=1))
-    while not (states := list(paths.store_root().glob(f"{paths.RUNS}/*/*.sha256"))):
-        time.sleep(0.01)
+    states = wait_until(lambda: list(paths.store_root().glob(f"{paths.RUNS}/*/*.sha256")), child)
     child.kill()
     child.join()
     assert run(files, params) == 0

@@ -1,0 +1,76 @@
+"""What gradient caching promises: a batch far beyond a GPU's memory in one step, and the gradients of the whole."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_training import Figures, Task, build_trainer, clean_slate, epoch_of, synthetic_pairs, timed
+from sizes import our_model
+from torch import Tensor
+
+from knee_siglip.model.device import autocast_dtype
+from knee_siglip.params import GradientCheckpointingParams, TrainParams
+from knee_siglip.training.acceleration import accelerate
+from knee_siglip.training.accumulation import backward_group
+from knee_siglip.training.distributed import Ranks
+from knee_siglip.training.encoder import PairEncoder, Share
+
+ZERO_BUT_FOR_ROUNDING = "k_proj.bias"
+"""Softmax does not feel a constant added to all keys."""
+
+
+def one_large_step(task: Task, micro_batch_size: int, **options: Any) -> Figures:
+    """One optimizer step of the `Trainer` on a contrastive group of `task.batch_size`, encoded in pieces."""
+    params = TrainParams(
+        batch_size=task.batch_size, micro_batch_size=micro_batch_size, epochs=1, learning_rate=1e-4, **options
+    )
+    with clean_slate(task.device):
+        trainer = build_trainer(task, params, task.batch_size)
+        metrics: dict[str, float] = {}
+        seconds = timed(lambda: metrics.update(epoch_of(trainer)), task.device)
+        finite = math.isfinite(metrics["train.loss"]) and not metrics["train.skipped_steps"]
+        return {
+            "batch_size": task.batch_size,
+            "micro_batch_size": trainer.micro_batch_size,
+            "seconds": seconds,
+            "peak_memory_mb": trainer.speed.figures()["peak_memory_mb"],
+            "loss": metrics["train.loss"],
+            "finite": float(finite),
+        }
+
+
+def gradient_differences(task: Task, micro_batch_size: int, precision: str) -> Figures:
+    """Norms of the differences between a group's gradients in pieces and undivided, relative to the undivided ones.
+
+    The undivided group is encoded with gradient checkpointing, without which it would not fit.
+    """
+    with clean_slate(task.device):
+        whole = _gradients(task, task.batch_size, precision, checkpointing=True)
+        pieces = _gradients(task, micro_batch_size, precision, checkpointing=False)
+        names = [name for name in whole if not name.endswith(ZERO_BUT_FOR_ROUNDING)]
+        squares = {name: ((pieces[name] - whole[name]).square().sum(), whole[name].square().sum()) for name in names}
+        of_each = {name: math.sqrt(difference / norm) for name, (difference, norm) in squares.items()}
+        difference, norm = (sum(float(pair[i]) for pair in squares.values()) for i in range(2))
+        worst = max(of_each, key=lambda name: of_each[name])
+        return {"all": math.sqrt(difference / norm), "largest": of_each[worst], "parameter": worst}
+
+
+def _gradients(task: Task, micro_batch_size: int, precision: str, checkpointing: bool) -> dict[str, Tensor]:
+    """float64 (the sums of squares need it) gradients of one group, the same for the same task, on the CPU."""
+    torch.manual_seed(0)
+    params = TrainParams(
+        mixed_precision=precision,  # type: ignore[arg-type]
+        tf32=False,
+        gradient_checkpointing=GradientCheckpointingParams(vision=checkpointing, text=checkpointing),
+    )
+    with task.device:
+        model = our_model(task.sizes, task.batch_size).train()
+    accelerate(model, params, task.device)
+    encoder = PairEncoder(model, autocast_dtype(precision, task.device), params.augment)
+    pairs = synthetic_pairs(task.batch_size, task.image_size, task.sizes)
+    batch = pairs.batch(np.arange(task.batch_size)).to(task.device)
+    share = Share(batch, task.batch_size, task.batch_size, seed=0, step=0)
+    backward_group(encoder, share, micro_batch_size, Ranks())
+    named = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: gradient.double().cpu() for name, gradient in named.items() if gradient is not None}

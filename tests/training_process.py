@@ -1,0 +1,65 @@
+"""Trainings in processes of their own, which tests kill. A module of its own: such a process imports it by name."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from knee_siglip.errors import run_stage
+from knee_siglip.training.run import train
+
+CONTEXT = multiprocessing.get_context("forkserver")
+"""Its server imports torch once; each training is then a fresh process without the seconds of importing."""
+
+CONTEXT.set_forkserver_preload(["knee_siglip.training.run"])
+
+
+def run_in_child(files, params, kill_at=None, counted=None, environment=None):
+    """Train; at the `kill_at`-th call of a Python function the process is killed, wherever that is."""
+    os.environ.update(environment or {})
+    os.dup2(os.open(told_file(files), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+        if calls == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if kill_at or counted:
+        sys.setprofile(count)
+    run_stage(lambda: train(params, files, "cpu"))
+    sys.setprofile(None)
+    if counted:
+        Path(counted).write_text(str(calls))
+
+
+def told_file(files):
+    """What the last training wrote to stderr."""
+    return files.manifest.with_name("stderr.txt")
+
+
+def start(*arguments):
+    environment = {name: os.environ[name] for name in ("KNEE_SIGLIP_STORE",)}
+    child = CONTEXT.Process(target=run_in_child, args=arguments, kwargs={"environment": environment})
+    child.start()
+    return child
+
+
+def run(*arguments):
+    child = start(*arguments)
+    child.join()
+    return child.exitcode
+
+
+def wait_until(happened, child):
+    """What `happened` returns as soon as it is true; fails where the training ends before that."""
+    while not (found := happened()):
+        assert child.is_alive(), f"ended with {child.exitcode} before it happened"
+        time.sleep(0.01)
+    return found
