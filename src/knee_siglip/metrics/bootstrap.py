@@ -1,7 +1,10 @@
 """Patient-level bootstrap: intervals that know that the two knees of one patient are not independent.
 
-Patients are drawn with replacement, with all of their rows; a resample is a vector of how often each patient was drawn.
-Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8 (hierarchical data); percentiles.
+Patients are drawn with replacement, with all of their rows, so that a resample is a weight for each row: how often its
+patient was drawn. A `Statistic` turns the weights of many resamples into its values; `resample` gives several of them
+the same draws, so that figures, subgroups and differences of two models come from the same imagined test sets.
+Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8 (hierarchical data) and 5.3.1
+(percentiles).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +17,10 @@ from knee_siglip.metrics.zero_shot import GRADES, kappa_from_confusion, weighted
 RESAMPLES = 2000
 COVERAGE = 0.95
 CELLS_AT_ONCE = 2_000_000
-"""Resamples times patients (or rows) held in memory."""
+"""Resamples times rows held in memory."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""(R, P) draws per patient to (R,) values of the figure; NaN where a resample leaves it undefined."""
+"""(R, N) weights of the rows to (R,) values of the figure; NaN where a resample leaves it undefined."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +40,39 @@ def number_patients(patient_ids: Sequence[str | None] | None, count: int) -> np.
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
-def percentile_interval(
-    statistic: Statistic, patients: int, *, width: int | None = None, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval | None:
-    """The interval of a statistic over resampled patients; None where it is undefined in every resample.
+def patient_draws(patients: int, resamples: int = RESAMPLES, seed: int | np.random.Generator = 0) -> np.ndarray:
+    """(R, P) how often each resample draws each of P patients; each resample draws P of them.
 
-    Args:
-        statistic: vectorised over resamples.
-        patients: how many there are.
-        width: columns that the statistic needs per resample, if more than `patients`; bounds the memory.
+    A generator in place of the seed goes on where it stands: drawing in pieces gives the same draws.
     """
-    if patients == 0:
-        return None
+    drawn = np.random.default_rng(seed).integers(patients, size=(resamples, patients))
+    cells = drawn + np.arange(resamples)[:, None] * patients
+    return np.bincount(cells.ravel(), minlength=resamples * patients).reshape(resamples, patients)
+
+
+def resample(
+    statistics: Sequence[Statistic], patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """(S, R) values of S statistics over the same draws of patients, (N,) of the rows; R = 0 where there are no rows.
+
+    For retrieval the candidates stay as they are and the queries are resampled: a duplicated candidate would lower the
+    rank of every other one.
+    """
+    if not len(patients):
+        return np.zeros((len(statistics), 0))
+    distinct, patients = np.unique(patients, return_inverse=True)
     rng = np.random.default_rng(seed)
-    at_once = max(1, CELLS_AT_ONCE // max(patients, width or 0))
-    values = np.concatenate(
-        [
-            statistic(rng.multinomial(patients, np.full(patients, 1 / patients), size=min(at_once, resamples - start)))
-            for start in range(0, resamples, at_once)
-        ]
-    )
+    at_once = max(1, CELLS_AT_ONCE // len(patients))
+    pieces = []
+    for start in range(0, resamples, at_once):
+        draws = patient_draws(len(distinct), min(at_once, resamples - start), rng)
+        weights = draws[:, patients].astype(np.float64)
+        pieces.append(np.stack([statistic(weights) for statistic in statistics]))
+    return np.concatenate(pieces, axis=1)
+
+
+def percentile_interval(values: np.ndarray) -> Interval | None:
+    """The interval that holds the middle 95 % of resampled values (R,); None where none of them is defined."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None
@@ -64,46 +80,96 @@ def percentile_interval(
     return Interval(float(low), float(high))
 
 
+def value_of(statistic: Statistic, rows: int) -> float:
+    """The figure itself: every one of N rows counts once. NaN where it is undefined."""
+    return float(statistic(np.ones((1, rows)))[0]) if rows else float("nan")
+
+
+def mean_statistic(values: np.ndarray) -> Statistic:
+    """Mean of per-row values (N,); rows whose value is NaN take no part."""
+    rows = np.flatnonzero(np.isfinite(values))
+    known = values[rows].astype(np.float64)
+    return lambda weights: _share(weights[:, rows] @ known, weights[:, rows].sum(axis=1))
+
+
+def kappa_statistic(grades: np.ndarray, predicted: np.ndarray) -> Statistic:
+    """Quadratic-weighted kappa of grades (N,) and predicted (N,), both 0-4; rows with a negative grade take no part."""
+    confusion = _confusion_statistic(grades, predicted)
+    return lambda weights: kappa_from_confusion(confusion(weights))
+
+
+def balanced_accuracy_statistic(grades: np.ndarray, predicted: np.ndarray) -> Statistic:
+    """Mean recall over the grades (N,) that a resample holds; rows with a negative grade take no part."""
+    confusion = _confusion_statistic(grades, predicted)
+
+    def balanced_accuracy(weights: np.ndarray) -> np.ndarray:
+        counts = confusion(weights)
+        recalls = _share(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2))
+        present = np.isfinite(recalls)
+        return _share(np.where(present, recalls, 0).sum(axis=1), present.sum(axis=1))
+
+    return balanced_accuracy
+
+
+def macro_auroc_statistic(scores: np.ndarray, grades: np.ndarray) -> Statistic:
+    """Macro one-vs-rest AUROC of scores (N, 5) for grades (N,); rows with a negative grade take no part."""
+    rows = np.flatnonzero(grades >= 0)
+    if not len(rows):
+        return lambda weights: np.full(len(weights), np.nan)
+    return lambda weights: weighted_macro_auroc(scores[rows], grades[rows], weights[:, rows])
+
+
+def auroc_statistic(scores: np.ndarray, truth: np.ndarray) -> Statistic:
+    """AUROC of scores (N,) for a binary truth (N,); rows whose truth is negative take no part."""
+    return macro_auroc_statistic(np.stack([-scores, scores], axis=1), truth.astype(np.int64))  # both classes' are equal
+
+
 def mean_interval(
     values: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
-    """Interval of the mean of per-row values (N,), rows belonging to patients (N,).
-
-    For retrieval the candidates stay as they are and the queries are resampled: a duplicated candidate would lower the
-    rank of every other one.
-    """
-    _, patients = np.unique(patients, return_inverse=True)
-    sums, counts = np.bincount(patients, weights=values), np.bincount(patients)
-    return percentile_interval(
-        lambda draws: (draws @ sums) / (draws @ counts), len(counts), resamples=resamples, seed=seed
-    )
+    """Interval of the mean of per-row values (N,), rows belonging to patients (N,)."""
+    return _interval(mean_statistic(values), patients, resamples, seed)
 
 
 def kappa_interval(
     grades: np.ndarray, predicted: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
     """Interval of the quadratic-weighted kappa of grades (N,) and predicted (N,), both 0-4."""
-    _, patients = np.unique(patients, return_inverse=True)
-    count = int(patients.max(initial=-1)) + 1
-    cells = np.zeros((count, GRADES * GRADES))
-    np.add.at(cells, (patients, grades * GRADES + predicted), 1)
-    return percentile_interval(
-        lambda draws: kappa_from_confusion((draws @ cells).reshape(-1, GRADES, GRADES)),
-        count,
-        resamples=resamples,
-        seed=seed,
-    )
+    return _interval(kappa_statistic(grades, predicted), patients, resamples, seed)
+
+
+def balanced_accuracy_interval(
+    grades: np.ndarray, predicted: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval | None:
+    """Interval of the mean recall over the grades (N,) that occur."""
+    return _interval(balanced_accuracy_statistic(grades, predicted), patients, resamples, seed)
 
 
 def macro_auroc_interval(
     scores: np.ndarray, grades: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
     """Interval of the macro one-vs-rest AUROC of scores (N, 5) for grades (N,)."""
-    _, patients = np.unique(patients, return_inverse=True)
-    return percentile_interval(
-        lambda draws: weighted_macro_auroc(scores, grades, draws[:, patients]),
-        int(patients.max(initial=-1)) + 1,
-        width=len(grades),
-        resamples=resamples,
-        seed=seed,
-    )
+    return _interval(macro_auroc_statistic(scores, grades), patients, resamples, seed)
+
+
+def auroc_interval(
+    scores: np.ndarray, truth: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval | None:
+    """Interval of the AUROC of scores (N,) for a binary truth (N,)."""
+    return _interval(auroc_statistic(scores, truth), patients, resamples, seed)
+
+
+def _interval(statistic: Statistic, patients: np.ndarray, resamples: int, seed: int) -> Interval | None:
+    return percentile_interval(resample([statistic], patients, resamples, seed)[0])
+
+
+def _confusion_statistic(grades: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """(R, N) weights to (R, 5, 5) weighted counts, actual grade down and predicted grade across."""
+    rows = np.flatnonzero(grades >= 0)
+    cells = np.eye(GRADES * GRADES)[grades[rows] * GRADES + predicted[rows]]
+    return lambda weights: (weights[:, rows] @ cells).reshape(-1, GRADES, GRADES)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole; NaN where the whole is 0."""
+    return np.asarray(part / np.where(whole > 0, whole, np.nan))

@@ -1,0 +1,56 @@
+"""p-values of resampled differences and Holm's adjustment."""
+
+import numpy as np
+import pytest
+
+from knee_siglip.metrics.bootstrap import mean_interval, mean_statistic, resample
+from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        (np.arange(1, 100), 2 / 100),  # none on the other side: 2 * (1 + 0) / (1 + 99), never 0
+        (-np.arange(1, 100), 2 / 100),
+        (np.arange(-4, 95), 2 * (1 + 5) / 100),  # -4 ... 0
+        (np.zeros(99), 1.0),  # two equal models
+        (np.arange(-50, 50), 1.0),
+        ([1.0, np.nan, 2.0], 2 / 3),
+    ],
+)
+def test_p_values_by_hand(differences, p):
+    assert bootstrap_p_value(np.asarray(differences, dtype=float)) == pytest.approx(p)
+
+
+def test_without_a_defined_difference_there_is_no_p_value():
+    assert bootstrap_p_value(np.array([np.nan])) is None
+    assert bootstrap_p_value(np.zeros(0)) is None
+
+
+@pytest.mark.parametrize("shift", np.linspace(0, 0.3, 16))
+def test_p_falls_below_5_percent_where_the_interval_leaves_zero(shift):
+    values, patients = np.random.default_rng(0).normal(shift, 1, 160), np.arange(160) // 2
+    p = bootstrap_p_value(resample([mean_statistic(values)], patients)[0])
+    interval = mean_interval(values, patients)
+    assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1 = 0.04, 0.06, 0.06, 0.04; never below the one before
+    assert holm_adjusted([0.02, 0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.06, 0.04, 0.06])
+    assert holm_adjusted([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm_adjusted([0.03]) == pytest.approx([0.03])
+    assert holm_adjusted([]) == []
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p = rng.beta(0.3, 1, size=6)
+        adjusted = holm_adjusted(p)
+        rejected = set()
+        for step, number in enumerate(np.argsort(p)):
+            if p[number] > 0.05 / (6 - step):
+                break
+            rejected.add(int(number))
+        assert {number for number in range(6) if adjusted[number] <= 0.05} == rejected
