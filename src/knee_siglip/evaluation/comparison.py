@@ -1,0 +1,145 @@
+"""Two models on the same test rows: is the difference more than chance?"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from knee_siglip.errors import UsageError, UserError
+from knee_siglip.evaluation.headline import HEADLINES, headline_from_predictions, table_patients
+from knee_siglip.metrics.bootstrap import RESAMPLES, percentile_interval, resample
+from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
+
+KEY = ["image_id", "text"]
+TRUTHS = ("patient_id", "kl_grade")
+"""What a row's figures are held against, and drawn by: the same in both tables, or nothing is paired."""
+
+IN_BATCHES = "contrastive_accuracy"
+ROWS_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of two models; `difference` is B minus A, `low` and `high` are its 95 % interval.
+
+    p: two-sided, of no difference (`bootstrap_p_value`); p_holm: adjusted for all metrics compared beside this one.
+    """
+
+    metric: str
+    value_a: float
+    value_b: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+
+
+def compare(
+    a: pd.DataFrame, b: pd.DataFrame, metrics: Sequence[str] = (), resamples: int = RESAMPLES, seed: int = 0
+) -> list[Comparison]:
+    """Paired patient-level bootstrap of the headline metrics of two predictions tables of one split.
+
+    Each resample draws the same patients for both models, so that what is hard for both cancels out of the difference
+    (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 8.6 on what is one observation; percentiles).
+
+    Args:
+        a, b: predictions of the same rows, in any order.
+        metrics: names among `HEADLINES`; without any, all that both tables define.
+
+    Raises:
+        UsageError: a metric is none of the headline ones.
+        UserError: the rows, their patients or grades differ, or the batches do where they matter; or a metric that is
+            named is undefined for these rows.
+    """
+    if unknown := [name for name in metrics if name not in HEADLINES]:
+        raise UsageError(f"{unknown[0]} is no headline metric; there are {', '.join(HEADLINES)}")
+    a, b = match_rows(a, b)
+    names = list(dict.fromkeys(metrics)) or list(HEADLINES)
+    if IN_BATCHES in names:
+        _require_same(a, b, "contrastive_batch", f"{IN_BATCHES} needs the same evaluate.batch_size: ")
+    differences = _paired_differences(a, b, names, resamples, seed)
+    if undefined := [name for name in metrics if name not in differences]:
+        raise UserError(f"{undefined[0]} is undefined for these {len(a)} rows; leave it out")
+    values_a, values_b = headline_from_predictions(a), headline_from_predictions(b)
+    adjusted = holm_adjusted([bootstrap_p_value(values) for values in differences.values()])
+    return [
+        _compared(name, values_a[name], values_b[name], values, p_holm)
+        for (name, values), p_holm in zip(differences.items(), adjusted, strict=True)
+    ]
+
+
+def match_rows(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables in one order, that of image_id and text.
+
+    Raises:
+        UserError: one has rows that the other lacks, or says something else of a row.
+    """
+    surplus = {"A": _surplus(a, b), "B": _surplus(b, a)}
+    described = [_describe(rows, name) for name, rows in surplus.items() if rows]
+    if described:
+        raise UserError(
+            f"A has {len(a)} rows, B has {len(b)}, and they are not the same images with the same texts: "
+            f"{'; '.join(described)}. Only models evaluated on the same rows can be compared"
+        )
+    a, b = (table.sort_values(KEY, kind="stable", ignore_index=True) for table in (a, b))
+    for column in TRUTHS:
+        _require_same(a, b, column)
+    return a, b
+
+
+def _paired_differences(
+    a: pd.DataFrame, b: pd.DataFrame, names: Sequence[str], resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """B minus A in the resamples that define both; metrics of which there are none are left out."""
+    statistics = [HEADLINES[name](table) for table in (a, b) for name in names]
+    drawn_a, drawn_b = np.split(resample(statistics, table_patients(a), resamples, seed), 2)
+    defined = {name: row[np.isfinite(row)] for name, row in zip(names, drawn_b - drawn_a, strict=True)}
+    return {name: values for name, values in defined.items() if len(values)}
+
+
+def _compared(name: str, value_a: float, value_b: float, differences: np.ndarray, p_holm: float) -> Comparison:
+    interval = percentile_interval(differences)
+    assert interval is not None, name
+    p = bootstrap_p_value(differences)
+    return Comparison(name, value_a, value_b, value_b - value_a, interval.low, interval.high, p, p_holm)
+
+
+def _surplus(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
+    """img_path of the rows of a that b has not, counting how often a row occurs."""
+    left = Counter(b[KEY].itertuples(index=False, name=None))
+    surplus = []
+    for img_path, *key in a[["img_path", *KEY]].itertuples(index=False, name=None):
+        if left[tuple(key)]:
+            left[tuple(key)] -= 1
+        else:
+            surplus.append(str(img_path))
+    return surplus
+
+
+def _describe(rows: list[str], table: str) -> str:
+    return f"{len(rows)} only in {table} ({_named(rows)})"
+
+
+def _require_same(a: pd.DataFrame, b: pd.DataFrame, column: str, why: str = "") -> None:
+    left, right = (_cells(table, column) for table in (a, b))
+    differs = left != right
+    if differs.any():
+        raise UserError(
+            f"{why}{column} differs between A and B in {int(differs.sum())} of {len(a)} rows "
+            f"({_named(a.loc[differs, 'img_path'].tolist())})"
+        )
+
+
+def _cells(table: pd.DataFrame, column: str) -> pd.Series:
+    """The column with '' for what is unknown, as all of it is where there is no such column."""
+    if column not in table:
+        return pd.Series("", index=table.index, dtype=object)
+    return table[column].astype(object).where(table[column].notna(), "")
+
+
+def _named(img_paths: Sequence[str]) -> str:
+    shown = ", ".join(img_paths[:ROWS_NAMED])
+    return shown if len(img_paths) <= ROWS_NAMED else f"{shown} ..."
