@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from knee_siglip.metrics.bootstrap import mean_interval, mean_statistic, resample
-from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
+from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted, normal_p_value
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,17 @@ def test_p_falls_below_5_percent_where_the_interval_leaves_zero(shift):
     p = bootstrap_p_value(resample([mean_statistic(values)], patients)[0])
     interval = mean_interval(values, patients)
     assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
+
+
+def test_the_normal_p_value_is_the_t_tests_where_that_is_right():
+    values = np.random.default_rng(3).normal(0.2, 1, 400)
+    drawn = resample([mean_statistic(values)], np.arange(400))[0]
+    assert normal_p_value(values.mean(), drawn) == pytest.approx(ttest_1samp(values, 0).pvalue, rel=0.15)
+
+
+def test_the_normal_p_value_without_any_spread():
+    assert normal_p_value(0.0, np.zeros(9)) == 1
+    assert normal_p_value(0.5, np.full(9, 0.5)) == 0
 
 
 def test_holm_by_hand():
