@@ -50,8 +50,8 @@ def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int 
 
     Returns:
         column, group, n, patients, suppressed (fewer than `FEWEST_ROWS` rows: the rest is empty), metric, value, low
-        and high (95 % bootstrap of patients), difference (to all other rows), p_holm (of no difference, adjusted for all
-        groups and metrics of the table), flagged: worse than the others by more than chance.
+        and high (95 % bootstrap of patients), difference (to all other rows), p_holm (of no difference, adjusted for
+        all groups and metrics of the table), flagged: worse than the others by more than chance.
 
     Raises:
         UserError: a column that the CSV has not.
