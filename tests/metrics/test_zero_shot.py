@@ -2,9 +2,25 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    confusion_matrix,
+    mean_absolute_error,
+    recall_score,
+    roc_auc_score,
+)
 
-from knee_siglip.metrics.zero_shot import grade_confusion, kappa_from_confusion, weighted_macro_auroc, zero_shot_metrics
+from knee_siglip.metrics.calibration import softmax
+from knee_siglip.metrics.zero_shot import (
+    grade_confusion,
+    grade_metrics,
+    kappa_from_confusion,
+    osteoarthritis_metrics,
+    weighted_macro_auroc,
+    zero_shot_metrics,
+)
 
 
 def graded_scores(count=200, seed=0, skill=1.0):
@@ -25,6 +41,41 @@ def test_figures_equal_scikit_learn():
     )
     by_grade = [roc_auc_score(grades == grade, scores[:, grade]) for grade in range(5)]
     assert metrics["macro_auroc"] == pytest.approx(np.mean(by_grade))
+    precisions = average_precision_score(np.eye(5)[grades], scores, average="macro")
+    assert metrics["macro_auprc"] == pytest.approx(precisions)
+    assert metrics["mae"] == pytest.approx(mean_absolute_error(grades, predicted))
+
+
+def test_figures_of_each_grade_equal_scikit_learn():
+    scores, grades = graded_scores()
+    metrics = grade_metrics(scores, grades)
+    recalls = recall_score(grades, scores.argmax(axis=1), average=None)
+    for grade in range(5):
+        truth, score = grades == grade, scores[:, grade]
+        assert metrics[f"grade_{grade}.recall"] == pytest.approx(recalls[grade])
+        assert metrics[f"grade_{grade}.auroc"] == pytest.approx(roc_auc_score(truth, score))
+        assert metrics[f"grade_{grade}.auprc"] == pytest.approx(average_precision_score(truth, score))
+
+
+def test_osteoarthritis_by_the_summed_probability_equals_scikit_learn():
+    scores, grades = graded_scores()
+    probabilities = softmax(scores)
+    score, truth = probabilities[:, 2:].sum(axis=1), grades >= 2
+    (true_negative, false_positive), (false_negative, true_positive) = confusion_matrix(truth, score > 0.5)
+    assert osteoarthritis_metrics(probabilities, grades) == pytest.approx(
+        {
+            "accuracy": (true_positive + true_negative) / 200,
+            "sensitivity": true_positive / (true_positive + false_negative),
+            "specificity": true_negative / (true_negative + false_positive),
+            "auroc": roc_auc_score(truth, score),
+            "auprc": average_precision_score(truth, score),
+        }
+    )
+
+
+def test_grades_that_share_the_probability_are_added_for_osteoarthritis():
+    probabilities = np.array([[0.4, 0.0, 0.2, 0.2, 0.2]])  # the likeliest single grade is 0
+    assert osteoarthritis_metrics(probabilities, np.array([3])) == {"accuracy": 1.0, "sensitivity": 1.0}
 
 
 def test_constant_scores_are_at_chance():
@@ -33,6 +84,8 @@ def test_constant_scores_are_at_chance():
     assert metrics["balanced_accuracy"] == pytest.approx(1 / 5)
     assert metrics["quadratic_weighted_kappa"] == pytest.approx(0)
     assert metrics["macro_auroc"] == pytest.approx(1 / 2)
+    assert metrics["macro_auprc"] == pytest.approx(1 / 5)  # the mean prevalence
+    assert osteoarthritis_metrics(np.full((200, 5), 0.2), grades)["auroc"] == pytest.approx(1 / 2)
 
 
 def test_shuffled_grades_are_at_chance():
@@ -41,10 +94,15 @@ def test_shuffled_grades_are_at_chance():
     assert metrics["accuracy"] == pytest.approx(0.2, abs=0.03)
     assert metrics["quadratic_weighted_kappa"] == pytest.approx(0, abs=0.05)
     assert metrics["macro_auroc"] == pytest.approx(0.5, abs=0.02)
+    assert metrics["macro_auprc"] == pytest.approx(0.2, abs=0.02)
+    assert metrics["mae"] == pytest.approx(1.6, abs=0.1)  # of two independent uniform grades
 
 
 def test_perfect_scores_are_perfect():
-    assert set(zero_shot_metrics(np.eye(5), np.arange(5)).values()) == {1.0}
+    metrics = zero_shot_metrics(np.eye(5), np.arange(5))
+    assert metrics.pop("mae") == 0
+    metrics |= grade_metrics(np.eye(5), np.arange(5)) | osteoarthritis_metrics(np.eye(5), np.arange(5))
+    assert set(metrics.values()) == {1.0}
 
 
 def test_only_grades_that_occur_count():
@@ -56,9 +114,12 @@ def test_only_grades_that_occur_count():
 
 @pytest.mark.filterwarnings("error")
 def test_what_is_undefined_is_left_out():
-    assert zero_shot_metrics(np.zeros((0, 5)), np.zeros(0, dtype=int)) == {}
+    nothing = np.zeros((0, 5)), np.zeros(0, dtype=int)
+    assert zero_shot_metrics(*nothing) == grade_metrics(*nothing) == osteoarthritis_metrics(*nothing) == {}
     agreeing = zero_shot_metrics(np.eye(5)[[2, 2]], np.array([2, 2]))
-    assert agreeing == {"accuracy": 1.0, "balanced_accuracy": 1.0, "adjacent_accuracy": 1.0}
+    assert agreeing == {"accuracy": 1.0, "balanced_accuracy": 1.0, "adjacent_accuracy": 1.0, "mae": 0.0}
+    assert grade_metrics(np.eye(5)[[2, 2]], np.array([2, 2])) == {"grade_2.recall": 1.0}
+    assert osteoarthritis_metrics(np.eye(5)[[1]], np.array([0])) == {"accuracy": 1.0, "specificity": 1.0}
     assert zero_shot_metrics(np.eye(5)[[2, 3]], np.array([2, 2]))["quadratic_weighted_kappa"] == 0
 
 

@@ -1,9 +1,18 @@
 """Zero-shot grading: how well the most similar class prompt names the Kellgren-Lawrence grade."""
 
 import numpy as np
-from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, recall_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    cohen_kappa_score,
+    confusion_matrix,
+    recall_score,
+    roc_auc_score,
+)
 
 GRADES = 5
+OSTEOARTHRITIS = 2
+"""Lowest grade with definite osteoarthritis: Kellgren & Lawrence 1957, doi:10.1136/ard.16.4.494."""
 
 
 def zero_shot_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float]:
@@ -15,8 +24,9 @@ def zero_shot_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float
 
     Returns:
         accuracy; balanced_accuracy, the mean recall over the grades that occur; adjacent_accuracy, off by one at most;
-        quadratic_weighted_kappa; macro_auroc, the mean one-vs-rest AUROC over the grades that occur. What is undefined
-        for these grades is left out (all without rows; AUROC with a single grade; kappa where all agree on one grade).
+        mae, the mean number of grades off; quadratic_weighted_kappa; macro_auroc and macro_auprc, the mean one-vs-rest
+        areas over the grades that occur. What is undefined for these grades is left out (all without rows; the areas
+        with a single grade; kappa where all agree on one grade).
     """
     assert scores.shape == (len(grades), GRADES), (scores.shape, grades.shape)
     if not len(grades):
@@ -27,13 +37,63 @@ def zero_shot_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float
         "accuracy": float(accuracy_score(grades, predicted)),
         "balanced_accuracy": float(recall_score(grades, predicted, labels=present, average="macro", zero_division=0)),
         "adjacent_accuracy": float((np.abs(grades - predicted) <= 1).mean()),
+        "mae": float(np.abs(grades - predicted).mean()),
     }
     if len(np.union1d(grades, predicted)) > 1:
         kappa = cohen_kappa_score(grades, predicted, labels=np.arange(GRADES), weights="quadratic")
         metrics["quadratic_weighted_kappa"] = float(kappa)
     if len(present) > 1:
-        metrics["macro_auroc"] = float(np.mean([roc_auc_score(grades == grade, scores[:, grade]) for grade in present]))
+        areas = [ranking_areas(grades == grade, scores[:, grade]) for grade in present]
+        metrics |= {f"macro_{name}": float(np.mean([area[name] for area in areas])) for name in areas[0]}
     return metrics
+
+
+def grade_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float]:
+    """grade_<g>.{recall,auroc,auprc} of each grade that occurs, one against the rest.
+
+    Args:
+        scores: (N, 5), as in `zero_shot_metrics`. grades: (N,) integers 0-4.
+    """
+    assert scores.shape == (len(grades), GRADES), (scores.shape, grades.shape)
+    predicted = predicted_grades(scores)
+    metrics: dict[str, float] = {}
+    for grade in np.unique(grades):
+        truth = grades == grade
+        figures = {"recall": float((predicted[truth] == grade).mean()), **ranking_areas(truth, scores[:, grade])}
+        metrics |= {f"grade_{grade}.{name}": value for name, value in figures.items()}
+    return metrics
+
+
+def osteoarthritis_metrics(probabilities: np.ndarray, grades: np.ndarray) -> dict[str, float]:
+    """Is there definite osteoarthritis, grade 2 or more? By the summed probability of these grades, yes above 1/2.
+
+    Args:
+        probabilities: (N, 5), rows sum to 1. grades: (N,) integers 0-4.
+
+    Returns:
+        accuracy; sensitivity (of those with), specificity (of those without); auroc, auprc; undefined ones left out.
+    """
+    assert probabilities.shape == (len(grades), GRADES), (probabilities.shape, grades.shape)
+    if not len(grades):
+        return {}
+    truth = grades >= OSTEOARTHRITIS
+    score = probabilities[:, OSTEOARTHRITIS:].sum(axis=1)
+    right = (score > 0.5) == truth
+    metrics = {"accuracy": float(right.mean())}
+    for name, rows in (("sensitivity", truth), ("specificity", ~truth)):
+        if rows.any():
+            metrics[name] = float(right[rows].mean())
+    return metrics | ranking_areas(truth, score)
+
+
+def ranking_areas(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    """auroc and auprc (average precision) of a score (N,) for truth (N,) bool; empty with a single class."""
+    if truth.all() or not truth.any():
+        return {}
+    return {
+        "auroc": float(roc_auc_score(truth, score)),
+        "auprc": float(average_precision_score(truth, score)),
+    }
 
 
 def predicted_grades(scores: np.ndarray) -> np.ndarray:
