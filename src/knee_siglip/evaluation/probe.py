@@ -13,9 +13,9 @@ import torch
 
 from knee_siglip.data.text import normalise_text
 from knee_siglip.errors import UserError
+from knee_siglip.evaluation.confidence import measure_calibration
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.bootstrap import Interval, kappa_interval, macro_auroc_interval, mean_interval
-from knee_siglip.metrics.calibration import expected_calibration_error
 from knee_siglip.metrics.retrieval import (
     contrastive_accuracy_strict,
     contrastive_credit,
@@ -24,7 +24,7 @@ from knee_siglip.metrics.retrieval import (
     retrieval_metrics,
     shuffled_batches,
 )
-from knee_siglip.metrics.zero_shot import zero_shot_metrics
+from knee_siglip.metrics.zero_shot import grade_metrics, osteoarthritis_metrics, zero_shot_metrics
 from knee_siglip.model.loss import sigmoid_loss
 
 Metrics = dict[str, float]
@@ -105,12 +105,9 @@ def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     for name, interval in intervals.items():
         if name in metrics:
             metrics |= _bounds(name, interval())
+    metrics |= grade_metrics(scores, split.grades)
+    metrics |= {f"oa.{name}": value for name, value in osteoarthritis_metrics(scores, split.grades).items()}
     return {f"zero_shot_kl.{name}": value for name, value in metrics.items()}
-
-
-def measure_calibration(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
-    """Of the zero-shot grade probabilities."""
-    return {"calibration.ece": expected_calibration_error(split.grade_probabilities[split.graded], split.grades)}
 
 
 PROBES: tuple[Probe, ...] = (

@@ -1,0 +1,102 @@
+"""May the probability of a zero-shot grade be believed, and what is gained by abstaining where it is low?"""
+
+import math
+
+import numpy as np
+
+from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
+from knee_siglip.metrics.calibration import (
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+    softmax,
+)
+from knee_siglip.metrics.selective import RiskCoverage, risk_coverage
+
+FITTED_ON = "val"
+COVERAGES = np.arange(1, 101) / 100
+
+
+def measure_calibration(split: EmbeddedSplit, data: EmbeddedData) -> dict[str, float]:
+    """calibration.{ece,brier} of the grade probabilities; {temperature,ece_scaled,brier_scaled} where one is fitted."""
+    probabilities = split.grade_probabilities[split.graded]
+    metrics = {
+        "calibration.ece": expected_calibration_error(probabilities, split.grades),
+        "calibration.brier": brier_score(probabilities, split.grades),
+    }
+    temperature = temperature_for(split, data)
+    if temperature is None:
+        return metrics
+    scaled = scaled_probabilities(split, temperature)
+    return metrics | {
+        "calibration.temperature": temperature,
+        "calibration.ece_scaled": expected_calibration_error(scaled, split.grades),
+        "calibration.brier_scaled": brier_score(scaled, split.grades),
+    }
+
+
+def calibration_table(split: EmbeddedSplit, data: EmbeddedData) -> list[dict[str, str | float]]:
+    """The reliability diagram: a row per bin with `confidence`, `accuracy` and `n`, least confident first.
+
+    `probabilities`: `raw`, and where a temperature is fitted also `scaled`.
+    """
+    kinds = {"raw": split.grade_probabilities[split.graded]}
+    temperature = temperature_for(split, data)
+    if temperature is not None:
+        kinds["scaled"] = scaled_probabilities(split, temperature)
+    return [
+        {
+            "probabilities": kind,
+            "bin": number,
+            "confidence": found.confidence,
+            "accuracy": found.accuracy,
+            "n": found.rows,
+        }
+        for kind, probabilities in kinds.items()
+        for number, found in enumerate(reliability_bins(probabilities, split.grades))
+    ]
+
+
+def temperature_for(split: EmbeddedSplit, data: EmbeddedData) -> float | None:
+    """Fitted on the graded rows of val; None without any, and for val itself, which it would flatter."""
+    if FITTED_ON not in data.splits or split.name == FITTED_ON:
+        return None
+    fitted_on = data.splits[FITTED_ON]
+    temperature = fit_temperature(fitted_on.logit_scale * fitted_on.grade_scores[fitted_on.graded], fitted_on.grades)
+    return temperature if math.isfinite(temperature) else None
+
+
+def scaled_probabilities(split: EmbeddedSplit, temperature: float) -> np.ndarray:
+    """(G, 5) grade probabilities of the graded rows, their logits divided by the temperature."""
+    return softmax(split.logit_scale * split.grade_scores[split.graded] / temperature)
+
+
+def measure_selective(split: EmbeddedSplit, _: EmbeddedData) -> dict[str, float]:
+    """selective.{aurc,accuracy_at_80_percent} of the zero-shot grade."""
+    curve = _curve(split)
+    return {"selective.aurc": curve.aurc, "selective.accuracy_at_80_percent": curve.accuracy_at(0.8)}
+
+
+def risk_coverage_table(split: EmbeddedSplit) -> list[dict[str, float]]:
+    """The risk-coverage curve at each percent of coverage, as far as there are rows.
+
+    `threshold`: answer where the probability of the predicted grade is at least this; `n`: rows that are answered then,
+    but for ties at the threshold; `risk`: share of wrong grades among them.
+    """
+    curve = _curve(split)
+    kept = dict.fromkeys(curve.rows_at(coverage) for coverage in COVERAGES) if len(curve.risk) else {}
+    return [
+        {
+            "coverage": float(curve.coverage[rows - 1]),
+            "risk": float(curve.risk[rows - 1]),
+            "threshold": float(curve.confidence[rows - 1]),
+            "n": rows,
+        }
+        for rows in kept
+    ]
+
+
+def _curve(split: EmbeddedSplit) -> RiskCoverage:
+    confidence = split.grade_probabilities[split.graded].max(axis=1)
+    return risk_coverage(confidence, split.predicted[split.graded] == split.grades)

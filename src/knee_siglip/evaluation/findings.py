@@ -1,0 +1,116 @@
+"""Zero-shot findings: is the image nearer to the prompts for a finding than to those against it?"""
+
+import json
+import re
+
+import numpy as np
+
+from knee_siglip.errors import UserError
+from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
+from knee_siglip.metrics.bootstrap import macro_auroc_interval
+from knee_siglip.metrics.similarity import SCORE_DECIMALS, cosine_scores
+from knee_siglip.metrics.zero_shot import ranking_areas
+from knee_siglip.params import EvaluateParams, FindingParams
+
+PRESENT = frozenset({"1", "1.0", "true", "yes", "y", "present", "positive"})
+ABSENT = frozenset({"", "0", "0.0", "false", "no", "n", "absent", "negative", "none"})
+
+NEGATION = re.compile(
+    r"\b(?:no|not|without|nor|absence of|absent|negative for|free of|exclude[sd]?|rule(?:d|s)? out)\b"
+)
+"""What is said not to be there follows these words, as in NegEx: Chapman et al. 2001, doi:10.1006/jbin.2001.1029."""
+
+CLAUSE_END = re.compile(r"[.;:]|\b(?:but|however|although|though|except|apart from|with)\b")
+"""A negation does not reach beyond these: "without OA, but with effusion"."""
+
+Finding = tuple[np.ndarray, np.ndarray]
+
+
+def finding_truth_and_scores(split: EmbeddedSplit, params: EvaluateParams) -> dict[str, Finding]:
+    """Of each finding of params.yaml the truth (N,) bool and the score (N,).
+
+    The score is the cosine with the prompts for it minus that with those against it: above 0, the model says yes.
+
+    Raises:
+        UserError: a finding's column is missing, or a cell of it is neither yes nor no.
+    """
+    return {
+        name: (finding_truth(split, name, finding), finding_scores(split, name))
+        for name, finding in params.findings.items()
+    }
+
+
+def measure_findings(split: EmbeddedSplit, data: EmbeddedData) -> dict[str, float]:
+    """zero_shot_findings.<name>.{auroc,auprc,prevalence,n}, and the interval of the AUROC over patients.
+
+    A finding that all rows or none have is left out.
+    """
+    metrics: dict[str, float] = {}
+    for name, (truth, score) in finding_truth_and_scores(split, data.params).items():
+        if not (areas := ranking_areas(truth, score)):
+            continue
+        # both classes' AUROC is the same, so their mean is it as well
+        interval = macro_auroc_interval(np.stack([-score, score], axis=1), truth.astype(np.int64), split.patients)
+        bounds = {"auroc_ci_low": interval.low, "auroc_ci_high": interval.high} if interval else {}
+        figures = {**areas, **bounds, "prevalence": float(truth.mean()), "n": len(truth)}
+        metrics |= {f"zero_shot_findings.{name}.{figure}": value for figure, value in figures.items()}
+    return metrics
+
+
+def finding_scores(split: EmbeddedSplit, name: str) -> np.ndarray:
+    """(N,) cosine with the ensemble for the finding minus that with the one against it, rounded as cosines are."""
+    cosines = cosine_scores(split.image_embeds, split.prompts.findings[name])
+    return np.round(cosines[:, 0] - cosines[:, 1], SCORE_DECIMALS)
+
+
+def finding_truth(split: EmbeddedSplit, name: str, finding: FindingParams) -> np.ndarray:
+    """(N,) bool: who has the finding, by its column or by the impressions.
+
+    Raises:
+        UserError: the column is missing, or a cell of it is neither yes nor no.
+    """
+    if finding.column is None:
+        assert finding.text is not None
+        pattern = re.compile(finding.text, re.IGNORECASE)
+        said = {text: is_affirmed(pattern, text) for text in set(split.texts)}
+        return np.array([said[text] for text in split.texts], dtype=bool)
+    if finding.column not in split.rows:
+        raise UserError(
+            f"params.yaml: evaluate.findings.{name}.column = {finding.column!r}: the manifest has no such column; name "
+            "one of the CSV's, or give `text`"
+        )
+    cells = split.rows[finding.column].fillna("").astype(str)
+    known = {cell: _is_present(cell, name) for cell in cells.unique()}
+    unclear = cells.map(known).isna().to_numpy()
+    if unclear.any():
+        row = int(unclear.argmax())
+        raise UserError(
+            f"{split.rows['img_path'].iloc[row]}: {finding.column} = {cells.iloc[row]!r} does not say whether there is "
+            f"{name} (params.yaml: evaluate.findings.{name}); give 1 or 0, yes or no, or a JSON list of findings"
+        )
+    return cells.map(known).to_numpy(dtype=bool)
+
+
+def is_affirmed(pattern: re.Pattern[str], text: str) -> bool:
+    """Does the pattern match somewhere where no negation stands before it in the same clause?
+
+    "No fracture, effusion or loose body" affirms none of the three.
+    """
+    for match in pattern.finditer(text):
+        clause = CLAUSE_END.split(text[: match.start()].lower())[-1]
+        if not NEGATION.search(clause):
+            return True
+    return False
+
+
+def _is_present(cell: str, name: str) -> bool | None:
+    """Yes or no; empty is no. A JSON list, of names or of objects with `finding`, says yes where it has `name`."""
+    word = cell.strip().lower()
+    if word in PRESENT or word in ABSENT:
+        return word in PRESENT
+    try:
+        listed = json.loads(cell)
+        named = [item["finding"] if isinstance(item, dict) else item for item in listed]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return name in named if isinstance(listed, list) else None
