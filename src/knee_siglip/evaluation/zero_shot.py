@@ -4,7 +4,7 @@ from typing import get_args
 
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.similarity import cosine_scores
-from knee_siglip.metrics.zero_shot import zero_shot_metrics
+from knee_siglip.metrics.zero_shot import agreement_metrics, predicted_grades
 from knee_siglip.params import Grade
 
 SHOWN = ("accuracy", "quadratic_weighted_kappa")
@@ -16,7 +16,7 @@ def prompts_table(split: EmbeddedSplit, data: EmbeddedData) -> list[dict[str, st
     `<figure>_difference`: to the figure of all ensembles. What is undefined is left out; no rows without grades.
     """
     scores, images = split.grade_scores[split.graded], split.image_embeds[split.graded]
-    ensembles = zero_shot_metrics(scores, split.grades)
+    ensembles = agreement_metrics(split.grades, predicted_grades(scores))
     if not ensembles:
         return []
     table: list[dict[str, str | int | float]] = []
@@ -25,7 +25,7 @@ def prompts_table(split: EmbeddedSplit, data: EmbeddedData) -> list[dict[str, st
         for number, prompt in enumerate(data.params.kl_prompts[get_args(Grade)[grade]]):
             replaced = scores.copy()
             replaced[:, grade] = alone[:, number]
-            figures = zero_shot_metrics(replaced, split.grades)
+            figures = agreement_metrics(split.grades, predicted_grades(replaced))
             table.append({"grade": grade, "prompt": prompt, **_compared(figures, ensembles)})
     return table
 

@@ -23,28 +23,38 @@ def zero_shot_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float
         grades: (N,) integers 0-4.
 
     Returns:
-        accuracy; balanced_accuracy, the mean recall over the grades that occur; adjacent_accuracy, off by one at most;
-        mae, the mean number of grades off; quadratic_weighted_kappa; macro_auroc and macro_auprc, the mean one-vs-rest
-        areas over the grades that occur. What is undefined for these grades is left out (all without rows; the areas
-        with a single grade; kappa where all agree on one grade).
+        those of `agreement_metrics`; macro_auroc and macro_auprc, the mean one-vs-rest areas over the grades that
+        occur. What is undefined for these grades is left out (all without rows; the areas with a single grade).
     """
     assert scores.shape == (len(grades), GRADES), (scores.shape, grades.shape)
+    metrics = agreement_metrics(grades, predicted_grades(scores))
+    present = np.unique(grades)
+    if len(present) > 1:
+        areas = [ranking_areas(grades == grade, scores[:, grade]) for grade in present]
+        metrics |= {f"macro_{name}": float(np.mean([area[name] for area in areas])) for name in areas[0]}
+    return metrics
+
+
+def agreement_metrics(grades: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """How well predicted grades (N,) agree with grades (N,), integers 0-4.
+
+    Returns:
+        accuracy; balanced_accuracy, the mean recall over the grades that occur; adjacent_accuracy, off by one at most;
+        mae, the mean number of grades off; quadratic_weighted_kappa, left out where all agree on one grade. Empty
+        without rows.
+    """
     if not len(grades):
         return {}
-    predicted = predicted_grades(scores)
-    present = np.unique(grades)
+    off, present = np.abs(grades - predicted), np.unique(grades)
     metrics = {
         "accuracy": float(accuracy_score(grades, predicted)),
         "balanced_accuracy": float(recall_score(grades, predicted, labels=present, average="macro", zero_division=0)),
-        "adjacent_accuracy": float((np.abs(grades - predicted) <= 1).mean()),
-        "mae": float(np.abs(grades - predicted).mean()),
+        "adjacent_accuracy": float((off <= 1).mean()),
+        "mae": float(off.mean()),
     }
     if len(np.union1d(grades, predicted)) > 1:
         kappa = cohen_kappa_score(grades, predicted, labels=np.arange(GRADES), weights="quadratic")
         metrics["quadratic_weighted_kappa"] = float(kappa)
-    if len(present) > 1:
-        areas = [ranking_areas(grades == grade, scores[:, grade]) for grade in present]
-        metrics |= {f"macro_{name}": float(np.mean([area[name] for area in areas])) for name in areas[0]}
     return metrics
 
 
