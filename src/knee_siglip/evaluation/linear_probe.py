@@ -1,0 +1,149 @@
+"""What the image embeddings know of the grade where labels may be learnt from: linear probe and nearest neighbours.
+
+Both read the model's final L2-normalised image embeddings, those that retrieval uses, and leave the model as it is.
+Train gives the labels, val chooses C or k, and the figures are of a third split: of these two there are none.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
+from knee_siglip.metrics.zero_shot import agreement_metrics
+
+SHARES = (1, 10, 100)
+"""Percent of the train patients whose labels are seen."""
+
+SEEDS = range(5)
+C_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
+"""Inverse strength of the L2 penalty. The embeddings are short (length 1), so weak penalties are needed as well."""
+
+NEIGHBOURS = (1, 5, 10, 20, 50)
+MAX_ITERATIONS = 200
+"""Bounds the time; the sample's fits converge within 50."""
+
+SHOWN = ("accuracy", "quadratic_weighted_kappa")
+
+Row = dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Graded rows of a split: embeds (G, D), grades (G,), patients (G,)."""
+
+    embeds: np.ndarray
+    grades: np.ndarray
+    patients: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Labelled":
+        """Only these rows."""
+        return Labelled(self.embeds[rows], self.grades[rows], self.patients[rows])
+
+
+class Classifier(Protocol):
+    """What scikit-learn's classifiers have in common."""
+
+    def fit(self, embeds: np.ndarray, grades: np.ndarray) -> object:
+        """Learn."""
+
+    def predict(self, embeds: np.ndarray) -> np.ndarray:
+        """(G,) grades."""
+
+
+def measure_linear_probe(split: EmbeddedSplit, data: EmbeddedData) -> dict[str, float]:
+    """The figures of `probe_table`, as `probe_metrics` names them."""
+    return probe_metrics(probe_table(split, data))
+
+
+def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
+    """One row per fit: `method` (linear_probe or knn), `share` in percent, `seed`, what it learnt from and its figures.
+
+    `patients`, `labels`: how many it learnt from; `chosen`: C or k. Empty where train, val or the split itself has no
+    grades, and for train and val. All labels are drawn once: every seed would give the same.
+    """
+    if split.name in ("train", "val") or not {"train", "val"} <= data.splits.keys():
+        return []
+    train, val, test = (_labelled(each) for each in (data.splits["train"], data.splits["val"], split))
+    if not (len(train.grades) and len(val.grades) and len(test.grades)):
+        return []
+    table: list[Row] = []
+    for share in SHARES:
+        for seed in SEEDS if share < 100 else SEEDS[:1]:
+            drawn = train.take(draw_labels(train.grades, train.patients, share, seed))
+            if len(np.unique(drawn.grades)) > 1:
+                found = _best(((c, _logistic(c)) for c in C_GRID), drawn, val, test)
+                table.append({"method": "linear_probe", "share": share, "seed": seed, **found})
+    neighbours = [(k, KNeighborsClassifier(k, algorithm="brute")) for k in NEIGHBOURS if k <= len(train.grades)]
+    table.append({"method": "knn", "share": 100, "seed": SEEDS[0], **_best(neighbours, train, val, test)})
+    return table
+
+
+def probe_metrics(table: Sequence[Row]) -> dict[str, float]:
+    """linear_probe.share_<percent>.<figure>, the mean over seeds, and <figure>_std; knn.<figure>."""
+    metrics: dict[str, float] = {}
+    for share in SHARES:
+        rows = [row for row in table if row["method"] == "linear_probe" and row["share"] == share]
+        for name in SHOWN:
+            values = [float(row[name]) for row in rows if name in row]
+            if values:
+                metrics[f"linear_probe.share_{share}.{name}"] = float(np.mean(values))
+                metrics[f"linear_probe.share_{share}.{name}_std"] = float(np.std(values))
+    for row in table:
+        if row["method"] == "knn":
+            metrics |= {f"knn.{name}": float(row[name]) for name in SHOWN if name in row}
+    return metrics
+
+
+def draw_labels(grades: np.ndarray, patients: np.ndarray, share: int, seed: int) -> np.ndarray:
+    """Row numbers of `share` percent of the patients, in the proportions of their worst grades.
+
+    At least one patient of each worst grade, or a small share would have nothing to learn.
+
+    Args:
+        grades: (G,), patients: (G,) integers of each row.
+    """
+    distinct, patient_of = np.unique(patients, return_inverse=True)
+    worst = np.full(len(distinct), -1)
+    np.maximum.at(worst, patient_of, grades)
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    place = np.zeros(len(distinct))  # among the patients of the same grade, from 0 to below 1
+    strata = [order[worst[order] == grade] for grade in np.unique(worst)]
+    for members in strata:
+        place[members] = np.arange(len(members)) / len(members)
+    count = max(len(strata), round(share / 100 * len(distinct)))
+    chosen = order[np.argsort(place[order], kind="stable")][:count]
+    return np.flatnonzero(np.isin(patient_of, chosen))
+
+
+def _labelled(split: EmbeddedSplit) -> Labelled:
+    return Labelled(split.image_embeds[split.graded], split.grades, split.patients[split.graded])
+
+
+def _logistic(c: float) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
+
+
+def _best(
+    candidates: Iterable[tuple[float, Classifier]], drawn: Labelled, val: Labelled, test: Labelled
+) -> dict[str, int | float]:
+    """Facts and figures of the candidate, (C or k, classifier), that is most accurate on val; of equals the first."""
+    tried = []
+    for value, classifier in candidates:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # MAX_ITERATIONS is meant
+            classifier.fit(drawn.embeds, drawn.grades)
+        tried.append((float((classifier.predict(val.embeds) == val.grades).mean()), value, classifier))
+    _, chosen, best = max(tried, key=lambda each: each[0])
+    figures = agreement_metrics(test.grades, best.predict(test.embeds))
+    return {
+        "patients": len(np.unique(drawn.patients)),
+        "labels": len(drawn.grades),
+        "chosen": chosen,
+        **{name: figures[name] for name in SHOWN if name in figures},
+    }
