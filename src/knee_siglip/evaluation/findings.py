@@ -7,7 +7,7 @@ import numpy as np
 
 from knee_siglip.errors import UserError
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
-from knee_siglip.metrics.bootstrap import macro_auroc_interval
+from knee_siglip.metrics.bootstrap import auroc_interval
 from knee_siglip.metrics.similarity import SCORE_DECIMALS, cosine_scores
 from knee_siglip.metrics.zero_shot import ranking_areas
 from knee_siglip.params import EvaluateParams, FindingParams
@@ -49,8 +49,7 @@ def measure_findings(split: EmbeddedSplit, data: EmbeddedData) -> dict[str, floa
     for name, (truth, score) in finding_truth_and_scores(split, data.params).items():
         if not (areas := ranking_areas(truth, score)):
             continue
-        # both classes' AUROC is the same, so their mean is it as well
-        interval = macro_auroc_interval(np.stack([-score, score], axis=1), truth.astype(np.int64), split.patients)
+        interval = auroc_interval(score, truth, split.patients)
         bounds = {"auroc_ci_low": interval.low, "auroc_ci_high": interval.high} if interval else {}
         figures = {**areas, **bounds, "prevalence": float(truth.mean()), "n": len(truth)}
         metrics |= {f"zero_shot_findings.{name}.{figure}": value for figure, value in figures.items()}
