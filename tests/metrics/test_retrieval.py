@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from knee_siglip.metrics.retrieval import (
+    Correct,
     contrastive_accuracy,
     contrastive_accuracy_strict,
     contrastive_credit,
@@ -48,7 +49,7 @@ class TestRetrieval:
         rng = np.random.default_rng(seed)
         ids = rng.integers(0, 3, 6)
         scores = rng.integers(0, 3, (6, 6)).astype(float)
-        found = find_first_correct(*one_hot_scores(scores), ids)
+        found = find_first_correct(*one_hot_scores(scores), Correct(ids))
         positions = [enumerated_positions(row, ids == own) for row, own in zip(scores, ids, strict=True)]
         np.testing.assert_allclose(found.expected_rank(), [p.mean() for p in positions])
         np.testing.assert_allclose(found.expected_reciprocal_rank(), [(1 / p).mean() for p in positions])
@@ -60,7 +61,7 @@ class TestRetrieval:
         scores = images.astype(np.float64) @ texts.astype(np.float64).T
         order = np.argsort(-scores, axis=1)
         first = np.array([int(np.flatnonzero(ids[row] == own)[0]) + 1 for row, own in zip(order, ids, strict=True)])
-        metrics = retrieval_metrics(find_first_correct(images, texts, ids))
+        metrics = retrieval_metrics(find_first_correct(images, texts, Correct(ids)))
         wrong_before_only = {f"recall_at_{k}": (first <= k).mean() for k in (1, 5, 10)}
         # equal wrong texts tie among themselves, never with the correct one: the positions are certain
         assert metrics == pytest.approx(
@@ -68,14 +69,16 @@ class TestRetrieval:
         )
 
     def test_a_single_correct_candidate_gets_the_mid_rank(self):
-        found = find_first_correct(*one_hot_scores([[1, 2, 2, 2, 2], *[[0] * 5] * 4]), np.array([0, 1, 2, 3, 4]))
+        found = find_first_correct(
+            *one_hot_scores([[1, 2, 2, 2, 2], *[[0] * 5] * 4]), Correct(np.array([0, 1, 2, 3, 4]))
+        )
         assert found.expected_rank().tolist() == [5, 3, 3, 3, 3]
 
     def test_constant_embeddings_are_at_chance(self):
         count, width = 60, 8
         ids = np.arange(count) // 3
         constant = unit(np.random.default_rng(0).normal(size=(1, width))).repeat(count, axis=0)
-        metrics = retrieval_metrics(find_first_correct(constant, constant, ids))
+        metrics = retrieval_metrics(find_first_correct(constant, constant, Correct(ids)))
         assert metrics["recall_at_1"] == pytest.approx(3 / count)
         assert metrics["recall_at_10"] == pytest.approx(1 - np.prod([(57 - i) / (60 - i) for i in range(10)]))
         assert metrics["median_rank"] == pytest.approx((count + 1) / 4)
@@ -83,20 +86,20 @@ class TestRetrieval:
     def test_rounding_noise_is_no_ranking(self):
         noise = 1e-8 * np.random.default_rng(0).normal(size=(50, 8))
         images, texts = np.full((50, 8), 8**-0.5) + noise, np.full((50, 8), 8**-0.5)
-        assert retrieval_metrics(find_first_correct(images, texts, np.arange(50)))["recall_at_1"] == pytest.approx(
-            1 / 50
-        )
+        assert retrieval_metrics(find_first_correct(images, texts, Correct(np.arange(50))))[
+            "recall_at_1"
+        ] == pytest.approx(1 / 50)
 
     def test_more_queries_than_one_chunk_change_nothing(self, monkeypatch):
         images, texts, ids = random_pairs(50, 20)
-        whole = find_first_correct(images, texts, ids)
+        whole = find_first_correct(images, texts, Correct(ids))
         monkeypatch.setattr("knee_siglip.metrics.retrieval.QUERIES_AT_ONCE", 7)
-        chunked = find_first_correct(images, texts, ids)
+        chunked = find_first_correct(images, texts, Correct(ids))
         np.testing.assert_array_equal(whole.expected_rank(), chunked.expected_rank())
 
     def test_no_rows_have_no_figures(self):
         nothing = np.zeros((0, 4))
-        assert retrieval_metrics(find_first_correct(nothing, nothing, np.zeros(0, dtype=int))) == {}
+        assert retrieval_metrics(find_first_correct(nothing, nothing, Correct(np.zeros(0, dtype=int)))) == {}
 
 
 class TestContrastiveAccuracy:

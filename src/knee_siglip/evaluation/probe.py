@@ -80,12 +80,15 @@ def measure_bounds(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
 
 
 def measure_retrieval(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
-    """Each image among all texts of the split, each text among all images."""
+    """Each image among all texts of the split, each text among all images; beside it, only the very pair is correct."""
     metrics: Metrics = {}
     for direction, found in (("image_to_text", split.image_to_text), ("text_to_image", split.text_to_image)):
         figures = retrieval_metrics(found)
         figures |= _bounds("recall_at_1", mean_interval(found.recall_at(1), split.patients))
         metrics |= {f"retrieval.{direction}.{name}": value for name, value in figures.items()}
+    strict = {"image_to_text": split.strict_image_to_text, "text_to_image": split.strict_text_to_image}
+    for direction, found in strict.items():
+        metrics |= {f"retrieval_strict.{direction}.{name}": value for name, value in retrieval_metrics(found).items()}
     return metrics
 
 

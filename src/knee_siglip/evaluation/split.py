@@ -14,7 +14,7 @@ from knee_siglip.data.store import CachedPixels
 from knee_siglip.errors import UserError
 from knee_siglip.metrics.bootstrap import number_patients
 from knee_siglip.metrics.calibration import softmax
-from knee_siglip.metrics.retrieval import FirstCorrect, find_first_correct, number_texts
+from knee_siglip.metrics.retrieval import Correct, FirstCorrect, find_first_correct, number_texts
 from knee_siglip.metrics.similarity import cosine_scores
 from knee_siglip.metrics.zero_shot import GRADES, predicted_grades
 from knee_siglip.model.checkpoint import Checkpoint
@@ -116,13 +116,23 @@ class EmbeddedSplit:
 
     @cached_property
     def image_to_text(self) -> FirstCorrect:
-        """Each image against all texts of the split."""
-        return find_first_correct(self.image_embeds, self.text_embeds, self.text_ids)
+        """Each image against all texts of the split; equal texts and those of the image's study are correct."""
+        return find_first_correct(self.image_embeds, self.text_embeds, Correct(self.text_ids, self.study_ids))
 
     @cached_property
     def text_to_image(self) -> FirstCorrect:
-        """Each row's text against all images of the split."""
-        return find_first_correct(self.text_embeds, self.image_embeds, self.text_ids)
+        """Each row's text against all images of the split; those with an equal text or of its study are correct."""
+        return find_first_correct(self.text_embeds, self.image_embeds, Correct(self.text_ids, self.study_ids))
+
+    @cached_property
+    def strict_image_to_text(self) -> FirstCorrect:
+        """Each image against all texts of the split; only its own is correct."""
+        return find_first_correct(self.image_embeds, self.text_embeds, Correct(self.text_ids, strict=True))
+
+    @cached_property
+    def strict_text_to_image(self) -> FirstCorrect:
+        """Each row's text against all images of the split; only its own is correct."""
+        return find_first_correct(self.text_embeds, self.image_embeds, Correct(self.text_ids, strict=True))
 
 
 @dataclass(frozen=True)

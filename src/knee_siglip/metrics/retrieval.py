@@ -7,13 +7,17 @@ embeddings therefore score exactly at chance, and the order of the rows never ma
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from scipy.special import digamma
 
-from knee_siglip.metrics.similarity import cosine_scores
+from knee_siglip.metrics.correctness import Correct, CorrectCandidates
+from knee_siglip.metrics.level_counts import DistinctRows, count_at_levels, distinct_rows
+from knee_siglip.metrics.similarity import cosine_scores, score_levels
 
 BATCH_SIZE = 64
-QUERIES_AT_ONCE = 1024
+QUERIES_AT_ONCE = 256
 """Rows of the score matrix held in memory."""
 
 BatchScores = Callable[[np.ndarray], np.ndarray]
@@ -45,15 +49,18 @@ class ContrastiveCredit:
 
 @dataclass(frozen=True)
 class FirstCorrect:
-    """Where the best-ranked correct candidate of each of Q queries stands.
+    """Where the best-ranked correct candidate of each of Q queries stands, and how precise the whole ranking is.
 
     higher: (Q,) candidates with a higher score. tied_wrong, tied_correct: (Q,) candidates with the same score, wrong
-    ones and correct ones (itself included).
+    ones and correct ones (itself included). correct: (Q,) all correct candidates, at whatever score. precision_sum:
+    (Q,) the precisions at their positions, added up, in expectation.
     """
 
     higher: np.ndarray
     tied_wrong: np.ndarray
     tied_correct: np.ndarray
+    correct: np.ndarray
+    precision_sum: np.ndarray
 
     def expected_rank(self) -> np.ndarray:
         """(Q,) mean position over the orders of the tie, from 1; the usual mid-rank where one candidate is correct."""
@@ -74,6 +81,10 @@ class FirstCorrect:
         distinct, kind_of = np.unique(kinds, axis=0, return_inverse=True)
         values = np.array([_reciprocal_rank(*(int(count) for count in kind)) for kind in distinct])
         return values[kind_of.reshape(-1)]
+
+    def average_precision(self) -> np.ndarray:
+        """(Q,) mean, over the correct candidates, of the share of correct ones down to each one's position."""
+        return self.precision_sum / self.correct
 
 
 def number_texts(texts: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -149,24 +160,37 @@ def contrastive_accuracy_strict(
     return contrastive_credit(scores, np.arange(len(image_embeds)), batch_size, seed).accuracy
 
 
-def find_first_correct(queries: np.ndarray, candidates: np.ndarray, text_ids: np.ndarray) -> FirstCorrect:
-    """Compare each query (N, D) with every candidate (N, D); memory is bounded by `QUERIES_AT_ONCE` rows of scores."""
-    parts = []
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
+def find_first_correct(queries: np.ndarray, candidates: np.ndarray, correct: Correct) -> FirstCorrect:
+    """Rank all candidates (N, D) for each query (N, D), both L2-normalised.
+
+    `QUERIES_AT_ONCE` bounds the memory. Repeated embeddings are scored once; queries that are alike in their embedding
+    and in what is correct for them are judged once.
+    """
+    assert queries.shape == candidates.shape == (len(correct), queries.shape[1]), (queries.shape, candidates.shape)
+    asked, offered = distinct_rows(queries), distinct_rows(candidates)
+    _, alike = np.unique(correct.alike, return_inverse=True)
+    keys = asked.number_of * (len(correct) + 1) + alike
+    _, rows, kind_of = np.unique(keys, return_index=True, return_inverse=True)
+    rows_of = np.split(rows, np.cumsum(np.bincount(asked.number_of[rows], minlength=1))[:-1])
+    judge = CorrectCandidates(correct, offered.number_of)
+    standings: list[tuple[float, ...]] = []
+    for start in range(0, len(asked.embeds), QUERIES_AT_ONCE):
         chunk = slice(start, start + QUERIES_AT_ONCE)
-        scores = cosine_scores(queries[chunk], candidates)
-        parts.append(_standing(scores, text_ids[chunk][:, None] == text_ids[None, :]))
-    columns = zip(*parts, strict=True) if parts else [[np.zeros(0)]] * 3
-    return FirstCorrect(*(np.concatenate(column) for column in columns))
+        standings += _stand(asked.embeds[chunk], rows_of[chunk], offered, judge)
+    table = np.array(standings, dtype=np.float64).reshape(-1, 5)[kind_of]
+    return FirstCorrect(*table[:, :4].astype(np.int64).T, table[:, 4])
 
 
 def retrieval_metrics(found: FirstCorrect) -> dict[str, float]:
-    """recall_at_1, recall_at_5, recall_at_10, median_rank (of the expected ranks) and mrr; none without queries."""
+    """recall_at_1, recall_at_5, recall_at_10, median_rank (of expected ranks), mrr and map; none without queries."""
     if not len(found.higher):
         return {}
     recalls = {f"recall_at_{k}": float(found.recall_at(k).mean()) for k in (1, 5, 10)}
-    median_rank = float(np.median(found.expected_rank()))
-    return recalls | {"median_rank": median_rank, "mrr": float(found.expected_reciprocal_rank().mean())}
+    return recalls | {
+        "median_rank": float(np.median(found.expected_rank())),
+        "mrr": float(found.expected_reciprocal_rank().mean()),
+        "map": float(found.average_precision().mean()),
+    }
 
 
 def perfect_reader_scores(alternatives: Sequence[Mapping[str, float]], texts: Sequence[str]) -> np.ndarray:
@@ -190,10 +214,61 @@ def _top1_credit(scores: np.ndarray, correct: np.ndarray) -> np.ndarray:
     return (best & correct).sum(axis=1) / best.sum(axis=1)
 
 
-def _standing(scores: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    best_correct = np.where(correct, scores, -np.inf).max(axis=1, keepdims=True)
-    tied = scores == best_correct
-    return (scores > best_correct).sum(axis=1), (tied & ~correct).sum(axis=1), (tied & correct).sum(axis=1)
+@dataclass(frozen=True)
+class _Ties:
+    """The scores that matter to one query, worst first. above, tied: (K,) candidates with a higher, and this, score."""
+
+    above: np.ndarray
+    tied: np.ndarray
+
+    @cached_property
+    def reciprocals(self) -> np.ndarray:
+        """(K,) sum of 1 / position over the positions of each tie: a difference of harmonic numbers."""
+        return digamma(self.above + self.tied + 1) - digamma(self.above + 1)
+
+    def standing(self, correct: np.ndarray) -> tuple[float, ...]:
+        """Fields of `FirstCorrect`, of a query for which so many (K,) candidates of each tie are correct.
+
+        Of a tie of m candidates, c of them correct, with r correct ones above, position i is correct with probability
+        c / m, and i' correct ones of the same tie stand before it, in the mean (its place in the tie - 1) (c - 1) /
+        (m - 1): its expected precision is c / m (r + 1 + i') / i. Source: McSherry & Najork 2008, Computing Information
+        Retrieval Performance Measures Efficiently in the Presence of Tied Scores, section 2.4; here the sum over the
+        positions is in closed form.
+        """
+        best = np.flatnonzero(correct)[-1]
+        all_correct = correct.sum()
+        correct_above = all_correct - np.cumsum(correct)
+        others = (correct - 1) / np.maximum(self.tied - 1, 1) * (self.tied - (self.above + 1) * self.reciprocals)
+        precisions = correct / self.tied * ((correct_above + 1) * self.reciprocals + others)
+        tied_correct = correct[best]
+        return self.above[best], self.tied[best] - tied_correct, tied_correct, all_correct, precisions.sum()
+
+
+def _stand(
+    queries: np.ndarray, rows_of: Sequence[np.ndarray], offered: DistinctRows, judge: CorrectCandidates
+) -> list[tuple[float, ...]]:
+    """Standings of the rows of distinct queries (Q, D); a query has several, where they differ in what is correct."""
+    judged = [_any_of(judge, rows, len(offered.embeds)) for rows in rows_of]
+    exact = [score_levels(query, offered.embeds[numbers]) for query, numbers in zip(queries, judged, strict=True)]
+    levels = [np.unique(values) for values in exact]
+    level_of = np.zeros(len(offered.embeds), np.int64)
+    standings = []
+    counts = count_at_levels(queries, offered, levels)
+    for rows, numbers, values, distinct, (above, tied) in zip(rows_of, judged, exact, levels, counts, strict=True):
+        level_of[numbers] = np.searchsorted(distinct, values)
+        ties = _Ties(above, tied)
+        for row in rows:
+            chosen, copies = judge.of(row)
+            standings.append(ties.standing(np.bincount(level_of[chosen], weights=copies, minlength=len(distinct))))
+    return standings
+
+
+def _any_of(judge: CorrectCandidates, rows: np.ndarray, count: int) -> np.ndarray:
+    """Distinct candidates, of `count`, that are correct for any of the rows."""
+    chosen = np.zeros(count, dtype=bool)
+    for row in rows:
+        chosen[judge.of(row)[0]] = True
+    return np.flatnonzero(chosen)
 
 
 def _reciprocal_rank(higher: int, tied_wrong: int, tied_correct: int) -> float:
