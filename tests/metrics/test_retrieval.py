@@ -1,9 +1,11 @@
 """Contrastive accuracy and retrieval against enumeration, random tie-breaking and chance."""
 
+from dataclasses import asdict
 from itertools import permutations
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from knee_siglip.metrics.retrieval import (
     Correct,
@@ -43,18 +45,77 @@ def enumerated_positions(scores, correct):
     return np.array([next(place for place, i in enumerate(order, 1) if correct[i]) for order in orders])
 
 
+def enumerated_precisions(scores, correct):
+    """Average precision in every order that the scores allow."""
+    orders = np.array([p for p in permutations(range(len(scores))) if all(np.diff([scores[i] for i in p]) <= 0)])
+    hits = correct[orders]
+    precisions = np.cumsum(hits, axis=1) / np.arange(1, len(scores) + 1)
+    return (precisions * hits).sum(axis=1) / correct.sum()
+
+
+def correct_matrix(text_ids, study_ids=None):
+    """(N, N) by definition: the same text, or the same study."""
+    studies = np.arange(len(text_ids)) if study_ids is None else study_ids
+    return (text_ids[:, None] == text_ids) | (studies[:, None] == studies)
+
+
+def ranked_at_random(scores, correct, rng):
+    """(Q,) first positions and average precisions under one random order of the ties."""
+    order = np.lexsort([rng.random(scores.shape), -scores], axis=1)
+    hits = np.take_along_axis(correct, order, axis=1)
+    precisions = np.cumsum(hits, axis=1) / np.arange(1, scores.shape[1] + 1)
+    return hits.argmax(axis=1) + 1, (precisions * hits).sum(axis=1) / hits.sum(axis=1)
+
+
 class TestRetrieval:
     @pytest.mark.parametrize("seed", range(4))
     def test_equals_the_mean_over_every_order_of_the_ties(self, seed):
         rng = np.random.default_rng(seed)
-        ids = rng.integers(0, 3, 6)
+        ids, studies = rng.integers(0, 3, 6), rng.integers(0, 4, 6)
         scores = rng.integers(0, 3, (6, 6)).astype(float)
-        found = find_first_correct(*one_hot_scores(scores), Correct(ids))
-        positions = [enumerated_positions(row, ids == own) for row, own in zip(scores, ids, strict=True)]
+        correct = correct_matrix(ids, studies)
+        found = find_first_correct(*one_hot_scores(scores), Correct(ids, studies))
+        positions = [enumerated_positions(row, right) for row, right in zip(scores, correct, strict=True)]
         np.testing.assert_allclose(found.expected_rank(), [p.mean() for p in positions])
         np.testing.assert_allclose(found.expected_reciprocal_rank(), [(1 / p).mean() for p in positions])
         for k in (1, 2, 3, 5, 6, 10):
             np.testing.assert_allclose(found.recall_at(k), [(p <= k).mean() for p in positions], atol=1e-12)
+        precisions = [enumerated_precisions(row, right).mean() for row, right in zip(scores, correct, strict=True)]
+        np.testing.assert_allclose(found.average_precision(), precisions)
+
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_equals_sorting_with_the_ties_in_random_order(self, seed, strict):
+        """Duplicates of texts and of images, a cosine grid so coarse that distinct ones tie, studies of two images."""
+        rng = np.random.default_rng(seed)
+        count = 40
+        anchors = np.sign(rng.normal(size=(12, 16)))
+        ids = rng.integers(0, 12, count)
+        images = unit(anchors[ids] * np.where(rng.random((count, 16)) < 0.25, -1, 1))
+        images[5:10], texts = images[4], unit(anchors[ids])
+        studies = rng.permutation(count) // 2
+        scores = np.round(images.astype(np.float64) @ texts.T.astype(np.float64), 6)
+        correct = np.eye(count, dtype=bool) if strict else correct_matrix(ids, studies)
+        runs = [ranked_at_random(scores, correct, rng) for _ in range(3000)]
+        firsts, precisions = (np.array(runs_of) for runs_of in zip(*runs, strict=True))
+        found = find_first_correct(images, texts, Correct(ids, studies, strict))
+        np.testing.assert_allclose(found.recall_at(1), (firsts == 1).mean(axis=0), atol=0.04)
+        np.testing.assert_allclose(found.recall_at(5), (firsts <= 5).mean(axis=0), atol=0.04)
+        np.testing.assert_allclose(found.expected_rank(), firsts.mean(axis=0), atol=0.5)
+        np.testing.assert_allclose(found.expected_reciprocal_rank(), (1 / firsts).mean(axis=0), atol=0.03)
+        np.testing.assert_allclose(found.average_precision(), precisions.mean(axis=0), atol=0.03)
+        assert retrieval_metrics(found)["map"] == pytest.approx(precisions.mean(), abs=0.004)
+
+    def test_without_ties_average_precision_is_that_of_scikit_learn(self):
+        images, texts, ids = random_pairs(150, 30, noise=2)
+        texts = unit(texts + 0.2 * np.random.default_rng(1).normal(size=texts.shape))
+        studies = np.arange(150) // 3
+        scores = images.astype(np.float64) @ texts.astype(np.float64).T
+        found = find_first_correct(images, texts, Correct(ids, studies))
+        expected = [
+            average_precision_score(right, own) for right, own in zip(correct_matrix(ids, studies), scores, strict=True)
+        ]
+        np.testing.assert_allclose(found.average_precision(), expected)
 
     def test_without_ties_counts_the_best_ranked_of_equal_texts(self):
         images, texts, ids = random_pairs(200, 200, noise=2)
@@ -62,40 +123,71 @@ class TestRetrieval:
         order = np.argsort(-scores, axis=1)
         first = np.array([int(np.flatnonzero(ids[row] == own)[0]) + 1 for row, own in zip(order, ids, strict=True)])
         metrics = retrieval_metrics(find_first_correct(images, texts, Correct(ids)))
-        wrong_before_only = {f"recall_at_{k}": (first <= k).mean() for k in (1, 5, 10)}
         # equal wrong texts tie among themselves, never with the correct one: the positions are certain
-        assert metrics == pytest.approx(
-            wrong_before_only | {"median_rank": np.median(first), "mrr": (1 / first).mean()}
-        )
+        expected = {f"recall_at_{k}": (first <= k).mean() for k in (1, 5, 10)}
+        expected |= {"median_rank": np.median(first), "mrr": (1 / first).mean()}
+        assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
     def test_a_single_correct_candidate_gets_the_mid_rank(self):
-        found = find_first_correct(
-            *one_hot_scores([[1, 2, 2, 2, 2], *[[0] * 5] * 4]), Correct(np.array([0, 1, 2, 3, 4]))
-        )
+        scores = [[1, 2, 2, 2, 2], *[[0] * 5] * 4]
+        found = find_first_correct(*one_hot_scores(scores), Correct(np.arange(5)))
         assert found.expected_rank().tolist() == [5, 3, 3, 3, 3]
 
-    def test_constant_embeddings_are_at_chance(self):
+    def test_another_image_of_the_study_is_correct_and_strictly_is_not(self):
+        scores = np.array([[1, 2, 0, 0], [2, 1, 0, 0], [0, 0, 2, 1], [0, 0, 2, 1]])
+        pairs, ids, studies = one_hot_scores(scores), np.arange(4), np.array([7, 7, 8, 9])
+        assert find_first_correct(*pairs, Correct(ids)).recall_at(1).tolist() == [0, 0, 1, 0]
+        assert find_first_correct(*pairs, Correct(ids, studies)).recall_at(1).tolist() == [1, 1, 1, 0]
+        assert find_first_correct(*pairs, Correct(ids, studies)).average_precision().tolist() == [1, 1, 1, 0.5]
+        assert find_first_correct(*pairs, Correct(ids, studies, strict=True)).recall_at(1).tolist() == [0, 0, 1, 0]
+
+    def test_strictly_equal_texts_share_the_place(self):
+        embeds = unit(np.eye(2).repeat(4, axis=0))
+        found = find_first_correct(embeds, embeds, Correct(np.arange(8) // 4, strict=True))
+        np.testing.assert_allclose(found.recall_at(1), 1 / 4)
+        np.testing.assert_allclose(found.average_precision(), np.mean(1 / np.arange(1, 5)))
+
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_constant_embeddings_are_at_chance(self, strict):
         count, width = 60, 8
         ids = np.arange(count) // 3
+        same = 1 if strict else 3
         constant = unit(np.random.default_rng(0).normal(size=(1, width))).repeat(count, axis=0)
-        metrics = retrieval_metrics(find_first_correct(constant, constant, Correct(ids)))
-        assert metrics["recall_at_1"] == pytest.approx(3 / count)
-        assert metrics["recall_at_10"] == pytest.approx(1 - np.prod([(57 - i) / (60 - i) for i in range(10)]))
-        assert metrics["median_rank"] == pytest.approx((count + 1) / 4)
+        metrics = retrieval_metrics(find_first_correct(constant, constant, Correct(ids, strict=strict)))
+        assert metrics["recall_at_1"] == pytest.approx(same / count)
+        missed = [(count - same - i) / (count - i) for i in range(10)]
+        assert metrics["recall_at_10"] == pytest.approx(1 - np.prod(missed))
+        assert metrics["median_rank"] == pytest.approx((count + 1) / (same + 1))
+        places = np.arange(1, count + 1)
+        by_place = (1 + (places - 1) * (same - 1) / (count - 1)) / places
+        assert metrics["map"] == pytest.approx(by_place.mean())
 
     def test_rounding_noise_is_no_ranking(self):
         noise = 1e-8 * np.random.default_rng(0).normal(size=(50, 8))
         images, texts = np.full((50, 8), 8**-0.5) + noise, np.full((50, 8), 8**-0.5)
-        assert retrieval_metrics(find_first_correct(images, texts, Correct(np.arange(50))))[
-            "recall_at_1"
-        ] == pytest.approx(1 / 50)
+        metrics = retrieval_metrics(find_first_correct(images, texts, Correct(np.arange(50))))
+        assert metrics["recall_at_1"] == pytest.approx(1 / 50)
 
-    def test_more_queries_than_one_chunk_change_nothing(self, monkeypatch):
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_sizes_of_chunks_change_nothing(self, monkeypatch, strict):
         images, texts, ids = random_pairs(50, 20)
-        whole = find_first_correct(images, texts, Correct(ids))
+        correct = Correct(ids, np.arange(50) // 2, strict)
+        whole = [find_first_correct(images, texts, correct), find_first_correct(texts, images, correct)]
         monkeypatch.setattr("knee_siglip.metrics.retrieval.QUERIES_AT_ONCE", 7)
-        chunked = find_first_correct(images, texts, Correct(ids))
-        np.testing.assert_array_equal(whole.expected_rank(), chunked.expected_rank())
+        monkeypatch.setattr("knee_siglip.metrics.level_counts.CANDIDATES_AT_ONCE", 3)
+        monkeypatch.setattr("knee_siglip.metrics.level_counts.LEVELS_AT_ONCE", 2)
+        monkeypatch.setattr("knee_siglip.metrics.similarity.PAIRS_AT_ONCE", 5)
+        chunked = [find_first_correct(images, texts, correct), find_first_correct(texts, images, correct)]
+        for one, other in zip(whole, chunked, strict=True):
+            np.testing.assert_equal(asdict(one), asdict(other))
+
+    def test_order_of_the_rows_changes_nothing(self):
+        images, texts, ids = random_pairs(60, 20)
+        studies, order = np.arange(60) // 2, np.random.default_rng(1).permutation(60)
+        one = find_first_correct(images, texts, Correct(ids, studies))
+        other = find_first_correct(images[order], texts[order], Correct(ids[order], studies[order]))
+        for name, values in asdict(one).items():
+            np.testing.assert_array_equal(values[order], asdict(other)[name])
 
     def test_no_rows_have_no_figures(self):
         nothing = np.zeros((0, 4))

@@ -41,7 +41,7 @@ class CorrectCandidates:
 
     def __init__(self, correct: Correct, number_of: np.ndarray) -> None:
         """number_of: (N,) which distinct candidate each row's is."""
-        self._correct, self._number_of = correct, number_of
+        self._correct, self._number_of, self._distinct = correct, number_of, int(number_of.max(initial=-1)) + 1
         if not correct.strict:
             self._by_text = _Members(correct.text_ids)
         self._by_study = None if correct.strict or correct.study_ids is None else _Members(correct.study_ids)
@@ -61,6 +61,13 @@ class CorrectCandidates:
         study = self._by_study.of(row)
         others = self._number_of[study[text_ids[study] != text_ids[row]]]
         return np.concatenate([numbers, others]), np.concatenate([copies, np.ones(len(others), np.int64)])
+
+    def of_any(self, rows: np.ndarray) -> np.ndarray:
+        """(K,) distinct candidates that are correct for at least one of the rows."""
+        chosen = np.zeros(self._distinct, dtype=bool)
+        for row in rows:
+            chosen[self.of(row)[0]] = True
+        return np.flatnonzero(chosen)
 
     def _with_text(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         text = int(self._correct.text_ids[row])

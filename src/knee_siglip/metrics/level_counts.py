@@ -4,7 +4,6 @@ The levels are those of `score_levels`. A float32 product is off by less than a 
 comparison; the few candidates nearer to the level than that are scored again, exactly.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +16,9 @@ CANDIDATES_AT_ONCE = 32768
 
 CROWDED = 1 / 32
 """Share of doubtful candidates above which a float64 product is cheaper than scoring them one by one."""
+
+LEVELS_AT_ONCE = 4096
+"""Levels whose doubtful candidates are held in memory."""
 
 STEP = 10.0**-SCORE_DECIMALS
 
@@ -44,76 +46,85 @@ def distinct_rows(embeds: np.ndarray) -> DistinctRows:
     return DistinctRows(embeds[first[order]], copies[order], place[number_of])
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some of the candidates: embeds (V, D), copies (V,), those that occur more than once first."""
+def count_at_levels(
+    queries: np.ndarray, candidates: DistinctRows, asked: np.ndarray, levels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each of T levels of some query: how many candidates, copies included, score higher, and exactly there.
 
-    embeds: np.ndarray
-    copies: np.ndarray
-
-    @cached_property
-    def repeated(self) -> np.ndarray:
-        """(R,) copies beyond the first, of the candidates that have any."""
-        return self.copies[self.copies > 1] - 1
-
-    def total(self, chosen: np.ndarray) -> int:
-        """Candidates, copies included, where `chosen` (V,) is true; faster than a product where few are repeated."""
-        return int(np.count_nonzero(chosen) + self.repeated[chosen[: len(self.repeated)]].sum())
-
-    def count(self, query: np.ndarray, scores: np.ndarray, levels: np.ndarray) -> np.ndarray | None:
-        """(2, K) candidates above, and at, each level (K,) of the query (D,); None where exact scores take too long.
-
-        scores: (V,) in the precision of their dtype.
-        """
-        margin = _margin(scores.dtype, len(query))
-        most = CROWDED * len(scores) if scores.dtype == np.float32 else len(scores)
-        counts = np.zeros((2, len(levels)), np.int64)
-        for place, level in enumerate(levels.tolist()):
-            above = scores > (level + 0.5) * STEP + margin
-            doubtful = np.flatnonzero((scores >= (level - 0.5) * STEP - margin) ^ above)
-            if len(doubtful) > most:
-                return None
-            higher, same = self._decide(query, doubtful, np.abs(scores[doubtful] - level * STEP), level, margin)
-            counts[:, place] = self.total(above) + higher, same
-        return counts
-
-    def _decide(
-        self, query: np.ndarray, doubtful: np.ndarray, distances: np.ndarray, level: int, margin: float
-    ) -> tuple[int, int]:
-        """How many of the `doubtful` candidates are above, and at, the level; `distances` (V,) are from the level."""
-        at_level = distances < STEP / 2 - margin
-        rest = doubtful[~at_level]
-        exact, copies = score_levels(query, self.embeds[rest]), self.copies[rest]
-        same = self.copies[doubtful[at_level]].sum() + copies[exact == level].sum()
-        return int(copies[exact > level].sum()), int(same)
-
-
-def count_at_levels(queries: np.ndarray, candidates: DistinctRows, levels: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """For each query and each of its levels: how many candidates, copies included, score higher, and exactly there.
+    Memory is bounded by `CANDIDATES_AT_ONCE` times the queries given at once.
 
     Args:
         queries: (Q, D), L2-normalised.
         candidates: L2-normalised.
-        levels: for each query (K,) levels as `score_levels` gives them; K may differ.
+        asked: (T,) row number of the query.
+        levels: (T,) as `score_levels` gives them.
 
     Returns:
-        For each query (2, K): counts above, and at the level.
+        (T,) counts above the level, and (T,) at it.
     """
-    counts = [np.zeros((2, len(wanted)), np.int64) for wanted in levels]
+    counts = np.zeros((2, len(levels)), np.int64)
     for start in range(0, len(candidates.embeds), CANDIDATES_AT_ONCE):
         part = slice(start, start + CANDIDATES_AT_ONCE)
-        chunk = _Chunk(candidates.embeds[part], candidates.copies[part])
-        crowded = list(range(len(queries)))
-        for dtype in (np.float32, np.float64):
-            asked, crowded = crowded, []
-            scores = np.matmul(queries[asked].astype(dtype, copy=False), chunk.embeds.astype(dtype, copy=False).T)
-            for query, row in zip(asked, scores, strict=True):
-                found = chunk.count(queries[query], row, levels[query])
-                if found is None:
-                    crowded.append(query)
-                else:
-                    counts[query] += found
-    return counts
+        chunk = _Chunk(queries, candidates.embeds[part], candidates.copies[part], asked, levels)
+        crowded = chunk.add_counts(counts, np.arange(len(levels)), np.float32)
+        chunk.add_counts(counts, crowded, np.float64)
+    return counts[0], counts[1]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some of the candidates, embeds (V, D) and copies (V,), beside what is asked of them, as in `count_at_levels`."""
+
+    queries: np.ndarray
+    embeds: np.ndarray
+    copies: np.ndarray
+    asked: np.ndarray
+    levels: np.ndarray
+
+    @cached_property
+    def _repeats(self) -> np.ndarray:
+        """(R,) copies beyond the first, of the candidates that have any; these come first."""
+        return self.copies[self.copies > 1] - 1
+
+    def add_counts(self, counts: np.ndarray, numbers: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
+        """Add to `counts` (2, T) at the `numbers` (S,) of levels; returns those for which float32 is too coarse."""
+        rows, row_of = np.unique(self.asked[numbers], return_inverse=True)
+        scores = np.matmul(self.queries[rows].astype(dtype, copy=False), self.embeds.astype(dtype, copy=False).T)
+        crowded: list[int] = []
+        for start in range(0, len(numbers), LEVELS_AT_ONCE):
+            part = slice(start, start + LEVELS_AT_ONCE)
+            crowded += self._compare(counts, numbers[part], scores, row_of[part])
+        return np.array(crowded, dtype=np.int64)
+
+    def _compare(self, counts: np.ndarray, numbers: np.ndarray, scores: np.ndarray, row_of: np.ndarray) -> list[int]:
+        margin = _margin(scores.dtype, self.queries.shape[1])
+        near, crowded = {}, []
+        for number, level, row in zip(numbers.tolist(), self.levels[numbers].tolist(), row_of.tolist(), strict=True):
+            above = scores[row] > (level + 0.5) * STEP + margin
+            doubtful = (scores[row] >= (level - 0.5) * STEP - margin) ^ above
+            if margin < STEP / 2:
+                equal = np.abs(scores[row] - level * STEP) < STEP / 2 - margin
+                counts[1, number] += self._total(equal)
+                doubtful ^= equal
+            elif np.count_nonzero(doubtful) > CROWDED * len(doubtful):
+                crowded.append(number)
+                continue
+            counts[0, number] += self._total(above)
+            near[number] = np.flatnonzero(doubtful)
+        self._add_exactly(counts, near)
+        return crowded
+
+    def _add_exactly(self, counts: np.ndarray, near: dict[int, np.ndarray]) -> None:
+        """The candidates that are `near` to a level, level by level."""
+        numbers = np.repeat(np.array(list(near), dtype=np.int64), [len(candidates) for candidates in near.values()])
+        candidates = np.concatenate(list(near.values()) or [np.zeros(0, np.int64)])
+        distance = score_levels(self.queries, self.embeds, self.asked[numbers], candidates) - self.levels[numbers]
+        for side, chosen in enumerate((distance > 0, distance == 0)):
+            np.add.at(counts[side], numbers[chosen], self.copies[candidates[chosen]])
+
+    def _total(self, chosen: np.ndarray) -> int:
+        """Candidates, copies included, where `chosen` (V,) is true; faster than a product where few are repeated."""
+        return int(np.count_nonzero(chosen) + self._repeats[chosen[: len(self._repeats)]].sum())
 
 
 def _margin(dtype: np.dtype, width: int) -> float:

@@ -178,7 +178,8 @@ def find_first_correct(queries: np.ndarray, candidates: np.ndarray, correct: Cor
         chunk = slice(start, start + QUERIES_AT_ONCE)
         standings += _stand(asked.embeds[chunk], rows_of[chunk], offered, judge)
     table = np.array(standings, dtype=np.float64).reshape(-1, 5)[kind_of]
-    return FirstCorrect(*table[:, :4].astype(np.int64).T, table[:, 4])
+    higher, tied_wrong, tied_correct, all_correct = table[:, :4].astype(np.int64).T
+    return FirstCorrect(higher, tied_wrong, tied_correct, all_correct, precision_sum=table[:, 4])
 
 
 def retrieval_metrics(found: FirstCorrect) -> dict[str, float]:
@@ -216,7 +217,7 @@ def _top1_credit(scores: np.ndarray, correct: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Ties:
-    """The scores that matter to one query, worst first. above, tied: (K,) candidates with a higher, and this, score."""
+    """Scores, worst first; so many candidates have a higher one, above (K,), and the same, tied (K,)."""
 
     above: np.ndarray
     tied: np.ndarray
@@ -226,49 +227,50 @@ class _Ties:
         """(K,) sum of 1 / position over the positions of each tie: a difference of harmonic numbers."""
         return digamma(self.above + self.tied + 1) - digamma(self.above + 1)
 
-    def standing(self, correct: np.ndarray) -> tuple[float, ...]:
-        """Fields of `FirstCorrect`, of a query for which so many (K,) candidates of each tie are correct.
+    @cached_property
+    def precisions_within(self) -> np.ndarray:
+        """(K,) sum of (position in the tie - 1) / position, divided by (candidates of the tie - 1); 0 with only one."""
+        return (self.tied - (self.above + 1) * self.reciprocals) / np.maximum(self.tied - 1, 1)
 
-        Of a tie of m candidates, c of them correct, with r correct ones above, position i is correct with probability
-        c / m, and i' correct ones of the same tie stand before it, in the mean (its place in the tie - 1) (c - 1) /
-        (m - 1): its expected precision is c / m (r + 1 + i') / i. Source: McSherry & Najork 2008, Computing Information
-        Retrieval Performance Measures Efficiently in the Presence of Tied Scores, section 2.4; here the sum over the
-        positions is in closed form.
+    def standing(self, ties: slice, correct: np.ndarray) -> tuple[float, ...]:
+        """Fields of `FirstCorrect` of a query that has these ties, of which so many (k,) candidates are correct.
+
+        At position p of a tie of m candidates, c of them correct, that begins after N candidates, r of them correct, a
+        correct one stands with probability c / m, and then (p - N - 1) (c - 1) / (m - 1) others of the tie stand
+        before it, in the mean. The precisions of the tie are therefore expected to add up to
+        sum over p of c / m (r + 1 + (p - N - 1) (c - 1) / (m - 1)) / p, which has a closed form in sum of 1 / p.
+        Source: McSherry & Najork 2008 (ECIR, doi 10.1007/978-3-540-78646-7_38), average precision.
         """
         best = np.flatnonzero(correct)[-1]
         all_correct = correct.sum()
         correct_above = all_correct - np.cumsum(correct)
-        others = (correct - 1) / np.maximum(self.tied - 1, 1) * (self.tied - (self.above + 1) * self.reciprocals)
-        precisions = correct / self.tied * ((correct_above + 1) * self.reciprocals + others)
-        tied_correct = correct[best]
-        return self.above[best], self.tied[best] - tied_correct, tied_correct, all_correct, precisions.sum()
+        within = (correct - 1) * self.precisions_within[ties]
+        precisions = correct / self.tied[ties] * ((correct_above + 1) * self.reciprocals[ties] + within)
+        higher, tied, tied_correct = self.above[ties][best], self.tied[ties][best], correct[best]
+        return higher, tied - tied_correct, tied_correct, all_correct, precisions.sum()
 
 
 def _stand(
     queries: np.ndarray, rows_of: Sequence[np.ndarray], offered: DistinctRows, judge: CorrectCandidates
 ) -> list[tuple[float, ...]]:
     """Standings of the rows of distinct queries (Q, D); a query has several, where they differ in what is correct."""
-    judged = [_any_of(judge, rows, len(offered.embeds)) for rows in rows_of]
-    exact = [score_levels(query, offered.embeds[numbers]) for query, numbers in zip(queries, judged, strict=True)]
-    levels = [np.unique(values) for values in exact]
-    level_of = np.zeros(len(offered.embeds), np.int64)
+    judged = [judge.of_any(rows) for rows in rows_of]
+    asked = np.repeat(np.arange(len(queries)), [len(numbers) for numbers in judged])
+    levels = score_levels(queries, offered.embeds, asked, np.concatenate(judged))
+    (tie_asked, tie_levels), tie_of = np.unique(np.stack([asked, levels]), axis=1, return_inverse=True)
+    ties = _Ties(*count_at_levels(queries, offered, tie_asked, tie_levels))
+    starts = np.searchsorted(tie_asked, np.arange(len(queries) + 1)).tolist()
+    ends = np.searchsorted(asked, np.arange(len(queries) + 1)).tolist()
+    place_of = np.zeros(len(offered.embeds), np.int64)
     standings = []
-    counts = count_at_levels(queries, offered, levels)
-    for rows, numbers, values, distinct, (above, tied) in zip(rows_of, judged, exact, levels, counts, strict=True):
-        level_of[numbers] = np.searchsorted(distinct, values)
-        ties = _Ties(above, tied)
+    for query, rows in enumerate(rows_of):
+        own = slice(starts[query], starts[query + 1])
+        place_of[judged[query]] = tie_of[ends[query] : ends[query + 1]] - own.start
         for row in rows:
-            chosen, copies = judge.of(row)
-            standings.append(ties.standing(np.bincount(level_of[chosen], weights=copies, minlength=len(distinct))))
+            numbers, copies = judge.of(row)
+            correct = np.bincount(place_of[numbers], weights=copies, minlength=own.stop - own.start)
+            standings.append(ties.standing(own, correct))
     return standings
-
-
-def _any_of(judge: CorrectCandidates, rows: np.ndarray, count: int) -> np.ndarray:
-    """Distinct candidates, of `count`, that are correct for any of the rows."""
-    chosen = np.zeros(count, dtype=bool)
-    for row in rows:
-        chosen[judge.of(row)[0]] = True
-    return np.flatnonzero(chosen)
 
 
 def _reciprocal_rank(higher: int, tied_wrong: int, tied_correct: int) -> float:
