@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
-from knee_siglip.page.charts import Series, bars, clip, legend, meter, nice_ticks, steps
+from knee_siglip.page.charts import Series, bars, legend, meter, steps
+from knee_siglip.page.svg import clip, nice_ticks
 
 
 def widths(svg: Markup, style: str) -> list[float]:

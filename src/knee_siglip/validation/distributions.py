@@ -1,14 +1,12 @@
 """Charts of what each split holds, computed from the table of the checks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from knee_siglip.data.manifest import SPLITS
-from knee_siglip.page.charts import Series, bars, steps
+from knee_siglip.page.charts import Chart, Series, bars, steps
 from knee_siglip.page.figures import number
 from knee_siglip.validation.cohort import text_words
 
@@ -41,15 +39,6 @@ OF_ROWS = ("kl_grade", "side", "view", "text_words")
 
 EVERY_SIZE = {"width", "height"}
 """Left out where there are so few sizes that each has a bar of its own."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """svg: inline; note: what the reader must know of it."""
-
-    title: str
-    svg: Markup
-    note: str = ""
 
 
 def distribution_charts(table: pd.DataFrame) -> list[Chart]:
