@@ -43,7 +43,12 @@ def load_picture(file: str) -> Picture:
         grey = read_grey(Path(file))
     except ImageError as error:
         return Picture("", str(error).removeprefix(f"{file}: "))
-    image = Image.fromarray(grey)
+    return picture_of(Image.fromarray(grey))
+
+
+def picture_of(image: Image.Image) -> Picture:
+    """An image in memory, grey or RGB, shrunk."""
+    image = image.copy()
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
