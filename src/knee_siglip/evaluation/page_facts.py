@@ -32,7 +32,7 @@ def params_table(facts: ModelFacts) -> Table | None:
 
 def _table(caption: str, values: Mapping[str, Any]) -> Table:
     rows = [[name, number(value)] for name, value in values.items()]
-    return Table(caption, ["", caption], rows, words=2)
+    return Table(caption, ["", ""], rows, words=2)
 
 
 def _named(nested: Mapping[str, Any]) -> dict[str, Any]:

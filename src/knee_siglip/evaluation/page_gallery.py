@@ -88,7 +88,7 @@ def worst_mistakes(split: SplitResults) -> list[Mistake]:
         Mistake(
             picture_of(Image.fromarray(pixels)),
             str(graded["img_path"].iloc[place]),
-            f"Grade {_grade(actual[place])}, model says {_grade(predicted[place])}{_sure(sure[place])}",
+            f"Reader: {_grade(actual[place])}. Model: {_grade(predicted[place])}{_sure(sure[place])}.",
             str(graded["text"].iloc[place]),
         )
         for place, pixels in zip(worst, images, strict=True)

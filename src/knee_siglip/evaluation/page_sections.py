@@ -1,6 +1,7 @@
 """The measurements of one split as tables and charts. Whatever was not measured gives nothing."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,20 @@ from knee_siglip.page.plots import Bin, Line, curves, reliability, strip
 from knee_siglip.page.tables import Cell, HeatTable, Table
 
 CURVE_STYLES = {"train": "train", "val": "val", "val_ema": "test"}
+CURVE_NAMES = {"train": "training images", "val": "validation images", "val_ema": "validation images, averaged weights"}
+
+PROBABILITY_STYLES = {"raw": "train", "scaled": "val"}
+PROBABILITY_NAMES = {"raw": "as the model says", "scaled": "corrected by a temperature"}
+
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts of the same series. legend: name to style."""
+
+    charts: list[Chart]
+    legend: dict[str, str]
 
 
 def headline_table(split: SplitResults) -> Table | None:
@@ -101,7 +115,7 @@ def each_grade_table(split: SplitResults) -> Table | None:
     return Table(caption, ["", *columns.values()], rows) if rows else None
 
 
-def learning_curves(live: Path | None) -> list[Chart]:
+def learning_curves(live: Path | None) -> Charts | None:
     """Loss and accuracy of training and validation over the optimizer's steps."""
     charts = []
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -117,7 +131,9 @@ def learning_curves(live: Path | None) -> list[Chart]:
             shares = curve != "loss"
             svg = curves(title, lines, "training step", (0, 1) if shares else None, shares=shares)
             charts.append(Chart(title.capitalize(), svg))
-    return charts
+    drawn = {split for _, split in points}
+    keys = {CURVE_NAMES[split]: style for split, style in CURVE_STYLES.items() if split in drawn}
+    return Charts(charts, keys) if charts else None
 
 
 def confusion_table(split: SplitResults) -> HeatTable | None:
@@ -135,12 +151,13 @@ def confusion_table(split: SplitResults) -> HeatTable | None:
     return HeatTable(caption, "actual ↓, model →", names, grade_confusion(actual, predicted).tolist())
 
 
-def calibration_charts(split: SplitResults) -> list[Chart]:
+def calibration_charts(split: SplitResults) -> Charts | None:
     """Reliability before and after temperature scaling, and what abstaining would gain."""
     bins: dict[str, list[Bin]] = {}
     for row in reliability_rows(split.table("calibration")):
-        style = "train" if row["calibration"] == "as is" else "val"
-        bins.setdefault(style, []).append(Bin(row["confidence"], row["accuracy"], row["n"]))
+        bins.setdefault(PROBABILITY_STYLES[row["probabilities"]], []).append(
+            Bin(row["confidence"], row["accuracy"], row["n"])
+        )
     charts = []
     if bins:
         svg = reliability("Share of right grades over stated confidence", bins)
@@ -150,7 +167,8 @@ def calibration_charts(split: SplitResults) -> list[Chart]:
         svg = curves("Errors among answered images", [Line("", "train", points)], "images answered", None, shares, True)
         note = "Share of wrong grades if only the images the model is surest of are answered."
         charts.append(Chart("What abstaining gains", svg, note))
-    return charts
+    keys = {PROBABILITY_NAMES[kind]: style for kind, style in PROBABILITY_STYLES.items() if style in bins}
+    return Charts(charts, keys) if charts else None
 
 
 def abstaining_table(split: SplitResults) -> Table | None:

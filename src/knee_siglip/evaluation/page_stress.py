@@ -88,7 +88,7 @@ def subgroup_charts(split: SplitResults) -> list[Chart]:
 def flagged_groups(split: SplitResults) -> list[str]:
     """Gaps that were flagged, each in words."""
     return [
-        f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}): {metric.title.lower()} "
+        f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}): {metric.phrase} "
         f"{metric.shown(row['value'])}, over all {metric.shown(at(split.metrics, row['metric']))}"
         for row in _told(split)
         if row.get("flagged") and (metric := HEADLINE.get(row["metric"]))
@@ -165,7 +165,7 @@ def prompts_table(split: SplitResults) -> Table | None:
             str(row["grade"]),
             percentage(row.get("accuracy")),
             number(row.get("quadratic_weighted_kappa")),
-            _signed(row.get("difference"), HEADLINE["zero_shot_kl.quadratic_weighted_kappa"]),
+            _signed(row.get("quadratic_weighted_kappa_difference"), HEADLINE["zero_shot_kl.quadratic_weighted_kappa"]),
         ]
         for row in split.table("prompts")
     ]

@@ -66,7 +66,7 @@ def _defeat(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
         return "This model is not better than chance."
     # chance first: whoever does not beat it need not be compared with more
     baseline = CHANCE if CHANCE in beaten_by else max(beaten_by, key=lambda name: len(beaten_by[name]))
-    lost = [HEADLINE[metric].title.lower() for metric in beaten_by[baseline]]
+    lost = [HEADLINE[metric].phrase for metric in beaten_by[baseline]]
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     return f"This model is not surely better than {_baseline(baseline)} at: {lost[0]}{more}."
 
@@ -84,7 +84,7 @@ def _ability(split: SplitResults) -> str:
     for metric, task in tasks.items():
         if (value := at(split.metrics, metric)) is not None:
             interval = split.interval(metric)
-            sure = f" (95 % interval {100 * interval[0]:.0f}–{100 * interval[1]:.0f})" if interval else ""
+            sure = f" (95 % interval: {100 * interval[0]:.0f} to {100 * interval[1]:.0f})" if interval else ""
             said.append(task.format(of_hundred(value)) + sure)
     if not said:
         return "What the model can do was not measured."
@@ -122,7 +122,7 @@ def _weakest_group(split: SplitResults) -> str:
     row = min(known, key=gap)
     metric, overall = HEADLINE[row["metric"]], at(split.metrics, row["metric"])
     return (
-        f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}), where “{metric.title.lower()}” is "
+        f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}), where “{metric.phrase}” is "
         f"{metric.shown(row['value'])} instead of {metric.shown(overall)}"
     )
 
@@ -139,7 +139,7 @@ def _weakest_condition(split: SplitResults) -> str:
         return ""
     metric = HEADLINE[row["metric"]]
     return (
-        f"under “{named(str(row['condition'])).lower()}” the figure “{metric.title.lower()}” falls to "
+        f"under “{named(str(row['condition'])).lower()}” the figure “{metric.phrase}” falls to "
         f"{metric.shown(row['value'])}, from {metric.shown(row['value'] - row['difference'])}"
     )
 

@@ -16,6 +16,11 @@ class Metric:
     share: bool = True
     ends: tuple[float, float] = (0.0, 1.0)
 
+    @property
+    def phrase(self) -> str:
+        """The title inside a sentence."""
+        return self.title[0].lower() + self.title[1:]
+
     def shown(self, value: float | None) -> str:
         """The figure alone."""
         return percentage(value) if self.share else number(value)
@@ -41,7 +46,7 @@ HEADLINE: dict[str, Metric] = {
         "The text is compared with every image of the split: how often a right one comes first.",
     ),
     "zero_shot_kl.accuracy": Metric(
-        "Kellgren-Lawrence grade exactly right",
+        "Grade (Kellgren-Lawrence) exactly right",
         "The grade whose descriptions are most like the image, without training on grades.",
     ),
     "zero_shot_kl.quadratic_weighted_kappa": Metric(
@@ -101,14 +106,21 @@ CHANCE_LEVELS = {"zero_shot_kl.quadratic_weighted_kappa": 0.0, "zero_shot_kl.mac
 GRADE_WORDS = ("none", "doubtful", "mild", "moderate", "severe")
 """Of Kellgren-Lawrence grades 0-4 (Ann Rheum Dis 1957;16:494)."""
 
-METHODS = {"centre_prior": "always the middle of the image", "occlusion": "hiding parts of the image"}
+METHODS = {
+    "raw": "likeness of single patches to the text",
+    "gradient": "attention, weighted by gradients",
+    "occlusion": "hiding parts of the image",
+    "centre_prior": "always the middle of the image",
+}
+"""Of grounding, the last one being what they must beat."""
 
-NAMES = {"knn": "nearest neighbours", "n": "images", "cnr": "contrast-to-noise ratio", "miou": "overlap (mean IoU)"}
+NAMES = {"jpeg": "JPEG compression"}
+"""Of disturbances and findings, where the short name is no word."""
 
 
 def named(name: str) -> str:
     """A short name as words, with a capital."""
-    words = NAMES.get(name) or METHODS.get(name) or BASELINES.get(name) or readable(name)
+    words = NAMES.get(name) or METHODS.get(name) or readable(name)
     return words[:1].upper() + words[1:]
 
 

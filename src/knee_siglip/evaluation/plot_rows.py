@@ -42,10 +42,10 @@ def confusion_rows(predictions: pd.DataFrame) -> list[dict[str, int]]:
 
 
 def reliability_rows(calibration: Sequence[Row]) -> list[dict[str, Any]]:
-    """(calibration, confidence, accuracy, n) of each bin, `as is` and, where it was measured, `temperature scaled`."""
+    """(probabilities, confidence, accuracy, n) of each bin that has rows; probabilities: `raw` or `scaled`."""
     return [
         {
-            "calibration": "temperature scaled" if row.get("scaled") else "as is",
+            "probabilities": str(row.get("probabilities", "raw")),
             "confidence": float(row["confidence"]),
             "accuracy": float(row["accuracy"]),
             "n": int(row["n"]),

@@ -121,7 +121,7 @@ def reliability(title: str, series: Mapping[str, Sequence[Bin]]) -> Markup:
             x = axes.x(each.confidence) + (lane - len(series) / 2) * width
             parts.append(rectangle(x, height - 18 - tall, width, tall, style))
     parts.append(line(LEFT, height - 18, WIDTH - RIGHT, height - 18, "axis"))
-    parts.append(words(LEFT - 6, height - 18, f"n ≤ {most:,}", "end", "value"))
+    parts.append(words(LEFT, height - floor + 6, f"images in each bin, at most {most:,}", style="value"))
     return picture(title, WIDTH, height, [*parts, _x_title("how sure the model says it is", height)])
 
 
@@ -163,7 +163,7 @@ def strip(title: str, value: float, interval: Range | None, marks: Sequence[floa
     parts += [line(x(mark), 2, x(mark), STRIP_HEIGHT - 2, "mark") for mark in marks]
     if interval is not None:
         parts.append(line(x(interval[0]), middle, x(interval[1]), middle, "bar train"))
-    parts.append(dot(x(value), middle, 3.6, "train"))
+    parts.append(dot(x(value), middle, 3, "train"))
     return picture(title, STRIP_WIDTH, STRIP_HEIGHT, parts, "meter")
 
 
