@@ -21,7 +21,9 @@ from claims import Claim, conclude
 
 from knee_siglip import paths
 from knee_siglip.data.manifest import read_manifest
-from knee_siglip.evaluation.evaluate import EvaluateFiles, evaluate
+from knee_siglip.evaluation.evaluate import EvaluateFiles, embed
+from knee_siglip.evaluation.measurement import measure, measure_headline
+from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.embedding import embed_texts
 from knee_siglip.model.positions import WELL_TRAINED, extend_text_positions
@@ -30,10 +32,10 @@ from knee_siglip.pipeline import prepare, train_in
 
 SHORT, LONG = 64, 512
 REPORTED = (
-    "test.contrastive_accuracy",
-    "test.retrieval.image_to_text.recall_at_1",
-    "test.zero_shot_kl.accuracy",
-    "test.zero_shot_kl.quadratic_weighted_kappa",
+    "contrastive_accuracy",
+    "retrieval.image_to_text.recall_at_1",
+    "zero_shot_kl.accuracy",
+    "zero_shot_kl.quadratic_weighted_kappa",
 )
 
 
@@ -70,8 +72,11 @@ def train_and_evaluate(length: int, epochs: int) -> dict[str, Any]:
         train_in(folder, "cpu")
         seconds = time.perf_counter() - started
         cache, model = folder / "cache/cache.json", folder / "best_model.pt"
-        files = EvaluateFiles(folder / "manifest.parquet", cache, model, folder / "evaluation")
-        figures = flatten(evaluate(params, files, "cpu"))
+        nowhere = folder / "not needed"
+        files = EvaluateFiles(folder / "manifest.parquet", cache, model, nowhere, nowhere, nowhere)
+        data = embed(params.evaluate, files, "cpu")
+        test = data.splits["test"]
+        figures = measure(test, data) | measure_headline(predictions_of(test, data.params))
     return {"training_seconds": seconds} | {figure: figures[figure] for figure in REPORTED}
 
 

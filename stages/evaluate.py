@@ -1,9 +1,10 @@
-"""Retrieval, zero-shot grading and calibration of the best model, with confidence intervals.
+"""Retrieval, zero-shot grades and findings, calibration, subgroups, robustness and grounding of the best model.
 
     dvc repro evaluate
 
-Reads data/validated/manifest.parquet, data/cache/ (and the pixel store) and models/best_model.pt.
-Writes reports/evaluation/: metrics.json, predictions.csv, plots/ (data for dvc plots) and figures/.
+Reads data/validated/manifest.parquet, data/cache/ (and the pixel store), models/best_model.pt, models/backbones/ and
+the curves in reports/train/live. Writes reports/evaluation/: index.html (the page to read), metrics.json,
+predictions.parquet, embeddings.parquet, tables/, plots/ (data for dvc plots) and figures/.
 """
 
 from knee_siglip import paths
@@ -17,7 +18,15 @@ def main() -> None:
     # After the params are checked: torch, transformers and scikit-learn take seconds to import.
     from knee_siglip.evaluation.evaluate import EvaluateFiles, evaluate
 
-    evaluate(params, EvaluateFiles(paths.MANIFEST, paths.CACHE_FACTS, paths.BEST_MODEL, paths.EVALUATION_REPORT))
+    files = EvaluateFiles(
+        manifest=paths.MANIFEST,
+        cache_facts=paths.CACHE_FACTS,
+        model=paths.BEST_MODEL,
+        backbones=paths.BACKBONES,
+        live=paths.TRAIN_REPORT / "live",
+        report=paths.EVALUATION_REPORT,
+    )
+    evaluate(params, files)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from knee_siglip.data.store import build_cache
 from knee_siglip.data.text import load_tokenizer
 from knee_siglip.data.transform import Transform
 from knee_siglip.evaluation.evaluate import EvaluateFiles
-from knee_siglip.evaluation.probe import measure
+from knee_siglip.evaluation.measurement import measure, measure_headline, measure_split
+from knee_siglip.evaluation.page_data import ModelFacts, PageData
+from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit, PromptEmbeds
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
@@ -72,19 +74,36 @@ def make_split() -> Callable[..., EmbeddedSplit]:
 
 @pytest.fixture
 def data_of() -> Callable[..., EmbeddedData]:
-    """Splits as if they had been embedded; there are neither checkpoint nor pixels."""
+    """Splits as if they had been embedded: of black images, and without a checkpoint."""
 
     def make(*splits: EmbeddedSplit, **params) -> EmbeddedData:
-        values = EvaluateParams(splits=[splits[0].name], **params)
-        return EmbeddedData(values, {split.name: split for split in splits}, checkpoint=None, pixels=None)
+        values = EvaluateParams(**{"splits": [splits[0].name], "findings": {}} | params)
+        pixels = np.zeros((max(len(split) for split in splits), 28, 28), dtype=np.uint8)
+        return EmbeddedData(values, {split.name: split for split in splits}, checkpoint=None, pixels=pixels)
 
     return make
 
 
 @pytest.fixture
 def measured(data_of) -> Callable[..., dict[str, float]]:
-    """All measurements of a split that stands alone."""
-    return lambda split: measure(split, data_of(split))
+    """The figures of a split that stands alone."""
+
+    def figures(split: EmbeddedSplit) -> dict[str, float]:
+        data = data_of(split)
+        return measure(split, data) | measure_headline(predictions_of(split, data.params))
+
+    return figures
+
+
+@pytest.fixture
+def page_of(tmp_path: Path) -> Callable[[EmbeddedData], PageData]:
+    """All that is measured, as the report takes it."""
+
+    def make(data: EmbeddedData) -> PageData:
+        results = [measure_split(split, data, tmp_path / "no backbones") for split in data.evaluated]
+        return PageData(results, ModelFacts({}), gallery=2)
+
+    return make
 
 
 @pytest.fixture
@@ -95,6 +114,8 @@ def files(tmp_path: Path) -> EvaluateFiles:
         manifest=tmp_path / "manifest.parquet",
         cache_facts=tmp_path / "cache/cache.json",
         model=tmp_path / "best_model.pt",
+        backbones=tmp_path / "backbones",
+        live=tmp_path / "live",
         report=tmp_path / "report",
     )
     manifest = _manifest(tmp_path)

@@ -44,7 +44,8 @@ def test_metrics_on_disk_are_what_is_returned_and_logged(files, params, monkeypa
     assert written["test"]["rows"] == 8
     assert written["test"]["graded_rows"] == 7
     assert tracker.artifacts["kl_confusion.png"] == "figure"
-    assert {"metrics.json", "predictions.csv", "retrieval.csv"} <= tracker.artifacts.keys()
+    assert tracker.artifacts["index.html"] == "report"
+    assert {"metrics.json", "predictions.parquet", "embeddings.parquet", "retrieval.csv"} <= tracker.artifacts.keys()
 
 
 def test_with_the_real_tracker_switched_off_two_runs_are_equal(files, params):
@@ -102,4 +103,4 @@ def test_a_manifest_with_neither_patients_nor_grades_is_evaluated(files, params)
     metrics = evaluate(params, files, device="cpu")["test"]
     assert metrics["patients"] == metrics["rows"]
     assert "zero_shot_kl" not in metrics
-    assert "patient_id" not in pd.read_csv(files.report / "predictions.csv")
+    assert "patient_id" not in pd.read_parquet(files.report / "predictions.parquet")

@@ -91,7 +91,10 @@ def test_every_stage_leaves_its_files(clone):
         "reports/train/live/plots/metrics/train/step_loss.tsv",
         "reports/train/live/plots/metrics/val/contrastive_accuracy.tsv",
         "reports/evaluation/metrics.json",
-        "reports/evaluation/predictions.csv",
+        "reports/evaluation/predictions.parquet",
+        "reports/evaluation/embeddings.parquet",
+        "reports/evaluation/index.html",
+        "reports/evaluation/tables/subgroups.csv",
         "reports/inference/results.csv",
         "reports/inference/embeddings.npy",
     ):
@@ -146,7 +149,7 @@ def test_a_training_goes_on_after_dvc_itself_was_killed(clone):
     expected = clone.metrics("train")
     clone.run("git", "checkout", "HEAD", "--", "dvc.lock")
     shutil.rmtree(clone.folder / ".dvc" / "cache" / "runs")  # or DVC would take the outs that it has
-    dvc = subprocess.Popen([*retrain, "--force", "train"], cwd=clone.folder, env=clone.env, stderr=subprocess.DEVNULL)
+    dvc = subprocess.Popen([*retrain, "--force", "train"], cwd=clone.folder, env=clone.env)
     runs = clone.folder / ".store" / "runs"
     _wait_for(lambda: list(runs.glob("*/best_model.pt")))
     dvc.kill()

@@ -11,24 +11,32 @@ import pandas as pd
 from knee_siglip.data.manifest import SPLITS, read_manifest
 from knee_siglip.data.store import CachedPixels, open_pixels
 from knee_siglip.errors import UserError
-from knee_siglip.evaluation.probe import measure
+from knee_siglip.evaluation.measurement import measure_split
+from knee_siglip.evaluation.page_data import ModelFacts, PageData
+from knee_siglip.evaluation.probe import count_rows
 from knee_siglip.evaluation.report import write_report
 from knee_siglip.evaluation.split import EmbeddedData, embed_prompts, embed_split
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device
-from knee_siglip.params import EvaluateParams, Params, nest
-from knee_siglip.tracking.tracker import attach_tracker
+from knee_siglip.params import EvaluateParams, Params
+from knee_siglip.tracking.tracker import attach_tracker, git_revision
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EvaluateFiles:
-    """Where an evaluation reads and writes; `report` is a folder."""
+    """Where an evaluation reads and writes; `backbones`, `live` and `report` are folders.
+
+    backbones: the encoders before the training. live: the training's curves. What these two are for is left out where
+    they are missing.
+    """
 
     manifest: Path
     cache_facts: Path
     model: Path
+    backbones: Path
+    live: Path
     report: Path
 
 
@@ -42,14 +50,33 @@ def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict
         UserError: the checkpoint was trained on images prepared otherwise than the cache's, or a split is empty.
     """
     data = embed(params.evaluate, files, device)
-    metrics = {split.name: nest(measure(split, data)) for split in data.evaluated}
-    artifacts = write_report(data, metrics, files.report)
+    results = [measure_split(split, data, files.backbones) for split in data.evaluated]
+    page = PageData(results, model_facts(params, data), files.live, params.evaluate.gallery)
+    artifacts = write_report(data, page, files.report)
+    metrics = {result.name: dict(result.metrics) for result in results}
     with attach_tracker(params, stage="evaluate", model_path=files.model) as tracker:
         # training has already logged its own `train.loss` and `val.loss`, of another epoch
         tracker.log_summary({name if name == "test" else f"evaluation.{name}": metrics[name] for name in metrics})
         for artifact in artifacts:
             tracker.log_artifact(artifact.path, kind=artifact.kind)
     return metrics
+
+
+def model_facts(params: Params, data: EmbeddedData) -> ModelFacts:
+    """What the page says of the model and its data."""
+    model = data.checkpoint.model
+    return ModelFacts(
+        params=params.model_dump(mode="json"),
+        revision=git_revision(),
+        data_hash=data.checkpoint.data_hash,
+        cache=data.pixels.transform.to_dict(),
+        checkpoint={
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "saved_at": data.checkpoint.metrics,
+            "trained_with": data.checkpoint.versions,
+        },
+        counts={name: count_rows(split, data) for name, split in data.splits.items()},
+    )
 
 
 def embed(params: EvaluateParams, files: EvaluateFiles, device: str = "auto") -> EmbeddedData:

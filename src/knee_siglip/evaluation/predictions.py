@@ -1,23 +1,19 @@
 """What was predicted, image by image: the tables from which every headline number can be computed again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from knee_siglip.evaluation.findings import finding_truth_and_scores
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.retrieval import FirstCorrect, contrastive_credit, embedding_scores
-from knee_siglip.metrics.similarity import cosine_scores
 from knee_siglip.metrics.zero_shot import GRADES
+from knee_siglip.params import EvaluateParams
 
 CARRIED = ("img_path", "image_id", "split", "patient_id", "kl_grade", "side", "view", "text", "study_id")
 """Columns of the manifest that the table repeats where there are any, beside those of `evaluate.subgroups`."""
-
-SEARCHES: dict[str, Callable[[EmbeddedSplit], FirstCorrect]] = {
-    "image_to_text": lambda split: split.image_to_text,
-    "text_to_image": lambda split: split.text_to_image,
-}
 
 FOUND_COLUMNS: dict[str, Callable[[FirstCorrect], np.ndarray]] = {
     "rank": FirstCorrect.expected_rank,
@@ -25,24 +21,31 @@ FOUND_COLUMNS: dict[str, Callable[[FirstCorrect], np.ndarray]] = {
     "recall_at_5": lambda found: found.recall_at(5),
     "recall_at_10": lambda found: found.recall_at(10),
     "reciprocal_rank": FirstCorrect.expected_reciprocal_rank,
+    "average_precision": FirstCorrect.average_precision,
 }
 """Of each search a column `<search>_<name>`, whose mean (of the rank: median) is the retrieval metric of that name."""
 
-Truths = Callable[[EmbeddedSplit], Mapping[str, np.ndarray]]
-"""A split's (N,) truth of each finding: 1, 0, or negative where it is unknown."""
 
-
-def predictions_table(data: EmbeddedData, finding_truths: Truths = lambda _: {}) -> pd.DataFrame:
+def predictions_table(data: EmbeddedData) -> pd.DataFrame:
     """One row per image of the evaluated splits.
 
     What is known of it (`CARRIED`, `text_id`: equal where the texts of a split are); `kl_score_<g>`: cosine with the
-    prompts of each grade, `kl_probability_<g>`, `kl_grade_predicted`; `FOUND_COLUMNS` of each search;
-    `contrastive_image_to_text`, `contrastive_text_to_image`: credit inside the batch of number `contrastive_batch`, all
-    three empty for rows left over; `finding_<name>_score`: cosine with the prompts for it minus that with those against
-    it, and `finding_<name>_truth` where `finding_truths` knows it.
+    prompts of each grade, `kl_probability_<g>`, `kl_grade_predicted`; `FOUND_COLUMNS` of each search and, as
+    `strict_...`, of those where only the very pair is correct; `contrastive_image_to_text`,
+    `contrastive_text_to_image`: credit inside the batch of number `contrastive_batch`, all three empty for rows left
+    over; `finding_<name>_score`: cosine with the prompts for it minus that with those against it, and
+    `finding_<name>_truth`.
     """
-    tables = [_split_table(split, data.params.subgroups, finding_truths(split)) for split in data.evaluated]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([predictions_of(split, data.params) for split in data.evaluated], ignore_index=True)
+
+
+def predictions_of(split: EmbeddedSplit, params: EvaluateParams) -> pd.DataFrame:
+    """The rows of one split."""
+    carried = [name for name in dict.fromkeys((*CARRIED, *params.subgroups)) if name in split.rows]
+    columns = {"text_id": split.text_ids} | _grading(split) | _retrieval(split) | _contrastive(split)
+    columns |= _findings(split, params)
+    table = pd.concat([split.rows[carried], pd.DataFrame(columns)], axis=1)
+    return table.assign(kl_grade=_grades(split)) if "kl_grade" in table else table
 
 
 def embeddings_table(data: EmbeddedData) -> pd.DataFrame:
@@ -54,20 +57,6 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Write either table as parquet; the file's bytes depend on its content alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_parquet(path, index=False)
-
-
-def _split_table(split: EmbeddedSplit, subgroups: list[str], truths: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    carried = [name for name in dict.fromkeys((*CARRIED, *subgroups)) if name in split.rows]
-    columns = (
-        {"text_id": split.text_ids}
-        | _grading(split)
-        | _retrieval(split)
-        | _contrastive(split)
-        | _finding_scores(split)
-        | {f"finding_{name}_truth": truth for name, truth in truths.items()}
-    )
-    table = pd.concat([split.rows[carried], pd.DataFrame(columns)], axis=1)
-    return table.assign(kl_grade=_grades(split)) if "kl_grade" in table else table
 
 
 def _grades(split: EmbeddedSplit) -> pd.Series:
@@ -82,7 +71,7 @@ def _grading(split: EmbeddedSplit) -> dict[str, np.ndarray]:
 
 
 def _retrieval(split: EmbeddedSplit) -> dict[str, np.ndarray]:
-    found = {search: find(split) for search, find in SEARCHES.items()}
+    found = split.searches | {f"strict_{search}": found for search, found in split.strict_searches.items()}
     return {
         f"{search}_{name}": column(standing)
         for search, standing in found.items()
@@ -103,9 +92,10 @@ def _contrastive(split: EmbeddedSplit) -> dict[str, pd.Series]:
     }
 
 
-def _finding_scores(split: EmbeddedSplit) -> dict[str, np.ndarray]:
-    cosines = {name: cosine_scores(split.image_embeds, both) for name, both in split.prompts.findings.items()}
-    return {f"finding_{name}_score": both[:, 0] - both[:, 1] for name, both in cosines.items()}
+def _findings(split: EmbeddedSplit, params: EvaluateParams) -> dict[str, np.ndarray]:
+    found = finding_truth_and_scores(split, params)
+    scores = {f"finding_{name}_score": score for name, (_, score) in found.items()}
+    return scores | {f"finding_{name}_truth": truth for name, (truth, _) in found.items()}
 
 
 def _embeddings(split: EmbeddedSplit) -> pd.DataFrame:

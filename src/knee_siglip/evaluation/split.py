@@ -115,24 +115,23 @@ class EmbeddedSplit:
         return predicted_grades(self.grade_scores)
 
     @cached_property
-    def image_to_text(self) -> FirstCorrect:
-        """Each image against all texts of the split; equal texts and those of the image's study are correct."""
-        return find_first_correct(self.image_embeds, self.text_embeds, Correct(self.text_ids, self.study_ids))
+    def searches(self) -> dict[str, FirstCorrect]:
+        """image_to_text: each image against all texts of the split; text_to_image: each row's text against all images.
+
+        Equal texts, and images and texts of one study, are correct.
+        """
+        return self._search(Correct(self.text_ids, self.study_ids))
 
     @cached_property
-    def text_to_image(self) -> FirstCorrect:
-        """Each row's text against all images of the split; those with an equal text or of its study are correct."""
-        return find_first_correct(self.text_embeds, self.image_embeds, Correct(self.text_ids, self.study_ids))
+    def strict_searches(self) -> dict[str, FirstCorrect]:
+        """The same where only the very pair is correct."""
+        return self._search(Correct(self.text_ids, strict=True))
 
-    @cached_property
-    def strict_image_to_text(self) -> FirstCorrect:
-        """Each image against all texts of the split; only its own is correct."""
-        return find_first_correct(self.image_embeds, self.text_embeds, Correct(self.text_ids, strict=True))
-
-    @cached_property
-    def strict_text_to_image(self) -> FirstCorrect:
-        """Each row's text against all images of the split; only its own is correct."""
-        return find_first_correct(self.text_embeds, self.image_embeds, Correct(self.text_ids, strict=True))
+    def _search(self, correct: Correct) -> dict[str, FirstCorrect]:
+        return {
+            "image_to_text": find_first_correct(self.image_embeds, self.text_embeds, correct),
+            "text_to_image": find_first_correct(self.text_embeds, self.image_embeds, correct),
+        }
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def _describe(params: Params, stage: str, facts: Mapping[str, Any], run_id: str)
     """
     tags = {
         "DVC_EXP_NAME": os.environ.get("DVC_EXP_NAME"),
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "data_hash": facts.get("data_hash"),
         "stage": stage,
     }
@@ -228,7 +228,8 @@ def _remember(key: str, run_id: str) -> None:
         _logger.warning("run %s cannot be remembered (%s); later stages will open a run of their own", run_id, error)
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
+    """The commit of the current folder; None outside a repository."""
     try:
         command = ["git", "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()

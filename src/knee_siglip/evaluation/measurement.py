@@ -1,0 +1,99 @@
+"""All that is measured on one split: figures, the tables behind them, and pictures."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from knee_siglip.evaluation.baselines import baseline_metrics, baselines_table, beats_baselines
+from knee_siglip.evaluation.confidence import (
+    calibration_table,
+    measure_calibration,
+    measure_selective,
+    risk_coverage_table,
+)
+from knee_siglip.evaluation.findings import measure_findings
+from knee_siglip.evaluation.headline import headline_figures
+from knee_siglip.evaluation.linear_probe import probe_metrics, probe_table
+from knee_siglip.evaluation.page_data import SplitResults
+from knee_siglip.evaluation.predictions import predictions_of
+from knee_siglip.evaluation.probe import (
+    Metrics,
+    count_rows,
+    measure_ceiling,
+    measure_contrastive,
+    measure_loss,
+    measure_retrieval,
+    measure_zero_shot,
+)
+from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.subgroups import count_subgroups, subgroups_table
+from knee_siglip.evaluation.zero_shot import prompts_table
+from knee_siglip.params import nest
+
+Probe = Callable[[EmbeddedSplit, EmbeddedData], Metrics]
+Table = list[dict[str, Any]]
+
+PROBES: tuple[Probe, ...] = (
+    count_rows,
+    measure_loss,
+    measure_contrastive,
+    measure_ceiling,
+    measure_retrieval,
+    measure_zero_shot,
+    measure_findings,
+    measure_calibration,
+    measure_selective,
+)
+"""Figures that need no table. A new measurement is one more function here; undefined values are left out."""
+
+
+def measure(split: EmbeddedSplit, data: EmbeddedData) -> Metrics:
+    """All probes; the headline metrics come from the predictions table."""
+    metrics: Metrics = {}
+    for probe in PROBES:
+        metrics |= probe(split, data)
+    return metrics
+
+
+def measure_headline(predictions: pd.DataFrame) -> Metrics:
+    """The headline metrics of one split's predictions, with `<metric>_ci_low` and `<metric>_ci_high`."""
+    metrics: Metrics = {}
+    for name, figure in headline_figures(predictions).items():
+        metrics[name] = figure.value
+        if figure.interval is not None:
+            metrics |= {f"{name}_ci_low": figure.interval.low, f"{name}_ci_high": figure.interval.high}
+    return metrics
+
+
+def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> SplitResults:
+    """Everything of one split. backbones: the encoders before the training, for the baseline of the untrained ones.
+
+    Raises:
+        UserError: a column that params.yaml names is missing, or a cell that was needed cannot be read.
+    """
+    predictions = predictions_of(split, data.params)
+    tables: dict[str, Table] = {
+        "baselines": baselines_table(split, data, backbones),
+        "calibration": calibration_table(split, data),
+        "risk_coverage": risk_coverage_table(split),
+        "probe": probe_table(split, data),
+        "prompts": prompts_table(split, data),
+        "subgroups": subgroups_table(predictions, data.params.subgroups),
+    }
+    metrics = measure(split, data) | measure_headline(predictions)
+    metrics |= baseline_metrics(tables["baselines"]) | probe_metrics(tables["probe"])
+    metrics |= count_subgroups(tables["subgroups"])
+    metrics |= beats_baselines(metrics)
+    return SplitResults(
+        name=split.name,
+        metrics=nest({name: value for name, value in metrics.items() if math.isfinite(value)}),
+        predictions=predictions,
+        image_embeds=split.image_embeds,
+        text_embeds=split.text_embeds,
+        images=lambda rows: np.asarray(data.pixels[split.numbers[rows]]),
+        tables=tables,
+    )
