@@ -1,0 +1,192 @@
+"""What the headline metrics are worth: the same metrics of four ways that know less than a trained model.
+
+- `constant`: no information at all: every order of the candidates is equally likely, and each grade is guessed alike.
+- `text_prior`: the image is not looked at; the text, or grade, that is most frequent in train is the best for each.
+- `pixel_neighbour`: the text, or grade, of the train image whose raw pixels, downsampled, are nearest. Texts are
+  compared by their words (TF-IDF), so that a text that train does not hold can be found as well.
+- `untrained`: the encoders as they were before the training, with the projection that it started from.
+
+The second and the third learn from train, so there are none of train itself.
+"""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import pairwise_distances_argmin
+from torch.nn import functional as F
+
+from knee_siglip import paths
+from knee_siglip.data.store import CachedPixels
+from knee_siglip.errors import UserError
+from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit, embed_prompts
+from knee_siglip.metrics.retrieval import contrastive_credit, embedding_scores
+from knee_siglip.metrics.zero_shot import GRADES, zero_shot_metrics
+from knee_siglip.model.build import build_model
+from knee_siglip.model.checkpoint import Checkpoint
+from knee_siglip.model.device import place
+from knee_siglip.model.embedding import embed_pixels, embed_texts
+from knee_siglip.params import parse_params
+
+logger = logging.getLogger(__name__)
+
+GRADING = ("accuracy", "balanced_accuracy", "quadratic_weighted_kappa", "macro_auroc")
+JUDGED = ("contrastive_accuracy", "zero_shot_kl.quadratic_weighted_kappa")
+"""What a model must beat every baseline in: matching, and grading."""
+
+THUMBNAIL = 32
+"""Side in pixels at which radiographs are compared: more would find the same noise, not the same knee."""
+
+WORDS = 2048
+"""The most frequent words of train that texts are compared by: bounds the memory."""
+
+Figures = dict[str, float]
+
+
+def baselines_table(
+    split: EmbeddedSplit, data: EmbeddedData, backbones: Path = paths.BACKBONES
+) -> list[dict[str, str | float]]:
+    """One row per `baseline` and headline `metric` with its `value`; what cannot be had, or is undefined, is left out.
+
+    Args:
+        backbones: the encoders before the training; without them there is no `untrained`.
+    """
+    found = {"constant": constant(split)}
+    if "train" in data.splits and split.name != "train":
+        train = data.splits["train"]
+        found["text_prior"] = text_prior(split, train)
+        found["pixel_neighbour"] = pixel_neighbour(split, train, data.pixels)
+    if (start := load_untrained(data, backbones)) is not None:
+        found["untrained"] = untrained(split, data, start)
+    return [
+        {"baseline": baseline, "metric": metric, "value": value}
+        for baseline, figures in found.items()
+        for metric, value in figures.items()
+    ]
+
+
+def baseline_metrics(table: Sequence[Mapping[str, str | float]]) -> Figures:
+    """baseline.<name>.<metric>, as metrics.json names the table's values."""
+    return {f"baseline.{row['baseline']}.{row['metric']}": float(row["value"]) for row in table}
+
+
+def beats_baselines(metrics: Mapping[str, float]) -> Figures:
+    """verdict.beats_baselines: 1 where the model's lower bound is above every baseline in all of `JUDGED`, else 0.
+
+    Args:
+        metrics: of one split, dotted, with the intervals and the baselines. A metric that lacks either does not count;
+            without any there is no verdict.
+    """
+    verdicts = []
+    for name in JUDGED:
+        values = [v for key, v in metrics.items() if key.startswith("baseline.") and key.split(".", 2)[2] == name]
+        if values and f"{name}_ci_low" in metrics:
+            verdicts.append(metrics[f"{name}_ci_low"] > max(values))
+    return {"verdict.beats_baselines": float(all(verdicts))} if verdicts else {}
+
+
+def constant(split: EmbeddedSplit) -> Figures:
+    """Chance. A grade guessed with probability 1/5 each is right as often, and agrees by chance alone: kappa 0."""
+    nothing = np.ones((len(split), 1), dtype=np.float32)
+    figures = _matching(split, nothing, nothing)
+    if len(split.graded):
+        guessed = {"accuracy": 1 / GRADES, "balanced_accuracy": 1 / GRADES, "quadratic_weighted_kappa": 0.0}
+        figures |= {f"zero_shot_kl.{name}": value for name, value in guessed.items()}
+    if len(np.unique(split.grades)) > 1:
+        figures["zero_shot_kl.macro_auroc"] = 0.5
+    return figures
+
+
+def text_prior(split: EmbeddedSplit, train: EmbeddedSplit) -> Figures:
+    """Every image gets the same scores: how often train holds each text, and each grade."""
+    counts = Counter(train.texts)
+    share = np.array([counts[text] for text in split.texts]) / max(counts.values())
+    # vectors of length 1 whose cosine is the share
+    texts = np.stack([share, np.sqrt(1 - share**2)], axis=1)
+    images = np.tile([1.0, 0.0], (len(split), 1))
+    prior = np.bincount(train.grades, minlength=GRADES)
+    return _matching(split, images, texts) | _grading(split, np.tile(prior, (len(split.graded), 1)), train)
+
+
+def pixel_neighbour(split: EmbeddedSplit, train: EmbeddedSplit, pixels: CachedPixels) -> Figures:
+    """Text and grade of the nearest train image by Euclidean distance; the grade is that of the nearest graded one."""
+    own, others = thumbnails(pixels, split.numbers), thumbnails(pixels, train.numbers)
+    words = TfidfVectorizer(max_features=WORDS, token_pattern=r"\w+", dtype=np.float32).fit(train.texts)
+    nearest = pairwise_distances_argmin(own, others)
+    borrowed = words.transform([train.texts[row] for row in nearest]).toarray()
+    figures = _matching(split, borrowed, words.transform(split.texts).toarray())
+    if len(split.graded) and len(train.graded):
+        predicted = train.grades[pairwise_distances_argmin(own[split.graded], others[train.graded])]
+        figures |= _grading(split, np.eye(GRADES)[predicted], train)
+    return figures
+
+
+def untrained(split: EmbeddedSplit, data: EmbeddedData, start: Checkpoint) -> Figures:
+    """Images, texts and prompts embedded by the model before its training."""
+    before = dataclasses.replace(
+        split,
+        image_embeds=embed_pixels(start, (data.pixels[rows] for rows in _batches(split.numbers))),
+        text_embeds=embed_texts(start, split.texts),
+        prompts=embed_prompts(start, data.params),
+        logit_scale=start.model.logit_scale.exp().item(),
+    )
+    probabilities = before.grade_probabilities[before.graded]
+    return _matching(before, before.image_embeds, before.text_embeds) | _grading(before, probabilities, before)
+
+
+def load_untrained(data: EmbeddedData, backbones: Path) -> Checkpoint | None:
+    """The model as the training's seed began it; None where the encoders that it began with are not there."""
+    if not backbones.is_dir():
+        return None
+    trained = data.checkpoint
+    try:
+        params = parse_params(trained.params, "the checkpoint's params")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(params.seed)
+            model, tokenizer = build_model(backbones, params.model, contrastive_batch=1)  # the bias ranks nothing
+    except UserError as error:
+        logger.warning("no baseline of the untrained encoders: %s", error)
+        return None
+    shapes, expected = ({n: v.shape for n, v in m.state_dict().items()} for m in (model, trained.model))
+    if shapes != expected:
+        logger.warning("no baseline of the untrained encoders: %s holds others than the model began with", backbones)
+        return None
+    return dataclasses.replace(trained, model=place(model, trained.model.device).eval(), tokenizer=tokenizer)
+
+
+def thumbnails(pixels: CachedPixels, numbers: np.ndarray) -> np.ndarray:
+    """(N, THUMBNAIL^2) float32 mean greys of the images of these manifest rows (N,)."""
+    parts = [
+        F.adaptive_avg_pool2d(torch.from_numpy(pixels[rows].astype(np.float32)), THUMBNAIL).flatten(1).numpy()
+        for rows in _batches(numbers)
+    ]
+    return np.concatenate(parts) if parts else np.zeros((0, THUMBNAIL**2), dtype=np.float32)
+
+
+def _batches(numbers: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(numbers), IMAGES_AT_ONCE):
+        yield numbers[start : start + IMAGES_AT_ONCE]
+
+
+def _matching(split: EmbeddedSplit, image_embeds: np.ndarray, text_embeds: np.ndarray) -> Figures:
+    """Contrastive accuracy and recall@1 both ways as if these (N, D) were the split's embeddings."""
+    paired = dataclasses.replace(split, image_embeds=image_embeds, text_embeds=text_embeds)
+    scores = embedding_scores(image_embeds, text_embeds)
+    return {
+        "contrastive_accuracy": contrastive_credit(scores, split.text_ids, split.batch_size).accuracy,
+        "retrieval.image_to_text.recall_at_1": float(paired.image_to_text.recall_at(1).mean()),
+        "retrieval.text_to_image.recall_at_1": float(paired.text_to_image.recall_at(1).mean()),
+    }
+
+
+def _grading(split: EmbeddedSplit, scores: np.ndarray, learnt_from: EmbeddedSplit) -> Figures:
+    """Of scores (G, 5) of the graded rows; none where there was no grade to learn from."""
+    if not len(learnt_from.graded):
+        return {}
+    figures = zero_shot_metrics(scores, split.grades)
+    return {f"zero_shot_kl.{name}": figures[name] for name in GRADING if name in figures}
