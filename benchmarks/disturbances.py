@@ -1,10 +1,11 @@
 """What can happen to a radiograph before it reaches us without changing whether it is inverted."""
 
-import io
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+
+from knee_siglip.data.disturbance import through_jpeg
 
 Disturbance = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """uint8 (H, W) and a random source to uint8 (H', W')."""
@@ -74,13 +75,7 @@ def resize(width: int, height: int) -> Disturbance:
 
 def jpeg(quality: int) -> Disturbance:
     """Through JPEG and back."""
-
-    def apply(grey: np.ndarray, _: np.random.Generator) -> np.ndarray:
-        file = io.BytesIO()
-        Image.fromarray(grey).save(file, "JPEG", quality=quality)
-        return np.asarray(Image.open(file))
-
-    return apply
+    return lambda grey, _: through_jpeg(grey, quality)
 
 
 def noise(deviation: float) -> Disturbance:

@@ -29,28 +29,32 @@ def augment(pixels: Tensor, params: AugmentParams, keys: Tensor) -> Tensor:
     drawn = 2 * uniform(keys, 9) - 1
     angle, zoom, right, down, gamma, contrast, brightness, noise, pattern = drawn.unbind(dim=1)
     if params.brightness or params.contrast or params.gamma:
-        table = _exposures(params.gamma * gamma, 1 + params.contrast * contrast, 255 * params.brightness * brightness)
-        changed = table.gather(1, pixels.flatten(1).long()).view(pixels.shape)
+        greys = 255 * params.brightness * brightness
+        changed = expose(pixels, params.gamma * gamma, 1 + params.contrast * contrast, greys)
     else:
         changed = pixels.to(torch.float32)
     if params.rotation or params.shift or params.scale:
         shift = params.shift * torch.stack([right, down], dim=1)
-        changed = _move(changed, math.radians(params.rotation) * angle, 1 + params.scale * zoom, shift)
+        changed = move(changed, math.radians(params.rotation) * angle, 1 + params.scale * zoom, shift)
     if params.noise:
         # the amplitude is uniform too, so that some images stay as clean as those of the evaluation
-        changed = _add_noise(changed, 255 * params.noise * (noise + 1) / 2, (pattern + 1) / 2)
+        changed = add_noise(changed, 255 * params.noise * (noise + 1) / 2, (pattern + 1) / 2)
     return changed
 
 
-def _exposures(log_gamma: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
-    """What each of the 256 greys becomes, (B, 256): gamma, then contrast around mid-grey, then brightness; all (B,)."""
+def expose(pixels: Tensor, log_gamma: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
+    """Gamma, then contrast around mid-grey, then brightness in greys, all (B,): (B, S, S) uint8 to float32."""
     log_gamma, contrast, brightness = (amount.unsqueeze(1) for amount in (log_gamma, contrast, brightness))
     greys = 255 * (torch.arange(256, device=contrast.device) / 255) ** log_gamma.exp()
-    return (contrast * (greys - 127.5) + 127.5 + brightness).clamp(0, 255)
+    table = (contrast * (greys - 127.5) + 127.5 + brightness).clamp(0, 255)
+    return table.gather(1, pixels.flatten(1).long()).view(pixels.shape)
 
 
-def _move(pixels: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
-    """Rotate, scale and shift (B, 2); what comes from outside repeats the border, as a collimated edge would."""
+def move(pixels: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
+    """Rotate by radians (B,), scale (B,) and shift by shares of the side (B, 2): (B, S, S) float32.
+
+    What comes from outside repeats the border, as a collimated edge would.
+    """
     count, side, _ = pixels.shape
     cos, sin, right, down = (
         amount.view(-1, 1, 1) for amount in (zoom * angle.cos(), zoom * angle.sin(), *(2 * shift).unbind(dim=1))
@@ -65,7 +69,7 @@ def _move(pixels: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
     return F.grid_sample(pixels.unsqueeze(1), places, padding_mode="border", align_corners=False).squeeze(1)
 
 
-def _add_noise(pixels: Tensor, sigma: Tensor, pattern: Tensor) -> Tensor:
+def add_noise(pixels: Tensor, sigma: Tensor, pattern: Tensor) -> Tensor:
     """White noise of `sigma` (B,) greys; `pattern` (B,) in [0, 1) chooses each image's. In place."""
     count = pixels[0].numel()
     # a view whose rows overlap: one number further is another pattern
