@@ -47,6 +47,7 @@ def make_split() -> Callable[..., EmbeddedSplit]:
         rows = pd.DataFrame(
             {
                 "img_path": [f"images/{row}.png" for row in range(count)],
+                "image_id": [f"{row:064x}" for row in range(count)],
                 "split": "test",
                 "patient_id": [f"patient {row // 2}" for row in range(count)],
                 "text": [
@@ -77,7 +78,9 @@ def data_of() -> Callable[..., EmbeddedData]:
     """Splits as if they had been embedded: of black images, and without a checkpoint."""
 
     def make(*splits: EmbeddedSplit, **params) -> EmbeddedData:
-        values = EvaluateParams(**{"splits": [splits[0].name], "findings": {}} | params)
+        prompts = {str(grade): [f"grade {grade}"] for grade in range(5)}
+        defaults = {"splits": [splits[0].name], "findings": {}, "kl_prompts": prompts}
+        values = EvaluateParams(**defaults | params)
         pixels = np.zeros((max(len(split) for split in splits), 28, 28), dtype=np.uint8)
         return EmbeddedData(values, {split.name: split for split in splits}, checkpoint=None, pixels=pixels)
 

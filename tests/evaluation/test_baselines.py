@@ -20,7 +20,8 @@ from knee_siglip.evaluation.baselines import (
     thumbnails,
     untrained,
 )
-from knee_siglip.evaluation.probe import measure_contrastive, measure_retrieval, measure_zero_shot
+from knee_siglip.evaluation.measurement import measure_headline
+from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.model.backbones import write_backbones
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint
@@ -82,9 +83,9 @@ def shuffled(values, seed=0):
 
 def test_constant_is_what_constant_embeddings_reach(make_split, data_of):
     split = make_split(wordings=10)
-    same = np.full((160, 6), 6**-0.5, dtype=np.float32)
+    same = np.full((160, 15), 15**-0.5, dtype=np.float32)
     collapsed = dataclasses.replace(split, image_embeds=same, text_embeds=same)
-    measured = measure_contrastive(collapsed, data_of(split)) | measure_retrieval(collapsed, data_of(split))
+    measured = measure_headline(predictions_of(collapsed, data_of(split).params))
     figures = constant(split)
     assert figures.keys() == HEADLINES
     for name in sorted(HEADLINES)[:3]:
@@ -268,7 +269,7 @@ def test_with_shuffled_images_no_baseline_is_beaten(make_split, data_of):
 
 
 def _verdict(split, data):
-    measured = measure_contrastive(split, data) | measure_zero_shot(split, data)
+    measured = measure_headline(predictions_of(split, data.params))
     return beats_baselines(measured | baseline_metrics(baselines_table(split, data, NOWHERE)))[
         "verdict.beats_baselines"
     ]

@@ -125,7 +125,7 @@ def test_findings_have_a_score_and_where_it_is_known_a_truth(split, data_of, sto
 
 
 def test_several_splits_lie_below_each_other(split, make_split, data_of):
-    val = make_split(count=20, seed=1, name="val")
+    val = make_split(count=20, seed=1, name="val", wordings=10)
     val.rows["split"] = "val"
     val = replace(val, prompts=split.prompts)
     val.rows["image_id"] = [f"val {row}" for row in range(20)]

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from knee_siglip.evaluation.baselines import constant
 
 from knee_siglip.errors import UserError
+from knee_siglip.evaluation.baselines import constant
 from knee_siglip.evaluation.split import PromptEmbeds
 
 HEADLINES = (

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from knee_siglip.evaluation.report import recall_curve, write_report
-from knee_siglip.params import EvaluateParams
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def test_two_reports_are_equal_bytes(make_split, data_of, write, tmp_path):
 
 def test_plots_show_the_test_split_and_predictions_all(make_split, data_of, write, tmp_path):
     data = data_of(make_split(count=20, seed=1, name="val"), make_split(count=30))
-    write(replace(data, params=EvaluateParams(splits=["val", "test"], findings={})))
+    write(replace(data, params=data.params.model_copy(update={"splits": ["val", "test"]})))
     assert len(pd.read_csv(tmp_path / "plots/kl_confusion.csv")) == 30
     assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 50
     baselines = pd.read_csv(tmp_path / "tables/baselines.csv")

@@ -179,8 +179,8 @@ def _matching(split: EmbeddedSplit, image_embeds: np.ndarray, text_embeds: np.nd
     scores = embedding_scores(image_embeds, text_embeds)
     return {
         "contrastive_accuracy": contrastive_credit(scores, split.text_ids, split.batch_size).accuracy,
-        "retrieval.image_to_text.recall_at_1": float(paired.image_to_text.recall_at(1).mean()),
-        "retrieval.text_to_image.recall_at_1": float(paired.text_to_image.recall_at(1).mean()),
+        "retrieval.image_to_text.recall_at_1": float(paired.searches["image_to_text"].recall_at(1).mean()),
+        "retrieval.text_to_image.recall_at_1": float(paired.searches["text_to_image"].recall_at(1).mean()),
     }
 
 

@@ -52,11 +52,14 @@ PROBES: tuple[Probe, ...] = (
 
 
 def measure(split: EmbeddedSplit, data: EmbeddedData) -> Metrics:
-    """All probes; the headline metrics come from the predictions table."""
+    """All probes; what is not a finite number is left out, as JSON has no name for it.
+
+    The headline metrics come from the predictions table.
+    """
     metrics: Metrics = {}
     for probe in PROBES:
         metrics |= probe(split, data)
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def measure_headline(predictions: pd.DataFrame) -> Metrics:
@@ -90,7 +93,7 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
     metrics |= beats_baselines(metrics)
     return SplitResults(
         name=split.name,
-        metrics=nest({name: value for name, value in metrics.items() if math.isfinite(value)}),
+        metrics=nest(metrics),
         predictions=predictions,
         image_embeds=split.image_embeds,
         text_embeds=split.text_embeds,
