@@ -1,12 +1,14 @@
 """What is measured on a split, at both ends of quality and where something is undefined."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from knee_siglip.errors import UserError
 from knee_siglip.evaluation.baselines import constant
+from knee_siglip.evaluation.probe import measure_retrieval
 from knee_siglip.evaluation.split import PromptEmbeds
 
 HEADLINES = (
@@ -28,9 +30,10 @@ def test_every_headline_lies_in_its_interval(make_split, measured):
 def test_all_names_of_the_contract_are_there(make_split, measured):
     metrics = measured(make_split())
     retrieval = [
-        f"retrieval.{direction}.{figure}"
+        f"{definition}.{direction}.{figure}"
+        for definition in ("retrieval", "retrieval_strict")
         for direction in ("image_to_text", "text_to_image")
-        for figure in ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mrr")
+        for figure in ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mrr", "map")
     ]
     grading = ("accuracy", "balanced_accuracy", "adjacent_accuracy", "quadratic_weighted_kappa", "macro_auroc")
     others = ["loss", "contrastive_accuracy_strict", "calibration.ece"]
@@ -40,8 +43,21 @@ def test_all_names_of_the_contract_are_there(make_split, measured):
 def test_a_perfect_model_is_perfect(make_split, measured):
     metrics = measured(make_split(noise=0.0))
     assert metrics["contrastive_accuracy"] == metrics["zero_shot_kl.quadratic_weighted_kappa"] == 1
-    assert metrics["retrieval.text_to_image.mrr"] == 1
+    assert metrics["retrieval.text_to_image.mrr"] == metrics["retrieval.text_to_image.map"] == 1
+    assert metrics["retrieval_strict.image_to_text.recall_at_1"] == pytest.approx(5 / 160)  # one share for each text
     assert metrics["contrastive_accuracy_strict"] < 0.2  # five texts for 64 pairs
+
+
+def test_other_images_of_the_study_are_found_too(make_split, data_of):
+    """Pairs of images whose texts are exchanged: right by study, wrong by text."""
+    images = np.eye(40, dtype=np.float32)
+    split = make_split(count=40, image_embeds=images, text_embeds=images[np.arange(40) ^ 1])
+    split = replace(split, rows=split.rows.assign(text=[f"text {row}" for row in range(40)]))
+    assert measure_retrieval(split, data_of(split))["retrieval.image_to_text.recall_at_1"] == 0
+    split = replace(split, rows=split.rows.assign(study_id=[f"study {row // 2}" for row in range(40)]))
+    metrics = measure_retrieval(split, data_of(split))
+    assert metrics["retrieval.image_to_text.recall_at_1"] == metrics["retrieval.text_to_image.recall_at_1"] == 1
+    assert metrics["retrieval_strict.image_to_text.recall_at_1"] == 0
 
 
 def test_constant_embeddings_equal_the_baseline(make_split, measured):

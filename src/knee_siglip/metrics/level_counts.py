@@ -36,7 +36,8 @@ class DistinctRows:
 
 
 def distinct_rows(embeds: np.ndarray) -> DistinctRows:
-    """(N, D) without its repetitions, bit by bit: rows of equal texts, or of a model that gives a constant."""
+    """(N, D), L2-normalised, without its repetitions: rows of equal texts, or of a model that gives a constant."""
+    assert np.linalg.norm(embeds, axis=1).max(initial=0) < 1.001, "the margin of a product is that of unit vectors"
     numbers: dict[bytes, int] = {}
     number_of = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in embeds], dtype=np.int64)
     _, first, copies = np.unique(number_of, return_index=True, return_counts=True)
@@ -98,19 +99,21 @@ class _Chunk:
 
     def _compare(self, counts: np.ndarray, numbers: np.ndarray, scores: np.ndarray, row_of: np.ndarray) -> list[int]:
         margin = _margin(scores.dtype, self.queries.shape[1])
+        coarse = margin >= STEP / 2
         near, crowded = {}, []
         for number, level, row in zip(numbers.tolist(), self.levels[numbers].tolist(), row_of.tolist(), strict=True):
             above = scores[row] > (level + 0.5) * STEP + margin
             doubtful = (scores[row] >= (level - 0.5) * STEP - margin) ^ above
-            if margin < STEP / 2:
+            if not coarse:
                 equal = np.abs(scores[row] - level * STEP) < STEP / 2 - margin
                 counts[1, number] += self._total(equal)
                 doubtful ^= equal
-            elif np.count_nonzero(doubtful) > CROWDED * len(doubtful):
-                crowded.append(number)
-                continue
-            counts[0, number] += self._total(above)
             near[number] = np.flatnonzero(doubtful)
+            if coarse and len(near[number]) > CROWDED * len(doubtful):
+                del near[number]
+                crowded.append(number)
+            else:
+                counts[0, number] += self._total(above)
         self._add_exactly(counts, near)
         return crowded
 
