@@ -4,6 +4,7 @@
     knee-siglip infer --model_path models/best_model.pt --csv_path knees.csv --output_path results.csv
     knee-siglip train --data_path train.csv --image_size 448
     knee-siglip split all.csv train.csv
+    knee-siglip compare main my-experiment
     knee-siglip store show
     knee-siglip doctor
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knee_siglip import __version__, store_commands
+from knee_siglip.compare_command import compare
 from knee_siglip.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError, run_stage
 from knee_siglip.split_command import split
 
@@ -38,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(split)
+app.command()(compare)
 app.add_typer(store_commands.app, name="store")
 
 

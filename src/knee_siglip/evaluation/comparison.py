@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,9 @@ from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
 KEY = ["image_id", "text"]
 TRUTHS = ("patient_id", "kl_grade")
 """What a row's figures are held against, and drawn by: the same in both tables, or nothing is paired."""
+
+ALWAYS_THERE = ("img_path", "image_id", "split", "text", "kl_grade_predicted", "contrastive_batch")
+"""By these a table of predictions is known for one."""
 
 IN_BATCHES = "contrastive_accuracy"
 ROWS_NAMED = 3
@@ -69,6 +74,21 @@ def compare(
         _compared(name, values_a[name], values_b[name], values, p_holm)
         for (name, values), p_holm in zip(differences.items(), adjusted, strict=True)
     ]
+
+
+def read_predictions(source: Path | BinaryIO, name: str) -> pd.DataFrame:
+    """What `predictions.write_predictions` wrote; `name` is what the user calls it.
+
+    Raises:
+        UserError: the file is no table of predictions.
+    """
+    try:
+        table = pd.read_parquet(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} cannot be read as predictions: {error}") from None
+    if missing := [column for column in ALWAYS_THERE if column not in table]:
+        raise UserError(f"{name} holds no predictions of this project: it lacks the column {missing[0]}")
+    return table
 
 
 def match_rows(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

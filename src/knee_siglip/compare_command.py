@@ -1,0 +1,157 @@
+"""The command `knee-siglip compare`: two models on the same test rows, with intervals and p-values.
+
+knee-siglip compare main my-experiment
+knee-siglip compare HEAD workspace --metric zero_shot_kl.accuracy
+knee-siglip compare a/predictions.parquet b/predictions.parquet --split val --json
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from knee_siglip import paths
+from knee_siglip.errors import UsageError, UserError
+
+# pandas and dvc are imported inside the functions: `--help` must not wait for them.
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from knee_siglip.evaluation.comparison import Comparison
+
+WORKSPACE = "workspace"
+PLAIN_WIDTH = 100
+"""Columns where the output goes to a file or a pipe."""
+
+REVISION_HELP = "Git revision, branch, tag, DVC experiment, `workspace`, or a predictions.parquet."
+
+
+def compare(
+    rev_a: Annotated[str, typer.Argument(metavar="REV_A", help=REVISION_HELP)],
+    rev_b: Annotated[str, typer.Argument(metavar="REV_B", help="What is compared with it.")],
+    split: Annotated[str, typer.Option("--split", help="Which evaluated split.")] = "test",
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="A headline metric, repeatable. None: all of them.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Also write the table to this file, unrounded.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Say by how much REV_B is better than REV_A on the same rows, and whether that may be chance."""
+    from knee_siglip.evaluation.comparison import compare as compare_tables
+
+    if csv and (csv.is_dir() or not csv.absolute().parent.is_dir()):
+        raise UsageError(f"--csv {csv} is a folder, or lies in one that does not exist; name a file")
+    a, b = (rows_of_split(rev, split) for rev in (rev_a, rev_b))
+    comparisons = compare_tables(a, b, metric or ())
+    if csv:
+        _write_csv(comparisons, csv)
+    if as_json:
+        facts = {"a": rev_a, "b": rev_b} | _facts(a, split)
+        typer.echo(json.dumps(facts | {"metrics": [asdict(row) for row in comparisons]}, indent=2))
+    else:
+        _show(comparisons, rev_a, rev_b, _facts(a, split))
+
+
+def rows_of_split(rev: str, split: str) -> "pd.DataFrame":
+    """The predictions of one split.
+
+    Raises:
+        UserError: `rev` or its predictions cannot be found or read, or hold no row of the split.
+    """
+    from knee_siglip.evaluation.comparison import read_predictions
+
+    table = read_predictions(_find_predictions(rev), f"the predictions of {rev}")
+    rows = table[table["split"] == split].reset_index(drop=True)
+    if rows.empty:
+        there = ", ".join(sorted(set(table["split"]))) or "none"
+        raise UserError(f"{rev} holds no predictions of the split {split}; there are: {there} (evaluate.splits)")
+    return rows
+
+
+def _find_predictions(rev: str) -> Path | BytesIO:
+    """A file, or the bytes of the file at a revision."""
+    if Path(rev).suffix == paths.PREDICTIONS.suffix:
+        return _existing(Path(rev), "name a predictions.parquet, or a revision")
+    root = paths.find_project_root()
+    if root is None:
+        raise UsageError(f"{rev}: there is no DVC project here whose revision it could be; name two .parquet files")
+    if rev == WORKSPACE:
+        return _existing(root / paths.PREDICTIONS, "make it: dvc repro evaluate (or dvc checkout)")
+    return BytesIO(_read_at(root, rev))
+
+
+def _existing(path: Path, advice: str) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {advice}")
+    return path
+
+
+def _read_at(root: Path, rev: str) -> bytes:
+    """The predictions of a git revision or experiment: from DVC's cache, else from its remote."""
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.scm import RevError
+
+    name = paths.PREDICTIONS.as_posix()
+    try:
+        files = DVCFileSystem(str(root), rev=rev)
+        if not files.exists(name):
+            raise UserError(f"{rev} has no {name}: it was evaluated by an older version, or not at all")
+        content: bytes = files.read_bytes(name)
+    except RevError:
+        raise UsageError(
+            f"{rev} is no git revision, branch or tag, no DVC experiment (dvc exp list), nor a .parquet file"
+        ) from None
+    except FileNotFoundError:
+        raise UserError(
+            f"the predictions of {rev} are neither in DVC's cache nor in a remote; fetch them where they were made and "
+            "pushed (dvc fetch --all-commits, dvc exp pull), or evaluate that revision again (dvc repro evaluate)"
+        ) from None
+    except (DvcException, OSError) as error:
+        raise UserError(f"the predictions of {rev} cannot be read through DVC: {error}") from None
+    return content
+
+
+def _facts(rows: "pd.DataFrame", split: str) -> dict[str, str | int]:
+    from knee_siglip.evaluation.headline import table_patients
+    from knee_siglip.metrics.bootstrap import RESAMPLES
+
+    patients = len(set(table_patients(rows).tolist()))
+    return {"split": split, "rows": len(rows), "patients": patients, "resamples": RESAMPLES}
+
+
+def _write_csv(comparisons: Sequence["Comparison"], path: Path) -> None:
+    import pandas as pd
+
+    try:
+        pd.DataFrame([asdict(row) for row in comparisons]).to_csv(path, index=False, lineterminator="\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _show(comparisons: Sequence["Comparison"], rev_a: str, rev_b: str, facts: dict[str, str | int]) -> None:
+    """One table on stdout, within `PLAIN_WIDTH` columns."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    adjusted = f"p (Holm,\n{len(comparisons)} metrics)"
+    table = Table("metric", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("A", "B", "B - A", "95 % interval", "p", adjusted):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in comparisons:
+        interval = f"{row.low:+.3f} to {row.high:+.3f}"
+        values = f"{row.value_a:.3f}", f"{row.value_b:.3f}", f"{row.difference:+.3f}", interval
+        table.add_row(row.metric, *values, f"{row.p:.3f}", f"{row.p_holm:.3f}")
+    typer.echo(f"A: {rev_a}\nB: {rev_b}")
+    typer.echo(f"{facts['rows']} rows of {facts['patients']} patients, split {facts['split']}")
+    console.print(table, highlight=False)
+    typer.echo(f"Intervals and p: {facts['resamples']:,} resamples of patients, the same for A and B; p is two-sided.")
+    typer.echo("p (Holm): adjusted for the number of metrics looked at; 0.05 is the usual limit for it.")
