@@ -20,6 +20,7 @@ from knee_siglip.errors import UsageError, UserError
 # pandas and dvc are imported inside the functions: `--help` must not wait for them.
 if TYPE_CHECKING:
     import pandas as pd
+    from dvc.api import DVCFileSystem
 
     from knee_siglip.evaluation.comparison import Comparison
 
@@ -99,7 +100,7 @@ def _read_at(root: Path, rev: str) -> bytes:
     name = paths.PREDICTIONS.as_posix()
     try:
         files = DVCFileSystem(str(root), rev=rev)
-        if not files.exists(name):
+        if not _knows(files, name):
             raise UserError(f"{rev} has no {name}: it was evaluated by an older version, or not at all")
         content: bytes = files.read_bytes(name)
     except RevError:
@@ -114,6 +115,15 @@ def _read_at(root: Path, rev: str) -> bytes:
     except (DvcException, OSError) as error:
         raise UserError(f"the predictions of {rev} cannot be read through DVC: {error}") from None
     return content
+
+
+def _knows(files: "DVCFileSystem", name: str) -> bool:
+    """Whether there is such a file, in DVC's storage or not; unlike `exists`, not silent about a wrong revision."""
+    try:
+        files.info(name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _facts(rows: "pd.DataFrame", split: str) -> dict[str, str | int]:
