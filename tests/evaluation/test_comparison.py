@@ -126,8 +126,12 @@ def test_different_rows_are_counted_and_named(good, poor):
     )
 
 
-@pytest.mark.parametrize(("column", "value"), [("kl_grade", 4), ("kl_grade", None), ("patient_id", "x")])
+@pytest.mark.parametrize(
+    ("column", "value"), [("kl_grade", 4), ("kl_grade", None), ("patient_id", "x"), ("study_id", "x")]
+)
 def test_rows_that_say_something_else_are_refused(good, poor, column, value):
+    for table in (good, poor):
+        table["study_id"] = table["img_path"]
     poor.loc[7, column] = value
     good.loc[7, "kl_grade"] = 2 if column == "kl_grade" else good.loc[7, "kl_grade"]
     with pytest.raises(UserError, match=rf"{column} differs between A and B in 1 of 160 rows \(images/7.png\)"):

@@ -15,7 +15,7 @@ from knee_siglip.metrics.bootstrap import RESAMPLES, percentile_interval, resamp
 from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
 
 KEY = ["image_id", "text"]
-TRUTHS = ("patient_id", "kl_grade")
+TRUTHS = ("patient_id", "study_id", "kl_grade")
 """What a row's figures are held against, and drawn by: the same in both tables, or nothing is paired."""
 
 ALWAYS_THERE = ("img_path", "image_id", "split", "text", "kl_grade_predicted", "contrastive_batch")
@@ -48,7 +48,7 @@ def compare(
     """Paired patient-level bootstrap of the headline metrics of two predictions tables of one split.
 
     Each resample draws the same patients for both models, so that what is hard for both cancels out of the difference
-    (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 8.6 on what is one observation; percentiles).
+    (paired bootstrap resampling, Koehn 2004, https://aclanthology.org/W04-3250, of patients in place of sentences).
 
     Args:
         a, b: predictions of the same rows, in any order.
@@ -69,10 +69,10 @@ def compare(
     if undefined := [name for name in metrics if name not in differences]:
         raise UserError(f"{undefined[0]} is undefined for these {len(a)} rows; leave it out")
     values_a, values_b = headline_from_predictions(a), headline_from_predictions(b)
-    adjusted = holm_adjusted([bootstrap_p_value(values) for values in differences.values()])
+    p_values = [bootstrap_p_value(values) for values in differences.values()]
     return [
-        _compared(name, values_a[name], values_b[name], values, p_holm)
-        for (name, values), p_holm in zip(differences.items(), adjusted, strict=True)
+        Comparison(name, values_a[name], values_b[name], values_b[name] - values_a[name], *_bounds(values), p, p_holm)
+        for (name, values), p, p_holm in zip(differences.items(), p_values, holm_adjusted(p_values), strict=True)
     ]
 
 
@@ -120,11 +120,10 @@ def _paired_differences(
     return {name: values for name, values in defined.items() if len(values)}
 
 
-def _compared(name: str, value_a: float, value_b: float, differences: np.ndarray, p_holm: float) -> Comparison:
-    interval = percentile_interval(differences)
-    assert interval is not None, name
-    p = bootstrap_p_value(differences)
-    return Comparison(name, value_a, value_b, value_b - value_a, interval.low, interval.high, p, p_holm)
+def _bounds(values: np.ndarray) -> tuple[float, float]:
+    interval = percentile_interval(values)
+    assert interval is not None
+    return interval.low, interval.high
 
 
 def _surplus(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:

@@ -3,7 +3,7 @@
 Patients are drawn with replacement, with all of their rows, so that a resample is a weight for each row: how often its
 patient was drawn. A `Statistic` turns the weights of many resamples into its values; `resample` gives several of them
 the same draws, so that figures, subgroups and differences of two models come from the same imagined test sets.
-Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8 (hierarchical data) and 5.3.1
+Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8 (hierarchical data) and 5.3
 (percentiles).
 """
 

@@ -12,7 +12,7 @@ def bootstrap_p_value(differences: np.ndarray) -> float:
     p = 2 * min(1 + #{d <= 0}, 1 + #{d >= 0}) / (1 + R), at most 1: the level at which the percentile interval just
     reaches 0, so that it agrees with the interval shown beside it (Efron & Tibshirani 1993, An Introduction to the
     Bootstrap, section 15.4). The added 1 keeps it above 0, as R resamples cannot show less than about 1 / R (Davison &
-    Hinkley 1997, equation 4.11).
+    Hinkley 1997, Bootstrap Methods and their Application, section 4.2).
     """
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     return min(1.0, float(2 * (1 + tail) / (1 + len(differences))))
