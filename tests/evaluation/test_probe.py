@@ -35,8 +35,12 @@ def test_all_names_of_the_contract_are_there(make_split, measured):
         for direction in ("image_to_text", "text_to_image")
         for figure in ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mrr", "map")
     ]
-    grading = ("accuracy", "balanced_accuracy", "adjacent_accuracy", "quadratic_weighted_kappa", "macro_auroc")
-    others = ["loss", "contrastive_accuracy_strict", "calibration.ece"]
+    overall = ("accuracy", "balanced_accuracy", "adjacent_accuracy", "mae", "quadratic_weighted_kappa")
+    by_grade = [f"grade_{grade}.{figure}" for grade in range(5) for figure in ("auroc", "auprc", "recall")]
+    binary = [f"oa.{figure}" for figure in ("accuracy", "sensitivity", "specificity", "auroc", "auprc")]
+    grading = (*overall, "macro_auroc", "macro_auprc", *by_grade, *binary)
+    calibration = ["calibration.ece", "calibration.brier"]
+    others = ["loss", "contrastive_accuracy_strict", *calibration]
     assert {*HEADLINES, *retrieval, *others, *(f"zero_shot_kl.{name}" for name in grading)} <= metrics.keys()
 
 

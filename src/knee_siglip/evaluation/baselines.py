@@ -87,7 +87,7 @@ def beats_baselines(metrics: Mapping[str, float]) -> Figures:
         values = [v for key, v in metrics.items() if key.startswith("baseline.") and key.split(".", 2)[2] == name]
         if values and f"{name}_ci_low" in metrics:
             verdicts.append(metrics[f"{name}_ci_low"] > max(values))
-    return {"verdict.beats_baselines": float(all(verdicts))} if verdicts else {}
+    return {"verdict.beats_baselines": int(all(verdicts))} if verdicts else {}
 
 
 def constant(split: EmbeddedSplit) -> Figures:
