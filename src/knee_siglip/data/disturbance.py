@@ -68,7 +68,7 @@ def noise(share: float) -> Change:
 
     def change(pixels: Tensor, keys: Tensor) -> Tensor:
         sigma = torch.full((len(pixels),), 255 * share)
-        return add_noise(pixels.to(torch.float32, copy=True), sigma, uniform(keys, 1)[:, 0])
+        return add_noise(pixels.to(torch.float32), sigma, uniform(keys, 1)[:, 0])
 
     return change
 
