@@ -8,6 +8,8 @@ from knee_siglip.page.figures import leaves, number, readable
 from knee_siglip.page.tables import Table
 from knee_siglip.params import flatten
 
+UNRELATED = {"infer", "tracking"}
+
 VALUE_LENGTH = 240
 """Characters of a value that the table of params shows: prompts are long lists."""
 
@@ -25,8 +27,9 @@ def fact_tables(facts: ModelFacts) -> list[Table]:
 
 
 def params_table(facts: ModelFacts) -> Table | None:
-    """Every param by its name in params.yaml."""
-    rows = [[name, _clipped(value)] for name, value in flatten(dict(facts.params)).items()]
+    """Every param by its name in params.yaml, but for those that change neither model nor evaluation."""
+    params = {section: values for section, values in facts.params.items() if section not in UNRELATED}
+    rows = [[name, _clipped(value)] for name, value in flatten(params).items()]
     return Table("As in params.yaml.", ["Param", "Value"], rows, words=2) if rows else None
 
 

@@ -1,6 +1,6 @@
 """The measurements of one split as tables and charts. Whatever was not measured gives nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,10 +106,10 @@ def each_grade_table(split: SplitResults) -> Table | None:
     rows = []
     for grade, word in enumerate(GRADE_WORDS):
         if figures := at(split.metrics, f"zero_shot_kl.grade_{grade}"):
-            cells = [percentage(figures.get("recall")), number(figures.get("auroc")), number(figures.get("auprc"))]
+            cells = [percentage(figures.get("recall")), _area(figures, "auroc"), _area(figures, "auprc")]
             rows.append([f"Grade {grade} ({word})", *cells])
     if oa := at(split.metrics, "zero_shot_kl.oa"):
-        cells = [percentage(oa.get("sensitivity")), number(oa.get("auroc")), number(oa.get("auprc"))]
+        cells = [percentage(oa.get("sensitivity")), _area(oa, "auroc"), _area(oa, "auprc")]
         rows.append(["Osteoarthritis (grade 2 and above)", *cells])
     caption = "Each grade against all others: share of its images that are found, and areas under the curves."
     return Table(caption, ["", *columns.values()], rows) if rows else None
@@ -184,6 +184,10 @@ def abstaining_table(split: SplitResults) -> Table | None:
         rows = [row[:-1] for row in rows]
     columns = ["Images answered", "Wrong among them", "Answer only if at least so sure"][: len(rows[0]) if rows else 0]
     return Table("What a threshold on the confidence would give.", columns, rows) if rows else None
+
+
+def _area(figures: Mapping[str, float], name: str) -> str:
+    return HEADLINE["zero_shot_kl.macro_auroc"].shown(figures.get(name))
 
 
 def _explained(metric: Metric, split: SplitResults) -> Markup:

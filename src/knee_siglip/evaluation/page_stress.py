@@ -7,16 +7,18 @@ from knee_siglip.evaluation.page_data import Row, SplitResults
 from knee_siglip.evaluation.page_verdict import worst_condition
 from knee_siglip.evaluation.page_wording import HEADLINE, Metric, at, group_name, named, percentage, plural
 from knee_siglip.page.charts import Chart
-from knee_siglip.page.figures import number
+from knee_siglip.page.figures import NOTHING, number
 from knee_siglip.page.plots import Estimate, Line, curves, forest, strip
 from knee_siglip.page.tables import Cell, Table
 
 CENTRE_PRIOR = "centre_prior"
 GROUNDING_FIGURES = {
-    "pointing_game": Metric("Brightest spot inside the box", ""),
-    "cnr": Metric("Contrast-to-noise ratio", "", share=False),
-    "miou": Metric("Overlap with the box (mean IoU)", "", share=False),
+    "pointing_game": Metric("Brightest spot inside the box"),
+    "cnr": Metric("Contrast-to-noise ratio", kind="number"),
+    "miou": Metric("Overlap with the box (mean IoU)", kind="score"),
 }
+AREA = HEADLINE["zero_shot_kl.macro_auroc"]
+KAPPA = HEADLINE["zero_shot_kl.quadratic_weighted_kappa"]
 PROBE_METRICS = ("accuracy", "quadratic_weighted_kappa")
 
 
@@ -31,10 +33,10 @@ def findings_table(split: SplitResults) -> Table | None:
         interval = None if low is None or high is None else (low, high)
         if interval and interval[0] <= 0.5:
             doubtful.add(len(rows))
-        between = f"{number(low)}–{number(high)}" if interval else "–"
-        shown = strip(f"{named(name)}: AUROC {number(area)}, {between}", area, interval, [0.5])
+        between = AREA.between(low, high) or NOTHING
+        shown = strip(f"{named(name)}: AUROC {AREA.shown(area)}, {between}", area, interval, [0.5])
         counts = [number(figures.get("n")), percentage(figures.get("prevalence"))]
-        rows.append([named(name), *counts, number(area), between, number(figures.get("auprc")), shown])
+        rows.append([named(name), *counts, AREA.shown(area), between, AREA.shown(figures.get("auprc")), shown])
     columns = ["Finding", "Images", "Have it", "AUROC", "95 % interval", "AUPRC", ""]
     caption = "The stroke is chance. Coloured: the interval reaches it. AUPRC is to be compared with the share."
     return Table(caption, columns, rows, marked=frozenset(doubtful)) if rows else None
@@ -164,8 +166,8 @@ def prompts_table(split: SplitResults) -> Table | None:
             str(row["prompt"]),
             str(row["grade"]),
             percentage(row.get("accuracy")),
-            number(row.get("quadratic_weighted_kappa")),
-            _signed(row.get("quadratic_weighted_kappa_difference"), HEADLINE["zero_shot_kl.quadratic_weighted_kappa"]),
+            KAPPA.shown(row.get("quadratic_weighted_kappa")),
+            KAPPA.change(row.get("quadratic_weighted_kappa_difference")),
         ]
         for row in split.table("prompts")
     ]
@@ -180,7 +182,8 @@ def _told(split: SplitResults) -> list[Row]:
 
 def _estimate(row: Row, metric: Metric) -> Estimate:
     low, high = row.get("low"), row.get("high")
-    shown = f"{metric.shown(row['value'])} {metric.between(low, high)}".strip()
+    between = metric.between(low, high)
+    shown = metric.shown(row["value"]) + (f" ({between})" if between else "")
     name = group_name(row["column"], row["group"])
     return Estimate(name, int(row["n"]), float(row["value"]), low, high, shown, bool(row.get("flagged")))
 
@@ -192,14 +195,7 @@ def _step_down(value: float) -> float:
 
 def _figure_and_change(row: Row, metric: Metric) -> tuple[Cell, Cell]:
     between = metric.between(row.get("low"), row.get("high"))
-    return metric.shown(row.get("value")) + (f" ({between})" if between else ""), _signed(row.get("difference"), metric)
-
-
-def _signed(difference: float | None, metric: Metric) -> str:
-    """With its sign; nothing where there is no change to speak of."""
-    if difference is None:
-        return ""
-    return f"{100 * difference:+.1f}" if metric.share else f"{difference:+.3f}"
+    return metric.shown(row.get("value")) + (f" ({between})" if between else ""), metric.change(row.get("difference"))
 
 
 def _shares(split: SplitResults) -> list[tuple[str, Mapping[str, Any]]]:

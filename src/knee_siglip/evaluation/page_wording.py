@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from knee_siglip.page.figures import NOTHING, number, readable
 
 
 @dataclass(frozen=True)
 class Metric:
-    """title: a few words for it; meaning: a sentence; share: it is read in per cent; ends: of its scale."""
+    """title: a few words for it; meaning: a sentence.
+
+    kind: `share` is read in per cent, `score` lies on a scale up to 1, `number` is any other. ends: of its scale.
+    """
 
     title: str
-    meaning: str
-    share: bool = True
+    meaning: str = ""
+    kind: Literal["share", "score", "number"] = "share"
     ends: tuple[float, float] = (0.0, 1.0)
 
     @property
@@ -23,13 +26,22 @@ class Metric:
 
     def shown(self, value: float | None) -> str:
         """The figure alone."""
-        return percentage(value) if self.share else number(value)
+        if value is None or self.kind == "number":
+            return number(value)
+        return percentage(value) if self.kind == "share" else f"{value:.3f}"
 
     def between(self, low: float | None, high: float | None) -> str:
         """An interval, without the unit, which stands at the figure; empty where there is none."""
-        if low is None or high is None:
+        return "" if low is None or high is None else f"{self._bare(low)}–{self._bare(high)}"
+
+    def change(self, difference: float | None) -> str:
+        """A difference of two figures, with its sign and without the unit; empty where there is none."""
+        if difference is None:
             return ""
-        return f"{100 * low:.1f}–{100 * high:.1f}" if self.share else f"{number(low)}–{number(high)}"
+        return f"{100 * difference:+.1f}" if self.kind == "share" else f"{difference:+.3f}"
+
+    def _bare(self, value: float) -> str:
+        return self.shown(value).removesuffix(" %")
 
 
 HEADLINE: dict[str, Metric] = {
@@ -52,12 +64,12 @@ HEADLINE: dict[str, Metric] = {
     "zero_shot_kl.quadratic_weighted_kappa": Metric(
         "Agreement on the grade (weighted kappa)",
         "1 is full agreement, 0 is that of chance; an error of two grades weighs four times one of a single grade.",
-        share=False,
+        kind="score",
     ),
     "zero_shot_kl.macro_auroc": Metric(
         "Telling one grade from the others (AUROC)",
         "0.5 is chance, 1 is never mistaken; mean over the grades.",
-        share=False,
+        kind="score",
     ),
 }
 """By dotted name, in the order of the page. Intervals exist for these alone."""
@@ -65,22 +77,22 @@ HEADLINE: dict[str, Metric] = {
 DIRECTIONS = {"image_to_text": "text for an image", "text_to_image": "image for a text"}
 
 RETRIEVAL_FIGURES = {
-    "recall_at_1": Metric("Right one first", ""),
-    "recall_at_5": Metric("Right one among the first 5", ""),
-    "recall_at_10": Metric("Right one among the first 10", ""),
-    "median_rank": Metric("Median place of the right one", "", share=False),
-    "mrr": Metric("Mean reciprocal rank", "", share=False),
-    "map": Metric("Mean average precision", "", share=False),
+    "recall_at_1": Metric("Right one first"),
+    "recall_at_5": Metric("Right one among the first 5"),
+    "recall_at_10": Metric("Right one among the first 10"),
+    "median_rank": Metric("Median place of the right one", kind="number"),
+    "mrr": Metric("Mean reciprocal rank", kind="score"),
+    "map": Metric("Mean average precision", kind="score"),
 }
 
 GRADE_FIGURES = {
-    "balanced_accuracy": Metric("Exactly right, mean over the grades", ""),
-    "adjacent_accuracy": Metric("At most one grade off", ""),
-    "mae": Metric("Mean error in grades", "", share=False),
-    "macro_auprc": Metric("Area under precision and recall (AUPRC), mean over the grades", "", share=False),
-    "oa.accuracy": Metric("Osteoarthritis, yes or no (grade 2 and above): right", ""),
-    "oa.sensitivity": Metric("Osteoarthritis: sensitivity", ""),
-    "oa.specificity": Metric("Osteoarthritis: specificity", ""),
+    "balanced_accuracy": Metric("Exactly right, mean over the grades"),
+    "adjacent_accuracy": Metric("At most one grade off"),
+    "mae": Metric("Mean error in grades", kind="number"),
+    "macro_auprc": Metric("Area under precision and recall (AUPRC), mean over the grades", kind="score"),
+    "oa.accuracy": Metric("Osteoarthritis, yes or no (grade 2 and above): right"),
+    "oa.sensitivity": Metric("Osteoarthritis: sensitivity"),
+    "oa.specificity": Metric("Osteoarthritis: specificity"),
 }
 
 CHANCE, CEILING = "constant", "perfect reader"
