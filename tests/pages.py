@@ -19,11 +19,17 @@ PLAYWRIGHT = ("chromium-*/chrome-linux*/chrome", "chromium_headless_shell-*/*/he
 SECONDS = 120
 
 LOOK = """<script>
-document.documentElement.dataset.look = JSON.stringify({
+addEventListener("load", () => parent.postMessage({
   images: Array.from(document.images, image => image.naturalWidth),
   width: innerWidth, needed: document.documentElement.scrollWidth,
-});
+}, "*"));
 </script>"""
+
+FRAME = """<script>
+addEventListener("message", event => { document.documentElement.dataset.look = JSON.stringify(event.data); });
+</script>
+<iframe src="look.html" width="WIDTH" height="900"></iframe>"""
+"""A window cannot be as narrow as a phone, a frame can."""
 
 
 class Page(HTMLParser):
@@ -105,14 +111,16 @@ class Browser:
 
     def look(self, path: Path, width: int = 1280) -> Look:
         """Open the page as it is, for what the console says, and a copy that tells what it sees."""
-        console = self._run(path, "--dump-dom", f"--window-size={width},900").stderr
-        copy = self.folder / "look.html"
+        console = self._run(path, "--dump-dom").stderr
         html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text(encoding="utf-8"))
-        copy.write_text(html.replace("</body>", f"{LOOK}</body>"), encoding="utf-8")
-        dom = self._run(copy, "--dump-dom", f"--window-size={width},900").stdout
+        (self.folder / "look.html").write_text(html.replace("</body>", f"{LOOK}</body>"), encoding="utf-8")
+        frame = self.folder / "frame.html"
+        frame.write_text(FRAME.replace("WIDTH", str(width)), encoding="utf-8")
+        dom = self._run(frame, "--dump-dom", "--virtual-time-budget=10000").stdout
         found = re.search(r'<html[^>]* data-look="([^"]*)"', dom)
         assert found, dom[:500]
         seen = json.loads(found[1].replace("&quot;", '"'))
+        assert seen["width"] == width, seen
         return Look(**seen, console=[line for line in console.splitlines() if "CONSOLE" in line])
 
     def print(self, path: Path) -> bytes:

@@ -123,7 +123,7 @@ def robustness_table(split: SplitResults) -> Table | None:
         cells = [cell for name in metrics for cell in _figure_and_change(figures.get(name, {}), HEADLINE[name])]
         rows.append([named(str(condition)), "" if level is None else number(level), *cells])
     columns = [title for name in metrics for title in (HEADLINE[name].title, "change")]
-    caption = "The same images, disturbed; 95 % intervals in brackets. Coloured: the largest fall."
+    caption = "The same images, disturbed; 95 % intervals in brackets. Coloured: the largest fall but for inversion."
     return Table(caption, ["Disturbance", "Strength", *columns], rows, words=2, marked=frozenset(marked))
 
 
@@ -209,6 +209,10 @@ def _probes(split: SplitResults) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if figures := at(split.metrics, "zero_shot_kl"):
         yield "No labels (zero-shot)", {metric: figures.get(metric) for metric in PROBE_METRICS}
     for share, figures in _shares(split):
-        yield f"Linear probe, {share} % of the labels", figures
+        labels = [
+            int(row["labels"]) for row in split.table("probe") if str(row.get("share")) == share and "labels" in row
+        ]
+        count = f" ({plural(sum(labels) / len(labels), 'image')})" if labels else ""
+        yield f"Linear probe, {share} % of the labels{count}", figures
     if figures := at(split.metrics, "knn"):
         yield "Nearest neighbours, all labels", figures

@@ -126,7 +126,7 @@ METHODS = {
 }
 """Of grounding, the last one being what they must beat."""
 
-NAMES = {"jpeg": "JPEG compression"}
+NAMES = {"none": "undisturbed"}
 """Of disturbances and findings, where the short name is no word."""
 
 
