@@ -209,10 +209,16 @@ def _probes(split: SplitResults) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if figures := at(split.metrics, "zero_shot_kl"):
         yield "No labels (zero-shot)", {metric: figures.get(metric) for metric in PROBE_METRICS}
     for share, figures in _shares(split):
-        labels = [
-            int(row["labels"]) for row in split.table("probe") if str(row.get("share")) == share and "labels" in row
-        ]
-        count = f" ({plural(sum(labels) / len(labels), 'image')})" if labels else ""
-        yield f"Linear probe, {share} % of the labels{count}", figures
+        yield f"Linear probe, {share} % of the labels{_label_count(split, share)}", figures
     if figures := at(split.metrics, "knn"):
         yield "Nearest neighbours, all labels", figures
+
+
+def _label_count(split: SplitResults, share: str) -> str:
+    """How many images a linear probe learnt from, on average over the draws."""
+    labels = [
+        int(row["labels"])
+        for row in split.table("probe")
+        if row["method"] == "linear_probe" and str(row["share"]) == share
+    ]
+    return f" ({plural(sum(labels) / len(labels), 'image')})" if labels else ""

@@ -70,9 +70,7 @@ def _defeat(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
 
 def _victory(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
     if beaten_by:
-        return (
-            f"It does better than every baseline on the whole, but is not surely better than {_worst_loss(beaten_by)}."
-        )
+        return f"On the whole it beats every baseline, but it is not surely better than {_worst_loss(beaten_by)}."
     others = [name for name in split.baselines() if name != CHANCE]
     more = f" and {plural(len(others), 'other baseline')}" if others else ""
     return f"It does better than chance{more} on every headline figure they are known for."
