@@ -18,6 +18,9 @@ FEWEST_ROWS = 30
 LEVEL = 0.05
 UNKNOWN = "unknown"
 
+BETWEEN_GRADES = ("zero_shot_kl.balanced_accuracy", "zero_shot_kl.quadratic_weighted_kappa")
+"""Left out where all of a group have one grade: the kappa is then 0 with a single mistake, however small."""
+
 NOT_EVERYWHERE = ("side", "view", "kl_grade")
 """Columns that a manifest has where the CSV or the texts tell them: the default, without which nothing is wrong."""
 
@@ -110,7 +113,10 @@ def _gaps(table: pd.DataFrame, group: Subgroup, resamples: int) -> dict[str, Gap
     inside = {name: statistic(table.iloc[group.rows]) for name, statistic in HEADLINES.items()}
     outside = {name: statistic(table.iloc[others]) for name, statistic in HEADLINES.items()}
     values = {name: value_of(statistic, len(group.rows)) for name, statistic in inside.items()}
-    names = [name for name, value in values.items() if np.isfinite(value)]
+    one_grade = len(np.unique(table["kl_grade"].iloc[group.rows].dropna())) < 2 if "kl_grade" in table else True
+    names = [
+        name for name, value in values.items() if np.isfinite(value) and not (one_grade and name in BETWEEN_GRADES)
+    ]
     statistics = [_restricted(inside[name], group.rows) for name in names]
     statistics += [_restricted(outside[name], others) for name in names]
     drawn, drawn_outside = np.split(resample(statistics, table_patients(table), resamples), 2)
