@@ -68,7 +68,8 @@ def count_at_levels(
         part = slice(start, start + CANDIDATES_AT_ONCE)
         chunk = _Chunk(queries, candidates.embeds[part], candidates.copies[part], asked, levels)
         crowded = chunk.add_counts(counts, np.arange(len(levels)), np.float32)
-        chunk.add_counts(counts, crowded, np.float64)
+        if len(crowded):
+            chunk.add_counts(counts, crowded, np.float64)
     return counts[0], counts[1]
 
 
@@ -98,6 +99,7 @@ class _Chunk:
         return np.array(crowded, dtype=np.int64)
 
     def _compare(self, counts: np.ndarray, numbers: np.ndarray, scores: np.ndarray, row_of: np.ndarray) -> list[int]:
+        """As `add_counts`, by the rows `row_of` (S,) of `scores`."""
         margin = _margin(scores.dtype, self.queries.shape[1])
         coarse = margin >= STEP / 2
         near, crowded = {}, []
@@ -108,12 +110,12 @@ class _Chunk:
                 equal = np.abs(scores[row] - level * STEP) < STEP / 2 - margin
                 counts[1, number] += self._total(equal)
                 doubtful ^= equal
-            near[number] = np.flatnonzero(doubtful)
-            if coarse and len(near[number]) > CROWDED * len(doubtful):
-                del near[number]
+            close = np.flatnonzero(doubtful)
+            if coarse and len(close) > CROWDED * len(doubtful):
                 crowded.append(number)
-            else:
-                counts[0, number] += self._total(above)
+                continue
+            counts[0, number] += self._total(above)
+            near[number] = close
         self._add_exactly(counts, near)
         return crowded
 
