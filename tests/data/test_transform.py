@@ -102,3 +102,24 @@ def test_pixels_are_those_of_this_version(fit, contrast):
     """Fails when the same file gives other pixels: then raise images.VERSION, or stores and checkpoints go stale."""
     profile = Transform(56, fit, contrast)(knee()).mean(axis=0)[COLUMNS]
     assert profile == pytest.approx(GOLDEN[fit, contrast], abs=1)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 301), (90, 90), (411, 97)])
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_boxes_go_where_their_pixels_go(shape, fit):
+    """A bright rectangle lies in the square where its box does; what is cropped away is cut off."""
+    height, width = shape
+    box = np.array([0.1, 0.3, 0.7, 0.8])
+    grey = np.zeros(shape, dtype=np.uint8)
+    grey[round(0.3 * height) : round(0.8 * height), round(0.1 * width) : round(0.7 * width)] = 200
+    transform = Transform(112, fit, "none")
+    bright = transform(grey) > 100
+    rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+    (placed,) = transform.place_boxes(box[None], height, width)
+    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    assert np.abs(placed.clip(0, 112) - found).max() <= 1
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_no_boxes_are_no_boxes(fit):
+    assert Transform(56, fit, "none").place_boxes(np.zeros((0, 4)), 30, 20).shape == (0, 4)

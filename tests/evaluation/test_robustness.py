@@ -29,7 +29,7 @@ def identity(pixels, _):
 
 def test_every_disturbance_has_a_line_for_each_metric_and_its_difference(data):
     report = robustness_report(data.splits["test"], data)
-    names = [("none", "")] + [(entry.condition, entry.level) for entry in DISTURBANCES]
+    names = [("undisturbed", "")] + [(entry.condition, entry.level) for entry in DISTURBANCES]
     assert [(line["condition"], line["level"], line["metric"]) for line in report.table] == [
         (*name, metric) for name in names for metric in METRICS
     ]
@@ -71,7 +71,7 @@ def test_worst_figures_leave_inversion_out(data):
         usual = [
             line["value"]
             for line in report.table
-            if line["metric"] == metric and line["condition"] not in ("none", "inversion")
+            if line["metric"] == metric and line["condition"] not in ("undisturbed", "inversion")
         ]
         assert report.figures[f"robustness.worst_{name}"] == min(usual)
 

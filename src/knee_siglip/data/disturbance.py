@@ -97,8 +97,8 @@ DISTURBANCES = (
     Disturbance("exposure", "15 % brighter", brightness(0.15)),
     Disturbance("noise", "5 % of the grey range", noise(0.05)),
     Disturbance("noise", "10 % of the grey range", noise(0.1)),
-    Disturbance("JPEG", "quality 30", jpeg(30)),
-    Disturbance("JPEG", "quality 10", jpeg(10)),
+    Disturbance("jpeg", "quality 30", jpeg(30)),
+    Disturbance("jpeg", "quality 10", jpeg(10)),
     Disturbance("inversion", "black for white", inversion()),
 )
 """Positioning, exposure and export as a reader would still accept them; at last what some viewers can show."""

@@ -67,9 +67,30 @@ class Transform:
         """Names the folder of the store: equal keys, equal pixels."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
+    def place_boxes(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Where boxes of an image (height, width) come to lie: left, top, right, bottom, (K, 4) each.
+
+        From shares of the image's width and height to pixels of the square; with `crop` they may reach beyond it.
+        """
+        wide: float
+        high: float
+        if self.fit == "pad":
+            high, wide = self._fitted(height, width)
+            left, top = float((self.image_size - wide) // 2), float((self.image_size - high) // 2)
+        else:
+            short = min(height, width)
+            scale = self.image_size / short
+            high, wide = height * scale, width * scale
+            left, top = -((width - short) // 2) * scale, -((height - short) // 2) * scale
+        return np.asarray(boxes, dtype=np.float64) * [wide, high, wide, high] + [left, top, left, top]
+
+    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+        """Of the whole image inside the square."""
+        scale = self.image_size / max(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
     def _pad(self, grey: np.ndarray) -> np.ndarray:
-        scale = self.image_size / max(grey.shape)
-        height, width = (max(1, round(side * scale)) for side in grey.shape)
+        height, width = self._fitted(*grey.shape)
         fitted = resize(grey, height, width)
         if height == width:
             return fitted

@@ -23,7 +23,7 @@ IMAGES = 200
 
 SEED, STREAM = 0, 0
 
-UNDISTURBED = ("none", "")
+UNDISTURBED = ("undisturbed", "")
 
 WORST = ("contrastive_accuracy", "quadratic_weighted_kappa")
 

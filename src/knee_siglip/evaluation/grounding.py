@@ -1,0 +1,188 @@
+"""Where the model looks: maps of findings over images, against the boxes that were drawn around them.
+
+Each finding is looked for with its prompts in params.yaml, where it has some, else by its name; and against knees
+without it, so that the map shows what tells the two apart.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from knee_siglip.evaluation.overlays import draw_overlay
+from knee_siglip.evaluation.regions import Region, regions_of
+from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
+from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
+from knee_siglip.model.embedding import embed_texts
+from knee_siglip.model.maps import METHODS, Method, phrase_maps
+
+SHOWN: Method = "gradient"
+"""The method of the pictures."""
+
+CENTRE_PRIOR = "centre_prior"
+
+OVERLAYS = 8
+
+SEED = 0
+
+Row = dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class GroundingReport:
+    """figures: `grounding.<method>.<figure>`, means over findings. table: these, one row for each method.
+
+    findings: a row for each finding and method, with the number of its images. overlays: (title, JPEG file).
+    """
+
+    figures: dict[str, float]
+    table: list[Row]
+    findings: list[Row]
+    overlays: list[tuple[str, bytes]]
+
+
+def grounding_report(split: EmbeddedSplit, data: EmbeddedData) -> GroundingReport:
+    """Maps of at most `params.grounding.images` images with boxes, drawn by a fixed seed.
+
+    Where there are no boxes, pictures alone: each image with its own text. Empty where `images` is 0.
+
+    Raises:
+        UserError: a box cannot be read.
+    """
+    limit = data.params.grounding.images
+    if not limit:
+        return GroundingReport({}, [], [], [])
+    regions = regions_of(split, data.pixels.transform)
+    if not regions:
+        return GroundingReport({}, [], [], _text_overlays(split, data, min(limit, OVERLAYS)))
+    rows = _draw(np.unique([region.row for region in regions]), limit)
+    regions = [region for region in regions if region.row in set(rows.tolist())]
+    maps = {method: _region_maps(split, data, regions, method) for method in METHODS}
+    findings = _measure(regions, maps, data.pixels.image_size)
+    table = _means(findings)
+    figures = {
+        f"grounding.{row['method']}.{name}": float(value)
+        for row in table
+        for name, value in row.items()
+        if name != "method"
+    }
+    overlays = _region_overlays(split, data, regions, maps[SHOWN])
+    return GroundingReport(figures | {"grounding.images": len(rows)}, table, findings, overlays)
+
+
+def _draw(rows: np.ndarray, count: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(SEED).permutation(rows)[:count])
+
+
+def _region_maps(
+    split: EmbeddedSplit, data: EmbeddedData, regions: Sequence[Region], method: Method
+) -> list[np.ndarray]:
+    """(S, S) of each region's finding, in its image."""
+    directions = _directions(split, data, {region.finding for region in regions})
+    wanted: dict[int, list[np.ndarray]] = {}
+    for region in regions:
+        wanted.setdefault(region.row, []).append(directions[region.finding])
+    return list(_maps(split, data, wanted, method))
+
+
+def _directions(split: EmbeddedSplit, data: EmbeddedData, names: set[str]) -> dict[str, np.ndarray]:
+    """(D,) of each finding: its prompts' embedding less that of the prompts against it."""
+    known = {name: split.prompts.findings[name] for name in sorted(names & set(split.prompts.findings))}
+    unknown = sorted(names - set(known))
+    texts = embed_texts(data.checkpoint, [name.replace("_", " ") for name in unknown])
+    normal = split.prompts.grade_ensembles[0]
+    return {name: positive - negative for name, (positive, negative) in known.items()} | {
+        name: text - normal for name, text in zip(unknown, texts, strict=True)
+    }
+
+
+def _maps(
+    split: EmbeddedSplit, data: EmbeddedData, wanted: dict[int, list[np.ndarray]], method: Method
+) -> Iterator[np.ndarray]:
+    """wanted: row to directions (D,). Yields (S, S) for each, row by row."""
+    rows = list(wanted)
+    device = data.checkpoint.model.device
+    for start in range(0, len(rows), IMAGES_AT_ONCE):
+        chunk = rows[start : start + IMAGES_AT_ONCE]
+        pixels = torch.from_numpy(data.pixels[split.numbers[chunk]]).to(device)
+        phrases = [torch.from_numpy(np.stack(wanted[row])).to(device) for row in chunk]
+        window = data.params.grounding.window
+        for maps in phrase_maps(data.checkpoint.model, pixels, phrases, method, window):
+            for patches in maps.cpu().numpy():
+                yield _enlarged(patches, data.pixels.image_size)
+
+
+def _enlarged(patches: np.ndarray, side: int) -> np.ndarray:
+    """(G, G) to (side, side), bilinear."""
+    return np.asarray(Image.fromarray(patches).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _measure(regions: Sequence[Region], maps: dict[Method, list[np.ndarray]], side: int) -> list[Row]:
+    """A row for each finding and method: means over its images."""
+    masks = [region.mask(side) for region in regions]
+    everything: list[tuple[str, list[np.ndarray]]] = [*maps.items(), (CENTRE_PRIOR, [centre_prior(side)] * len(masks))]
+    rows: list[Row] = []
+    for finding in sorted({region.finding for region in regions}):
+        places = [place for place, region in enumerate(regions) if region.finding == finding]
+        for method, heats in everything:
+            figures = [grounding_metrics(heats[place], masks[place]) for place in places]
+            rows.append({"finding": finding, "images": len(places), "method": method, **_mean(figures)})
+    return rows
+
+
+def _means(findings: Sequence[Row]) -> list[Row]:
+    """Over findings, each counting alike, as on MS-CXR: a row for each method."""
+    by_method: dict[str, list[dict[str, float]]] = {}
+    for row in findings:
+        figures = {name: float(value) for name, value in row.items() if name not in ("finding", "images", "method")}
+        by_method.setdefault(str(row["method"]), []).append(figures)
+    return [{"method": method, **_mean(figures)} for method, figures in by_method.items()]
+
+
+def _mean(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure over those that have it."""
+    names = dict.fromkeys(name for values in figures for name in values)
+    return {name: float(np.mean([values[name] for values in figures if name in values])) for name in names}
+
+
+def _region_overlays(
+    split: EmbeddedSplit, data: EmbeddedData, regions: Sequence[Region], maps: Sequence[np.ndarray]
+) -> list[tuple[str, bytes]]:
+    """One image of each finding, then a second one ..., as far as `OVERLAYS` goes; no image twice while it goes."""
+    order = _in_turns([region.finding for region in regions])[:OVERLAYS]
+    return [
+        (
+            f"{regions[place].finding.replace('_', ' ')}: {split.rows['img_path'].iloc[regions[place].row]}",
+            draw_overlay(_pixels(split, data, regions[place].row), maps[place], regions[place].boxes),
+        )
+        for place in order
+    ]
+
+
+def _in_turns(names: Sequence[str]) -> list[int]:
+    """Places ordered so that each name comes once before any comes again."""
+    seen: dict[str, int] = {}
+    turns = []
+    for place, name in enumerate(names):
+        turns.append((seen.get(name, 0), name, place))
+        seen[name] = seen.get(name, 0) + 1
+    return [place for *_, place in sorted(turns)]
+
+
+def _text_overlays(split: EmbeddedSplit, data: EmbeddedData, count: int) -> list[tuple[str, bytes]]:
+    """Images with their own text, of which nobody knows where it should be seen."""
+    rows = _draw(np.arange(len(split)), count).tolist()
+    maps = _maps(split, data, {row: [split.text_embeds[row]] for row in rows}, SHOWN)
+    return [
+        (
+            f"{split.rows['img_path'].iloc[row]}, its own text, no boxes known: {split.texts[row]}",
+            draw_overlay(_pixels(split, data, row), heat, np.zeros((0, 4))),
+        )
+        for row, heat in zip(rows, maps, strict=True)
+    ]
+
+
+def _pixels(split: EmbeddedSplit, data: EmbeddedData, row: int) -> np.ndarray:
+    return np.asarray(data.pixels[split.numbers[[row]]])[0]
