@@ -147,11 +147,11 @@ def weighted_macro_auroc(scores: np.ndarray, grades: np.ndarray, weights: np.nda
 
 def _weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """P(positive scores higher) + P(equal) / 2 under each weighting (R, N): (R,)."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of the groups of equal scores
-    ordered = weights[:, order].astype(np.float64)
-    positives = np.add.reduceat(ordered * positive[order], starts, axis=1)
-    negatives = np.add.reduceat(ordered * ~positive[order], starts, axis=1)
-    below = np.cumsum(negatives, axis=1) - negatives / 2
-    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-    return (positives * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
+    negatives, positives = np.flatnonzero(~positive), np.flatnonzero(positive)
+    order = negatives[np.argsort(scores[negatives], kind="stable")]
+    below = np.zeros((len(weights), len(order) + 1))  # weight of the negatives up to each rank
+    np.cumsum(weights[:, order], axis=1, out=below[:, 1:])
+    lower, not_higher = (np.searchsorted(scores[order], scores[positives], side) for side in ("left", "right"))
+    won = (weights[:, positives] * (below[:, lower] + below[:, not_higher])).sum(axis=1) / 2
+    pairs = weights[:, positives].sum(axis=1) * below[:, -1]
+    return np.asarray(won / np.where(pairs > 0, pairs, np.nan))
