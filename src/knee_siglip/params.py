@@ -216,7 +216,7 @@ class EvaluateParams(Section):
     """`kl_prompts`: the texts whose mean embedding stands for each Kellgren-Lawrence grade.
 
     `findings`: what else is looked for. `subgroups`: columns by whose values the headline metrics are told apart.
-    `robustness`: measure disturbed originals too. `gallery`: queries shown on the page.
+    `robustness`: measure disturbed images too. `gallery`: queries shown on the page.
     """
 
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["test"]

@@ -80,6 +80,7 @@ def data_of() -> Callable[..., EmbeddedData]:
     def make(*splits: EmbeddedSplit, **params) -> EmbeddedData:
         prompts = {str(grade): [f"grade {grade}"] for grade in range(5)}
         defaults = {"splits": [splits[0].name], "findings": {}, "kl_prompts": prompts}
+        defaults |= {"robustness": False, "grounding": {"images": 0}}
         values = EvaluateParams(**defaults | params)
         pixels = np.zeros((max(len(split) for split in splits), 28, 28), dtype=np.uint8)
         return EmbeddedData(values, {split.name: split for split in splits}, checkpoint=None, pixels=pixels)

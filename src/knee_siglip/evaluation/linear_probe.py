@@ -5,9 +5,9 @@ Train gives the labels, val chooses C or k, and the figures are of a third split
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -84,7 +84,7 @@ def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
     return table
 
 
-def probe_metrics(table: Sequence[Row]) -> dict[str, float]:
+def probe_metrics(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """linear_probe.share_<percent>.<figure>, the mean over seeds, and <figure>_std; knn.<figure>."""
     metrics: dict[str, float] = {}
     for share in SHARES:

@@ -1,9 +1,8 @@
 """All that is measured on one split: figures, the tables behind them, and pictures."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +15,10 @@ from knee_siglip.evaluation.confidence import (
     risk_coverage_table,
 )
 from knee_siglip.evaluation.findings import measure_findings
+from knee_siglip.evaluation.grounding import grounding_report
 from knee_siglip.evaluation.headline import headline_figures
 from knee_siglip.evaluation.linear_probe import probe_metrics, probe_table
-from knee_siglip.evaluation.page_data import SplitResults
+from knee_siglip.evaluation.page_data import Row, SplitResults
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.evaluation.probe import (
     Metrics,
@@ -29,13 +29,13 @@ from knee_siglip.evaluation.probe import (
     measure_retrieval,
     measure_zero_shot,
 )
+from knee_siglip.evaluation.robustness import robustness_report
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.subgroups import count_subgroups, subgroups_table
 from knee_siglip.evaluation.zero_shot import prompts_table
 from knee_siglip.params import nest
 
 Probe = Callable[[EmbeddedSplit, EmbeddedData], Metrics]
-Table = list[dict[str, Any]]
 
 PROBES: tuple[Probe, ...] = (
     count_rows,
@@ -79,17 +79,21 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
         UserError: a column that params.yaml names is missing, or a cell that was needed cannot be read.
     """
     predictions = predictions_of(split, data.params)
-    tables: dict[str, Table] = {
+    grounding, robustness = grounding_report(split, data), robustness_report(split, data)
+    tables: dict[str, Sequence[Row]] = {
         "baselines": baselines_table(split, data, backbones),
         "calibration": calibration_table(split, data),
         "risk_coverage": risk_coverage_table(split),
         "probe": probe_table(split, data),
         "prompts": prompts_table(split, data),
         "subgroups": subgroups_table(predictions, data.params.subgroups),
+        "robustness": robustness.table,
+        "grounding": grounding.table,
+        "grounding_findings": grounding.findings,
     }
-    metrics = measure(split, data) | measure_headline(predictions)
-    metrics |= baseline_metrics(tables["baselines"]) | probe_metrics(tables["probe"])
-    metrics |= count_subgroups(tables["subgroups"])
+    metrics = measure_headline(predictions) | measure(split, data)
+    metrics |= probe_metrics(tables["probe"]) | grounding.figures | robustness.figures
+    metrics |= count_subgroups(tables["subgroups"]) | baseline_metrics(tables["baselines"])
     metrics |= beats_baselines(metrics)
     return SplitResults(
         name=split.name,
@@ -99,4 +103,5 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
         text_embeds=split.text_embeds,
         images=lambda rows: np.asarray(data.pixels[split.numbers[rows]]),
         tables=tables,
+        overlays=grounding.overlays,
     )

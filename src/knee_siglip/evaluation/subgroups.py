@@ -1,6 +1,6 @@
 """Every headline metric in every subgroup: whom does the model serve worse?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,7 @@ def find_subgroups(table: pd.DataFrame, columns: Sequence[str]) -> Iterator[Subg
             yield Subgroup(column, name, np.flatnonzero((values == name).to_numpy()))
 
 
-def count_subgroups(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def count_subgroups(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """subgroups.groups that are shown, and subgroups.flagged: how many of them are worse in a metric at least."""
     shown = {(row["column"], row["group"]) for row in rows if not row["suppressed"]}
     flagged = {(row["column"], row["group"]) for row in rows if row["flagged"]}
