@@ -27,7 +27,7 @@ from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.embedding import embed_texts
 from knee_siglip.model.positions import WELL_TRAINED, extend_text_positions
-from knee_siglip.params import Params, flatten, load_params
+from knee_siglip.params import Params, load_params
 from knee_siglip.pipeline import prepare, train_in
 
 SHORT, LONG = 64, 512
