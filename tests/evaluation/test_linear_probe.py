@@ -12,10 +12,13 @@ from knee_siglip.evaluation.linear_probe import (
     C_GRID,
     NEIGHBOURS,
     draw_labels,
-    measure_linear_probe,
     probe_metrics,
     probe_table,
 )
+
+
+def measured(split, data):
+    return probe_metrics(probe_table(split, data))
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def test_all_names_of_the_contract_are_there(three):
     figures = ("accuracy", "quadratic_weighted_kappa")
     shares = [f"linear_probe.share_{share}.{figure}" for share in (1, 10, 100) for figure in figures]
     expected = {*shares, *(f"{name}_std" for name in shares), *(f"knn.{figure}" for figure in figures)}
-    assert measure_linear_probe(*three()).keys() == expected
+    assert measured(*three()).keys() == expected
 
 
 def test_all_labels_equal_scikit_learn_with_c_chosen_on_val(three):
@@ -46,7 +49,7 @@ def test_all_labels_equal_scikit_learn_with_c_chosen_on_val(three):
     fits = [LogisticRegression(C=c, max_iter=200).fit(train.image_embeds, train.grades) for c in C_GRID]
     best = max(fits, key=lambda fit: fit.score(val.image_embeds, val.grades))
     predicted = best.predict(test.image_embeds)
-    metrics = measure_linear_probe(test, data)
+    metrics = measured(test, data)
     assert metrics["linear_probe.share_100.accuracy"] == (predicted == test.grades).mean()
     assert metrics["linear_probe.share_100.quadratic_weighted_kappa"] == pytest.approx(
         cohen_kappa_score(test.grades, predicted, weights="quadratic")
@@ -59,11 +62,11 @@ def test_neighbours_equal_scikit_learn_with_k_chosen_on_val(three):
     train, val = data.splits["train"], data.splits["val"]
     fits = [KNeighborsClassifier(k).fit(train.image_embeds, train.grades) for k in NEIGHBOURS]
     best = max(fits, key=lambda fit: fit.score(val.image_embeds, val.grades))
-    assert measure_linear_probe(test, data)["knn.accuracy"] == best.score(test.image_embeds, test.grades)
+    assert measured(test, data)["knn.accuracy"] == best.score(test.image_embeds, test.grades)
 
 
 def test_more_labels_are_better_and_few_ones_vary_with_the_seed(three):
-    metrics = measure_linear_probe(*three(count=400))
+    metrics = measured(*three(count=400))
     shares = [metrics[f"linear_probe.share_{share}.accuracy"] for share in (1, 10, 100)]
     assert shares[0] < shares[1] < shares[2]
     assert metrics["linear_probe.share_1.accuracy_std"] > metrics["linear_probe.share_10.accuracy_std"] > 0
@@ -83,7 +86,7 @@ def test_shuffled_grades_are_at_chance(three):
     test, data = three(count=2000)
     train = data.splits["train"]
     train.rows["kl_grade"] = np.random.default_rng(0).permutation(train.rows["kl_grade"])
-    metrics = measure_linear_probe(test, data)
+    metrics = measured(test, data)
     for name in ("linear_probe.share_10", "linear_probe.share_100", "knn"):
         # five clusters of images: which grade the noise gives each of them is luck
         assert metrics[f"{name}.accuracy"] == pytest.approx(0.2, abs=0.06)
@@ -103,7 +106,7 @@ def test_the_evaluated_grades_are_not_learnt_from(three):
 @pytest.mark.parametrize("learnt_from", ["train", "val"])
 def test_what_is_learnt_from_is_not_evaluated(three, learnt_from):
     _, data = three()
-    assert measure_linear_probe(data.splits[learnt_from], data) == {}
+    assert measured(data.splits[learnt_from], data) == {}
 
 
 @pytest.mark.filterwarnings("error")
@@ -118,14 +121,14 @@ def test_without_labels_there_is_no_probe(make_split, data_of):
         (test, train, blind["val"]),
         (blind["test"], train, val),
     ):
-        assert measure_linear_probe(splits[0], data_of(*splits)) == {}
+        assert measured(splits[0], data_of(*splits)) == {}
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_single_grade_in_train_teaches_no_line(make_split, data_of):
     test, train, val = make_split(), make_split(name="train"), make_split(name="val")
     train.rows["kl_grade"] = 2
-    metrics = measure_linear_probe(test, data_of(test, train, val))
+    metrics = measured(test, data_of(test, train, val))
     assert metrics.keys() == {"knn.accuracy", "knn.quadratic_weighted_kappa"}
     assert metrics["knn.quadratic_weighted_kappa"] == 0
 
@@ -133,7 +136,7 @@ def test_a_single_grade_in_train_teaches_no_line(make_split, data_of):
 @pytest.mark.filterwarnings("error")
 def test_a_few_rows_are_enough(make_split, data_of):
     test, data = make_split(count=2, seed=1), [make_split(count=4, name=name) for name in ("train", "val")]
-    metrics = measure_linear_probe(test, data_of(test, *data))
+    metrics = measured(test, data_of(test, *data))
     assert all(np.isfinite(value) for value in metrics.values())
 
 

@@ -21,7 +21,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import pairwise_distances_argmin
 from torch.nn import functional as F
 
-from knee_siglip import paths
 from knee_siglip.data.store import CachedPixels
 from knee_siglip.errors import UserError
 from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit, embed_prompts
@@ -48,9 +47,7 @@ WORDS = 2048
 Figures = dict[str, float]
 
 
-def baselines_table(
-    split: EmbeddedSplit, data: EmbeddedData, backbones: Path = paths.BACKBONES
-) -> list[dict[str, str | float]]:
+def baselines_table(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> list[dict[str, str | float]]:
     """One row per `baseline` and headline `metric` with its `value`; what cannot be had, or is undefined, is left out.
 
     Args:

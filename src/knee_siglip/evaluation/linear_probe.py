@@ -56,11 +56,6 @@ class Classifier(Protocol):
         """(G,) grades."""
 
 
-def measure_linear_probe(split: EmbeddedSplit, data: EmbeddedData) -> dict[str, float]:
-    """The figures of `probe_table`, as `probe_metrics` names them."""
-    return probe_metrics(probe_table(split, data))
-
-
 def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
     """One row per fit: `method` (linear_probe or knn), `share` in percent, `seed`, what it learnt from and its figures.
 
