@@ -1,6 +1,6 @@
 """Does a 95 % interval hold the truth in 95 % of test sets? Patients drawn from a known population, again and again.
 
-    python benchmarks/bootstrap_coverage.py          (two to four minutes on two cores)
+    python benchmarks/bootstrap_coverage.py          (161 s of processor time, on two cores)
 
 Each simulated test set has 150 patients with two images, in two settings. Two knees: grades as frequent as in 2,100
 real knees (doi:10.17632/56rmx5bjcr.1), and as alike within a patient: their latent severities correlate by 0.55, which
