@@ -18,8 +18,8 @@ from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
 from knee_siglip.model.embedding import embed_texts
 from knee_siglip.model.maps import METHODS, Method, phrase_maps
 
-SHOWN: Method = "gradient"
-"""The method of the pictures."""
+SHOWN: Method = "occlusion"
+"""The method of the pictures: with another finding's phrase its maps change most, see docs/metrics.md."""
 
 CENTRE_PRIOR = "centre_prior"
 

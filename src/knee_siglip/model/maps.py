@@ -28,7 +28,7 @@ def phrase_maps(
     model: KneeRadDinoSigLIPModel,
     pixels: Tensor,
     phrases: Sequence[Tensor],
-    method: Method = "gradient",
+    method: Method = "occlusion",
     window: int | None = None,
 ) -> list[Tensor]:
     """Maps of phrases over images; the higher, the more in that place speaks for the phrase.
@@ -94,7 +94,7 @@ def attention_relevance(model: KneeRadDinoSigLIPModel, pixels: Tensor, phrases: 
 
     Each block's attention is multiplied with its gradient, cut at zero and averaged over the heads; the product over
     the blocks, with the residual connections, follows the CLS token back to the patches. Source: Chefer et al. 2021
-    (arXiv:2103.15679), section 3.1, equations 5 and 6.
+    (arXiv:2103.15679), section 3.1, equations 5 and 6. Much of it is where the image is looked at for any phrase.
 
     pixels: (B, S, S), phrases: (B, D). Returns (B, G, G).
     """
