@@ -39,7 +39,7 @@ def _table(caption: str, values: Mapping[str, Any]) -> Table:
 
 
 def _named(nested: Mapping[str, Any]) -> dict[str, Any]:
-    return {": ".join(map(readable, path)): value for path, value in leaves(nested)}
+    return {": ".join(readable(part.replace(".", "_")) for part in path): value for path, value in leaves(nested)}
 
 
 def _clipped(value: Any) -> str:

@@ -13,11 +13,13 @@ from knee_siglip.evaluation.page_wording import GRADE_WORDS, percentage
 from knee_siglip.evaluation.plot_rows import graded_rows
 from knee_siglip.metrics.similarity import cosine_scores
 from knee_siglip.metrics.zero_shot import GRADES
-from knee_siglip.page.pictures import Picture, picture_of
+from knee_siglip.page.pictures import SIDE, Picture, picture_of
 
 TEXTS_SHOWN = 5
 MISTAKES_SHOWN = 8
 OVERLAYS_SHOWN = 12
+OVERLAY_SIDE = 2 * SIDE
+"""Of a map: two images beside each other, the one without and the one with it."""
 SEED = 0
 
 PROBABILITIES = [f"kl_probability_{grade}" for grade in range(GRADES)]
@@ -135,6 +137,6 @@ def _sure(confidence: float) -> str:
 def _decoded(file: bytes) -> Picture:
     try:
         with Image.open(io.BytesIO(file)) as image:
-            return picture_of(image.convert("RGB"))
+            return picture_of(image.convert("RGB"), OVERLAY_SIDE)
     except (UnidentifiedImageError, OSError):
         return Picture("", "This map cannot be shown.")

@@ -59,16 +59,20 @@ def grounding_table(split: SplitResults) -> Table | None:
 
 
 def grounding_verdict(split: SplitResults) -> str:
-    """Which methods point better than always at the middle, in a sentence."""
+    """By which figures which methods do better than always pointing at the middle, in a sentence."""
     rows = {str(row["method"]): row for row in split.table("grounding")}
-    prior = rows.pop(CENTRE_PRIOR, {}).get("pointing_game")
-    hits = {method: row["pointing_game"] for method, row in rows.items() if row.get("pointing_game") is not None}
-    if prior is None or not hits:
-        return ""
-    better = [named(method).lower() for method, share in hits.items() if share > prior]
+    prior = rows.pop(CENTRE_PRIOR, {})
+    better = {
+        metric.phrase: [named(method).lower() for method, row in rows.items() if (row.get(name) or 0) > prior[name]]
+        for name, metric in GROUNDING_FIGURES.items()
+        if prior.get(name) is not None and rows
+    }
     if not better:
-        return "No method points into the box more often than the middle of the image does: these maps locate nothing."
-    return f"Into the box more often than the middle of the image points: {', '.join(better)}."
+        return ""
+    if not any(better.values()):
+        return "By no figure is a method better than always pointing at the middle: these maps locate nothing."
+    told = [f"{figure}: {' and '.join(methods) or 'none'}" for figure, methods in better.items()]
+    return f"Better than always pointing at the middle are, by {'; by '.join(told)}."
 
 
 def subgroup_charts(split: SplitResults) -> list[Chart]:

@@ -11,6 +11,7 @@ from knee_siglip.evaluation.page_wording import (
     HEADLINE,
     at,
     group_name,
+    named,
     of_hundred,
     percentage,
     plural,
@@ -160,7 +161,7 @@ def _weakest_condition(split: SplitResults) -> str:
         return ""
     metric, level = HEADLINE[row["metric"]], f", {number(row['level'])}" if row.get("level") else ""
     return (
-        f"under “{row['condition']}{level}” the figure “{metric.phrase}” falls to "
+        f"under “{named(str(row['condition']))}{level}” the figure “{metric.phrase}” falls to "
         f"{metric.shown(row['value'])}, from {metric.shown(row['value'] - row['difference'])}"
     )
 

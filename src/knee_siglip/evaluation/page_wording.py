@@ -61,6 +61,10 @@ HEADLINE: dict[str, Metric] = {
         "Grade (Kellgren-Lawrence) exactly right",
         "The grade whose descriptions are most like the image, without training on grades.",
     ),
+    "zero_shot_kl.balanced_accuracy": Metric(
+        "Grade exactly right, every grade counting alike",
+        "Mean over the grades, however rare they are; 20 % is chance.",
+    ),
     "zero_shot_kl.quadratic_weighted_kappa": Metric(
         "Agreement on the grade (weighted kappa)",
         "1 is full agreement, 0 is that of chance; an error of two grades weighs four times one of a single grade.",
@@ -86,7 +90,6 @@ RETRIEVAL_FIGURES = {
 }
 
 GRADE_FIGURES = {
-    "balanced_accuracy": Metric("Exactly right, mean over the grades"),
     "adjacent_accuracy": Metric("At most one grade off"),
     "mae": Metric("Mean error in grades", kind="number"),
     "macro_auprc": Metric("Area under precision and recall (AUPRC), mean over the grades", kind="score"),
@@ -126,7 +129,7 @@ METHODS = {
 }
 """Of grounding, the last one being what they must beat."""
 
-NAMES = {"none": "undisturbed"}
+NAMES = {"jpeg": "JPEG compression", "none": "undisturbed"}
 """Of disturbances and findings, where the short name is no word."""
 
 

@@ -46,10 +46,10 @@ def load_picture(file: str) -> Picture:
     return picture_of(Image.fromarray(grey))
 
 
-def picture_of(image: Image.Image) -> Picture:
-    """An image in memory, grey or RGB, shrunk."""
+def picture_of(image: Image.Image, side: int = SIDE) -> Picture:
+    """An image in memory, grey or RGB, whose longest side is shrunk to `side`."""
     image = image.copy()
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return Picture(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
