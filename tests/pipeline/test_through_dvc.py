@@ -28,6 +28,7 @@ class Clone:
         self.folder = folder
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.env = os.environ | {"PATH": path, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.env["SHELL"] = "/bin/sh"  # which DVC starts the stages with; some shells stay their parent
         for name in ("KNEE_SIGLIP_STORE", "MLFLOW_TRACKING_URI", "WANDB_MODE"):
             self.env.pop(name, None)
 

@@ -53,7 +53,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 def die_with_parent() -> None:
     """As a stage of DVC: let the kernel send SIGTERM when `dvc` is killed, or training would go on as an orphan.
 
-    Only there: under `nohup` a training must outlive the shell that started it.
+    Only there: under `nohup` a training must outlive the shell that started it. dvc.yaml says `exec`, or a shell that
+    DVC puts between would be the parent. What takes this process's place, such as torchrun, is told in the same way.
     """
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))

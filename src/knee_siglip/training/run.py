@@ -28,7 +28,7 @@ from knee_siglip.tracking.tracker import Tracker, open_tracker, remember_run
 from knee_siglip.training.distributed import Ranks, open_ranks
 from knee_siglip.training.features import frozen_features
 from knee_siglip.training.finite import FiniteGuard
-from knee_siglip.training.interruption import die_with_parent, stop_on_signals
+from knee_siglip.training.interruption import stop_on_signals
 from knee_siglip.training.optimizer import freeze_towers
 from knee_siglip.training.resume import Keeper, fingerprint, link_or_copy, open_run
 from knee_siglip.training.trainer import Trainer
@@ -58,7 +58,6 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
         UserError: a split is empty, the encoders do not fit the image size, or training diverged.
         Interrupted: a signal asked to stop.
     """
-    die_with_parent()
     with open_ranks(device) as (ranks, chosen):
         if not ranks.is_first:  # all see the same, one tells it
             logging.getLogger("knee_siglip").setLevel(logging.ERROR)
