@@ -24,6 +24,8 @@ from knee_siglip.params import Params, parse_params
 COMMAND = [sys.executable, "-c", "from knee_siglip.cli import main; main()"]
 WORDS = ("normal", "severe", "moderate", "mild", "osteoarthritis", "of", "knee", "joint", "effusion")
 
+MAPPED = ("--model_path", "m.pt", "--image_path", "a.png", "--phrase", "effusion")
+
 
 @pytest.fixture
 def knee_siglip(
@@ -133,6 +135,10 @@ def test_batch_writes_its_files_and_exits_3_when_an_image_failed(
         (["train", "--params", "gone.yaml"], "gone.yaml does not exist"),
         (["train", "--experiment_name", "../up"], "--output_dir"),
         (["trian"], "trian"),
+        (["map", "--model_path", "m.pt", "--image_path", "a.png", "--phrase", " "], "--phrase and --against"),
+        (["map", *MAPPED, "--method", "magic"], "--method magic: there are raw, gradient, occlusion"),
+        (["map", *MAPPED, "--output_path", "map.png"], "map.png: name a .jpg"),
+        (["map", *MAPPED, "--output_path", "gone/map.jpg"], "gone/map.jpg: name a .jpg"),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_says_what(
@@ -154,11 +160,34 @@ def test_wrong_checkpoint_and_image_are_exit_code_1_without_traceback(
     knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
+    output = tmp_path / "map.jpg"
     for model, image in ((tmp_path / "broken.png", "x.png"), (checkpoint_path, tmp_path / "broken.png")):
-        code, out, err = knee_siglip("infer", "--model_path", model, "--image_path", image)
-        assert (code, out) == (1, "")
-        assert err.startswith("error: ")
-        assert "broken.png" in err
+        for command in (["infer"], ["map", "--phrase", "effusion", "--output_path", output]):
+            code, out, err = knee_siglip(*command, "--model_path", model, "--image_path", image)
+            assert (code, out) == (1, "")
+            assert err.startswith("error: ")
+            assert "broken.png" in err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("method", ["occlusion", "gradient", "raw"])
+def test_the_map_of_any_phrase_is_drawn_beside_the_image(
+    knee_siglip: Callable[..., tuple[int, str, str]],
+    checkpoint_path: Path,
+    knee_png: Path,
+    tmp_path: Path,
+    method: str,
+) -> None:
+    drawn = set()
+    for phrase in ("severe effusion", "mild osteoarthritis"):
+        words = ("--model_path", checkpoint_path, "--image_path", knee_png, "--phrase", phrase, "--method", method)
+        code, out, _ = knee_siglip("map", *words, "--output_path", tmp_path / "map.jpg")
+        assert code == 0
+        assert repr(phrase) in out
+        with Image.open(tmp_path / "map.jpg") as picture:
+            assert picture.width > 1.9 * picture.height  # two pictures side by side
+        drawn.add((tmp_path / "map.jpg").read_bytes())
+    assert len(drawn) == 2
 
 
 def test_every_training_flag_reaches_its_parameter(
@@ -231,4 +260,4 @@ def test_version_and_help_do_not_wait_for_torch() -> None:
     assert (version.returncode, version.stdout) == (0, f"knee-siglip {__version__}\n")
     shown = subprocess.run([sys.executable, "-c", check, "--help"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert all(command in shown.stdout for command in ("infer", "train", "doctor"))
+    assert all(command in shown.stdout for command in ("infer", "train", "doctor", "compare", "map"))

@@ -21,6 +21,7 @@ import typer
 from knee_siglip import __version__, store_commands
 from knee_siglip.compare_command import compare
 from knee_siglip.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError, run_stage
+from knee_siglip.map_command import draw_map
 from knee_siglip.split_command import split
 
 # torch, transformers and pandas are imported inside the commands: `--help` must not wait for them.
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(split)
 app.command()(compare)
+app.command(name="map")(draw_map)
 app.add_typer(store_commands.app, name="store")
 
 

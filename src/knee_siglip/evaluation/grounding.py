@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
-from knee_siglip.evaluation.overlays import draw_overlay
+from knee_siglip.evaluation.overlays import draw_overlay, enlarge
 from knee_siglip.evaluation.regions import Region, regions_of
 from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
@@ -111,12 +110,7 @@ def _maps(
         window = data.params.grounding.window
         for maps in phrase_maps(data.checkpoint.model, pixels, phrases, method, window):
             for patches in maps.cpu().numpy():
-                yield _enlarged(patches, data.pixels.image_size)
-
-
-def _enlarged(patches: np.ndarray, side: int) -> np.ndarray:
-    """(G, G) to (side, side), bilinear."""
-    return np.asarray(Image.fromarray(patches).resize((side, side), Image.Resampling.BILINEAR))
+                yield enlarge(patches, data.pixels.image_size)
 
 
 def _measure(regions: Sequence[Region], maps: dict[Method, list[np.ndarray]], side: int) -> list[Row]:

@@ -41,6 +41,11 @@ def draw_overlay(pixels: np.ndarray, heat: np.ndarray, boxes: np.ndarray) -> byt
     return file.getvalue()
 
 
+def enlarge(patches: np.ndarray, side: int) -> np.ndarray:
+    """A map over patches (G, G) to one over pixels (side, side), bilinear."""
+    return np.asarray(Image.fromarray(patches).resize((side, side), Image.Resampling.BILINEAR))
+
+
 def _shown(rgb: np.ndarray, boxes: np.ndarray) -> Image.Image:
     """(S, S, 3), 0-255, in the size of the page with outlines."""
     image = Image.fromarray(rgb.round().astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
