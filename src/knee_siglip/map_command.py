@@ -5,7 +5,7 @@ knee-siglip map ... --phrase "Severe OA of left knee joint." --method gradient -
 """
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -50,7 +50,7 @@ def _overlay(model_path: Path, image_path: Path, texts: tuple[str, str], method:
     from knee_siglip.model.checkpoint import load_checkpoint
     from knee_siglip.model.device import pick_device
     from knee_siglip.model.embedding import embed_texts
-    from knee_siglip.model.maps import METHODS, Method, phrase_maps
+    from knee_siglip.model.maps import METHODS, phrase_maps
 
     if method not in METHODS:
         raise UsageError(f"--method {method}: there are {', '.join(METHODS)}")
@@ -58,5 +58,5 @@ def _overlay(model_path: Path, image_path: Path, texts: tuple[str, str], method:
     pixels = load_pixels(image_path, checkpoint.transform)
     phrase, against = torch.from_numpy(embed_texts(checkpoint, texts)).to(checkpoint.model.device)
     images = torch.from_numpy(pixels[None]).to(checkpoint.model.device)
-    (maps,) = phrase_maps(checkpoint.model, images, [(phrase - against)[None]], cast(Method, method))
+    (maps,) = phrase_maps(checkpoint.model, images, [(phrase - against)[None]], method)
     return draw_overlay(pixels, enlarge(maps[0].cpu().numpy(), len(pixels)), np.zeros((0, 4)))
