@@ -136,6 +136,7 @@ def test_batch_writes_its_files_and_exits_3_when_an_image_failed(
         (["train", "--experiment_name", "../up"], "--output_dir"),
         (["trian"], "trian"),
         (["map", "--model_path", "m.pt", "--image_path", "a.png", "--phrase", " "], "--phrase and --against"),
+        (["map", *MAPPED, "--against", "Effusion"], "not the same one"),
         (["map", *MAPPED, "--method", "magic"], "--method magic: there are raw, gradient, occlusion"),
         (["map", *MAPPED, "--output_path", "map.png"], "map.png: name a .jpg"),
         (["map", *MAPPED, "--output_path", "gone/map.jpg"], "gone/map.jpg: name a .jpg"),

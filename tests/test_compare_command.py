@@ -163,10 +163,11 @@ def test_the_project_is_found_from_a_folder_in_it(compare: Run, project: Path, m
         (
             ["main", "poorer", "--split", "train"],
             1,
-            "main holds no predictions of the split train; there are: test, val",
+            "main: no predictions of the split train; there are: test, val",
         ),
         (["main", "poorer", "--metric", "loss"], 2, "loss is no headline metric; there are contrastive_accuracy, "),
         (["main", "poorer", "--csv", "no/such/folder.csv"], 2, "--csv no/such/folder.csv"),
+        (["main", "words.parquet"], 1, "its column kl_grade_predicted holds no numbers"),
         (["main", "other.parquet"], 1, "holds no predictions of this project: it lacks the column img_path"),
         (["main", "text.parquet"], 1, "the predictions of text.parquet cannot be read as predictions"),
         (["main", "fewer.parquet"], 1, "2 only in A (0.png, 1.png)"),
@@ -176,6 +177,7 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(
     compare: Run, project: Path, arguments: list[str], code: int, said: str
 ) -> None:
     pd.DataFrame({"a": [1]}).to_parquet(project / "other.parquet")
+    predictions(0.1).assign(kl_grade_predicted="two").to_parquet(project / "words.parquet")
     (project / "text.parquet").write_text("text")
     predictions(0.1).iloc[2:].to_parquet(project / "fewer.parquet")
     assert compare(*arguments)[0] == code

@@ -69,7 +69,7 @@ def rows_of_split(rev: str, split: str) -> "pd.DataFrame":
     rows = table[table["split"] == split].reset_index(drop=True)
     if rows.empty:
         there = ", ".join(sorted(set(table["split"]))) or "none"
-        raise UserError(f"{rev} holds no predictions of the split {split}; there are: {there} (evaluate.splits)")
+        raise UserError(f"{rev}: no predictions of the split {split}; there are: {there} (evaluate.splits)")
     return rows
 
 

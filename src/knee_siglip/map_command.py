@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from knee_siglip.data.text import normalise_text
 from knee_siglip.errors import UsageError
 
 # torch and transformers are imported inside the functions: `--help` must not wait for them.
@@ -35,8 +36,9 @@ def draw_map(
     """Draw where in one image the model sees a phrase: a look at the model, not at the patient."""
     if output_path.suffix.lower() not in SUFFIXES or not output_path.absolute().parent.is_dir():
         raise UsageError(f"--output_path {output_path}: name a .jpg in a folder that exists")
-    if not (phrase.strip() and against.strip()):
-        raise UsageError("--phrase and --against must be texts")
+    normal = [normalise_text(text) for text in (phrase, against)]
+    if not all(normal) or normal[0] == normal[1]:
+        raise UsageError("--phrase and --against must be texts, and not the same one")
     output_path.write_bytes(_overlay(model_path, image_path, (phrase, against), method, device))
     typer.echo(f"{output_path}: the image as the model sees it, and under the map of {phrase!r} against {against!r}")
 

@@ -84,6 +84,15 @@ def test_a_cache_of_another_size_is_refused(files, params, tmp_path):
     assert not files.report.exists()
 
 
+def test_a_missing_column_is_named_before_anything_is_embedded(files, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "embed_split", None)
+    with pytest.raises(UserError, match=r"evaluate\.subgroups names scanner, but the CSV has no such column"):
+        embed(EvaluateParams(subgroups=["side", "scanner"]), files, device="cpu")
+    known_by_column = {"cyst": {"positive": ["a cyst"], "negative": ["none"], "column": "cyst"}}
+    with pytest.raises(UserError, match=r"evaluate\.findings\.cyst\.column = 'cyst': the manifest has no such column"):
+        embed(EvaluateParams(findings=known_by_column), files, device="cpu")
+
+
 def test_an_empty_split_is_named(files):
     with pytest.raises(UserError, match=r"evaluate\.splits names train"):
         embed(EvaluateParams(splits=["train"]), files, device="cpu")

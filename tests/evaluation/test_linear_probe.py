@@ -39,7 +39,7 @@ def three(make_split, data_of):
 def test_all_names_of_the_contract_are_there(three):
     figures = ("accuracy", "quadratic_weighted_kappa")
     shares = [f"linear_probe.share_{share}.{figure}" for share in (1, 10, 100) for figure in figures]
-    expected = {*shares, *(f"{name}_std" for name in shares), *(f"knn.{figure}" for figure in figures)}
+    expected = {*shares, *(f"{name}_std" for name in shares[:4]), *(f"knn.{figure}" for figure in figures)}
     assert measured(*three()).keys() == expected
 
 
@@ -54,7 +54,7 @@ def test_all_labels_equal_scikit_learn_with_c_chosen_on_val(three):
     assert metrics["linear_probe.share_100.quadratic_weighted_kappa"] == pytest.approx(
         cohen_kappa_score(test.grades, predicted, weights="quadratic")
     )
-    assert metrics["linear_probe.share_100.accuracy_std"] == 0
+    assert "linear_probe.share_100.accuracy_std" not in metrics
 
 
 def test_neighbours_equal_scikit_learn_with_k_chosen_on_val(three):

@@ -453,3 +453,9 @@ def test_plot_rows_are_those_of_the_page(split: SplitResults) -> None:
     assert len(thinned) == RISK_POINTS
     assert (thinned[0]["coverage"], thinned[-1]["coverage"]) == (1 / 5000, 1.0)
     assert risk_coverage_rows([]) == []
+
+
+def test_drawn_knees_are_said_to_be_no_patients(page_of, data: PageData) -> None:
+    for csv, is_said in (("data/sample/train.csv", True), ("own/train.csv", False)):
+        facts = dataclasses.replace(data.facts, params={"data": {"csv": csv}})
+        assert ("no evidence about patients" in page_of(dataclasses.replace(data, facts=facts)).text) == is_said

@@ -8,17 +8,28 @@ from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from knee_siglip.errors import UsageError, UserError
 from knee_siglip.evaluation.headline import HEADLINES, headline_from_predictions, table_patients
 from knee_siglip.metrics.bootstrap import RESAMPLES, percentile_interval, resample
 from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
+from knee_siglip.metrics.zero_shot import GRADES
 
 KEY = ["image_id", "text"]
 TRUTHS = ("patient_id", "study_id", "kl_grade")
 """What a row's figures are held against, and drawn by: the same in both tables, or nothing is paired."""
 
-ALWAYS_THERE = ("img_path", "image_id", "split", "text", "kl_grade_predicted", "contrastive_batch")
+NUMBERS = (
+    "kl_grade_predicted",
+    *(f"kl_probability_{grade}" for grade in range(GRADES)),
+    "image_to_text_recall_at_1",
+    "text_to_image_recall_at_1",
+    "contrastive_batch",
+    "contrastive_image_to_text",
+    "contrastive_text_to_image",
+)
+ALWAYS_THERE = ("img_path", "image_id", "split", "text", *NUMBERS)
 """By these a table of predictions is known for one."""
 
 IN_BATCHES = "contrastive_accuracy"
@@ -88,6 +99,8 @@ def read_predictions(source: Path | BinaryIO, name: str) -> pd.DataFrame:
         raise UserError(f"{name} cannot be read as predictions: {error}") from None
     if missing := [column for column in ALWAYS_THERE if column not in table]:
         raise UserError(f"{name} holds no predictions of this project: it lacks the column {missing[0]}")
+    if odd := [column for column in NUMBERS if not is_numeric_dtype(table[column])]:
+        raise UserError(f"{name} holds no predictions of this project: its column {odd[0]} holds no numbers")
     return table
 
 

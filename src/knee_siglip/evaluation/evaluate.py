@@ -11,11 +11,13 @@ import pandas as pd
 from knee_siglip.data.manifest import SPLITS, read_manifest
 from knee_siglip.data.store import CachedPixels, open_pixels
 from knee_siglip.errors import UserError
+from knee_siglip.evaluation.findings import require_column
 from knee_siglip.evaluation.measurement import measure_split
 from knee_siglip.evaluation.page_data import ModelFacts, PageData
 from knee_siglip.evaluation.probe import count_rows
 from knee_siglip.evaluation.report import write_report
 from knee_siglip.evaluation.split import EmbeddedData, embed_prompts, embed_split
+from knee_siglip.evaluation.subgroups import NOT_EVERYWHERE
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device
 from knee_siglip.params import EvaluateParams, Params
@@ -66,7 +68,7 @@ def model_facts(params: Params, data: EmbeddedData) -> ModelFacts:
     """What the page says of the model and its data."""
     model = data.checkpoint.model
     return ModelFacts(
-        params=params.model_dump(mode="json"),
+        params=params.to_dict(),
         revision=git_revision(),
         data_hash=data.checkpoint.data_hash,
         cache=data.pixels.transform.to_dict(),
@@ -90,6 +92,7 @@ def embed(params: EvaluateParams, files: EvaluateFiles, device: str = "auto") ->
     manifest = read_manifest(files.manifest)
     if missing := sorted(set(params.splits) - set(manifest["split"])):
         raise UserError(f"params.yaml: evaluate.splits names {missing[0]}, but no row of the manifest is in that split")
+    require_columns(params, manifest)
     manifest, pixels = _open_what_is_there(manifest, params.splits, files)
     require_same_transform(checkpoint, pixels, files)
     prompts = embed_prompts(checkpoint, params)
@@ -114,6 +117,18 @@ def _open_what_is_there(
         pixels = open_pixels(rows, files.cache_facts)
         logger.warning("evaluated without what is learnt from the other splits, whose images are missing: %s", error)
         return rows, pixels
+
+
+def require_columns(params: EvaluateParams, manifest: pd.DataFrame) -> None:
+    """Before minutes of embedding: what params.yaml names must be there.
+
+    Raises:
+        UserError: a column of `subgroups` or `findings` that the CSV has not.
+    """
+    if missing := [name for name in params.subgroups if name not in manifest and name not in NOT_EVERYWHERE]:
+        raise UserError(f"params.yaml: evaluate.subgroups names {missing[0]}, but the CSV has no such column")
+    for name, finding in params.findings.items():
+        require_column(name, finding, manifest)
 
 
 def require_same_transform(checkpoint: Checkpoint, pixels: CachedPixels, files: EvaluateFiles) -> None:

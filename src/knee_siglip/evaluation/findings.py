@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 
 from knee_siglip.errors import UserError
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
@@ -73,11 +74,7 @@ def finding_truth(split: EmbeddedSplit, name: str, finding: FindingParams) -> np
         pattern = re.compile(finding.text, re.IGNORECASE)
         said = {text: is_affirmed(pattern, text) for text in set(split.texts)}
         return np.array([said[text] for text in split.texts], dtype=bool)
-    if finding.column not in split.rows:
-        raise UserError(
-            f"params.yaml: evaluate.findings.{name}.column = {finding.column!r}: the manifest has no such column; name "
-            "one of the CSV's, or give `text`"
-        )
+    require_column(name, finding, split.rows)
     cells = split.rows[finding.column].fillna("").astype(str)
     known = {cell: _is_present(cell, name) for cell in cells.unique()}
     unclear = cells.map(known).isna().to_numpy()
@@ -88,6 +85,19 @@ def finding_truth(split: EmbeddedSplit, name: str, finding: FindingParams) -> np
             f"{name} (params.yaml: evaluate.findings.{name}); give 1 or 0, yes or no, or a JSON list of findings"
         )
     return cells.map(known).to_numpy(dtype=bool)
+
+
+def require_column(name: str, finding: FindingParams, rows: pd.DataFrame) -> None:
+    """The column that a finding is known by, where it is known by one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if finding.column is not None and finding.column not in rows:
+        raise UserError(
+            f"params.yaml: evaluate.findings.{name}.column = {finding.column!r}: the manifest has no such column; name "
+            "one of the CSV's, or give `text`"
+        )
 
 
 def is_affirmed(pattern: re.Pattern[str], text: str) -> bool:

@@ -88,6 +88,7 @@ def probe_metrics(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             values = [float(row[name]) for row in rows if name in row]
             if values:
                 metrics[f"linear_probe.share_{share}.{name}"] = float(np.mean(values))
+            if len(values) > 1:
                 metrics[f"linear_probe.share_{share}.{name}_std"] = float(np.std(values))
     for row in table:
         if row["method"] == "knn":

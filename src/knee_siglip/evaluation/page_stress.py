@@ -15,6 +15,7 @@ CENTRE_PRIOR = "centre_prior"
 GROUNDING_FIGURES = {
     "pointing_game": Metric("Brightest spot inside the box"),
     "cnr": Metric("Contrast-to-noise ratio", kind="number"),
+    "cnr_signed": Metric("The same, negative where it avoids the box", kind="number"),
     "miou": Metric("Overlap with the box (mean IoU)", kind="score"),
 }
 AREA = HEADLINE["zero_shot_kl.macro_auroc"]
@@ -54,7 +55,11 @@ def grounding_table(split: SplitResults) -> Table | None:
         [named(str(row["method"])), *(metric.shown(row.get(name)) for name, metric in known.items())] for row in rows
     ]
     images = at(split.metrics, "grounding.images")
-    caption = f"Over {plural(images, 'image')} with boxes." if images else "Over the images with boxes."
+    caption = (
+        f"Over {plural(images, 'image')} with boxes, every finding counting alike."
+        if images
+        else "Over the images with boxes."
+    )
     return Table(caption, ["Method", *(GROUNDING_FIGURES[name].title for name in known)], cells)
 
 
@@ -127,7 +132,7 @@ def robustness_table(split: SplitResults) -> Table | None:
         cells = [cell for name in metrics for cell in _figure_and_change(figures.get(name, {}), HEADLINE[name])]
         rows.append([named(str(condition)), "" if level is None else number(level), *cells])
     columns = [title for name in metrics for title in (HEADLINE[name].title, "change")]
-    caption = "The same images, disturbed; 95 % intervals in brackets. Coloured: the largest fall but for inversion."
+    caption = "200 images at most, disturbed; intervals in brackets. Coloured: the largest fall but for inversion."
     return Table(caption, ["Disturbance", "Strength", *columns], rows, words=2, marked=frozenset(marked))
 
 

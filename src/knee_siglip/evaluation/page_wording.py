@@ -59,7 +59,7 @@ HEADLINE: dict[str, Metric] = {
     ),
     "zero_shot_kl.accuracy": Metric(
         "Grade (Kellgren-Lawrence) exactly right",
-        "The grade whose descriptions are most like the image, without training on grades.",
+        "The grade whose descriptions are most like the image, without a grade as a number in its training.",
     ),
     "zero_shot_kl.balanced_accuracy": Metric(
         "Grade exactly right, every grade counting alike",

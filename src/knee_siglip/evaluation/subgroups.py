@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip.errors import UserError
 from knee_siglip.evaluation.headline import HEADLINES, table_patients
 from knee_siglip.metrics.bootstrap import RESAMPLES, Interval, Statistic, percentile_interval, resample, value_of
 from knee_siglip.metrics.significance import holm_adjusted, normal_p_value
@@ -49,15 +48,12 @@ def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int 
 
     Args:
         table: one split's rows of the predictions table.
-        columns: of it, by whose values the rows are told apart.
+        columns: by whose values the rows are told apart; one that the table has not is passed over.
 
     Returns:
         column, group, n, patients, suppressed (fewer than `FEWEST_ROWS` rows: the rest is empty), metric, value, low
         and high (95 % bootstrap of patients), difference (to all other rows), p_holm (of no difference, adjusted for
         all groups and metrics of the table), flagged: worse than the others by more than chance.
-
-    Raises:
-        UserError: a column that the CSV has not.
     """
     found = list(find_subgroups(table, columns))
     gaps: dict[tuple[str, str, str | None], Gap] = {
@@ -89,8 +85,6 @@ def find_subgroups(table: pd.DataFrame, columns: Sequence[str]) -> Iterator[Subg
     """In the order of the columns and of their values; rows without a value are a group too."""
     for column in dict.fromkeys(columns):
         if column not in table:
-            if column not in NOT_EVERYWHERE:
-                raise UserError(f"params.yaml: evaluate.subgroups names {column}, but the CSV has no such column")
             continue
         values = table[column].astype("string").fillna("").str.strip().replace("", UNKNOWN)
         names = sorted(values.unique(), key=lambda name: (name == UNKNOWN, name))
