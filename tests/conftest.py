@@ -1,10 +1,13 @@
 """Small stand-ins that several test folders share."""
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from knee_siglip import cli
 from knee_siglip.data.batches import PairDataset
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from toys import toy_model, toy_pairs
@@ -31,3 +34,21 @@ def make_model() -> Callable[..., KneeRadDinoSigLIPModel]:
 def make_pairs() -> Callable[..., PairDataset]:
     """`toys.toy_pairs`."""
     return toy_pairs
+
+
+@pytest.fixture
+def knee_siglip(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["knee-siglip", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return run

@@ -15,7 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from knee_siglip import __version__, cli, doctor, pipeline
+from knee_siglip import __version__, doctor, pipeline
 from knee_siglip.data.transform import Transform
 from knee_siglip.inference.queries import USUAL_QUERIES
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
@@ -25,24 +25,6 @@ COMMAND = [sys.executable, "-c", "from knee_siglip.cli import main; main()"]
 WORDS = ("normal", "severe", "moderate", "mild", "osteoarthritis", "of", "knee", "joint", "effusion")
 
 MAPPED = ("--model_path", "m.pt", "--image_path", "a.png", "--phrase", "effusion")
-
-
-@pytest.fixture
-def knee_siglip(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["knee-siglip", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from knee_siglip import cli
 from knee_siglip.evaluation.headline import HEADLINES
 from knee_siglip.metrics.bootstrap import RESAMPLES
 from knee_siglip.paths import PREDICTIONS
@@ -84,20 +83,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def compare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], project: Path) -> Run:
+def compare(monkeypatch: pytest.MonkeyPatch, knee_siglip: Run, project: Path) -> Run:
     """Runs the command in the project; returns exit code, stdout and stderr."""
     monkeypatch.chdir(project)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["knee-siglip", "compare", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda *arguments: knee_siglip("compare", *arguments)
 
 
 def test_a_branch_and_an_experiment_are_one_table_of_100_columns(compare: Run) -> None:

@@ -6,15 +6,11 @@ from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_
 
 from knee_siglip.metrics.bootstrap import (
     Interval,
-    auroc_interval,
     auroc_statistic,
-    balanced_accuracy_interval,
     balanced_accuracy_statistic,
-    kappa_interval,
+    interval_of,
     kappa_statistic,
-    macro_auroc_interval,
     macro_auroc_statistic,
-    mean_interval,
     mean_statistic,
     number_patients,
     patient_draws,
@@ -56,14 +52,16 @@ def assert_equal(interval, expected):
 def test_mean_equals_a_plain_loop(graded):
     _, _, patients = graded
     values = np.random.default_rng(1).uniform(size=90)
-    assert_equal(mean_interval(values, patients, RESAMPLES), plain_loop(lambda rows: values[rows].mean(), patients))
+    assert_equal(
+        interval_of(mean_statistic(values), patients, RESAMPLES), plain_loop(lambda rows: values[rows].mean(), patients)
+    )
 
 
 def test_kappa_equals_a_plain_loop(graded):
     scores, grades, patients = graded
     predicted = scores.argmax(axis=1)
     expected = plain_loop(lambda rows: cohen_kappa_score(grades[rows], predicted[rows], weights="quadratic"), patients)
-    assert_equal(kappa_interval(grades, predicted, patients, RESAMPLES), expected)
+    assert_equal(interval_of(kappa_statistic(grades, predicted), patients, RESAMPLES), expected)
 
 
 def test_balanced_accuracy_equals_a_plain_loop_where_resamples_lack_a_grade(graded):
@@ -71,7 +69,7 @@ def test_balanced_accuracy_equals_a_plain_loop_where_resamples_lack_a_grade(grad
     grades = np.where(np.arange(90) < 2, 4, grades % 4)  # one patient alone has grade 4
     predicted = scores.argmax(axis=1) % 4
     expected = plain_loop(lambda rows: balanced_accuracy_score(grades[rows], predicted[rows]), patients)
-    assert_equal(balanced_accuracy_interval(grades, predicted, patients, RESAMPLES), expected)
+    assert_equal(interval_of(balanced_accuracy_statistic(grades, predicted), patients, RESAMPLES), expected)
 
 
 def test_macro_auroc_equals_a_plain_loop(graded):
@@ -80,14 +78,14 @@ def test_macro_auroc_equals_a_plain_loop(graded):
     def area(rows):
         return np.mean([roc_auc_score(grades[rows] == g, scores[rows][:, g]) for g in np.unique(grades[rows])])
 
-    assert_equal(macro_auroc_interval(scores, grades, patients, RESAMPLES), plain_loop(area, patients))
+    assert_equal(interval_of(macro_auroc_statistic(scores, grades), patients, RESAMPLES), plain_loop(area, patients))
 
 
 def test_binary_auroc_equals_a_plain_loop(graded):
     scores, grades, patients = graded
     truth = grades >= 2
     expected = plain_loop(lambda rows: roc_auc_score(truth[rows], scores[rows, 2]), patients)
-    assert_equal(auroc_interval(scores[:, 2], truth, patients, RESAMPLES), expected)
+    assert_equal(interval_of(auroc_statistic(scores[:, 2], truth), patients, RESAMPLES), expected)
 
 
 def test_all_statistics_share_their_draws(graded):
@@ -119,20 +117,25 @@ def test_resamples_in_pieces_change_nothing(graded, monkeypatch):
 
 def test_the_interval_has_the_width_of_theory_and_holds_the_estimate():
     values = (np.random.default_rng(0).uniform(size=400) < 0.7).astype(float)
-    interval = mean_interval(values, np.arange(400))
+    interval = interval_of(mean_statistic(values), np.arange(400))
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
     assert interval.low < values.mean() < interval.high
 
 
 def test_rows_of_one_patient_that_agree_widen_the_interval():
     values = np.repeat((np.arange(100) % 2).astype(float), 4)
-    by_row, by_patient = mean_interval(values, np.arange(400)), mean_interval(values, np.repeat(np.arange(100), 4))
+    by_row, by_patient = (
+        interval_of(mean_statistic(values), np.arange(400)),
+        interval_of(mean_statistic(values), np.repeat(np.arange(100), 4)),
+    )
     assert by_patient.high - by_patient.low > 1.7 * (by_row.high - by_row.low)
 
 
 def test_patients_may_be_any_subset_of_numbers():
     values = np.array([0.0, 1.0, 1.0])
-    assert mean_interval(values, np.array([7, 7, 90])) == mean_interval(values, np.array([0, 0, 1]))
+    assert interval_of(mean_statistic(values), np.array([7, 7, 90])) == interval_of(
+        mean_statistic(values), np.array([0, 0, 1])
+    )
 
 
 def test_rows_without_a_patient_stand_for_themselves():
@@ -165,11 +168,11 @@ def test_rows_without_a_value_take_no_part(graded):
 @pytest.mark.filterwarnings("error")
 def test_undefined_figures_have_no_interval():
     nothing = np.zeros(0, dtype=int)
-    assert mean_interval(np.zeros(0), nothing) is None
-    assert kappa_interval(nothing, nothing, nothing) is None
-    assert macro_auroc_interval(np.eye(5)[[2, 2]], np.array([2, 2]), np.arange(2)) is None
-    assert auroc_interval(np.array([0.1, 0.2]), np.array([True, True]), np.arange(2)) is None
-    assert balanced_accuracy_interval(np.array([-1, -1]), np.array([0, 1]), np.arange(2)) is None
+    assert interval_of(mean_statistic(np.zeros(0)), nothing) is None
+    assert interval_of(kappa_statistic(nothing, nothing), nothing) is None
+    assert interval_of(macro_auroc_statistic(np.eye(5)[[2, 2]], np.array([2, 2])), np.arange(2)) is None
+    assert interval_of(auroc_statistic(np.array([0.1, 0.2]), np.array([True, True])), np.arange(2)) is None
+    assert interval_of(balanced_accuracy_statistic(np.array([-1, -1]), np.array([0, 1])), np.arange(2)) is None
     assert percentile_interval(np.array([np.nan, np.nan])) is None
     assert np.isnan(value_of(mean_statistic(np.zeros(0)), 0))
 
@@ -178,5 +181,5 @@ def test_undefined_figures_have_no_interval():
 def test_resamples_that_leave_a_figure_undefined_do_not_count(graded):
     """A single positive is missing from a third of the resamples."""
     truth = np.arange(20) == 3
-    interval = auroc_interval(np.arange(20.0), truth, np.arange(20), 200)
+    interval = interval_of(auroc_statistic(np.arange(20.0), truth), np.arange(20), 200)
     assert 0 <= interval.low < interval.high <= 1

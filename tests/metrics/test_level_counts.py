@@ -13,7 +13,7 @@ def unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def compare_with_full_matrix(queries, candidates, per_query=4):
+def assert_equals_full_matrix(queries, candidates, per_query=4):
     """Counts at the levels of some candidates, and whether they are those of the full matrix."""
     rng = np.random.default_rng(0)
     asked = np.arange(len(queries)).repeat(per_query)
@@ -29,12 +29,12 @@ class TestCountAtLevels:
     @pytest.mark.parametrize("width", [2, 16, 300])
     def test_equals_the_full_matrix(self, width):
         rng = np.random.default_rng(width)
-        compare_with_full_matrix(unit(rng.normal(size=(20, width))), unit(rng.normal(size=(500, width))))
+        assert_equals_full_matrix(unit(rng.normal(size=(20, width))), unit(rng.normal(size=(500, width))))
 
     def test_copies_count_each(self):
         rng = np.random.default_rng(0)
         candidates = unit(rng.normal(size=(60, 16)))[rng.integers(0, 60, 400)]
-        _, same = compare_with_full_matrix(unit(rng.normal(size=(20, 16))), candidates)
+        _, same = assert_equals_full_matrix(unit(rng.normal(size=(20, 16))), candidates)
         assert same.max() > 5
 
     @pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4, 1e-6])
@@ -42,14 +42,14 @@ class TestCountAtLevels:
         """Scores nearer to each other than float32 tells: all are doubtful, many are equal after rounding."""
         rng = np.random.default_rng(0)
         queries, candidates = (unit(1 + spread * rng.normal(size=(count, 32))) for count in (15, 300))
-        compare_with_full_matrix(queries, candidates)
+        assert_equals_full_matrix(queries, candidates)
 
     def test_candidates_at_the_edge_of_a_level_are_decided_exactly(self):
         """Cosines that differ by a tenth of a level, which a float32 product of this width cannot tell."""
         angle = np.arccos(0.3) + np.arange(-200, 200) * 1e-7
         turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))
         plane = np.hstack([np.cos(angle)[:, None], np.sin(angle)[:, None], np.zeros((400, 62))])
-        compare_with_full_matrix((turn[:1]).astype(np.float64), plane @ turn, per_query=50)
+        assert_equals_full_matrix((turn[:1]).astype(np.float64), plane @ turn, per_query=50)
 
     @pytest.mark.parametrize("crowded", [0, 1])
     def test_crowded_or_one_by_one_is_the_same(self, crowded, monkeypatch):
@@ -57,7 +57,7 @@ class TestCountAtLevels:
         monkeypatch.setattr(level_counts, "CROWDED", crowded)
         rng = np.random.default_rng(0)
         queries, candidates = (unit(1 + 1e-2 * rng.normal(size=(count, 32))) for count in (15, 300))
-        compare_with_full_matrix(queries, candidates)
+        assert_equals_full_matrix(queries, candidates)
 
     def test_nothing_asked_is_nothing_counted(self):
         nothing = np.zeros(0, dtype=np.int64)

@@ -118,8 +118,8 @@ def _train(root: Path) -> str:
             tracker.log_metrics(
                 {"train.loss": 3.0 - epoch, "val.loss": float("nan") if epoch == 1 else 2.0}, step=epoch
             )
-        tracker.log_metrics({"train.scale": float("inf")}, step=3)
-        tracker.log_summary(TRAIN_METRICS)
+        tracker.log_metrics({"train.scale": float("inf"), "speed.pairs_per_second": 7.0}, step=3)
+        tracker.log_summary(TRAIN_METRICS | {"speed": {"pairs_per_second": 8.0}})
         tracker.log_artifact(model, "model")
         tracker.log_artifact(figure, "figure")
         remember_run(tracker, model)

@@ -59,6 +59,14 @@ def test_the_same_figures_lie_in_all_three_trackers(recorded):
         assert {key: place[key] for key in expected} == expected
 
 
+def test_speeds_are_tracked_but_stay_out_of_the_folder_that_dvc_hashes(recorded):
+    _, run = only_run(recorded.mlflow_uri)
+    assert run.data.metrics["speed.pairs_per_second"] == 8.0
+    live = recorded.root / "reports/train/live"
+    assert "speed" not in json.loads((live / "metrics.json").read_text())
+    assert not list(live.rglob("*pairs_per_second*"))
+
+
 def test_curves_are_whole_and_non_finite_values_harm_nobody(recorded):
     client, run = only_run(recorded.mlflow_uri)
     losses = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train.loss"))

@@ -12,7 +12,7 @@ The second and the third learn from train, so there are none of train itself.
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import pairwise_distances_argmin
 from torch.nn import functional as F
 
+from knee_siglip.data.batches import split_groups
 from knee_siglip.data.store import CachedPixels
 from knee_siglip.errors import UserError
 from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit, embed_prompts
@@ -127,7 +128,7 @@ def untrained(split: EmbeddedSplit, data: EmbeddedData, start: Checkpoint) -> Fi
     """Images, texts and prompts embedded by the model before its training."""
     before = dataclasses.replace(
         split,
-        image_embeds=embed_pixels(start, (data.pixels[rows] for rows in _batches(split.numbers))),
+        image_embeds=embed_pixels(start, (data.pixels[rows] for rows in split_groups(split.numbers, IMAGES_AT_ONCE))),
         text_embeds=embed_texts(start, split.texts),
         prompts=embed_prompts(start, data.params),
         logit_scale=start.model.logit_scale.exp().item(),
@@ -160,14 +161,9 @@ def thumbnails(pixels: CachedPixels, numbers: np.ndarray) -> np.ndarray:
     """(N, THUMBNAIL^2) float32 mean greys of the images of these manifest rows (N,)."""
     parts = [
         F.adaptive_avg_pool2d(torch.from_numpy(pixels[rows].astype(np.float32)), THUMBNAIL).flatten(1).numpy()
-        for rows in _batches(numbers)
+        for rows in split_groups(numbers, IMAGES_AT_ONCE)
     ]
     return np.concatenate(parts) if parts else np.zeros((0, THUMBNAIL**2), dtype=np.float32)
-
-
-def _batches(numbers: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(numbers), IMAGES_AT_ONCE):
-        yield numbers[start : start + IMAGES_AT_ONCE]
 
 
 def _matching(split: EmbeddedSplit, image_embeds: np.ndarray, text_embeds: np.ndarray) -> Figures:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from knee_siglip.errors import UserError
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
-from knee_siglip.metrics.bootstrap import auroc_interval
+from knee_siglip.metrics.bootstrap import auroc_statistic, interval_of
 from knee_siglip.metrics.similarity import SCORE_DECIMALS, cosine_scores
 from knee_siglip.metrics.zero_shot import ranking_areas
 from knee_siglip.params import EvaluateParams, FindingParams
@@ -50,7 +50,7 @@ def measure_findings(split: EmbeddedSplit, data: EmbeddedData) -> dict[str, floa
     for name, (truth, score) in finding_truth_and_scores(split, data.params).items():
         if not (areas := ranking_areas(truth, score)):
             continue
-        interval = auroc_interval(score, truth, split.patients)
+        interval = interval_of(auroc_statistic(score, truth), split.patients)
         bounds = {"auroc_ci_low": interval.low, "auroc_ci_high": interval.high} if interval else {}
         figures = {**areas, **bounds, "prevalence": float(truth.mean()), "n": len(truth)}
         metrics |= {f"zero_shot_findings.{name}.{figure}": value for figure, value in figures.items()}

@@ -2,7 +2,7 @@
 difference between two models and its values in subgroups all follow from that definition.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,14 +74,16 @@ def table_patients(table: pd.DataFrame) -> np.ndarray:
     return number_patients(known, len(table))
 
 
-def headline_from_predictions(table: pd.DataFrame) -> dict[str, float]:
+def headline_from_predictions(table: pd.DataFrame, names: Iterable[str] = tuple(HEADLINES)) -> dict[str, float]:
     """Headline metrics of one split's rows of the predictions table, or a subgroup's; undefined ones are left out."""
-    values = {name: value_of(statistic(table), len(table)) for name, statistic in HEADLINES.items()}
+    values = {name: value_of(HEADLINES[name](table), len(table)) for name in names}
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def headline_figures(table: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Figure]:
+def headline_figures(
+    table: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0, names: Iterable[str] = tuple(HEADLINES)
+) -> dict[str, Figure]:
     """As `headline_from_predictions`, with intervals from one set of draws of patients for all metrics."""
-    values = headline_from_predictions(table)
+    values = headline_from_predictions(table, names)
     drawn = resample([HEADLINES[name](table) for name in values], table_patients(table), resamples, seed)
     return {name: Figure(values[name], percentile_interval(row)) for name, row in zip(values, drawn, strict=True)}

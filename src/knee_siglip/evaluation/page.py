@@ -11,9 +11,7 @@ from knee_siglip.evaluation.page_gallery import OVERLAYS_SHOWN, gallery, overlay
 from knee_siglip.evaluation.page_verdict import verdict
 from knee_siglip.evaluation.page_wording import BASELINE_MEANINGS, BASELINES, at
 from knee_siglip.page.rendering import write_html
-from knee_siglip.paths import SAMPLE
-
-SAMPLE_CSV = str(SAMPLE / "train.csv")
+from knee_siglip.params import DataParams
 
 TILES = {
     "rows": "images",
@@ -52,7 +50,7 @@ def write_page(path: Path, data: PageData) -> None:
         "knee_siglip.evaluation",
         "evaluation.html.j2",
         split=split.name,
-        synthetic=at(data.facts.params, "data.csv") == SAMPLE_CSV,
+        synthetic=at(data.facts.params, "data.csv") == DataParams().csv,
         verdict=verdict(split),
         tiles=[(at(split.metrics, key), name) for key, name in TILES.items() if at(split.metrics, key) is not None],
         sections={anchor: title for anchor, title in SECTIONS.items() if _holds(content[anchor])},

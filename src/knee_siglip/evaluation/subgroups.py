@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip.evaluation.headline import HEADLINES, table_patients
+from knee_siglip.evaluation.headline import HEADLINES, grades_and_predicted, table_patients
 from knee_siglip.metrics.bootstrap import RESAMPLES, Interval, Statistic, percentile_interval, resample, value_of
 from knee_siglip.metrics.significance import holm_adjusted, normal_p_value
 
@@ -107,10 +107,8 @@ def _gaps(table: pd.DataFrame, group: Subgroup, resamples: int) -> dict[str, Gap
     inside = {name: statistic(table.iloc[group.rows]) for name, statistic in HEADLINES.items()}
     outside = {name: statistic(table.iloc[others]) for name, statistic in HEADLINES.items()}
     values = {name: value_of(statistic, len(group.rows)) for name, statistic in inside.items()}
-    one_grade = len(np.unique(table["kl_grade"].iloc[group.rows].dropna())) < 2 if "kl_grade" in table else True
-    names = [
-        name for name, value in values.items() if np.isfinite(value) and not (one_grade and name in BETWEEN_GRADES)
-    ]
+    left_out = BETWEEN_GRADES if len(np.unique(grades_and_predicted(table)[0][group.rows])) < 2 else ()
+    names = [name for name, value in values.items() if np.isfinite(value) and name not in left_out]
     statistics = [_restricted(inside[name], group.rows) for name in names]
     statistics += [_restricted(outside[name], others) for name in names]
     drawn, drawn_outside = np.split(resample(statistics, table_patients(table), resamples), 2)

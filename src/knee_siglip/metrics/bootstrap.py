@@ -124,42 +124,10 @@ def auroc_statistic(scores: np.ndarray, truth: np.ndarray) -> Statistic:
     return macro_auroc_statistic(np.stack([-scores, scores], axis=1), truth.astype(np.int64))  # both classes' are equal
 
 
-def mean_interval(
-    values: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+def interval_of(
+    statistic: Statistic, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
-    """Interval of the mean of per-row values (N,), rows belonging to patients (N,)."""
-    return _interval(mean_statistic(values), patients, resamples, seed)
-
-
-def kappa_interval(
-    grades: np.ndarray, predicted: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval | None:
-    """Interval of the quadratic-weighted kappa of grades (N,) and predicted (N,), both 0-4."""
-    return _interval(kappa_statistic(grades, predicted), patients, resamples, seed)
-
-
-def balanced_accuracy_interval(
-    grades: np.ndarray, predicted: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval | None:
-    """Interval of the mean recall over the grades (N,) that occur."""
-    return _interval(balanced_accuracy_statistic(grades, predicted), patients, resamples, seed)
-
-
-def macro_auroc_interval(
-    scores: np.ndarray, grades: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval | None:
-    """Interval of the macro one-vs-rest AUROC of scores (N, 5) for grades (N,)."""
-    return _interval(macro_auroc_statistic(scores, grades), patients, resamples, seed)
-
-
-def auroc_interval(
-    scores: np.ndarray, truth: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval | None:
-    """Interval of the AUROC of scores (N,) for a binary truth (N,)."""
-    return _interval(auroc_statistic(scores, truth), patients, resamples, seed)
-
-
-def _interval(statistic: Statistic, patients: np.ndarray, resamples: int, seed: int) -> Interval | None:
+    """Interval of one statistic, rows belonging to patients (N,); None where no resample defines it."""
     return percentile_interval(resample([statistic], patients, resamples, seed)[0])
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from knee_siglip.tracking.backend import Point, by_step
 from knee_siglip.tracking.runlog import Event, decode_values
 
+SPEED = "speed."
+
 
 class DvcliveRun:
     """Writes under `folder`. Dots become folders (`train.loss` -> `train/loss.tsv`), as DVCLive's own names do."""
@@ -36,7 +38,7 @@ class DvcliveRun:
         """
         past = [point for point in self.history if points and point.step < points[0].step]
         self.history = [] if points else self.history
-        kept = [point for point in (*past, *points) if not point.key.startswith("speed.")]
+        kept = [point for point in (*past, *points) if not point.key.startswith(SPEED)]
         for step, values in by_step(kept):
             self.live.step = step
             for key, value in values.items():
@@ -44,9 +46,11 @@ class DvcliveRun:
         self.live.make_summary()
 
     def summary(self, values: dict[str, float], step: int) -> None:
-        """The final values go into `metrics.json` and leave the curves as they are."""
+        """The final values, but for speeds, go into `metrics.json` and leave the curves as they are."""
         self.live.step = step
         for key, value in values.items():
+            if key.startswith(SPEED):
+                continue
             self.live.log_metric(key.replace(".", "/"), value, plot=False)
         self.live.make_summary()
 

@@ -243,7 +243,7 @@ def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker:
     files.report.mkdir(parents=True, exist_ok=True)
     _write_json(figures, files.report / "metrics.json")
     _write_json(speed, files.report / "speed.json")
-    tracker.log_summary(figures | speed)
+    tracker.log_summary(figures | {f"speed.{name}": value for name, value in speed.items()})
     for path in (files.best_model, files.final_model):
         tracker.log_artifact(path, kind="model")
     remember_run(tracker, files.best_model)

@@ -1,0 +1,92 @@
+"""python benchmarks/grounding_phrases.py [--split test] [--output FILE]
+
+Do the maps of the default run, after `dvc repro`, show what a phrase names, or only where the model looks anyway? The
+grounding is measured with each finding's own phrase, and with the phrase of every other finding in its place (mean over
+these): what a method loses by that is what its maps owe to the phrase. Findings whose boxes are small are told apart
+from those that fill the middle of the image, as a blob in the middle does.
+
+Prints target beside figure; exits 1 when one is missed.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from claims import Claim, conclude
+
+from knee_siglip import paths
+from knee_siglip.errors import run_stage
+from knee_siglip.evaluation.evaluate import EvaluateFiles, embed
+from knee_siglip.evaluation.grounding import grounding_report
+from knee_siglip.evaluation.regions import regions_of
+from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit, PromptEmbeds
+from knee_siglip.model.embedding import embed_texts
+from knee_siglip.params import load_params
+
+FIGURES = ("cnr_signed", "pointing_game", "miou")
+IN_THE_MIDDLE = frozenset({"varus", "valgus", "arthroplasty"})
+Table = list[dict[str, Any]]
+
+
+def measure(split: EmbeddedSplit, data: EmbeddedData) -> tuple[Table, Table]:
+    """Rows (finding, method, figures) with the right phrases, and with each wrong one."""
+    names = sorted({region.finding for region in regions_of(split, data.pixels.transform)})
+    normal = split.prompts.grade_ensembles[0]
+    told = embed_texts(data.checkpoint, [name.replace("_", " ") for name in names])
+    phrases = [
+        split.prompts.findings.get(name, np.stack([text, normal])) for name, text in zip(names, told, strict=True)
+    ]
+
+    def rows(shift: int) -> Table:
+        turned = {name: phrases[(place + shift) % len(names)] for place, name in enumerate(names)}
+        prompts = PromptEmbeds(split.prompts.grades, turned)
+        return [dict(row) for row in grounding_report(replace(split, prompts=prompts), data).findings]
+
+    return rows(0), [row for shift in range(1, len(names)) for row in rows(shift)]
+
+
+def mean(rows: Sequence[dict[str, Any]], method: str, figure: str, local: bool = False) -> float:
+    """Over findings, each counting alike; `local`: over those with small boxes."""
+    chosen = [row for row in rows if row["method"] == method and not (local and row["finding"] in IN_THE_MIDDLE)]
+    return float(np.mean([row[figure] for row in chosen if figure in row]))
+
+
+def main() -> None:
+    """Measure and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    os.environ["KNEE_SIGLIP_STORE"] = str(paths.find_store_root())
+    report = paths.EVALUATION_REPORT
+    files = EvaluateFiles(paths.MANIFEST, paths.CACHE_FACTS, paths.BEST_MODEL, paths.BACKBONES, report, report)
+    data = embed(load_params().evaluate, files)
+    right, wrong = measure(data.splits[args.split], data)
+    facts: dict[str, Any] = {}
+    for method in dict.fromkeys(row["method"] for row in right):
+        facts[method] = {
+            figure: {
+                "right": mean(right, method, figure),
+                "wrong": mean(wrong, method, figure),
+                "local findings": mean(right, method, figure, local=True),
+            }
+            for figure in FIGURES
+        }
+        print(f"{method}: {facts[method]}")
+    lost = {name: facts[name]["cnr_signed"]["right"] - facts[name]["cnr_signed"]["wrong"] for name in facts}
+    pointing = {name: facts[name]["pointing_game"]["local findings"] for name in facts}
+    above = pointing["occlusion"] - pointing["centre_prior"]
+    ratio = lost["occlusion"] / lost["gradient"]
+    claims = [
+        Claim("occlusion: signed contrast lost by a wrong phrase / gradient's", ratio, ">=", 2),
+        Claim("occlusion: pointing game on local findings above the centre prior's", above, ">=", 0.2),
+    ]
+    conclude(claims, facts, args.output, "torch", "transformers")
+
+
+if __name__ == "__main__":
+    run_stage(main)
