@@ -21,6 +21,7 @@ from knee_siglip.data import store_filling
 from knee_siglip.data.store import PixelStore, build_cache
 from knee_siglip.data.transform import Transform
 from knee_siglip.errors import UserError
+from processes import holds_files
 
 TRANSFORM = Transform(28, "pad", "local")
 IMAGES = 300
@@ -136,7 +137,7 @@ def test_workers_and_lock_end_with_a_killed_parent(root, originals, monkeypatch)
     process.kill()
     process.join()
     with store_filling.locked(root / TRANSFORM.key):
-        assert not [worker for worker in workers if is_running(worker)]
+        assert not [worker for worker in workers if holds_files(worker)]
 
 
 def test_two_builders_of_overlapping_sets_decode_nothing_twice(root, originals, expected):
@@ -260,11 +261,3 @@ def wait_for_workers(parent: int | None) -> list[int]:
         workers = [int(word) for word in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
         time.sleep(0.2)
     return workers
-
-
-def is_running(pid: int) -> bool:
-    """False also for a zombie that nobody has reaped yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

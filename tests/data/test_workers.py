@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_info
 
 from knee_siglip.data.workers import split_chunks, work_in_chunks
 from knee_siglip.errors import UserError
+from processes import holds_files
 
 
 def total(chunk: Sequence[int]) -> int:
@@ -76,7 +77,7 @@ ORPHANS = """
 import os, sys, time
 from knee_siglip.data.workers import work_in_chunks
 def sleep(chunk):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())  # at once: both workers write
     time.sleep(60)
 list(work_in_chunks(sleep, [[1], [2]], 2, "Sleeping"))
 """
@@ -89,15 +90,6 @@ def test_workers_end_when_their_parent_is_killed():
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 10
-    while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
+    while any(holds_files(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(is_running(pid) for pid in workers)
-
-
-def is_running(pid: int) -> bool:
-    """False also for a zombie that nobody has reaped yet."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert not any(holds_files(pid) for pid in workers)

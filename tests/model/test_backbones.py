@@ -181,7 +181,7 @@ def refused(tmp_path):
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
         write_backbones(params, tmp_path / "backbones")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # the download itself would retry for 30 s
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "backbones").exists()
     return str(caught.value)

@@ -135,7 +135,7 @@ def test_a_dead_server_costs_seconds_and_one_warning_and_its_values_can_be_sent_
         for step in range(3):
             tracker.log_metrics({"train.loss": 3.0 - step}, step)
         tracker.log_summary({"train.loss": 0.5})
-    assert time.monotonic() - began < 25  # about 8 s on an idle machine
+    assert time.monotonic() - began < 120  # 8 s on an idle machine; with MLflow's defaults 246 s for one call
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "MLflow failed" in caplog.text
     assert "the run goes on" in caplog.text
@@ -162,7 +162,7 @@ def test_a_server_that_never_answers_is_given_up(project, monkeypatch, caplog):
             senders = list(tracker._senders)
             tracker.log_metrics({"test.loss": 1.0}, step=0)
             began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert len(caplog.records) == 1
     assert "MLflow failed (not done" in caplog.text
     assert senders[0].process.returncode is not None
