@@ -5,6 +5,8 @@ import csv
 import pytest
 
 from knee_siglip.tracking import sender
+from knee_siglip.tracking.backend import Point
+from knee_siglip.tracking.dvclive_run import DvcliveRun
 from knee_siglip.tracking.runlog import RunLog
 from knee_siglip.tracking.sender import Orders, send
 
@@ -109,3 +111,13 @@ def test_the_curves_of_an_interrupted_training_are_whole_again(log, tmp_path):
     with (live / "plots/metrics/train/loss.tsv").open() as file:
         rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file, delimiter="\t")]
     assert rows == [(0, 1.0), (1, 1.0), (2, 5.0), (3, 5.0)]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_a_curve_has_one_value_per_step_however_many_points_come_at_once(tmp_path, at_once):
+    points = [Point("learning_rate", 3.0, 10, 0), Point("learning_rate", 2.0, 20, 1), Point("learning_rate", 1.0, 20, 2)]
+    run = DvcliveRun(str(tmp_path))
+    run.open({}, [])
+    for start in range(0, len(points), at_once):
+        run.metrics(points[start : start + at_once])
+    assert (tmp_path / "plots/metrics/learning_rate.tsv").read_text() == "step\tlearning_rate\n10\t3.0\n20\t2.0\n"

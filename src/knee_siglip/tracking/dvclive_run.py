@@ -16,6 +16,7 @@ class DvcliveRun:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.history: list[Point] = []
+        self.reached: dict[str, int] = {}
 
     def open(self, start: Event, earlier: list[Event]) -> str:  # noqa: ARG002
         """Clear the folder and keep an interrupted run's curves in mind: DVC deleted the files at the stage's start."""
@@ -34,11 +35,16 @@ class DvcliveRun:
     def metrics(self, points: Sequence[Point]) -> None:
         """Append to the curves; before the first point comes what an interrupted run had logged for smaller steps.
 
-        Speeds stay out: the curves are an out of the stage, and equal runs shall have equal outs.
+        The curves are an out of the stage, and equal runs shall have equal outs: speeds stay out, and of two values for
+        one step (a tenth step may end an epoch) the first counts, however many points come at once.
         """
         past = [point for point in self.history if points and point.step < points[0].step]
         self.history = [] if points else self.history
-        kept = [point for point in (*past, *points) if not point.key.startswith(SPEED)]
+        kept = []
+        for point in (*past, *points):
+            if not point.key.startswith(SPEED) and point.step > self.reached.get(point.key, -1):
+                self.reached[point.key] = point.step
+                kept.append(point)
         for step, values in by_step(kept):
             self.live.step = step
             for key, value in values.items():
