@@ -138,7 +138,7 @@ class TrainParams(Section):
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     compile: bool = False
     gradient_checkpointing: GradientCheckpointingParams = GradientCheckpointingParams()
-    prefetch: Annotated[int, Field(ge=0, le=16)] = 1
+    prefetch: Annotated[int, Field(ge=0, le=16)] | Literal["auto"] = "auto"
     multi_positive: bool = True
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     best_metric: BestMetric = "val.contrastive_accuracy"

@@ -115,7 +115,11 @@ def test_the_curves_of_an_interrupted_training_are_whole_again(log, tmp_path):
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_a_curve_has_one_value_per_step_however_many_points_come_at_once(tmp_path, at_once):
-    points = [Point("learning_rate", 3.0, 10, 0), Point("learning_rate", 2.0, 20, 1), Point("learning_rate", 1.0, 20, 2)]
+    points = [
+        Point("learning_rate", 3.0, 10, 0),
+        Point("learning_rate", 2.0, 20, 1),
+        Point("learning_rate", 1.0, 20, 2),
+    ]
     run = DvcliveRun(str(tmp_path))
     run.open({}, [])
     for start in range(0, len(points), at_once):

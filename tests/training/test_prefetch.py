@@ -66,13 +66,18 @@ def test_the_next_batch_is_gathered_while_one_is_used(make_pairs, groups):
     batches.close()
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_so_many_batches_are_gathered_in_advance_and_no_more(make_pairs, groups, monkeypatch, ahead):
+@pytest.mark.parametrize(
+    ("device", "ahead", "expected"),
+    [("cpu", 0, 0), ("cpu", 1, 1), ("cpu", 3, 3), ("cpu", "auto", 0), ("meta", "auto", 1)],
+)
+def test_so_many_batches_are_gathered_in_advance_and_no_more(make_pairs, groups, monkeypatch, device, ahead, expected):
     pairs, gathered = make_pairs(), []
     monkeypatch.setattr(prefetch, "ThreadPoolExecutor", NoThread)
-    batches = Prefetcher(lambda indices: gathered.append(1) or pairs.batch(indices), groups, CPU, ahead)
+    batches = Prefetcher(
+        lambda indices: gathered.append(1) or pairs.batch(indices), groups, torch.device(device), ahead
+    )
     counts = [len(gathered) for _ in batches]
-    assert counts == [min(number + ahead, 5) for number in (1, 2, 3, 4, 5)]
+    assert counts == [min(number + expected, 5) for number in (1, 2, 3, 4, 5)]
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])

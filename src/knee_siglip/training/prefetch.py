@@ -4,11 +4,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
 
 from knee_siglip.data.batches import Batch
+
+Ahead = int | Literal["auto"]
+"""Batches that are gathered in advance."""
 
 
 class Prefetcher:
@@ -17,7 +21,8 @@ class Prefetcher:
     Args:
         gather: indices (B,) to a batch on the CPU.
         groups: the indices of each batch, in order.
-        ahead: batches that are gathered in advance; 0 gathers each one when it is asked for.
+        ahead: batches that are gathered in advance; 0 gathers each one when it is asked for. `auto` is 1, but 0 on a
+            CPU, whose cores have no time while they compute.
         on_wait: told the seconds for which the training thread had no batch. The device may still have had work.
     """
 
@@ -26,10 +31,11 @@ class Prefetcher:
         gather: Callable[[np.ndarray], Batch],
         groups: Sequence[np.ndarray],
         device: torch.device,
-        ahead: int,
+        ahead: Ahead,
         on_wait: Callable[[float], None] | None = None,
     ) -> None:
-        self._gather, self._groups, self._device, self._ahead = gather, groups, device, ahead
+        self._gather, self._groups, self._device = gather, groups, device
+        self._ahead = int(device.type != "cpu") if ahead == "auto" else ahead
         self._on_wait = on_wait
 
     def __iter__(self) -> Generator[Batch]:

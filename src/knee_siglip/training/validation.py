@@ -9,11 +9,11 @@ from knee_siglip.metrics.retrieval import contrastive_accuracy, shuffled_batches
 from knee_siglip.model.loss import sigmoid_loss
 from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.encoder import PairEncoder, Share
-from knee_siglip.training.prefetch import Prefetcher
+from knee_siglip.training.prefetch import Ahead, Prefetcher
 
 
 def measure_pairs(
-    encoder: PairEncoder, pairs: PairDataset, ranks: Ranks, *, device: torch.device, batch_size: int, prefetch: int
+    encoder: PairEncoder, pairs: PairDataset, ranks: Ranks, *, device: torch.device, batch_size: int, prefetch: Ahead
 ) -> dict[str, float]:
     """`loss` and `contrastive_accuracy`, in the evaluation's batches of 64 and in evaluation mode.
 
@@ -34,7 +34,7 @@ def measure_pairs(
 
 
 def _embed(
-    encoder: PairEncoder, pairs: PairDataset, ranks: Ranks, device: torch.device, batch_size: int, prefetch: int
+    encoder: PairEncoder, pairs: PairDataset, ranks: Ranks, device: torch.device, batch_size: int, prefetch: Ahead
 ) -> tuple[Tensor, Tensor]:
     """(N, D) image and text embeddings on the CPU; each rank encodes its part."""
     groups = list(split_groups(ranks.share(np.arange(len(pairs))), batch_size))
