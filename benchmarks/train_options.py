@@ -1,4 +1,4 @@
-"""python benchmarks/train_options.py [--sizes small vit-s] [--rounds N] [--output FILE]
+"""python benchmarks/train_options.py [--sizes small vit-s] [--rounds N] [--only OPTION ...] [--output FILE]
 
 What each training option does to this project's speed and memory on the device at hand, after `dvc repro`: the default
 of params.yaml, and one change of it at a time. `small`: the pipeline's towers and all its training pairs; `vit-s`:
@@ -55,8 +55,8 @@ def options_of(batch_size: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def measure(size: str, rounds: int) -> dict[str, dict[str, float]]:
-    """The default and every option of one size."""
+def measure(size: str, rounds: int, only: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The default and the options of one size: every one, or `only` these."""
     pairs, batch_size = AMOUNT[size]
     work = Work(SIZES[size], paths.MANIFEST, paths.CACHE_FACTS, pairs, batch_size)
     device = pick_device()
@@ -64,6 +64,8 @@ def measure(size: str, rounds: int) -> dict[str, dict[str, float]]:
     seconds: list[float] = []
     with closing(Contender(DEFAULT, partial(Ours, work, device=device))) as default:
         for name, options in options_of(batch_size).items():
+            if only and name not in only:
+                continue
             make = partial(Ours, work, frozen=name == FROZEN, device=device, options=options)
             with closing(Contender(f"{size}, {name}", make)) as option:
                 turns = [(default.epoch("given"), option.epoch("given")) for _ in range(rounds)]
@@ -112,10 +114,10 @@ def claim_of(size: str, found: dict[str, dict[str, float]]) -> Claim:
     )
 
 
-def measure_all(sizes: Sequence[str], rounds: int) -> dict[str, Any]:
+def measure_all(sizes: Sequence[str], rounds: int, only: Sequence[str]) -> dict[str, Any]:
     """By size."""
     os.environ["KNEE_SIGLIP_STORE"] = str(paths.find_store_root())
-    return {size: measure(size, rounds) for size in sizes}
+    return {size: measure(size, rounds, only) for size in sizes}
 
 
 def main() -> None:
@@ -123,9 +125,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=3)
+    known = list(dict.fromkeys(name for _, batch_size in AMOUNT.values() for name in options_of(batch_size)))
+    parser.add_argument("--only", nargs="+", default=[], choices=known)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
-    found = measure_all(args.sizes, args.rounds)
+    found = measure_all(args.sizes, args.rounds, args.only)
     claims = [claim_of(size, figures) for size, figures in found.items()]
     conclude(claims, {"device": str(pick_device())} | found, args.output, "torch", "transformers")
 
