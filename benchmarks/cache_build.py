@@ -28,12 +28,12 @@ from own_cost_of_dvc import dvc_seconds
 from PIL import Image
 from scipy import ndimage
 
+from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
 from knee_siglip.data.contrast import GREY_PER_STD, STD_FLOOR, WINDOW_SHARE, local_contrast
 from knee_siglip.data.images import decode, read_bytes
 from knee_siglip.data.segments import RowWriter, Slot
 from knee_siglip.data.store import PixelStore
 from knee_siglip.data.transform import Transform
-from knee_siglip.data.workers import available_cores, split_chunks, work_in_chunks
 
 SIZE = 224
 TRANSFORM = Transform(SIZE, "pad", "local")

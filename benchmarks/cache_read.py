@@ -23,10 +23,10 @@ from claims import Claim, conclude
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from knee_siglip.core.processes import available_cores
 from knee_siglip.data.batches import epoch_order, normalise, split_groups
 from knee_siglip.data.store import CachedPixels, PixelStore
 from knee_siglip.data.transform import Transform, load_pixels
-from knee_siglip.data.workers import available_cores
 
 SIZE = 224
 BATCH = 64

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from training_ways import Epoch, Kind, Way
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 
 
 class Contender:

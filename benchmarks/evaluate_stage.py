@@ -22,10 +22,10 @@ import numpy as np
 import pandas as pd
 from claims import Claim, conclude
 
-from knee_siglip import paths
+from knee_siglip.cli.train import CACHE_FACTS, MANIFEST, prepare, train_in
+from knee_siglip.core import paths
 from knee_siglip.evaluation.evaluate import EvaluateFiles, evaluate
 from knee_siglip.params import Params, flatten, load_params
-from knee_siglip.pipeline import CACHE_FACTS, MANIFEST, prepare, train_in
 
 IMAGE_COLUMNS = ("img_path", "split", "patient_id", "study_id", "view")
 """What stays with an image when the rest of its row is dealt out anew."""

@@ -29,7 +29,7 @@ from gpu_exactness import gradient_differences, one_large_step
 from gpu_training import Figures, Task, as_many_as_fit, shown, train_open_clip, train_ours, train_plain
 from sizes import BASE, TOY, Sizes
 
-from knee_siglip.errors import run_stage
+from knee_siglip.core.errors import run_stage
 from knee_siglip.params import GradientCheckpointingParams
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from claims import Claim, conclude
 
-from knee_siglip import paths
-from knee_siglip.errors import run_stage
+from knee_siglip.core import paths
+from knee_siglip.core.errors import run_stage
 from knee_siglip.evaluation.evaluate import EvaluateFiles, embed
 from knee_siglip.evaluation.grounding import grounding_report
 from knee_siglip.evaluation.regions import regions_of

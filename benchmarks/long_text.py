@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from claims import Claim, conclude
 
-from knee_siglip import paths
+from knee_siglip.cli.train import prepare, train_in
+from knee_siglip.core import paths
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.evaluation.evaluate import EvaluateFiles, embed
 from knee_siglip.evaluation.measurement import measure, measure_headline
@@ -28,7 +29,6 @@ from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.embedding import embed_texts
 from knee_siglip.model.positions import WELL_TRAINED, extend_text_positions
 from knee_siglip.params import Params, load_params
-from knee_siglip.pipeline import prepare, train_in
 
 SHORT, LONG = 64, 512
 REPORTED = (

@@ -24,8 +24,8 @@ from contenders import Contender
 from sizes import SMALL, VIT_S
 from training_ways import Ours, Work
 
-from knee_siglip import paths
-from knee_siglip.errors import run_stage
+from knee_siglip.core import paths
+from knee_siglip.core.errors import run_stage
 from knee_siglip.model.device import pick_device
 from knee_siglip.params import GradientCheckpointingParams
 

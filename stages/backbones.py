@@ -4,10 +4,10 @@ Reads `model` of params.yaml; brings both encoders to models/backbones/{vision,t
 ones that ship with the project, a local folder's, or a hub repository's at a pinned commit.
 """
 
-from knee_siglip.errors import run_stage
+from knee_siglip.core.errors import run_stage
+from knee_siglip.core.paths import BACKBONES, PARAMS
 from knee_siglip.model.backbones import write_backbones
 from knee_siglip.params import check_divisible, load_params, vision_patch_size
-from knee_siglip.paths import BACKBONES, PARAMS
 
 
 def main() -> None:

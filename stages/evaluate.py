@@ -7,8 +7,8 @@ the curves in reports/train/live. Writes reports/evaluation/: index.html (the pa
 predictions.parquet, embeddings.parquet, tables/, plots/ (data for dvc plots) and figures/.
 """
 
-from knee_siglip import paths
-from knee_siglip.errors import run_stage
+from knee_siglip.core import paths
+from knee_siglip.core.errors import run_stage
 from knee_siglip.params import load_params
 
 

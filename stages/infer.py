@@ -10,8 +10,8 @@ An unreadable image is a row with its error in `status` and is counted as `faile
 import json
 from pathlib import Path
 
-from knee_siglip import paths
-from knee_siglip.errors import run_stage
+from knee_siglip.core import paths
+from knee_siglip.core.errors import run_stage
 from knee_siglip.params import flatten, load_params
 
 

@@ -4,9 +4,9 @@ Reads params.yaml as a whole; writes data/params_checked.txt, whose content neve
 params.yaml is checked at once and reruns nothing by itself.
 """
 
-from knee_siglip.errors import run_stage
+from knee_siglip.core.errors import run_stage
+from knee_siglip.core.paths import PARAMS_CHECKED
 from knee_siglip.params import check_inputs, load_params
-from knee_siglip.paths import PARAMS_CHECKED
 
 
 def main() -> None:

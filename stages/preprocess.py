@@ -6,10 +6,10 @@ Reads params.yaml, data/validated/manifest.parquet and the images that the pixel
 data/cache/index.parquet and data/cache/cache.json; the pixels go to the pixel store, `.store/pixels/` in the project.
 """
 
+from knee_siglip.core.errors import run_stage
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.data.store import build_cache
 from knee_siglip.data.transform import Transform
-from knee_siglip.errors import run_stage
 from knee_siglip.params import load_params
 
 

@@ -3,9 +3,9 @@
 Reads `sample` of params.yaml; draws the synthetic knees of the embedded default into data/sample/ (images/, train.csv).
 """
 
-from knee_siglip.errors import run_stage
+from knee_siglip.core.errors import run_stage
+from knee_siglip.core.paths import SAMPLE
 from knee_siglip.params import load_params
-from knee_siglip.paths import SAMPLE
 from knee_siglip.sample.dataset import write_sample
 
 

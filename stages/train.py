@@ -9,8 +9,8 @@ on where its last state was saved.
 
 import sys
 
-from knee_siglip import paths
-from knee_siglip.errors import run_stage
+from knee_siglip.core import paths
+from knee_siglip.core.errors import run_stage
 from knee_siglip.params import load_params
 from knee_siglip.training.interruption import die_with_parent
 from knee_siglip.training.launch import hand_over

@@ -6,7 +6,7 @@ Reads params.yaml, ${data.csv} and its images, and the text encoder's tokenizer.
 and reports/validation/ (findings.csv, metrics.json, index.html; on errors only these).
 """
 
-from knee_siglip.errors import run_stage
+from knee_siglip.core.errors import run_stage
 from knee_siglip.params import load_params
 from knee_siglip.validation.validate import validate
 

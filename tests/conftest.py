@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_siglip import cli
+from knee_siglip.cli import main as cli
 from knee_siglip.data.batches import PairDataset
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from toys import toy_model, toy_pairs

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 from knee_siglip.params import Params, check_inputs, flatten, load_params, nest, parse_params
 
 ROOT = Path(__file__).parents[1]

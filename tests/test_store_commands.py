@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from knee_siglip import paths
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.data.feature_store import FeatureStore
 from knee_siglip.data.store import PixelStore, build_cache
 from knee_siglip.data.transform import Transform
-from knee_siglip.errors import UsageError, UserError
 from knee_siglip.store_commands import app
 from knee_siglip.training.resume import Keeper, open_run
 

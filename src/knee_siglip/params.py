@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from knee_siglip.errors import UsageError
-from knee_siglip.paths import PARAMS, SAMPLE
+from knee_siglip.core.errors import UsageError
+from knee_siglip.core.paths import PARAMS, SAMPLE
 from knee_siglip.prompts import FINDINGS, KL_PROMPTS
 
 RAD_DINO = "microsoft/rad-dino"

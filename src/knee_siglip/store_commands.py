@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knee_siglip import paths
-from knee_siglip.errors import EXIT_FAILED, UsageError
+from knee_siglip.core import paths
+from knee_siglip.core.errors import EXIT_FAILED, UsageError
 
 # numpy and pandas are imported inside the commands: `--help` must not wait for them.
 if TYPE_CHECKING:

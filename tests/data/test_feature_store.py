@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data import feature_store, segments, store_filling
 from knee_siglip.data.feature_store import FeatureStore
 from knee_siglip.data.store_rows import CachedRows
-from knee_siglip.errors import UserError
 
 WIDTH, BLOCK = 16, 4
 FACTS = {"transform_key": "0123456789abcdef", "weights": "f" * 64, "precision": "float32"}

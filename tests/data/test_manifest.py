@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.manifest import read_manifest, write_manifest
-from knee_siglip.errors import UserError
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from knee_siglip import paths
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UserError
 from knee_siglip.data import segments, store, store_filling
 from knee_siglip.data.store import Counts, PixelStore, build_cache, open_pixels
 from knee_siglip.data.transform import Transform, load_pixels
-from knee_siglip.errors import UserError
 
 TRANSFORM = Transform(28, "pad", "local")
 IMAGES = 12

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.data import feature_store, segments
 from knee_siglip.data.feature_store import FeatureStore
 from knee_siglip.data.segments import feature_rows, pixel_rows
@@ -23,7 +24,6 @@ from knee_siglip.data.store_care import (
 from knee_siglip.data.store_filling import locked
 from knee_siglip.data.store_rows import RowStore
 from knee_siglip.data.transform import Transform, load_pixels
-from knee_siglip.errors import UsageError, UserError
 
 SMALL, LARGE = Transform(28, "pad", "local"), Transform(56, "pad", "local")
 IMAGES = 8

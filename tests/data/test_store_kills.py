@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data import store_filling
 from knee_siglip.data.store import PixelStore, build_cache
 from knee_siglip.data.transform import Transform
-from knee_siglip.errors import UserError
 from processes import holds_files
 
 TRANSFORM = Transform(28, "pad", "local")
@@ -189,7 +189,7 @@ from pathlib import Path
 from knee_siglip.data import store_filling
 from knee_siglip.data.store import PixelStore
 from knee_siglip.data.transform import Transform
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 
 ids, files, folder = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
 transform, required = Transform(28, "pad", "local"), store_filling.require_space

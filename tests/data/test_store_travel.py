@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.data.store import PixelStore, build_cache, open_pixels
 from knee_siglip.data.store_travel import CacheFiles, pack, unpack
 from knee_siglip.data.transform import Transform, load_pixels
-from knee_siglip.errors import UserError
 
 TRANSFORM = Transform(28, "pad", "local")
 IMAGES = 9

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.text import load_tokenizer, normalise_text, token_counts, tokenize
-from knee_siglip.errors import UserError
 from knee_siglip.model.backbones import SMALL_FOLDER
 from knee_siglip.sample.findings import SIDES, draw_labels
 from knee_siglip.sample.impression import text_alternatives

@@ -1,7 +1,6 @@
-"""Splits made of arithmetic, and a whole project in a folder: images, manifest, cache, checkpoint."""
+"""A whole project in a folder: images, manifest, cache, checkpoint."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,103 +10,20 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, SiglipTextConfig
 
+from embedded_splits import data_of, make_split, measured, page_of
 from knee_siglip.data.manifest import write_manifest
 from knee_siglip.data.store import build_cache
 from knee_siglip.data.text import load_tokenizer
 from knee_siglip.data.transform import Transform
 from knee_siglip.evaluation.evaluate import EvaluateFiles
-from knee_siglip.evaluation.measurement import measure, measure_headline, measure_split
-from knee_siglip.evaluation.page_data import ModelFacts, PageData
-from knee_siglip.evaluation.predictions import predictions_of
-from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit, PromptEmbeds
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
-from knee_siglip.params import EvaluateParams, Params
+from knee_siglip.params import Params
+
+__all__ = ["data_of", "make_split", "measured", "page_of"]
 
 TOKENIZER = Path(__file__).parents[2] / "src/knee_siglip/model/small/text"
 POSITIONS = 16
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, dtype=np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-@pytest.fixture
-def make_split() -> Callable[..., EmbeddedSplit]:
-    """N pairs, two per patient, with `wordings` texts for each of the five grades; `noise` hides both in the image."""
-
-    def make(
-        count: int = 160, noise: float = 0.5, seed: int = 0, graded: bool = True, wordings: int = 1, **changes
-    ) -> EmbeddedSplit:
-        rng = np.random.default_rng(seed)
-        grades, wording = rng.integers(0, 5, count), rng.integers(0, wordings, count)
-        anchors = np.eye(5, 5 + wordings)
-        meant = anchors[grades] + 0.5 * np.eye(wordings, 5 + wordings, k=5)[wording]
-        rows = pd.DataFrame(
-            {
-                "img_path": [f"images/{row}.png" for row in range(count)],
-                "image_id": [f"{row:064x}" for row in range(count)],
-                "split": "test",
-                "patient_id": [f"patient {row // 2}" for row in range(count)],
-                "text": [
-                    f"grade {grade}" + f" {word}" * (wordings > 1) for grade, word in zip(grades, wording, strict=True)
-                ],
-            }
-        )
-        if graded:
-            rows["kl_grade"] = pd.array(grades, dtype="Int64")
-        values = {
-            "name": "test",
-            "rows": rows,
-            "image_embeds": unit(meant + noise * rng.normal(size=meant.shape)),
-            "text_embeds": unit(meant),
-            "numbers": np.arange(count),
-            "prompts": PromptEmbeds([unit(anchors[grade : grade + 1]) for grade in range(5)], {}),
-            "logit_scale": 10.0,
-            "logit_bias": -2.0,
-            "batch_size": 64,
-        }
-        return EmbeddedSplit(**(values | changes))
-
-    return make
-
-
-@pytest.fixture
-def data_of() -> Callable[..., EmbeddedData]:
-    """Splits as if they had been embedded: of black images, and without a checkpoint."""
-
-    def make(*splits: EmbeddedSplit, **params) -> EmbeddedData:
-        prompts = {str(grade): [f"grade {grade}"] for grade in range(5)}
-        defaults = {"splits": [splits[0].name], "findings": {}, "kl_prompts": prompts}
-        defaults |= {"robustness": False, "grounding": {"images": 0}}
-        values = EvaluateParams(**defaults | params)
-        pixels = np.zeros((max(len(split) for split in splits), 28, 28), dtype=np.uint8)
-        return EmbeddedData(values, {split.name: split for split in splits}, checkpoint=None, pixels=pixels)
-
-    return make
-
-
-@pytest.fixture
-def measured(data_of) -> Callable[..., dict[str, float]]:
-    """The figures of a split that stands alone."""
-
-    def figures(split: EmbeddedSplit) -> dict[str, float]:
-        data = data_of(split)
-        return measure(split, data) | measure_headline(predictions_of(split, data.params))
-
-    return figures
-
-
-@pytest.fixture
-def page_of(tmp_path: Path) -> Callable[[EmbeddedData], PageData]:
-    """All that is measured, as the report takes it."""
-
-    def make(data: EmbeddedData) -> PageData:
-        results = [measure_split(split, data, tmp_path / "no backbones") for split in data.evaluated]
-        return PageData(results, ModelFacts({}), gallery=2)
-
-    return make
 
 
 @pytest.fixture

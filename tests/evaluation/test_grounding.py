@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.transform import Transform
-from knee_siglip.errors import UserError
 from knee_siglip.evaluation import grounding
 from knee_siglip.evaluation.evaluate import embed
 from knee_siglip.evaluation.grounding import grounding_report

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.baselines import constant
 from knee_siglip.evaluation.probe import measure_retrieval
 from knee_siglip.evaluation.split import PromptEmbeds

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.data.manifest import MADE_COLUMNS
-from knee_siglip.errors import UsageError, UserError
 from knee_siglip.inference.rows import carried_names, read_rows
 
 

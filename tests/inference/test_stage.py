@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from knee_siglip import paths
+from knee_siglip.core import paths
 from knee_siglip.inference.predictor import Predictor
 from knee_siglip.tracking.tracker import Tracker
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, SiglipConfig, SiglipModel
 
+from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.data.text import load_tokenizer, tokenize
-from knee_siglip.errors import UsageError, UserError
 from knee_siglip.model.backbones import (
     SENTENCEPIECE_TOKENIZER,
     SMALL_FOLDER,

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.text import load_tokenizer
 from knee_siglip.data.transform import Transform
-from knee_siglip.errors import UserError
 from knee_siglip.model.backbones import SMALL_FOLDER
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.params import Params

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 from knee_siglip.params import parse_params
 from knee_siglip.validation.validate import validate
 

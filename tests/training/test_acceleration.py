@@ -3,7 +3,7 @@ import importlib.util
 import pytest
 import torch
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 from knee_siglip.params import AugmentParams, FreezeParams, GradientCheckpointingParams, TrainParams
 from knee_siglip.training.acceleration import accelerate
 from knee_siglip.training.encoder import PairEncoder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 from knee_siglip.training import distributed
 from knee_siglip.training.distributed import open_ranks
 

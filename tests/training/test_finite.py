@@ -8,7 +8,7 @@ import torch
 from torch.optim import AdamW
 from torch.overrides import TorchFunctionMode
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 from knee_siglip.training.finite import FiniteGuard
 
 NAN, INF = math.nan, math.inf

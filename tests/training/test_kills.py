@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from knee_siglip import paths
+from knee_siglip.core import paths
 from training_process import run, start, told_file, wait_until
 
 KILLS = 20

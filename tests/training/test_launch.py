@@ -2,7 +2,7 @@
 
 import pytest
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 from knee_siglip.training import launch
 from knee_siglip.training.launch import LAUNCHER, hand_over
 

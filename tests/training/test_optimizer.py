@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import AdamW
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 from knee_siglip.params import FreezeParams, TrainParams
 from knee_siglip.training.optimizer import build_optimizer, build_schedule, freeze_towers
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 from knee_siglip.params import AugmentParams, FreezeParams, TrainParams
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.optimizer import freeze_towers

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from knee_siglip import model
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 from knee_siglip.params import parse_params
 from knee_siglip.validation.validate import validate
 

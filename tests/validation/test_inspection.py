@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from knee_siglip import paths
+from knee_siglip.core import paths
 from knee_siglip.validation import facts_cache, inspection
 from knee_siglip.validation.inspection import Failure, ImageFacts, inspect_images
 

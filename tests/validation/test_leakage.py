@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 from knee_siglip.validation.leakage import check_repeated_images, find_leaks, patient_ids
 from knee_siglip.validation.near_duplicates import Pair
 

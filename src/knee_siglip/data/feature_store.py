@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from knee_siglip import paths
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.segments import feature_rows
 from knee_siglip.data.store_filling import add_rows
 from knee_siglip.data.store_rows import FEATURE_VERSION, RowStore, content_hash
-from knee_siglip.errors import UserError
 
 
 class FeatureStore(RowStore):

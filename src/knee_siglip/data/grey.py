@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 
 MAX_PIXELS = 100_000_000
 """A long-leg radiograph has 30 million; a file that claims more than this is damaged or a decompression bomb."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from knee_siglip.errors import UserError
-from knee_siglip.paths import MANIFEST
+from knee_siglip.core.errors import UserError
+from knee_siglip.core.paths import MANIFEST
 
 SPLITS = ("train", "val", "test")
 

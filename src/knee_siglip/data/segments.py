@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 
 PIXELS, FEATURES, IDS, TEMPORARY = ".pixels", ".features", ".ids", ".tmp"
 

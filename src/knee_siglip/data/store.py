@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip import paths
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UserError
+from knee_siglip.core.processes import available_cores
 from knee_siglip.data.segments import pixel_rows
 from knee_siglip.data.store_filling import fill
 from knee_siglip.data.store_rows import CachedRows, RowStore
 from knee_siglip.data.transform import Transform
-from knee_siglip.data.workers import available_cores
-from knee_siglip.errors import UserError
 
 
 @dataclass(frozen=True)

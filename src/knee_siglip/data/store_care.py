@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from knee_siglip import paths
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UsageError
+from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
 from knee_siglip.data.segments import (
     IDS,
     NOBODY,
@@ -28,8 +30,6 @@ from knee_siglip.data.segments import (
 from knee_siglip.data.store_filling import LOCK, locked
 from knee_siglip.data.store_rows import FACTS, FEATURE_VERSION
 from knee_siglip.data.transform import VERSION
-from knee_siglip.data.workers import available_cores, split_chunks, work_in_chunks
-from knee_siglip.errors import UsageError
 
 ROWS_PER_CHUNK = 512
 

@@ -19,11 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from knee_siglip.core.errors import UserError
+from knee_siglip.core.processes import split_chunks, work_in_chunks
 from knee_siglip.data.images import ImageError, MissingImageError, decode, read_bytes
 from knee_siglip.data.segments import Record, RowLayout, RowWriter, Segment, Slot, commit, free_slots, pixel_rows
 from knee_siglip.data.transform import Transform
-from knee_siglip.data.workers import split_chunks, work_in_chunks
-from knee_siglip.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from knee_siglip import paths
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.segments import NOBODY, RowLayout, clean_folder, read_segments, write_atomically
 from knee_siglip.data.store_filling import locked
-from knee_siglip.errors import UserError
 
 logger = logging.getLogger(__name__)
 

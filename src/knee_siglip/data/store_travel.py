@@ -21,12 +21,12 @@ from typing import IO, Any, BinaryIO, Literal, cast
 
 import numpy as np
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.data.segments import write_atomically
 from knee_siglip.data.store import PixelStore, read_cache_facts
 from knee_siglip.data.store_filling import add_rows
 from knee_siglip.data.transform import Transform
-from knee_siglip.errors import UserError
 
 FORMAT = 1
 HEADER, IDS, PIXELS, FILES = "store.json", "ids.txt", "pixels", "files/"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 
 FIRST_ROW = 2
 """A spreadsheet numbers the header 1."""

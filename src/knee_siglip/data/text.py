@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -21,9 +21,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import pairwise_distances_argmin
 from torch.nn import functional as F
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.batches import split_groups
 from knee_siglip.data.store import CachedPixels
-from knee_siglip.errors import UserError
 from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit, embed_prompts
 from knee_siglip.metrics.retrieval import contrastive_credit, embedding_scores
 from knee_siglip.metrics.zero_shot import GRADES, zero_shot_metrics

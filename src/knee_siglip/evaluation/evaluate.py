@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.manifest import SPLITS, read_manifest
 from knee_siglip.data.store import CachedPixels, open_pixels
-from knee_siglip.errors import UserError
 from knee_siglip.evaluation.findings import require_column
 from knee_siglip.evaluation.measurement import measure_split
 from knee_siglip.evaluation.page_data import ModelFacts, PageData

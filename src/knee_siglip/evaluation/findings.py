@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.bootstrap import auroc_statistic, interval_of
 from knee_siglip.metrics.similarity import SCORE_DECIMALS, cosine_scores

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import torch
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.text import normalise_text
-from knee_siglip.errors import UserError
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.retrieval import (
     contrastive_accuracy_strict,

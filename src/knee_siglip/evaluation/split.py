@@ -10,8 +10,8 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.store import CachedPixels
-from knee_siglip.errors import UserError
 from knee_siglip.metrics.bootstrap import number_patients
 from knee_siglip.metrics.calibration import softmax
 from knee_siglip.metrics.retrieval import Correct, FirstCorrect, find_first_correct, number_texts

@@ -12,7 +12,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.data.transform import Transform, load_pixels
-from knee_siglip.errors import UsageError, UserError
 from knee_siglip.inference.queries import USUAL_QUERIES
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device

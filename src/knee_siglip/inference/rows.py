@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from knee_siglip.core.errors import UsageError
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.data.table import read_table
-from knee_siglip.errors import UsageError
 
 logger = logging.getLogger(__name__)
 

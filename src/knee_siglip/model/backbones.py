@@ -16,8 +16,8 @@ import torch
 from transformers import Dinov2Model, PreTrainedModel, SiglipTextConfig, SiglipTextModel
 from transformers.utils import logging as transformers_logging
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.text import SENTENCEPIECE_FILE, load_tokenizer
-from knee_siglip.errors import UserError
 from knee_siglip.model.hub import download
 from knee_siglip.params import SMALL, ModelParams, check_encoder
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from knee_siglip import __version__
+from knee_siglip.core.errors import UserError
 from knee_siglip.data.text import load_tokenizer
 from knee_siglip.data.transform import Transform
-from knee_siglip.errors import UserError
 from knee_siglip.model.device import place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 

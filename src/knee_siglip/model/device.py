@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import torch
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 from knee_siglip.params import SMALL
 
 PROBE_SECONDS = 10

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from knee_siglip.paths import store_root
+from knee_siglip.core.paths import store_root
 
 Event = dict[str, Any]
 

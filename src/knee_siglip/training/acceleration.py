@@ -5,7 +5,7 @@ import importlib.util
 import torch
 from torch import nn
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.params import TrainParams
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 from knee_siglip.model.device import pick_device
 from knee_siglip.model.loss import Side, meet
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 
 LAUNCHER = "KNEE_SIGLIP_LAUNCHER"
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from knee_siglip.errors import UsageError
+from knee_siglip.core.errors import UsageError
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.params import Freeze, FreezeParams, TrainParams
 

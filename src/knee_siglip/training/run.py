@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from knee_siglip import paths
+from knee_siglip.core import paths
+from knee_siglip.core.errors import Interrupted, UserError
 from knee_siglip.data.batches import PairDataset, Pixels, distinct_texts
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.data.store import CachedPixels, open_pixels
 from knee_siglip.data.text import tokenize
-from knee_siglip.errors import Interrupted, UserError
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.device import autocast_dtype, place

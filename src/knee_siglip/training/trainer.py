@@ -12,8 +12,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from knee_siglip.core.errors import Interrupted, UserError
 from knee_siglip.data.batches import Batch, PairDataset, epoch_order, split_groups
-from knee_siglip.errors import Interrupted, UserError
 from knee_siglip.model.device import autocast_dtype
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.params import TrainParams

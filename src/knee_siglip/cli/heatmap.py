@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from knee_siglip.core.errors import UsageError
 from knee_siglip.data.text import normalise_text
-from knee_siglip.errors import UsageError
 
 # torch and transformers are imported inside the functions: `--help` must not wait for them.
 

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from knee_siglip.core.paths import PREDICTIONS
 from knee_siglip.evaluation.headline import HEADLINES
 from knee_siglip.metrics.bootstrap import RESAMPLES
-from knee_siglip.paths import PREDICTIONS
 
 STAGE = f"""
 stages:

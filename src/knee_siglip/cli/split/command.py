@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knee_siglip.errors import UsageError, UserError
+from knee_siglip.core.errors import UsageError, UserError
 
 # pandas is imported inside the functions: `--help` must not wait for it.
 if TYPE_CHECKING:
     import pandas as pd
 
-    from knee_siglip.validation.splitting import Shares
+    from knee_siglip.cli.split.assignment import Shares
 
 VAL, TEST = 0.15, 0.15
 STRATIFIED = "kl_grade"
@@ -50,7 +50,7 @@ def split(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.csv.")] = False,
 ) -> None:
     """Split a CSV into train, val and test: no patient and no image in two of them, the grades alike in all."""
-    from knee_siglip.validation.splitting import Shares
+    from knee_siglip.cli.split.assignment import Shares
 
     shares = Shares(val, test)
     _check_paths(in_csv, out_csv, force)
@@ -79,9 +79,9 @@ def split_csv(
     """
     import pandas as pd
 
+    from knee_siglip.cli.split.assignment import split_table
     from knee_siglip.data.table import read_table
     from knee_siglip.validation.leakage import patient_ids
-    from knee_siglip.validation.splitting import split_table
 
     table = read_table(in_csv)
     _check_columns(table, in_csv, stratify, overwrite_split)
@@ -138,7 +138,7 @@ def _check_columns(table: "pd.DataFrame", path: Path, stratify: Sequence[str] | 
 
 def _image_ids(files: Sequence[str]) -> list[str]:
     """sha256 of each file's bytes; '' where it cannot be read."""
-    from knee_siglip.data.workers import available_cores, split_chunks, work_in_chunks
+    from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
 
     workers = available_cores()
     chunks = split_chunks(sorted({name for name in files if name}), IMAGES_PER_CHUNK, workers)

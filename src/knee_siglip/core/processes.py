@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

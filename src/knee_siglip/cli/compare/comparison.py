@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from knee_siglip.errors import UsageError, UserError
+from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.evaluation.headline import HEADLINES, headline_from_predictions, table_patients
 from knee_siglip.metrics.bootstrap import RESAMPLES, percentile_interval, resample
 from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from transformers import Dinov2Model
 
-from knee_siglip import cli
+from knee_siglip.cli import main as cli
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from knee_siglip.cli.split.assignment import Shares, split_table
+from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.data.manifest import SPLITS
-from knee_siglip.errors import UsageError, UserError
-from knee_siglip.validation.splitting import Shares, split_table
 
 MakeTable = Callable[..., pd.DataFrame]
 

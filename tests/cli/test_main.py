@@ -15,13 +15,15 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from knee_siglip import __version__, doctor, pipeline
+from knee_siglip import __version__
+from knee_siglip.cli import doctor
+from knee_siglip.cli import train as pipeline
 from knee_siglip.data.transform import Transform
 from knee_siglip.inference.queries import USUAL_QUERIES
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.params import Params, parse_params
 
-COMMAND = [sys.executable, "-c", "from knee_siglip.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from knee_siglip.cli.main import main; main()"]
 WORDS = ("normal", "severe", "moderate", "mild", "osteoarthritis", "of", "knee", "joint", "effusion")
 
 MAPPED = ("--model_path", "m.pt", "--image_path", "a.png", "--phrase", "effusion")
@@ -238,7 +240,7 @@ def test_doctor_exits_1_only_when_something_is_broken(
 
 def test_version_and_help_do_not_wait_for_torch() -> None:
     slow = "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
-    check = f"import sys; from knee_siglip.cli import main\ntry: main()\nfinally: {slow}"
+    check = f"import sys; from knee_siglip.cli.main import main\ntry: main()\nfinally: {slow}"
     version = subprocess.run([sys.executable, "-c", check, "--version"], capture_output=True, text=True)
     assert (version.returncode, version.stdout) == (0, f"knee-siglip {__version__}\n")
     shown = subprocess.run([sys.executable, "-c", check, "--help"], capture_output=True, text=True)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knee_siglip import __version__, store_commands
-from knee_siglip.compare_command import compare
-from knee_siglip.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError, run_stage
-from knee_siglip.map_command import draw_map
-from knee_siglip.split_command import split
+from knee_siglip.cli.compare.command import compare
+from knee_siglip.cli.heatmap import draw_map
+from knee_siglip.cli.split.command import split
+from knee_siglip.core.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError, run_stage
 
 # torch, transformers and pandas are imported inside the commands: `--help` must not wait for them.
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def train(
     flags = {
         name: value for name, value in locals().items() if name not in ("params", "output_dir", "overwrite", "device")
     }
-    from knee_siglip.pipeline import check_output_dir, default_output_dir, params_with_flags, train_outside_dvc
+    from knee_siglip.cli.train import check_output_dir, default_output_dir, params_with_flags, train_outside_dvc
 
     merged = params_with_flags(params, flags)
     folder = output_dir or default_output_dir(merged)
@@ -237,7 +237,7 @@ def doctor(
     from rich.table import Column, Table
     from rich.text import Text
 
-    from knee_siglip.doctor import examine
+    from knee_siglip.cli.doctor import examine
 
     checks = examine(online)
     table = Table("check", "state", Column("what there is", overflow="fold"), Column("what to do", overflow="fold"))

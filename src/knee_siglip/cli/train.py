@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from knee_siglip import paths
-from knee_siglip.errors import UsageError, run_stage
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UsageError, run_stage
 from knee_siglip.params import (
     Params,
     check_divisible,
@@ -119,7 +119,7 @@ def train_outside_dvc(params: Params, folder: Path, device: str = "auto") -> Non
             "--nproc-per-node 2' knee-siglip train ...; so the images are prepared once, not once per process"
         )
     prepare(params, folder)
-    hand_over(["-m", "knee_siglip.pipeline", str(folder), device])
+    hand_over(["-m", "knee_siglip.cli.train", str(folder), device])
     train_in(folder, device)
 
 
@@ -161,7 +161,7 @@ def train_in(folder: Path, device: str) -> None:
 
 
 def main() -> None:
-    """`-m knee_siglip.pipeline FOLDER DEVICE`, which the launcher starts once per device."""
+    """`-m knee_siglip.cli.train FOLDER DEVICE`, which the launcher starts once per device."""
     train_in(Path(sys.argv[1]), sys.argv[2])
 
 

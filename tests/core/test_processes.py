@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from knee_siglip.data.workers import split_chunks, work_in_chunks
-from knee_siglip.errors import UserError
+from knee_siglip.core.errors import UserError
+from knee_siglip.core.processes import split_chunks, work_in_chunks
 from processes import holds_files
 
 
@@ -75,7 +75,7 @@ def test_a_killed_worker_is_one_sentence():
 
 ORPHANS = """
 import os, sys, time
-from knee_siglip.data.workers import work_in_chunks
+from knee_siglip.core.processes import work_in_chunks
 def sleep(chunk):
     os.write(1, f"{os.getpid()}\\n".encode())  # at once: both workers write
     time.sleep(60)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from knee_siglip import paths
-from knee_siglip.errors import UsageError
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UsageError
 from knee_siglip.params import SMALL, Params, load_params
 
 State = Literal["ready", "note", "broken"]

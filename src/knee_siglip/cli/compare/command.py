@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knee_siglip import paths
-from knee_siglip.errors import UsageError, UserError
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UsageError, UserError
 
 # pandas and dvc are imported inside the functions: `--help` must not wait for them.
 if TYPE_CHECKING:
     import pandas as pd
     from dvc.api import DVCFileSystem
 
-    from knee_siglip.evaluation.comparison import Comparison
+    from knee_siglip.cli.compare.comparison import Comparison
 
 WORKSPACE = "workspace"
 PLAIN_WIDTH = 100
@@ -42,7 +42,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Say by how much REV_B is better than REV_A on the same rows, and whether that may be chance."""
-    from knee_siglip.evaluation.comparison import compare as compare_tables
+    from knee_siglip.cli.compare.comparison import compare as compare_tables
 
     if csv and (csv.is_dir() or not csv.absolute().parent.is_dir()):
         raise UsageError(f"--csv {csv} is a folder, or lies in one that does not exist; name a file")
@@ -63,7 +63,7 @@ def rows_of_split(rev: str, split: str) -> "pd.DataFrame":
     Raises:
         UserError: `rev` or its predictions cannot be found or read, or hold no row of the split.
     """
-    from knee_siglip.evaluation.comparison import read_predictions
+    from knee_siglip.cli.compare.comparison import read_predictions
 
     table = read_predictions(_find_predictions(rev), f"the predictions of {rev}")
     rows = table[table["split"] == split].reset_index(drop=True)

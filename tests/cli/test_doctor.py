@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_siglip import doctor
+from knee_siglip.cli import doctor
 from knee_siglip.params import SMALL
 
 

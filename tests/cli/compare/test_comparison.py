@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from knee_siglip.errors import UsageError, UserError
-from knee_siglip.evaluation.comparison import compare
+from knee_siglip.cli.compare.comparison import compare
+from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.evaluation.headline import HEADLINES
 from knee_siglip.evaluation.predictions import predictions_table
 
