@@ -24,8 +24,10 @@ from claims import Claim, conclude
 
 from knee_siglip.cli.train import CACHE_FACTS, MANIFEST, prepare, train_in
 from knee_siglip.core import paths
+from knee_siglip.core.nesting import flatten
 from knee_siglip.evaluation.evaluate import EvaluateFiles, evaluate
-from knee_siglip.params import Params, flatten, load_params
+from knee_siglip.params.files import load_params
+from knee_siglip.params.sections import Params
 
 IMAGE_COLUMNS = ("img_path", "split", "patient_id", "study_id", "view")
 """What stays with an image when the rest of its row is dealt out anew."""

@@ -21,7 +21,7 @@ from knee_siglip.data.batches import Batch
 from knee_siglip.model.device import autocast_dtype, pick_device, place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.model.positions import extend_text_positions
-from knee_siglip.params import AugmentParams, TrainParams
+from knee_siglip.params.sections import AugmentParams, TrainParams
 from knee_siglip.training.accumulation import backward_group
 from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.encoder import PairEncoder, Share

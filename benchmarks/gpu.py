@@ -30,7 +30,7 @@ from gpu_training import Figures, Task, as_many_as_fit, shown, train_open_clip, 
 from sizes import BASE, TOY, Sizes
 
 from knee_siglip.core.errors import run_stage
-from knee_siglip.params import GradientCheckpointingParams
+from knee_siglip.params.sections import GradientCheckpointingParams
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},

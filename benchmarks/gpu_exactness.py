@@ -10,7 +10,7 @@ from sizes import our_model
 from torch import Tensor
 
 from knee_siglip.model.device import autocast_dtype
-from knee_siglip.params import GradientCheckpointingParams, TrainParams
+from knee_siglip.params.sections import GradientCheckpointingParams, TrainParams
 from knee_siglip.training.acceleration import accelerate
 from knee_siglip.training.accumulation import backward_group
 from knee_siglip.training.distributed import Ranks

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from knee_siglip.data.batches import PairDataset
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-from knee_siglip.params import TrainParams
+from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.speed import Speed, peak_memory_mb
 from knee_siglip.training.trainer import Trainer

@@ -25,7 +25,7 @@ from knee_siglip.evaluation.grounding import grounding_report
 from knee_siglip.evaluation.regions import regions_of
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit, PromptEmbeds
 from knee_siglip.model.embedding import embed_texts
-from knee_siglip.params import load_params
+from knee_siglip.params.files import load_params
 
 FIGURES = ("cnr_signed", "pointing_game", "miou")
 IN_THE_MIDDLE = frozenset({"varus", "valgus", "arthroplasty"})

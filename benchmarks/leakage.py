@@ -22,7 +22,7 @@ import pandas as pd
 from claims import Claim, conclude
 from PIL import Image
 
-from knee_siglip.params import parse_params
+from knee_siglip.params.files import parse_params
 from knee_siglip.validation.inspection import ImageFacts, inspect_images
 from knee_siglip.validation.near_duplicates import near_duplicate_pairs
 from knee_siglip.validation.report import FINDINGS

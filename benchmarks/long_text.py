@@ -28,7 +28,8 @@ from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.embedding import embed_texts
 from knee_siglip.model.positions import WELL_TRAINED, extend_text_positions
-from knee_siglip.params import Params, load_params
+from knee_siglip.params.files import load_params
+from knee_siglip.params.sections import Params
 
 SHORT, LONG = 64, 512
 REPORTED = (

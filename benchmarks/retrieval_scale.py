@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from claims import Claim, conclude
 
-from knee_siglip.metrics.retrieval import Correct, FirstCorrect, find_first_correct, retrieval_metrics
-from knee_siglip.metrics.similarity import cosine_scores
+from knee_siglip.metrics.matching.retrieval import Correct, FirstCorrect, find_first_correct, retrieval_metrics
+from knee_siglip.metrics.matching.similarity import cosine_scores
 
 PAIRS, WIDTH = 100_000, 128
 TEMPLATED = 1000

@@ -27,7 +27,7 @@ from training_ways import Ours, Work
 from knee_siglip.core import paths
 from knee_siglip.core.errors import run_stage
 from knee_siglip.model.device import pick_device
-from knee_siglip.params import GradientCheckpointingParams
+from knee_siglip.params.sections import GradientCheckpointingParams
 
 DEFAULT, FROZEN = "default", "frozen image tower, cached features"
 SIZES = {SMALL.name: SMALL, VIT_S.name: VIT_S}

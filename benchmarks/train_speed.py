@@ -41,7 +41,7 @@ from knee_siglip.cli.train import CACHE_FACTS, MANIFEST, prepare
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError, run_stage
 from knee_siglip.data.store import read_cache_facts
-from knee_siglip.params import DataParams, Params
+from knee_siglip.params.sections import DataParams, Params
 
 OURS, OPEN_CLIP, HUGGING_FACE, FROZEN = "ours", "open_clip", "Hugging Face", "frozen"
 WAYS: dict[str, Callable[[Work], Way]] = {

@@ -20,7 +20,7 @@ from knee_siglip.data.store import CachedPixels, open_pixels
 from knee_siglip.data.text import load_tokenizer, tokenize
 from knee_siglip.model.backbones import SMALL_FOLDER
 from knee_siglip.model.device import autocast_dtype, place
-from knee_siglip.params import FreezeParams, TrainParams
+from knee_siglip.params.sections import FreezeParams, TrainParams
 from knee_siglip.training.features import frozen_features
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.optimizer import freeze_towers

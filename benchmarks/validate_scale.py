@@ -66,7 +66,7 @@ def validate_in_child(folder: Path) -> tuple[float, float]:
     if pid == 0:
         os.chdir(folder)
         os.environ["KNEE_SIGLIP_STORE"] = str(folder / "store")
-        from knee_siglip.params import parse_params
+        from knee_siglip.params.files import parse_params
         from knee_siglip.validation.validate import validate
 
         status = 1

@@ -9,7 +9,7 @@ predictions.parquet, embeddings.parquet, tables/, plots/ (data for dvc plots) an
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import run_stage
-from knee_siglip.params import load_params
+from knee_siglip.params.files import load_params
 
 
 def main() -> None:

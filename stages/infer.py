@@ -12,7 +12,8 @@ from pathlib import Path
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import run_stage
-from knee_siglip.params import flatten, load_params
+from knee_siglip.core.nesting import flatten
+from knee_siglip.params.files import load_params
 
 
 def main() -> None:
@@ -22,8 +23,8 @@ def main() -> None:
     from knee_siglip.inference.batch import infer_batch
     from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.predictor import Predictor
-    from knee_siglip.inference.queries import USUAL_QUERIES
     from knee_siglip.inference.rows import read_rows
+    from knee_siglip.task.queries import USUAL_QUERIES
     from knee_siglip.tracking.tracker import attach_tracker
 
     table = read_rows(Path(params.infer.csv_path), params.infer.split)

@@ -6,7 +6,8 @@ params.yaml is checked at once and reruns nothing by itself.
 
 from knee_siglip.core.errors import run_stage
 from knee_siglip.core.paths import PARAMS_CHECKED
-from knee_siglip.params import check_inputs, load_params
+from knee_siglip.params.checks import check_inputs
+from knee_siglip.params.files import load_params
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from knee_siglip.core.errors import run_stage
 from knee_siglip.data.manifest import read_manifest
 from knee_siglip.data.store import build_cache
 from knee_siglip.data.transform import Transform
-from knee_siglip.params import load_params
+from knee_siglip.params.files import load_params
 
 
 def main() -> None:

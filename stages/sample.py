@@ -5,7 +5,7 @@ Reads `sample` of params.yaml; draws the synthetic knees of the embedded default
 
 from knee_siglip.core.errors import run_stage
 from knee_siglip.core.paths import SAMPLE
-from knee_siglip.params import load_params
+from knee_siglip.params.files import load_params
 from knee_siglip.sample.dataset import write_sample
 
 

@@ -11,7 +11,7 @@ import sys
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import run_stage
-from knee_siglip.params import load_params
+from knee_siglip.params.files import load_params
 from knee_siglip.training.interruption import die_with_parent
 from knee_siglip.training.launch import hand_over
 

@@ -7,7 +7,7 @@ and reports/validation/ (findings.csv, metrics.json, index.html; on errors only 
 """
 
 from knee_siglip.core.errors import run_stage
-from knee_siglip.params import load_params
+from knee_siglip.params.files import load_params
 from knee_siglip.validation.validate import validate
 
 

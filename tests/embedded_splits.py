@@ -11,7 +11,7 @@ from knee_siglip.evaluation.measurement import measure, measure_headline, measur
 from knee_siglip.evaluation.page_data import ModelFacts, PageData
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit, PromptEmbeds
-from knee_siglip.params import EvaluateParams
+from knee_siglip.params.sections import EvaluateParams
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from knee_siglip.cli import doctor
-from knee_siglip.params import SMALL
+from knee_siglip.params.sections import SMALL
 
 
 def test_old_python_is_broken_and_a_new_one_ready() -> None:

@@ -19,9 +19,10 @@ from knee_siglip import __version__
 from knee_siglip.cli import doctor
 from knee_siglip.cli import train as pipeline
 from knee_siglip.data.transform import Transform
-from knee_siglip.inference.queries import USUAL_QUERIES
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
-from knee_siglip.params import Params, parse_params
+from knee_siglip.params.files import parse_params
+from knee_siglip.params.sections import Params
+from knee_siglip.task.queries import USUAL_QUERIES
 
 COMMAND = [sys.executable, "-c", "from knee_siglip.cli.main import main; main()"]
 WORDS = ("normal", "severe", "moderate", "mild", "osteoarthritis", "of", "knee", "joint", "effusion")

@@ -3,7 +3,7 @@ import torch
 
 from knee_siglip.data.augmentation import augment
 from knee_siglip.data.randomness import sample_keys
-from knee_siglip.params import AugmentParams
+from knee_siglip.params.sections import AugmentParams
 
 NONE = dict.fromkeys(AugmentParams.model_fields, 0)
 

@@ -18,7 +18,7 @@ from knee_siglip.data.transform import Transform
 from knee_siglip.evaluation.evaluate import EvaluateFiles
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
-from knee_siglip.params import Params
+from knee_siglip.params.sections import Params
 
 __all__ = ["data_of", "make_split", "measured", "page_of"]
 

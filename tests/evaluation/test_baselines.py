@@ -25,7 +25,7 @@ from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.model.backbones import write_backbones
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint
-from knee_siglip.params import ModelParams, Params
+from knee_siglip.params.sections import ModelParams, Params
 from toys import ArrayPixels
 
 HEADLINES = {

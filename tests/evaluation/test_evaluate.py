@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.nesting import flatten
 from knee_siglip.data.manifest import read_manifest, write_manifest
 from knee_siglip.data.store import build_cache
 from knee_siglip.data.transform import Transform
 from knee_siglip.evaluation import evaluate as evaluate_module
 from knee_siglip.evaluation.evaluate import embed, evaluate
-from knee_siglip.params import EvaluateParams, flatten
+from knee_siglip.params.sections import EvaluateParams
 
 
 class RecordingTracker:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from knee_siglip.core.nesting import flatten
 from knee_siglip.evaluation.baselines import constant
 from knee_siglip.evaluation.headline import HEADLINES
 from knee_siglip.evaluation.page import write_page
-from knee_siglip.params import flatten
 
 GRADING = {
     "zero_shot_kl.accuracy": 0.2,

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from knee_siglip.core.nesting import nest
 from knee_siglip.evaluation.page import SECTIONS, write_page
 from knee_siglip.evaluation.page_data import ModelFacts, PageData, SplitResults
 from knee_siglip.evaluation.page_gallery import gallery, worst_mistakes
@@ -24,7 +25,7 @@ from knee_siglip.evaluation.plot_rows import (
     reliability_rows,
     risk_coverage_rows,
 )
-from knee_siglip.params import Params, nest
+from knee_siglip.params.sections import Params
 from pages import Page, assert_shows_well, assert_stands_alone, open_browser
 
 COUNT = 40

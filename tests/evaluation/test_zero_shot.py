@@ -5,8 +5,8 @@ import pytest
 
 from knee_siglip.evaluation.split import PromptEmbeds
 from knee_siglip.evaluation.zero_shot import prompts_table
-from knee_siglip.metrics.similarity import cosine_scores
-from knee_siglip.metrics.zero_shot import zero_shot_metrics
+from knee_siglip.metrics.grading import zero_shot_metrics
+from knee_siglip.metrics.matching.similarity import cosine_scores
 
 PROMPTS = {str(grade): [f"grade {grade}"] for grade in range(4)} | {"4": ["good", "bad"]}
 

@@ -10,7 +10,7 @@ import pytest
 from knee_siglip.core.errors import UsageError
 from knee_siglip.data.images import ImageError
 from knee_siglip.inference.predictor import Predictor, distinct_queries
-from knee_siglip.inference.queries import USUAL_QUERIES
+from knee_siglip.task.queries import USUAL_QUERIES
 
 SCALE, BIAS = 10.0, -2.0  # the fake checkpoint's, in conftest.py
 

@@ -23,7 +23,7 @@ from knee_siglip.model.backbones import (
     write_text,
     write_vision,
 )
-from knee_siglip.params import ModelParams
+from knee_siglip.params.sections import ModelParams
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -10,7 +10,7 @@ from knee_siglip.data.text import load_tokenizer
 from knee_siglip.data.transform import Transform
 from knee_siglip.model.backbones import SMALL_FOLDER
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from knee_siglip.params import Params
+from knee_siglip.params.sections import Params
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_a_second_repro_does_nothing(clone):
 
 
 def test_trackers_hold_what_metrics_json_holds(clone):
-    from knee_siglip.params import flatten
+    from knee_siglip.core.nesting import flatten
 
     expected = flatten(clone.metrics("train")) | flatten(clone.metrics("evaluation"))
     mlflow_values = _mlflow_metrics(clone)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.params import parse_params
+from knee_siglip.params.files import parse_params
 from knee_siglip.validation.validate import validate
 
 HEADER = ["img_path", "impression", "split", "patient_id", "kl_grade"]

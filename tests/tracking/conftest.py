@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_siglip.params import parse_params
+from knee_siglip.params.files import parse_params
 from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run
 
 TRAIN_METRICS = {

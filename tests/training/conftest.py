@@ -13,7 +13,7 @@ from knee_siglip.data.manifest import write_manifest
 from knee_siglip.data.store import build_cache
 from knee_siglip.data.transform import Transform
 from knee_siglip.model.backbones import write_backbones
-from knee_siglip.params import ModelParams, Params
+from knee_siglip.params.sections import ModelParams, Params
 from knee_siglip.training.run import TrainFiles
 
 SIZE = 28

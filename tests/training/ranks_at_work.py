@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from knee_siglip.params import AugmentParams, TrainParams
+from knee_siglip.params.sections import AugmentParams, TrainParams
 from knee_siglip.training.accumulation import backward_group
 from knee_siglip.training.distributed import Ranks, open_ranks
 from knee_siglip.training.encoder import PairEncoder, Share

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.params import AugmentParams, FreezeParams, GradientCheckpointingParams, TrainParams
+from knee_siglip.params.sections import AugmentParams, FreezeParams, GradientCheckpointingParams, TrainParams
 from knee_siglip.training.acceleration import accelerate
 from knee_siglip.training.encoder import PairEncoder
 from knee_siglip.training.optimizer import freeze_towers

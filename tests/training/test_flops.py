@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from knee_siglip.model.loss import sigmoid_loss
-from knee_siglip.params import AugmentParams, FreezeParams
+from knee_siglip.params.sections import AugmentParams, FreezeParams
 from knee_siglip.training.accumulation import backward_group
 from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.encoder import PairEncoder, Share

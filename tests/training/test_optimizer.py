@@ -5,7 +5,7 @@ import torch
 from torch.optim import AdamW
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.params import FreezeParams, TrainParams
+from knee_siglip.params.sections import FreezeParams, TrainParams
 from knee_siglip.training.optimizer import build_optimizer, build_schedule, freeze_towers
 
 PARAMS = TrainParams(learning_rate=5e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.params import parse_params
+from knee_siglip.params.files import parse_params
 from knee_siglip.training import resume
 from knee_siglip.training.resume import Keeper, fingerprint, open_run
 

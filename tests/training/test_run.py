@@ -8,9 +8,9 @@ import torch
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.nesting import flatten
 from knee_siglip.data.manifest import read_manifest, write_manifest
 from knee_siglip.model.checkpoint import load_checkpoint
-from knee_siglip.params import flatten
 from knee_siglip.training.run import train
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from knee_siglip.params import TrainParams
+from knee_siglip.params.sections import TrainParams
 from knee_siglip.training import speed
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.speed import Speed

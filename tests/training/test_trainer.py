@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.params import AugmentParams, FreezeParams, TrainParams
+from knee_siglip.params.sections import AugmentParams, FreezeParams, TrainParams
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.optimizer import freeze_towers
 from knee_siglip.training.trainer import Trainer

@@ -3,7 +3,7 @@ import random
 import pandas as pd
 import pytest
 
-from knee_siglip.prompts import KL_WORDINGS
+from knee_siglip.task.knee import KL_WORDINGS
 from knee_siglip.validation import row_findings
 from knee_siglip.validation.grade_in_text import check_grade, grades_in_text
 

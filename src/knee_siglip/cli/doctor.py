@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError
-from knee_siglip.params import SMALL, Params, load_params
+from knee_siglip.params.files import load_params
+from knee_siglip.params.sections import SMALL, Params
 
 State = Literal["ready", "note", "broken"]
 TIMEOUT_S = 3.0

@@ -100,7 +100,7 @@ def infer(
         )
     elif image_path:
         from knee_siglip.inference.predictor import Predictor
-        from knee_siglip.inference.queries import USUAL_QUERIES
+        from knee_siglip.task.queries import USUAL_QUERIES
 
         prediction = Predictor(model_path, image_size, device).rank_queries(image_path, query or USUAL_QUERIES)
         _show_json(_as_dict(image_path, prediction)) if as_json else _show_prediction(image_path, prediction)
@@ -119,8 +119,8 @@ def _infer_csv(
     from knee_siglip.inference.batch import infer_batch
     from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.predictor import Predictor
-    from knee_siglip.inference.queries import USUAL_QUERIES
     from knee_siglip.inference.rows import read_rows
+    from knee_siglip.task.queries import USUAL_QUERIES
 
     if output_path.is_dir() or output_path.resolve() == csv_path.resolve():
         raise UsageError(f"--output_path {output_path} is a folder or the input itself; name a new CSV file")

@@ -10,15 +10,9 @@ from typing import Any
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError, run_stage
-from knee_siglip.params import (
-    Params,
-    check_divisible,
-    check_inputs,
-    load_params,
-    parse_params,
-    save_params,
-    vision_patch_size,
-)
+from knee_siglip.params.checks import check_divisible, check_inputs, vision_patch_size
+from knee_siglip.params.files import load_params, parse_params, save_params
+from knee_siglip.params.sections import Params
 from knee_siglip.training.launch import LAUNCHER, hand_over, is_first, is_launched
 
 BEST_MODEL, FINAL_MODEL = paths.BEST_MODEL.name, paths.FINAL_MODEL.name

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from knee_siglip.data.randomness import uniform
-from knee_siglip.params import AugmentParams
+from knee_siglip.params.sections import AugmentParams
 
 NOISE_PATTERNS = 2**22
 

@@ -20,7 +20,7 @@ from knee_siglip.evaluation.split import EmbeddedData, embed_prompts, embed_spli
 from knee_siglip.evaluation.subgroups import NOT_EVERYWHERE
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device
-from knee_siglip.params import EvaluateParams, Params
+from knee_siglip.params.sections import EvaluateParams, Params
 from knee_siglip.tracking.tracker import attach_tracker, git_revision
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import pandas as pd
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.bootstrap import auroc_statistic, interval_of
-from knee_siglip.metrics.similarity import SCORE_DECIMALS, cosine_scores
-from knee_siglip.metrics.zero_shot import ranking_areas
-from knee_siglip.params import EvaluateParams, FindingParams
+from knee_siglip.metrics.grading import ranking_areas
+from knee_siglip.metrics.matching.similarity import SCORE_DECIMALS, cosine_scores
+from knee_siglip.params.sections import EvaluateParams, FindingParams
 
 PRESENT = frozenset({"1", "1.0", "true", "yes", "y", "present", "positive"})
 ABSENT = frozenset({"", "0", "0.0", "false", "no", "n", "absent", "negative", "none"})

@@ -21,7 +21,7 @@ from knee_siglip.metrics.bootstrap import (
     resample,
     value_of,
 )
-from knee_siglip.metrics.zero_shot import GRADES
+from knee_siglip.metrics.grading import GRADES
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
-from knee_siglip.metrics.zero_shot import agreement_metrics
+from knee_siglip.metrics.grading import agreement_metrics
 
 SHARES = (1, 10, 100)
 """Percent of the train patients whose labels are seen."""

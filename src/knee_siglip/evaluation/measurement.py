@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from knee_siglip.core.nesting import nest
 from knee_siglip.evaluation.baselines import baseline_metrics, baselines_table, beats_baselines
 from knee_siglip.evaluation.confidence import (
     calibration_table,
@@ -33,7 +34,6 @@ from knee_siglip.evaluation.robustness import robustness_report
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.subgroups import count_subgroups, subgroups_table
 from knee_siglip.evaluation.zero_shot import prompts_table
-from knee_siglip.params import nest
 
 Probe = Callable[[EmbeddedSplit, EmbeddedData], Metrics]
 

@@ -11,7 +11,7 @@ from knee_siglip.evaluation.page_gallery import OVERLAYS_SHOWN, gallery, overlay
 from knee_siglip.evaluation.page_verdict import verdict
 from knee_siglip.evaluation.page_wording import BASELINE_MEANINGS, BASELINES, at
 from knee_siglip.page.rendering import write_html
-from knee_siglip.params import DataParams
+from knee_siglip.params.sections import DataParams
 
 TILES = {
     "rows": "images",

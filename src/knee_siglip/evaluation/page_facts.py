@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from knee_siglip.core.nesting import flatten
 from knee_siglip.evaluation.page_data import ModelFacts
 from knee_siglip.page.figures import leaves, number, readable
 from knee_siglip.page.tables import Table
-from knee_siglip.params import flatten
 
 UNRELATED = {"infer", "tracking"}
 

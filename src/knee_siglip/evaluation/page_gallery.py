@@ -11,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from knee_siglip.evaluation.page_data import SplitResults
 from knee_siglip.evaluation.page_wording import GRADE_WORDS, percentage
 from knee_siglip.evaluation.plot_rows import graded_rows
-from knee_siglip.metrics.similarity import cosine_scores
-from knee_siglip.metrics.zero_shot import GRADES
+from knee_siglip.metrics.grading import GRADES
+from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.page.pictures import SIDE, Picture, picture_of
 
 TEXTS_SHOWN = 5

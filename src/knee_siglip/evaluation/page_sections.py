@@ -28,7 +28,7 @@ from knee_siglip.evaluation.plot_rows import (
     reliability_rows,
     risk_coverage_rows,
 )
-from knee_siglip.metrics.zero_shot import GRADES, grade_confusion
+from knee_siglip.metrics.grading import GRADES, grade_confusion
 from knee_siglip.page.charts import Chart
 from knee_siglip.page.figures import NOTHING, number
 from knee_siglip.page.plots import Bin, Line, curves, reliability, strip

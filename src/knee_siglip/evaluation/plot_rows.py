@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.evaluation.page_data import Row
-from knee_siglip.metrics.zero_shot import GRADES
+from knee_siglip.metrics.grading import GRADES
 
 CURVES = {"loss": "loss", "contrastive_accuracy": "contrastive accuracy"}
 CURVE_SPLITS = ("train", "val", "val_ema")

@@ -8,9 +8,9 @@ import pandas as pd
 
 from knee_siglip.evaluation.findings import finding_truth_and_scores
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
-from knee_siglip.metrics.retrieval import FirstCorrect, contrastive_credit, embedding_scores
-from knee_siglip.metrics.zero_shot import GRADES
-from knee_siglip.params import EvaluateParams
+from knee_siglip.metrics.grading import GRADES
+from knee_siglip.metrics.matching.retrieval import FirstCorrect, contrastive_credit, embedding_scores
+from knee_siglip.params.sections import EvaluateParams
 
 CARRIED = ("img_path", "image_id", "split", "patient_id", "kl_grade", "side", "view", "text", "study_id")
 """Columns of the manifest that the table repeats where there are any, beside those of `evaluate.subgroups`."""

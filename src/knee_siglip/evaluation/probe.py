@@ -8,14 +8,14 @@ import torch
 from knee_siglip.core.errors import UserError
 from knee_siglip.data.text import normalise_text
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
-from knee_siglip.metrics.retrieval import (
+from knee_siglip.metrics.grading import grade_metrics, osteoarthritis_metrics, zero_shot_metrics
+from knee_siglip.metrics.matching.retrieval import (
     contrastive_accuracy_strict,
     contrastive_credit,
     perfect_reader_scores,
     retrieval_metrics,
     shuffled_batches,
 )
-from knee_siglip.metrics.zero_shot import grade_metrics, osteoarthritis_metrics, zero_shot_metrics
 from knee_siglip.model.loss import sigmoid_loss
 
 Metrics = dict[str, float]

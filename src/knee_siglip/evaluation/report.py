@@ -17,7 +17,7 @@ from knee_siglip.evaluation.page_data import PageData, SplitResults
 from knee_siglip.evaluation.plot_rows import confusion_rows, graded_rows, reliability_rows, risk_coverage_rows
 from knee_siglip.evaluation.predictions import embeddings_table, write_predictions
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
-from knee_siglip.metrics.zero_shot import GRADES, grade_confusion
+from knee_siglip.metrics.grading import GRADES, grade_confusion
 
 RECALL_CURVE = range(1, 51)
 

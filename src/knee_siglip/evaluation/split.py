@@ -14,12 +14,12 @@ from knee_siglip.core.errors import UserError
 from knee_siglip.data.store import CachedPixels
 from knee_siglip.metrics.bootstrap import number_patients
 from knee_siglip.metrics.calibration import softmax
-from knee_siglip.metrics.retrieval import Correct, FirstCorrect, find_first_correct, number_texts
-from knee_siglip.metrics.similarity import cosine_scores
-from knee_siglip.metrics.zero_shot import GRADES, predicted_grades
+from knee_siglip.metrics.grading import GRADES, predicted_grades
+from knee_siglip.metrics.matching.retrieval import Correct, FirstCorrect, find_first_correct, number_texts
+from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.model.checkpoint import Checkpoint
 from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
-from knee_siglip.params import EvaluateParams, Grade
+from knee_siglip.params.sections import EvaluateParams, Grade
 
 IMAGES_AT_ONCE = 64
 

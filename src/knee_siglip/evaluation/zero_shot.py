@@ -3,9 +3,9 @@
 from typing import get_args
 
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
-from knee_siglip.metrics.similarity import cosine_scores
-from knee_siglip.metrics.zero_shot import agreement_metrics, predicted_grades
-from knee_siglip.params import Grade
+from knee_siglip.metrics.grading import agreement_metrics, predicted_grades
+from knee_siglip.metrics.matching.similarity import cosine_scores
+from knee_siglip.params.sections import Grade
 
 SHOWN = ("accuracy", "quadratic_weighted_kappa")
 

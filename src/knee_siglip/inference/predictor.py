@@ -13,11 +13,11 @@ import torch
 
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.data.transform import Transform, load_pixels
-from knee_siglip.inference.queries import USUAL_QUERIES
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device
 from knee_siglip.model.embedding import embed_pixels, embed_texts, prompt_embeddings
-from knee_siglip.params import check_divisible
+from knee_siglip.params.checks import check_divisible
+from knee_siglip.task.queries import USUAL_QUERIES
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from knee_siglip.metrics.zero_shot import GRADES, kappa_from_confusion, weighted_macro_auroc
+from knee_siglip.metrics.grading import GRADES, kappa_from_confusion, weighted_macro_auroc
 
 RESAMPLES = 2000
 COVERAGE = 0.95

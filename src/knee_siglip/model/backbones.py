@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 from knee_siglip.core.errors import UserError
 from knee_siglip.data.text import SENTENCEPIECE_FILE, load_tokenizer
 from knee_siglip.model.hub import download
-from knee_siglip.params import SMALL, ModelParams, check_encoder
+from knee_siglip.params.checks import check_encoder
+from knee_siglip.params.sections import SMALL, ModelParams
 
 Tower = Literal["vision", "text"]
 Model = TypeVar("Model", bound=PreTrainedModel)

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.params import SMALL
+from knee_siglip.params.sections import SMALL
 
 PROBE_SECONDS = 10
 """For the hub's first answer. The download itself retries for half a minute, too long to learn of a missing network."""

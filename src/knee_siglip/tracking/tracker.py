@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from knee_siglip.core.errors import Interrupted
+from knee_siglip.core.nesting import flatten
 from knee_siglip.core.paths import TRAIN_REPORT, tracking_root
-from knee_siglip.params import Params, TrackingParams, flatten
+from knee_siglip.params.sections import Params, TrackingParams
 from knee_siglip.tracking.process import SenderProcess, end_senders, start_senders
 from knee_siglip.tracking.runlog import (
     Event,

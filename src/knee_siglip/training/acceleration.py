@@ -7,7 +7,7 @@ from torch import nn
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-from knee_siglip.params import TrainParams
+from knee_siglip.params.sections import TrainParams
 
 
 def accelerate(model: KneeRadDinoSigLIPModel, params: TrainParams, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from knee_siglip.data.batches import Batch
 from knee_siglip.data.randomness import sample_keys
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.model.sample_dropout import use_sample_dropout
-from knee_siglip.params import AugmentParams
+from knee_siglip.params.sections import AugmentParams
 
 Embeds = tuple[Tensor, Tensor]
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from knee_siglip.params import BestMetric
+from knee_siglip.params.sections import BestMetric
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-from knee_siglip.params import Freeze, FreezeParams, TrainParams
+from knee_siglip.params.sections import Freeze, FreezeParams, TrainParams
 
 Schedule = Literal["onecycle", "cosine", "constant"]
 

@@ -13,8 +13,8 @@ from pandas.api.types import is_numeric_dtype
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.evaluation.headline import HEADLINES, headline_from_predictions, table_patients
 from knee_siglip.metrics.bootstrap import RESAMPLES, percentile_interval, resample
+from knee_siglip.metrics.grading import GRADES
 from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
-from knee_siglip.metrics.zero_shot import GRADES
 
 KEY = ["image_id", "text"]
 TRUTHS = ("patient_id", "study_id", "kl_grade")

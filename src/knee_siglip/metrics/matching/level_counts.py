@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from knee_siglip.metrics.similarity import SCORE_DECIMALS, score_levels
+from knee_siglip.metrics.matching.similarity import SCORE_DECIMALS, score_levels
 
 CANDIDATES_AT_ONCE = 32768
 """Columns of the score matrix held in memory; a row of them fits into a core's own cache."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from knee_siglip.metrics.retrieval import (
+from knee_siglip.metrics.matching.retrieval import (
     Correct,
     contrastive_accuracy,
     contrastive_accuracy_strict,
@@ -173,10 +173,10 @@ class TestRetrieval:
         images, texts, ids = random_pairs(50, 20)
         correct = Correct(ids, np.arange(50) // 2, strict)
         whole = [find_first_correct(images, texts, correct), find_first_correct(texts, images, correct)]
-        monkeypatch.setattr("knee_siglip.metrics.retrieval.QUERIES_AT_ONCE", 7)
-        monkeypatch.setattr("knee_siglip.metrics.level_counts.CANDIDATES_AT_ONCE", 3)
-        monkeypatch.setattr("knee_siglip.metrics.level_counts.LEVELS_AT_ONCE", 2)
-        monkeypatch.setattr("knee_siglip.metrics.similarity.PAIRS_AT_ONCE", 5)
+        monkeypatch.setattr("knee_siglip.metrics.matching.retrieval.QUERIES_AT_ONCE", 7)
+        monkeypatch.setattr("knee_siglip.metrics.matching.level_counts.CANDIDATES_AT_ONCE", 3)
+        monkeypatch.setattr("knee_siglip.metrics.matching.level_counts.LEVELS_AT_ONCE", 2)
+        monkeypatch.setattr("knee_siglip.metrics.matching.similarity.PAIRS_AT_ONCE", 5)
         chunked = [find_first_correct(images, texts, correct), find_first_correct(texts, images, correct)]
         for one, other in zip(whole, chunked, strict=True):
             np.testing.assert_equal(asdict(one), asdict(other))

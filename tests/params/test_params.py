@@ -3,7 +3,10 @@ from pathlib import Path
 import pytest
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.params import Params, check_inputs, flatten, load_params, nest, parse_params
+from knee_siglip.core.nesting import flatten, nest
+from knee_siglip.params.checks import check_inputs
+from knee_siglip.params.files import load_params, parse_params
+from knee_siglip.params.sections import Params
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from knee_siglip.metrics import level_counts
-from knee_siglip.metrics.level_counts import count_at_levels, distinct_rows
-from knee_siglip.metrics.similarity import cosine_scores, score_levels
+from knee_siglip.metrics.matching import level_counts
+from knee_siglip.metrics.matching.level_counts import count_at_levels, distinct_rows
+from knee_siglip.metrics.matching.similarity import cosine_scores, score_levels
 
 
 def unit(vectors):
@@ -93,5 +93,5 @@ class TestScoreLevels:
         every = np.arange(500)
         together = score_levels(turn[:1], candidates, np.zeros(500, dtype=np.int64), every)
         for size in (1, 3, 64):
-            monkeypatch.setattr("knee_siglip.metrics.similarity.PAIRS_AT_ONCE", size)
+            monkeypatch.setattr("knee_siglip.metrics.matching.similarity.PAIRS_AT_ONCE", size)
             np.testing.assert_array_equal(score_levels(turn[:1], candidates, np.zeros(500, np.int64), every), together)

@@ -13,7 +13,7 @@ from sklearn.metrics import (
 )
 
 from knee_siglip.metrics.calibration import softmax
-from knee_siglip.metrics.zero_shot import (
+from knee_siglip.metrics.grading import (
     grade_confusion,
     grade_metrics,
     kappa_from_confusion,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from knee_siglip.metrics.correctness import Correct, CorrectCandidates
+from knee_siglip.metrics.matching.correctness import Correct, CorrectCandidates
 
 
 def rows_by_definition(correct, row):

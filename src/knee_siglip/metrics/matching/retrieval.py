@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 from scipy.special import digamma
 
-from knee_siglip.metrics.correctness import Correct, CorrectCandidates
-from knee_siglip.metrics.level_counts import DistinctRows, count_at_levels, distinct_rows
-from knee_siglip.metrics.similarity import cosine_scores, score_levels
+from knee_siglip.metrics.matching.correctness import Correct, CorrectCandidates
+from knee_siglip.metrics.matching.level_counts import DistinctRows, count_at_levels, distinct_rows
+from knee_siglip.metrics.matching.similarity import cosine_scores, score_levels
 
 BATCH_SIZE = 64
 QUERIES_AT_ONCE = 256

@@ -1,0 +1,69 @@
+"""What one class cannot check: image size against patch size, files and folders that params name, hub revisions."""
+
+import json
+import re
+from pathlib import Path
+
+from knee_siglip.core.errors import UsageError
+from knee_siglip.core.paths import PARAMS, SAMPLE
+from knee_siglip.params.sections import PATCH_SIZES, SMALL, Params
+
+
+def check_image_size(params: Params, source: str) -> None:
+    """Raise `UsageError` where whole patches do not fill the image, as far as the patch size is known already."""
+    patch = vision_patch_size(params.model.vision)
+    if patch:
+        check_divisible(params.image_size, patch, source)
+
+
+def vision_patch_size(vision: str) -> int | None:
+    """Patch side in pixels of a vision encoder, or None while it is only a name on the hub."""
+    if vision in PATCH_SIZES:
+        return PATCH_SIZES[vision]
+    config = Path(vision) / "config.json"
+    return json.loads(config.read_text()).get("patch_size") if config.is_file() else None
+
+
+def check_divisible(image_size: int, patch: int, source: str) -> None:
+    """Raise `UsageError` where whole patches do not fill the image: Dinov2 would drop the rest without a word."""
+    if image_size % patch:
+        low = image_size // patch * patch
+        near = [str(size) for size in (low, low + patch) if size > 0]
+        raise UsageError(
+            f"{source}: image_size = {image_size}: must be a multiple of the vision encoder's patch size {patch}; "
+            f"nearest: {' or '.join(near)}"
+        )
+
+
+def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
+    """Check what the params name outside themselves, before hours are spent: files, folders, hub revisions.
+
+    Raises:
+        UsageError: naming the key, its value and what to do.
+    """
+    for key, value in (("data.csv", params.data.csv), ("data.images", params.data.images)):
+        # the sample is drawn by a stage of its own
+        if not Path(value).is_relative_to(SAMPLE) and not Path(value).exists():
+            raise UsageError(
+                f"{source}: {key} = {value!r}: does not exist; name your CSV, and the folder of its images"
+            )
+    model = params.model
+    check_encoder("vision", model.vision, model.vision_revision)
+    check_encoder("text", model.text, model.text_revision)
+
+
+def check_encoder(tower: str, source: str, revision: str) -> None:
+    """Raise `UsageError` where `model.<tower>` names nothing, or a hub repository without a whole commit hash."""
+    if source == SMALL or Path(source).is_dir():
+        return
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
+        raise UsageError(
+            f"model.{tower} = {source!r}: is no folder here; give `{SMALL}`, an existing folder in Hugging Face format "
+            "or a hub name like owner/repository"
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise UsageError(
+            f"model.{tower}_revision = {revision!r}: {source} is loaded at one pinned commit, so its 40-digit hash is "
+            f"needed; copy it from https://huggingface.co/{source}/commits/main (model page, Files and versions, "
+            "commit history)"
+        )

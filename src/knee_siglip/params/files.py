@@ -1,0 +1,96 @@
+"""Params files: read with YAML 1.2 rules, as DVC writes them (`1e-05` is a number), and checked as a whole.
+
+Every mistake is one sentence that names the key.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from knee_siglip.core.errors import UsageError
+from knee_siglip.core.paths import PARAMS
+from knee_siglip.params.checks import check_image_size
+from knee_siglip.params.sections import Params, Section
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """Read and check a whole params file.
+
+    Raises:
+        UsageError: naming the key, its value and what is allowed; all mistakes at once.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; run from the project's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from None
+    return parse_params({} if values is None else values, source=str(path))
+
+
+def save_params(params: Params, path: Path) -> None:
+    """Write a params file that `load_params` reads back as it is."""
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 120
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(params.to_dict(), file)
+
+
+def parse_params(values: object, source: str = "params") -> Params:
+    """Build `Params` from a nested dict; every mistake is one line of the `UsageError`."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{source} must hold sections (key: value), not {type(values).__name__}")
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("\n".join(_sentences(source, error))) from None
+    check_image_size(params, source)
+    return params
+
+
+PYDANTICS_OWN = ("function-", "literal[", "constrained-", "int", "float")
+"""Beginnings of the parts of a location that name a type of a union, not a key."""
+
+
+def _sentences(source: str, error: ValidationError) -> list[str]:
+    """One per key: what a union of types allows is joined."""
+    reasons: dict[str, list[str]] = {}
+    values: dict[str, object] = {}
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        if len(location) > 1 and location[-1].startswith(PYDANTICS_OWN):
+            del location[-1]
+        key = ".".join(part for part in location if not part.startswith(PYDANTICS_OWN[:2]))
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, list(_known_keys(Params)), n=1, cutoff=0.4)
+            reasons[key] = [f"unknown key; did you mean {near[0]}?" if near else "unknown key"]
+        else:
+            reasons.setdefault(key, []).append(item["msg"].removeprefix("Value error, "))
+            if not isinstance(item["input"], dict):  # of a whole section the reason names the key
+                values[key] = item["input"]
+    return [f"{source}: {key}{_shown(key, values)}: {_either(texts)}" for key, texts in reasons.items()]
+
+
+def _shown(key: str, values: dict[str, object]) -> str:
+    return f" = {values[key]!r}" if key in values else ""
+
+
+def _either(texts: list[str]) -> str:
+    first, *others = texts
+    return " or ".join([first, *(text.removeprefix("Input should be ") for text in others)])
+
+
+def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        keys.append(key)
+        kinds = [field.annotation, *get_args(field.annotation)]
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                keys += _known_keys(kind, f"{key}.")
+    return keys
