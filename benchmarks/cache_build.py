@@ -29,11 +29,11 @@ from PIL import Image
 from scipy import ndimage
 
 from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
-from knee_siglip.data.contrast import GREY_PER_STD, STD_FLOOR, WINDOW_SHARE, local_contrast
-from knee_siglip.data.images import decode, read_bytes
-from knee_siglip.data.segments import RowWriter, Slot
-from knee_siglip.data.store import PixelStore
-from knee_siglip.data.transform import Transform
+from knee_siglip.imaging.decode.read import decode, read_bytes
+from knee_siglip.imaging.fit.contrast import GREY_PER_STD, STD_FLOOR, WINDOW_SHARE, local_contrast
+from knee_siglip.imaging.fit.transform import Transform
+from knee_siglip.store.pixels import PixelStore
+from knee_siglip.store.segments import RowWriter, Slot
 
 SIZE = 224
 TRANSFORM = Transform(SIZE, "pad", "local")

@@ -24,9 +24,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from knee_siglip.core.processes import available_cores
-from knee_siglip.data.batches import epoch_order, normalise, split_groups
-from knee_siglip.data.store import CachedPixels, PixelStore
-from knee_siglip.data.transform import Transform, load_pixels
+from knee_siglip.imaging.fit.transform import Transform, load_pixels
+from knee_siglip.pairs.batches import epoch_order, normalise, split_groups
+from knee_siglip.store.pixels import CachedPixels, PixelStore
 
 SIZE = 224
 BATCH = 64

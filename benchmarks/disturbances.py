@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from knee_siglip.data.disturbance import through_jpeg
+from knee_siglip.pairs.disturbance import through_jpeg
 
 Disturbance = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """uint8 (H, W) and a random source to uint8 (H', W')."""

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers import Dinov2Config, SiglipTextConfig
 
-from knee_siglip.data.batches import Batch
 from knee_siglip.model.device import autocast_dtype, pick_device, place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.model.positions import extend_text_positions
+from knee_siglip.pairs.batches import Batch
 from knee_siglip.params.sections import AugmentParams, TrainParams
 from knee_siglip.training.accumulation import backward_group
 from knee_siglip.training.distributed import Ranks

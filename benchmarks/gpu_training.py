@@ -19,8 +19,8 @@ from sizes import Sizes, our_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from knee_siglip.data.batches import PairDataset
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
+from knee_siglip.pairs.batches import PairDataset
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.speed import Speed, peak_memory_mb

@@ -20,8 +20,8 @@ from claims import Claim, conclude
 from disturbances import DISTURBANCES
 from PIL import Image
 
-from knee_siglip.data.images import read_grey
-from knee_siglip.data.polarity import inversion_probability
+from knee_siglip.imaging.decode.inversion import inversion_probability
+from knee_siglip.imaging.decode.read import read_grey
 
 HERE = Path(__file__).parent
 EVERY = 10

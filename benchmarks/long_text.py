@@ -21,7 +21,6 @@ from claims import Claim, conclude
 
 from knee_siglip.cli.train import prepare, train_in
 from knee_siglip.core import paths
-from knee_siglip.data.manifest import read_manifest
 from knee_siglip.evaluation.evaluate import EvaluateFiles, embed
 from knee_siglip.evaluation.measurement import measure, measure_headline
 from knee_siglip.evaluation.predictions import predictions_of
@@ -30,6 +29,7 @@ from knee_siglip.model.embedding import embed_texts
 from knee_siglip.model.positions import WELL_TRAINED, extend_text_positions
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import Params
+from knee_siglip.tables.manifest import read_manifest
 
 SHORT, LONG = 64, 512
 REPORTED = (

@@ -17,7 +17,7 @@ from sizes import open_clip_config, parameter_count, siglip_config
 from torch.utils.data import Dataset
 from training_ways import CPU, Epoch, Kind, Work, small_tokenizer
 
-from knee_siglip.data.text import tokenize
+from knee_siglip.tables.text import tokenize
 from knee_siglip.training.speed import peak_memory_mb
 
 WORKERS = (0, 1, 2)

@@ -40,8 +40,8 @@ from training_ways import Epoch, Kind, Ours, Way, Work
 from knee_siglip.cli.train import CACHE_FACTS, MANIFEST, prepare
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError, run_stage
-from knee_siglip.data.store import read_cache_facts
 from knee_siglip.params.sections import DataParams, Params
+from knee_siglip.store.pixels import read_cache_facts
 
 OURS, OPEN_CLIP, HUGGING_FACE, FROZEN = "ours", "open_clip", "Hugging Face", "frozen"
 WAYS: dict[str, Callable[[Work], Way]] = {

@@ -14,13 +14,13 @@ from PIL import Image
 from rich.progress import Progress
 from sizes import Sizes, our_model, parameter_count
 
-from knee_siglip.data.batches import PairDataset, Pixels, distinct_texts, epoch_order, split_groups
-from knee_siglip.data.manifest import read_manifest
-from knee_siglip.data.store import CachedPixels, open_pixels
-from knee_siglip.data.text import load_tokenizer, tokenize
 from knee_siglip.model.backbones import SMALL_FOLDER
 from knee_siglip.model.device import autocast_dtype, place
+from knee_siglip.pairs.batches import PairDataset, Pixels, distinct_texts, epoch_order, split_groups
 from knee_siglip.params.sections import FreezeParams, TrainParams
+from knee_siglip.store.pixels import CachedPixels, open_pixels
+from knee_siglip.tables.manifest import read_manifest
+from knee_siglip.tables.text import load_tokenizer, tokenize
 from knee_siglip.training.features import frozen_features
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.optimizer import freeze_towers

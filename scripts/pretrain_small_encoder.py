@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Dinov2Config, Dinov2Model
 
-from knee_siglip.data.transform import Transform
+from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.sample.findings import SIDES, draw_labels
 from knee_siglip.sample.radiograph import draw_knee
 

@@ -17,9 +17,9 @@ import numpy as np
 import sentencepiece
 
 import knee_siglip.model
-from knee_siglip.data.text import SENTENCEPIECE_FILE, normalise_text
 from knee_siglip.sample.findings import SIDES, draw_labels
 from knee_siglip.sample.impression import text_alternatives
+from knee_siglip.tables.text import SENTENCEPIECE_FILE, normalise_text
 
 PHRASES = Path(__file__).with_name("radiology_phrases.txt")
 TARGET = Path(knee_siglip.model.__file__).parent / "small" / "text"

@@ -7,10 +7,10 @@ data/cache/index.parquet and data/cache/cache.json; the pixels go to the pixel s
 """
 
 from knee_siglip.core.errors import run_stage
-from knee_siglip.data.manifest import read_manifest
-from knee_siglip.data.store import build_cache
-from knee_siglip.data.transform import Transform
+from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.params.files import load_params
+from knee_siglip.store.pixels import build_cache
+from knee_siglip.tables.manifest import read_manifest
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from knee_siglip.cli import main as cli
-from knee_siglip.data.batches import PairDataset
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
+from knee_siglip.pairs.batches import PairDataset
 from toys import toy_model, toy_pairs
 
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from transformers import Dinov2Config, SiglipTextConfig
 
-from knee_siglip.data.batches import PairDataset
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
+from knee_siglip.pairs.batches import PairDataset
 
 IMAGE_SIZE = 28
 POSITIONS = 8

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from knee_siglip import __version__
 from knee_siglip.cli import doctor
 from knee_siglip.cli import train as pipeline
-from knee_siglip.data.transform import Transform
+from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.params.files import parse_params
 from knee_siglip.params.sections import Params

@@ -11,14 +11,14 @@ from PIL import Image
 from transformers import Dinov2Config, SiglipTextConfig
 
 from embedded_splits import data_of, make_split, measured, page_of
-from knee_siglip.data.manifest import write_manifest
-from knee_siglip.data.store import build_cache
-from knee_siglip.data.text import load_tokenizer
-from knee_siglip.data.transform import Transform
 from knee_siglip.evaluation.evaluate import EvaluateFiles
+from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.params.sections import Params
+from knee_siglip.store.pixels import build_cache
+from knee_siglip.tables.manifest import write_manifest
+from knee_siglip.tables.text import load_tokenizer
 
 __all__ = ["data_of", "make_split", "measured", "page_of"]
 

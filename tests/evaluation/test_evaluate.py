@@ -10,12 +10,12 @@ import torch
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.nesting import flatten
-from knee_siglip.data.manifest import read_manifest, write_manifest
-from knee_siglip.data.store import build_cache
-from knee_siglip.data.transform import Transform
 from knee_siglip.evaluation import evaluate as evaluate_module
 from knee_siglip.evaluation.evaluate import embed, evaluate
+from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.params.sections import EvaluateParams
+from knee_siglip.store.pixels import build_cache
+from knee_siglip.tables.manifest import read_manifest, write_manifest
 
 
 class RecordingTracker:

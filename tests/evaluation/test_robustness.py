@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from knee_siglip.data.disturbance import DISTURBANCES, Disturbance
 from knee_siglip.evaluation import robustness
 from knee_siglip.evaluation.evaluate import embed
 from knee_siglip.evaluation.robustness import robustness_report
 from knee_siglip.metrics.grading import zero_shot_metrics
 from knee_siglip.metrics.matching.retrieval import contrastive_accuracy
 from knee_siglip.model.embedding import embed_pixels
+from knee_siglip.pairs.disturbance import DISTURBANCES, Disturbance
 
 METRICS = ["contrastive_accuracy", "zero_shot_kl.accuracy", "zero_shot_kl.quadratic_weighted_kappa"]
 

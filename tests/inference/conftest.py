@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from knee_siglip.data.transform import Transform
+from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.inference import predictor as predictor_module
 from knee_siglip.inference.predictor import Predictor
 

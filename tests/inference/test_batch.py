@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.data.images import Decoded
+from knee_siglip.imaging.decode.read import Decoded
 from knee_siglip.inference import batch as batch_module
 from knee_siglip.inference.batch import Summary, decoded_batches, infer_batch
 from knee_siglip.inference.outputs import Outputs

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.data.images import ImageError
+from knee_siglip.imaging.decode.read import ImageError
 from knee_siglip.inference.predictor import Predictor, distinct_queries
 from knee_siglip.task.queries import USUAL_QUERIES
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.data.manifest import MADE_COLUMNS
 from knee_siglip.inference.rows import carried_names, read_rows
+from knee_siglip.tables.manifest import MADE_COLUMNS
 
 
 def test_cells_come_out_as_they_stand_in_the_csv(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, SiglipConfig, SiglipModel
 
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.data.text import load_tokenizer, tokenize
 from knee_siglip.model.backbones import (
     SENTENCEPIECE_TOKENIZER,
     SMALL_FOLDER,
@@ -24,6 +23,7 @@ from knee_siglip.model.backbones import (
     write_vision,
 )
 from knee_siglip.params.sections import ModelParams
+from knee_siglip.tables.text import load_tokenizer, tokenize
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from knee_siglip.data.randomness import sample_keys
 from knee_siglip.model.sample_dropout import SampleDropout, use_sample_dropout
+from knee_siglip.pairs.randomness import sample_keys
 
 
 def keys_of(count, seed=0):

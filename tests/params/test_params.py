@@ -8,7 +8,7 @@ from knee_siglip.params.checks import check_inputs
 from knee_siglip.params.files import load_params, parse_params
 from knee_siglip.params.sections import Params
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_shipped_file_states_every_default():

@@ -24,7 +24,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from knee_siglip.data.images import ImageError, decode
+from knee_siglip.imaging.decode.read import ImageError, decode
 
 RAMP = np.linspace(0, 255, 48 * 64).astype(np.uint8).reshape(48, 64)
 STORED = RAMP.astype(np.uint16) * 16

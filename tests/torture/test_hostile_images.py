@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from knee_siglip.data.images import MAX_BYTES, ImageError, read_grey
+from knee_siglip.imaging.decode.read import MAX_BYTES, ImageError, read_grey
 
 RAMP = np.linspace(0, 255, 48 * 64).astype(np.uint8).reshape(48, 64)
 DEEP = np.linspace(0, 65535, 48 * 64).astype(np.uint16).reshape(48, 64)
@@ -363,8 +363,8 @@ def huge_png(colour: int, depth: int, channels: int) -> bytes:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from knee_siglip.data.images import ImageError, read_grey
-from knee_siglip.data import dicom, pictures
+from knee_siglip.imaging.decode.read import ImageError, read_grey
+from knee_siglip.imaging.decode import dicom, raster
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:

@@ -10,7 +10,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from knee_siglip.data.images import ImageError, decode
+from knee_siglip.imaging.decode.read import ImageError, decode
 
 GREY = np.random.default_rng(0).integers(0, 256, (48, 64)).astype(np.uint8)
 PICTURES = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from knee_siglip.data.manifest import write_manifest
-from knee_siglip.data.store import build_cache
-from knee_siglip.data.transform import Transform
+from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.backbones import write_backbones
 from knee_siglip.params.sections import ModelParams, Params
+from knee_siglip.store.pixels import build_cache
+from knee_siglip.tables.manifest import write_manifest
 from knee_siglip.training.run import TrainFiles
 
 SIZE = 28

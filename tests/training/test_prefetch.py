@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from knee_siglip.data.batches import epoch_order, split_groups
+from knee_siglip.pairs.batches import epoch_order, split_groups
 from knee_siglip.training import prefetch
 from knee_siglip.training.prefetch import Prefetcher
 

@@ -9,8 +9,8 @@ import torch
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.nesting import flatten
-from knee_siglip.data.manifest import read_manifest, write_manifest
 from knee_siglip.model.checkpoint import load_checkpoint
+from knee_siglip.tables.manifest import read_manifest, write_manifest
 from knee_siglip.training.run import train
 
 
@@ -119,7 +119,7 @@ def test_training_that_diverges_names_the_images_and_ends(files, make_params):
 
 def test_a_manifest_of_another_order_is_another_training(files, make_params):
     """The fingerprint covers the data: what was saved for one set is not taken for another."""
-    from knee_siglip.data.store import open_pixels
+    from knee_siglip.store.pixels import open_pixels
     from knee_siglip.training.run import data_hash
 
     manifest = read_manifest(files.manifest)

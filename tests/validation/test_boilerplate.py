@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from knee_siglip.data.text import normalise_text
+from knee_siglip.tables.text import normalise_text
 from knee_siglip.validation.boilerplate import check_boilerplate, check_missing
 
 

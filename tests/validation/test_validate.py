@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from knee_siglip.data.manifest import read_manifest
-from knee_siglip.data.text import normalise_text
+from knee_siglip.tables.manifest import read_manifest
+from knee_siglip.tables.text import normalise_text
 
 MANIFEST = Path("data/validated/manifest.parquet")
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.data.text import normalise_text
+from knee_siglip.tables.text import normalise_text
 
 # torch and transformers are imported inside the functions: `--help` must not wait for them.
 
@@ -47,8 +47,8 @@ def _overlay(model_path: Path, image_path: Path, texts: tuple[str, str], method:
     import numpy as np
     import torch
 
-    from knee_siglip.data.transform import load_pixels
     from knee_siglip.evaluation.overlays import draw_overlay, enlarge
+    from knee_siglip.imaging.fit.transform import load_pixels
     from knee_siglip.model.checkpoint import load_checkpoint
     from knee_siglip.model.device import pick_device
     from knee_siglip.model.embedding import embed_texts

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knee_siglip import __version__, store_commands
+from knee_siglip import __version__
 from knee_siglip.cli.compare.command import compare
 from knee_siglip.cli.heatmap import draw_map
 from knee_siglip.cli.split.command import split
+from knee_siglip.cli.store import commands as store_commands
 from knee_siglip.core.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError, run_stage
 
 # torch, transformers and pandas are imported inside the commands: `--help` must not wait for them.

@@ -22,8 +22,6 @@ from sklearn.metrics import pairwise_distances_argmin
 from torch.nn import functional as F
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.data.batches import split_groups
-from knee_siglip.data.store import CachedPixels
 from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit, embed_prompts
 from knee_siglip.metrics.grading import GRADES, zero_shot_metrics
 from knee_siglip.metrics.matching.retrieval import contrastive_credit, embedding_scores
@@ -31,7 +29,9 @@ from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint
 from knee_siglip.model.device import place
 from knee_siglip.model.embedding import embed_pixels, embed_texts
+from knee_siglip.pairs.batches import split_groups
 from knee_siglip.params.files import parse_params
+from knee_siglip.store.pixels import CachedPixels
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.data.text import normalise_text
 from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.grading import grade_metrics, osteoarthritis_metrics, zero_shot_metrics
 from knee_siglip.metrics.matching.retrieval import (
@@ -17,6 +16,7 @@ from knee_siglip.metrics.matching.retrieval import (
     shuffled_batches,
 )
 from knee_siglip.model.loss import sigmoid_loss
+from knee_siglip.tables.text import normalise_text
 
 Metrics = dict[str, float]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.data.transform import Transform
 from knee_siglip.evaluation.split import EmbeddedSplit
+from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.metrics.grounding import box_mask
 
 FINDINGS_COLUMN = "findings"

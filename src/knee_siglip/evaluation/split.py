@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import track
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.data.store import CachedPixels
 from knee_siglip.metrics.bootstrap import number_patients
 from knee_siglip.metrics.calibration import softmax
 from knee_siglip.metrics.grading import GRADES, predicted_grades
@@ -20,6 +19,7 @@ from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.model.checkpoint import Checkpoint
 from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
 from knee_siglip.params.sections import EvaluateParams, Grade
+from knee_siglip.store.pixels import CachedPixels
 
 IMAGES_AT_ONCE = 64
 

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from knee_siglip.core.processes import available_cores
-from knee_siglip.data.images import ImageError, decode, read_bytes
-from knee_siglip.data.transform import Transform
+from knee_siglip.imaging.decode.read import ImageError, decode, read_bytes
+from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.inference.outputs import Outputs, OutputWriter
 from knee_siglip.inference.predictor import Predictor, distinct_queries
 from knee_siglip.inference.rows import ImageRows, carried_names

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.data.transform import Transform, load_pixels
+from knee_siglip.imaging.fit.transform import Transform, load_pixels
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device
 from knee_siglip.model.embedding import embed_pixels, embed_texts, prompt_embeddings

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.data.manifest import read_manifest
-from knee_siglip.data.table import read_table
+from knee_siglip.tables.manifest import read_manifest
+from knee_siglip.tables.table import read_table
 
 logger = logging.getLogger(__name__)
 

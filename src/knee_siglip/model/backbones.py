@@ -17,10 +17,10 @@ from transformers import Dinov2Model, PreTrainedModel, SiglipTextConfig, SiglipT
 from transformers.utils import logging as transformers_logging
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.data.text import SENTENCEPIECE_FILE, load_tokenizer
 from knee_siglip.model.hub import download
 from knee_siglip.params.checks import check_encoder
 from knee_siglip.params.sections import SMALL, ModelParams
+from knee_siglip.tables.text import SENTENCEPIECE_FILE, load_tokenizer
 
 Tower = Literal["vision", "text"]
 Model = TypeVar("Model", bound=PreTrainedModel)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from knee_siglip.data.text import load_tokenizer
 from knee_siglip.model.backbones import load_image_normalisation, load_text, load_vision
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.model.positions import extend_text_positions
 from knee_siglip.params.sections import ModelParams
+from knee_siglip.tables.text import load_tokenizer
 
 
 def build_model(

@@ -16,10 +16,10 @@ from transformers.initialization import no_init_weights
 
 from knee_siglip import __version__
 from knee_siglip.core.errors import UserError
-from knee_siglip.data.text import load_tokenizer
-from knee_siglip.data.transform import Transform
+from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.device import place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
+from knee_siglip.tables.text import load_tokenizer
 
 FORMAT = "knee-siglip/1"
 

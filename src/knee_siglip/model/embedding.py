@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from knee_siglip.data.text import tokenize
 from knee_siglip.model.checkpoint import Checkpoint
+from knee_siglip.tables.text import tokenize
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention, Dinov2DropPath
 from transformers.models.siglip.modeling_siglip import SiglipAttention
 
-from knee_siglip.data.randomness import derived_keys, uniform
+from knee_siglip.pairs.randomness import derived_keys, uniform
 
 ATTENTION = "sample_dropout"
 ATTENTION_SITE = "probability_dropout"

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
-from knee_siglip.data.images import ImageError, read_grey
+from knee_siglip.imaging.decode.read import ImageError, read_grey
 
 SIDE = 208
 """Longest side in pixels: sharp at the 160 of the page also on a screen of finer pixels or on paper."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from knee_siglip.data.augmentation import augment
-from knee_siglip.data.batches import Batch
-from knee_siglip.data.randomness import sample_keys
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.model.sample_dropout import use_sample_dropout
+from knee_siglip.pairs.augmentation import augment
+from knee_siglip.pairs.batches import Batch
+from knee_siglip.pairs.randomness import sample_keys
 from knee_siglip.params.sections import AugmentParams
 
 Embeds = tuple[Tensor, Tensor]

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from knee_siglip.data.batches import split_groups
-from knee_siglip.data.feature_store import FeatureStore
-from knee_siglip.data.store import CachedPixels
-from knee_siglip.data.store_rows import CachedRows
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
+from knee_siglip.pairs.batches import split_groups
+from knee_siglip.store.features import FeatureStore
+from knee_siglip.store.pixels import CachedPixels
+from knee_siglip.store.rows import CachedRows
 
 IMAGES_AT_ONCE = 64
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from knee_siglip.data.batches import Batch
+from knee_siglip.pairs.batches import Batch
 
 Ahead = int | Literal["auto"]
 """Batches that are gathered in advance."""

@@ -23,8 +23,8 @@ from typing import IO, Any, cast
 import torch
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.data.segments import TEMPORARY, write_atomically
 from knee_siglip.params.sections import Params
+from knee_siglip.store.segments import TEMPORARY, write_atomically
 from knee_siglip.tracking.runlog import sha256
 
 logger = logging.getLogger(__name__)

@@ -17,15 +17,15 @@ import torch
 from knee_siglip.core import paths
 from knee_siglip.core.errors import Interrupted, UserError
 from knee_siglip.core.nesting import nest
-from knee_siglip.data.batches import PairDataset, Pixels, distinct_texts
-from knee_siglip.data.manifest import read_manifest
-from knee_siglip.data.store import CachedPixels, open_pixels
-from knee_siglip.data.text import tokenize
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.device import autocast_dtype, place
+from knee_siglip.pairs.batches import PairDataset, Pixels, distinct_texts
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.sections import Params
+from knee_siglip.store.pixels import CachedPixels, open_pixels
+from knee_siglip.tables.manifest import read_manifest
+from knee_siglip.tables.text import tokenize
 from knee_siglip.tracking.tracker import Tracker, open_tracker, remember_run
 from knee_siglip.training.distributed import Ranks, open_ranks
 from knee_siglip.training.features import frozen_features

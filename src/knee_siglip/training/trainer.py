@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 
 from knee_siglip.core.errors import Interrupted, UserError
-from knee_siglip.data.batches import Batch, PairDataset, epoch_order, split_groups
 from knee_siglip.model.device import autocast_dtype
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
+from knee_siglip.pairs.batches import Batch, PairDataset, epoch_order, split_groups
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.acceleration import accelerate
 from knee_siglip.training.accumulation import LossAndAccuracy, OutOfMemory, backward_group

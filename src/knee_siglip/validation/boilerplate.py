@@ -5,7 +5,7 @@ from collections.abc import Set
 
 import pandas as pd
 
-from knee_siglip.data.text import normalise_text
+from knee_siglip.tables.text import normalise_text
 from knee_siglip.validation.findings import Finding
 from knee_siglip.validation.row_findings import findings_of_rows, findings_of_texts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from knee_siglip.data.manifest import MADE_COLUMNS, SPLITS, add_flag
+from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, add_flag
 from knee_siglip.validation.findings import Finding
 from knee_siglip.validation.inspection import Failure, Result
 from knee_siglip.validation.row_findings import findings_of_rows

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip.data.manifest import SPLITS
+from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.leakage import id_key
 
 DECIMALS = 4

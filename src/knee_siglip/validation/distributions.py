@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from knee_siglip.data.manifest import SPLITS
 from knee_siglip.page.charts import Chart, Series, bars, steps
 from knee_siglip.page.figures import number
+from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.cohort import text_words
 
 BINS = 30

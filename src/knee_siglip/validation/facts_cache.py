@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from knee_siglip import data, validation
+from knee_siglip import validation
+from knee_siglip.imaging import decode
 
 logger = logging.getLogger(__name__)
 
 SOURCES = (
-    *sorted(Path(data.__path__[0]).glob("*.py")),
+    *sorted(Path(decode.__path__[0]).glob("*.py")),
     *(Path(validation.__path__[0]) / name for name in ("inspection.py", "near_duplicates.py", "registration.py")),
 )
 LIBRARIES = ("numpy", "pillow", "pydicom", "scipy")

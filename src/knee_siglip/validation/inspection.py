@@ -13,8 +13,8 @@ import pandas as pd
 
 from knee_siglip.core import paths
 from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
-from knee_siglip.data.images import ImageError, MissingImageError, decode, read_bytes
-from knee_siglip.data.polarity import inversion_probability
+from knee_siglip.imaging.decode.inversion import inversion_probability
+from knee_siglip.imaging.decode.read import ImageError, MissingImageError, decode, read_bytes
 from knee_siglip.validation.facts_cache import facts_key, known_ids, load_facts, save_facts
 from knee_siglip.validation.near_duplicates import fingerprint
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.data.manifest import SPLITS, add_flag
+from knee_siglip.tables.manifest import SPLITS, add_flag
 from knee_siglip.validation.findings import Finding, Severity
 from knee_siglip.validation.near_duplicates import Pair
 

@@ -15,9 +15,9 @@ import pandas as pd
 from PIL import Image
 
 from knee_siglip.core.processes import available_cores, work_in_chunks
-from knee_siglip.data.grey import ImageError
-from knee_siglip.data.images import read_grey
-from knee_siglip.data.manifest import SPLITS
+from knee_siglip.imaging.decode.exposure import ImageError
+from knee_siglip.imaging.decode.read import read_grey
+from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.candidates import ORIENTATIONS, RELATIONS, nearest
 from knee_siglip.validation.registration import (
     UNMOVED,

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from knee_siglip.data.manifest import SPLITS
 from knee_siglip.page.charts import meter
 from knee_siglip.page.figures import innermost, number, percent, readable, side_by_side
 from knee_siglip.page.pictures import load_pictures
 from knee_siglip.page.rendering import write_html
+from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.distributions import distribution_charts
 from knee_siglip.validation.findings import Finding
 from knee_siglip.validation.glossary import GLOSSARY, NEEDS_TOKENIZER, Entry

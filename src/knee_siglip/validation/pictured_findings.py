@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip.data.manifest import SPLITS
 from knee_siglip.page.pictures import Picture
+from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.findings import Finding
 from knee_siglip.validation.glossary import Entry, explain
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip.data.manifest import SPLITS
+from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.cohort import patient_numbers
 from knee_siglip.validation.findings import Finding
 

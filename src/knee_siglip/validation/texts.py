@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from knee_siglip.data.manifest import SPLITS
+from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.boilerplate import check_boilerplate, check_missing
 from knee_siglip.validation.damaged_text import check_damage
 from knee_siglip.validation.findings import Finding

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from knee_siglip.data.text import token_counts
+from knee_siglip.tables.text import token_counts
 from knee_siglip.validation.findings import Finding
 from knee_siglip.validation.row_findings import findings_of_texts, name_rows
 

@@ -10,10 +10,10 @@ import pandas as pd
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
-from knee_siglip.data.manifest import write_manifest
-from knee_siglip.data.table import TableError, read_table
-from knee_siglip.data.text import load_tokenizer, normalise_text
 from knee_siglip.params.sections import Params
+from knee_siglip.tables.manifest import write_manifest
+from knee_siglip.tables.table import TableError, read_table
+from knee_siglip.tables.text import load_tokenizer, normalise_text
 from knee_siglip.validation import checks, leakage, report
 from knee_siglip.validation.cohort import cohort_metrics, counts
 from knee_siglip.validation.findings import Finding

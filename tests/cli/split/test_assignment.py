@@ -8,7 +8,7 @@ import pytest
 
 from knee_siglip.cli.split.assignment import Shares, split_table
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.data.manifest import SPLITS
+from knee_siglip.tables.manifest import SPLITS
 
 MakeTable = Callable[..., pd.DataFrame]
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from knee_siglip.cli.split.command import split
 from knee_siglip.core import errors
-from knee_siglip.data.table import read_table
 from knee_siglip.params.files import parse_params
+from knee_siglip.tables.table import read_table
 from knee_siglip.validation.validate import validate
 
 HEADER = ["img_path", "impression", "patient_id", "kl_grade"]

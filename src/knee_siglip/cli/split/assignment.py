@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.data.manifest import SPLITS
+from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.leakage import id_key, patient_ids
 
 STRATIFIED = ("kl_grade",)

@@ -80,7 +80,7 @@ def split_csv(
     import pandas as pd
 
     from knee_siglip.cli.split.assignment import split_table
-    from knee_siglip.data.table import read_table
+    from knee_siglip.tables.table import read_table
     from knee_siglip.validation.leakage import patient_ids
 
     table = read_table(in_csv)
@@ -147,7 +147,7 @@ def _image_ids(files: Sequence[str]) -> list[str]:
 
 
 def _hashes(names: Sequence[str]) -> list[tuple[str, str]]:
-    from knee_siglip.data.images import ImageError, read_bytes
+    from knee_siglip.imaging.decode.read import ImageError, read_bytes
 
     pairs = []
     for name in names:
@@ -198,7 +198,7 @@ def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -
     from rich.table import Table
     from rich.text import Text
 
-    from knee_siglip.data.manifest import SPLITS
+    from knee_siglip.tables.manifest import SPLITS
     from knee_siglip.validation.cohort import patient_numbers
     from knee_siglip.validation.leakage import patient_ids
 

@@ -1,0 +1,199 @@
+"""What lies in the store, pixels and features, whether it is undamaged, and what may go. Behind `knee-siglip store`.
+
+Nothing here is needed to train: whatever is removed is made again when somebody asks for it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UsageError
+from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
+from knee_siglip.imaging.fit.transform import VERSION
+from knee_siglip.store.filling import LOCK, locked
+from knee_siglip.store.rows import FACTS, FEATURE_VERSION
+from knee_siglip.store.segments import (
+    IDS,
+    NOBODY,
+    Record,
+    RowLayout,
+    clean_folder,
+    feature_rows,
+    pixel_rows,
+    read_segments,
+    rewrite_log,
+)
+
+ROWS_PER_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """One folder of rows. kind: `paths.PIXELS` or `paths.FEATURES`; facts: its JSON file, {} where there is none.
+
+    layout, last_used: None where nothing tells; lost: log lines that are damaged or whose rows were cut off; bytes: on
+    the disk; current: cache.json names its transform.
+    """
+
+    folder: Path
+    kind: str
+    facts: dict[str, Any]
+    layout: RowLayout | None
+    images: int
+    lost: int
+    bytes: int
+    segments: int
+    last_used: datetime | None
+    current: bool
+
+    @property
+    def usable(self) -> bool:
+        """Whether this knee-siglip makes and reads such rows."""
+        return _is_usable(self.kind, self.facts)
+
+
+def shelves(root: Path, cache_facts: Path) -> list[Shelf]:
+    """Every folder of rows of the store at root that holds anything, the last used first."""
+    transform_key = _read_json(cache_facts).get("transform_key")
+    found = [
+        _examine(folder, kind, transform_key)
+        for kind in (paths.PIXELS, paths.FEATURES)
+        for folder in (root / kind).glob("*")
+        if folder.is_dir() and any(_content(folder))
+    ]
+    return sorted(found, key=lambda shelf: (shelf.last_used or datetime.min, shelf.folder.name), reverse=True)
+
+
+def choose_prunable(found: Sequence[Shelf], older_than: float | None, all_but_current: bool) -> list[Shelf]:
+    """What may go: rows of other versions of knee-siglip, and what else is asked for; never the current ones.
+
+    older_than: days since the last use. Raises `UsageError` where all but the current is to go and none is current.
+    """
+    if all_but_current and not any(shelf.current for shelf in found):
+        raise UsageError("no cache.json here names the current transform, so --all_but_current would take everything")
+    limit = datetime.now() - timedelta(days=older_than) if older_than is not None else datetime.min
+
+    def may_go(shelf: Shelf) -> bool:
+        return not shelf.usable or all_but_current or (shelf.last_used or datetime.min) < limit
+
+    return [shelf for shelf in found if not shelf.current and may_go(shelf)]
+
+
+def remove_shelf(shelf: Shelf) -> None:
+    """Remove its files. Processes that read them keep their maps.
+
+    Raises:
+        UserError: another process is filling it just now; the folder cannot be written.
+    """
+    with locked(shelf.folder, wait=False):
+        for file in sorted(
+            _content(shelf.folder), key=lambda file: file.suffix != IDS
+        ):  # logs first: readers see all or none
+            file.unlink(missing_ok=True)
+
+
+def find_damaged(shelf: Shelf) -> list[str]:
+    """Ids of the images whose rows are no longer those that were made: every row is hashed, on all cores."""
+    if shelf.layout is None:
+        return []
+    rows = [
+        (segment.file, record)
+        for segment in read_segments(shelf.folder, shelf.layout)
+        for record in segment.records
+        if record.image_id != NOBODY
+    ]
+    workers = available_cores()
+    chunks = split_chunks(rows, ROWS_PER_CHUNK, workers)
+    found = work_in_chunks(partial(_hash_rows, shelf.layout.nbytes), chunks, workers, f"Verifying {shelf.folder.name}")
+    return sorted(image_id for chunk in found for image_id in chunk)
+
+
+def remove_damaged(shelf: Shelf, image_ids: Sequence[str]) -> None:
+    """Take images, and lost log lines, out of the store; the next run makes them again. Their rows stay unused."""
+    if shelf.layout is None:
+        return
+    unwanted = set(image_ids)
+    with locked(shelf.folder):
+        for segment in read_segments(shelf.folder, shelf.layout):
+            if segment.lost or any(record.image_id in unwanted for record in segment.records):
+                rewrite_log(segment.file, [_disown(record, unwanted) for record in segment.records])
+        clean_folder(shelf.folder, read_segments(shelf.folder, shelf.layout), shelf.layout)
+
+
+def _disown(record: Record, unwanted: set[str]) -> Record:
+    return record._replace(image_id=NOBODY) if record.image_id in unwanted else record
+
+
+def _hash_rows(nbytes: int, rows: Sequence[tuple[Path, Record]]) -> list[str]:
+    """Read through files, not maps: a sector that the disk cannot read is then an error and no dead process."""
+    damaged = []
+    for file, record in rows:
+        try:
+            with file.open("rb", buffering=0) as segment:
+                data = os.pread(segment.fileno(), nbytes, record.row * nbytes)
+        except OSError:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != record.row_hash:
+            damaged.append(record.image_id)
+    return damaged
+
+
+def _examine(folder: Path, kind: str, transform_key: str | None) -> Shelf:
+    file = folder / FACTS[kind]
+    facts = _read_json(file)
+    layout = _layout(kind, facts)
+    segments = read_segments(folder, layout) if layout else []
+    stats = [file.stat() for file in _content(folder)]
+    return Shelf(
+        folder=folder,
+        kind=kind,
+        facts=facts,
+        layout=layout,
+        lost=sum(segment.lost for segment in segments),
+        images=sum(record.image_id != NOBODY for segment in segments for record in segment.records),
+        bytes=sum(stat.st_blocks * 512 for stat in stats),
+        segments=len(segments),
+        last_used=datetime.fromtimestamp(file.stat().st_mtime) if file.exists() else None,
+        current=transform_key is not None and _is_current(folder, kind, facts, transform_key),
+    )
+
+
+def _layout(kind: str, facts: dict[str, Any]) -> RowLayout | None:
+    make, length = {
+        paths.PIXELS: (pixel_rows, facts.get("image_size")),
+        paths.FEATURES: (feature_rows, facts.get("width")),
+    }[kind]
+    return make(length) if isinstance(length, int) and length > 0 else None
+
+
+def _is_usable(kind: str, facts: dict[str, Any]) -> bool:
+    if kind == paths.PIXELS:
+        return facts.get("version") == VERSION
+    return facts.get("feature_version") == FEATURE_VERSION
+
+
+def _is_current(folder: Path, kind: str, facts: dict[str, Any], transform_key: str) -> bool:
+    """Features of another version are not, even where their pixels are: nothing reads them."""
+    if kind == paths.PIXELS:
+        return folder.name == transform_key
+    return facts.get("transform_key") == transform_key and _is_usable(kind, facts)
+
+
+def _content(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.name != LOCK and file.is_file()]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """{} where there is none, or none that can be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

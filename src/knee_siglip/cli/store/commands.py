@@ -1,0 +1,223 @@
+"""`knee-siglip store`: look after the store of decoded pixels and vision features.
+
+    knee-siglip store show
+    knee-siglip store prune --older_than 30 --yes
+    knee-siglip store verify --repair
+    knee-siglip store pack knees.tar            (then, on a machine without the originals:)
+    knee-siglip store unpack knees.tar
+
+Inside a DVC project it is the project's `.store`, elsewhere $KNEE_SIGLIP_STORE or a folder in the user's cache.
+"""
+
+import re
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from knee_siglip.core import paths
+from knee_siglip.core.errors import EXIT_FAILED, UsageError
+
+# numpy and pandas are imported inside the commands: `--help` must not wait for them.
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from knee_siglip.cli.store.care import Shelf
+    from knee_siglip.cli.store.travel import CacheFiles, OnDifference
+    from knee_siglip.training.resume import Unfinished
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Look after the store: every image decoded, and seen by a frozen tower, once for all experiments.",
+)
+
+ManifestOption = Annotated[
+    Path | None, typer.Option("--manifest", help=f"None: {paths.MANIFEST} in the project.", show_default=False)
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help=f"cache.json, beside it index.parquet. None: {paths.CACHE_FACTS} in the project.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def show(cache: CacheOption = None) -> None:
+    """Say what lies in the store: what it is, images, size, last use, and whether the project uses it now."""
+    from rich.console import Console
+
+    from knee_siglip.cli.store.care import shelves
+    from knee_siglip.training.resume import unfinished_runs
+
+    root = paths.find_store_root()
+    found = shelves(root, cache or _in_project(paths.CACHE_FACTS))
+    if found:
+        Console().print(_table(found))
+    runs = unfinished_runs(root / paths.RUNS)
+    for run in runs:
+        typer.echo(_describe_run(run))
+    total = sum(shelf.bytes for shelf in found) + sum(run.bytes for run in runs)
+    count = len(found) + len(runs)
+    typer.echo(f"{root}: {_gigabytes(total)} in {count} folders, {_gigabytes(_free(root))} free on its disk")
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        float | None,
+        typer.Option("--older_than", min=0, help="Also what was not used for so many days, unfinished trainings too."),
+    ] = None,
+    all_but_current: Annotated[
+        bool, typer.Option("--all_but_current", help="Also everything that the project does not use now.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it. Without this, only say what would go.")] = False,
+    cache: CacheOption = None,
+) -> None:
+    """Remove pixels and features that other versions of knee-siglip made, and what else is asked for.
+
+    Never what the project uses now. What another experiment needs again is made again.
+    """
+    from rich.console import Console
+
+    from knee_siglip.cli.store.care import choose_prunable, remove_shelf, shelves
+    from knee_siglip.training.resume import remove_unfinished, unfinished_runs
+
+    root = paths.find_store_root()
+    found = shelves(root, cache or _in_project(paths.CACHE_FACTS))
+    chosen = choose_prunable(found, older_than, all_but_current)
+    limit = datetime.min if older_than is None else datetime.now() - timedelta(days=older_than)
+    runs = [run for run in unfinished_runs(root / paths.RUNS) if run.last_used < limit]
+    if not chosen and not runs:
+        typer.echo("nothing to prune")
+        return
+    if chosen:
+        Console().print(_table(chosen))
+    for run in runs:
+        typer.echo(_describe_run(run))
+    if yes:
+        for shelf in chosen:
+            remove_shelf(shelf)
+        for run in runs:
+            remove_unfinished(run)
+    freed = _gigabytes(sum(shelf.bytes for shelf in chosen) + sum(run.bytes for run in runs))
+    typer.echo(f"{freed} freed" if yes else f"{freed} would be freed; nothing was removed: add --yes")
+
+
+@app.command()
+def verify(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take damaged images out: the next run makes them again.")
+    ] = False,
+) -> None:
+    """Hash all pixels and features and compare with what was made (exit code 1: damage was found and not repaired)."""
+    from knee_siglip.cli.store.care import find_damaged, remove_damaged, shelves
+
+    wrong = 0
+    for shelf in shelves(paths.find_store_root(), _in_project(paths.CACHE_FACTS)):
+        damaged = find_damaged(shelf)
+        wrong += len(damaged) + shelf.lost
+        found = f"{shelf.images} images, {len(damaged)} damaged, {shelf.lost} lost (cut off)"
+        typer.echo(f"{shelf.kind} {shelf.folder.name}: {found}")
+        for image_id in damaged:
+            typer.echo(f"  {image_id}")
+        if repair and (damaged or shelf.lost):
+            remove_damaged(shelf, damaged)
+    if wrong and not repair:
+        typer.echo("add --repair to take them out; the next run makes them again")
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def pack(
+    out: Annotated[Path, typer.Argument(metavar="OUT.tar", help="The file to write.")],
+    manifest: ManifestOption = None,
+    cache: CacheOption = None,
+) -> None:
+    """Write the pixels of the manifest's images into one file, to train on a machine without the originals."""
+    from knee_siglip.cli.store.travel import pack as pack_store
+
+    images = pack_store(_pixel_root(), _cache_files(manifest, cache), out)
+    typer.echo(f"{out}: {images} images, {_gigabytes(out.stat().st_size)}")
+
+
+@app.command()
+def unpack(
+    source: Annotated[Path, typer.Argument(metavar="IN.tar", help="What `store pack` wrote.")],
+    manifest: ManifestOption = None,
+    cache: CacheOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a manifest and cache that differ from the packed ones.")
+    ] = False,
+    pixels_only: Annotated[bool, typer.Option("--pixels_only", help="Leave the manifest and the cache alone.")] = False,
+) -> None:
+    """Add packed pixels to the store, and put the manifest and the cache in their places."""
+    from knee_siglip.cli.store.travel import unpack as unpack_store
+
+    if overwrite and pixels_only:
+        raise UsageError("--overwrite and --pixels_only exclude each other")
+    on_difference: OnDifference = "overwrite" if overwrite else "leave" if pixels_only else "refuse"
+    done = unpack_store(source, _pixel_root(), _cache_files(manifest, cache), on_difference)
+    typer.echo(f"{done.images} images, {done.added} of them new in {_pixel_root()}")
+    for path in done.files:
+        typer.echo(f"wrote {path}")
+
+
+def _pixel_root() -> Path:
+    return paths.find_store_root() / paths.PIXELS
+
+
+def _in_project(path: Path) -> Path:
+    root = paths.find_project_root()
+    return root / path if root else path
+
+
+def _cache_files(manifest: Path | None, cache: Path | None) -> "CacheFiles":
+    from knee_siglip.cli.store.travel import CacheFiles
+
+    facts = cache or _in_project(paths.CACHE_FACTS)
+    return CacheFiles(manifest or _in_project(paths.MANIFEST), facts.with_name(paths.CACHE_INDEX.name), facts)
+
+
+def _table(found: "list[Shelf]") -> "Table":
+    """80 columns are enough: only what the rows are made with is folded."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("content", show_lines=True)
+    for title in ("images", "size", "last used", "state"):
+        table.add_column(title, no_wrap=True)
+    for shelf in found:
+        table.add_row(
+            Text(f"{shelf.kind} {shelf.folder.name}\n{_describe(shelf.facts)}"),
+            str(shelf.images),
+            _gigabytes(shelf.bytes),
+            f"{shelf.last_used:%Y-%m-%d}" if shelf.last_used else "?",
+            "in use" if shelf.current else "kept" if shelf.usable else "other version",
+        )
+    return table
+
+
+def _describe_run(run: "Unfinished") -> str:
+    state = "before its first state" if run.step is None else f"saved at step {run.step}"
+    used = f"{_gigabytes(run.bytes)}, last used {run.last_used:%Y-%m-%d}"
+    return f"unfinished training {run.folder.name[:12]}: {state}, {used}"
+
+
+def _describe(facts: dict[str, Any]) -> str:
+    """What the rows are made with; of long hashes the beginning, which tells them apart."""
+    shown = (re.sub(r"\b[0-9a-f]{40,}\b", lambda found: found[0][:12], str(value)) for value in facts.values())
+    return ", ".join(f"{key} {value}" for key, value in zip(facts, shown, strict=True))
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _free(root: Path) -> int:
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free

@@ -1,0 +1,216 @@
+"""Pixels on a journey: one tar file with which training runs on a machine that never sees the originals.
+
+    store.json        version of this format, the transform, number of images
+    ids.txt           a line `image_id pixel_hash` per image
+    files/...         manifest.parquet, index.parquet, cache.json: what training reads beside the pixels
+    pixels            uint8 (N, S, S) in the order of ids.txt
+
+Uncompressed, because grey pixels hardly shrink; equal content gives equal bytes.
+"""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Literal, cast
+
+import numpy as np
+
+from knee_siglip.core.errors import UserError
+from knee_siglip.imaging.fit.transform import Transform
+from knee_siglip.store.filling import add_rows
+from knee_siglip.store.pixels import PixelStore, read_cache_facts
+from knee_siglip.store.segments import write_atomically
+from knee_siglip.tables.manifest import read_manifest
+
+FORMAT = 1
+HEADER, IDS, PIXELS, FILES = "store.json", "ids.txt", "pixels", "files/"
+HASH = re.compile("[0-9a-f]{64}")
+ROWS_AT_ONCE = 256
+
+OnDifference = Literal["refuse", "overwrite", "leave"]
+
+
+@dataclass(frozen=True)
+class CacheFiles:
+    """What training reads beside the pixels: in a project, outs of validate and preprocess."""
+
+    manifest: Path
+    index: Path
+    facts: Path
+
+    def by_name(self) -> dict[str, Path]:
+        """Names in the tar."""
+        return {"manifest.parquet": self.manifest, "index.parquet": self.index, "cache.json": self.facts}
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """images: in the tar; added: of them, those that the store did not have; files: written beside them."""
+
+    images: int
+    added: int
+    files: list[Path]
+
+
+def pack(root: Path, files: CacheFiles, out: Path) -> int:
+    """Write the pixels of the manifest's images, with the current transform, and the files to `out`.
+
+    Returns the number of images.
+
+    Raises:
+        UserError: preprocess has not run; pixels are missing or damaged; `out` cannot be written.
+    """
+    store = PixelStore(root, Transform.from_dict(read_cache_facts(files.facts)["transform"]))
+    ids = list(dict.fromkeys(read_manifest(files.manifest)["image_id"]))
+    hashes = store.row_hashes(ids)
+    facts = {"format": FORMAT, "transform": store.transform.to_dict(), "images": len(ids)}
+    lines = "".join(f"{image_id} {pixel_hash}\n" for image_id, pixel_hash in zip(ids, hashes, strict=True))
+
+    def write(file: BinaryIO) -> None:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            _add(tar, HEADER, json.dumps(facts, indent=2).encode())
+            _add(tar, IDS, lines.encode())
+            for name, path in files.by_name().items():
+                _add(tar, FILES + name, _read_file(path))
+            size = len(ids) * store.transform.image_size**2
+            _add_stream(tar, PIXELS, size, _checked_rows(store, ids, hashes))
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, write)
+    return len(ids)
+
+
+def unpack(source: Path, root: Path, files: CacheFiles, on_difference: OnDifference = "refuse") -> Unpacked:
+    """Add a tar's pixels to the store, then put its files where they belong. Safe to repeat, and to interrupt.
+
+    on_difference: where one of the files is there with another content. Nothing but the named members is read, and
+    nothing is written but the store and `files`, whatever the tar contains.
+
+    Raises:
+        UserError: no such file, or damaged, or of another version; files that differ; a full disk.
+    """
+    try:
+        with tarfile.open(source, "r:") as tar:
+            facts = _header(tar)
+            found = {path: _member(tar, FILES + name).read() for name, path in files.by_name().items()}
+            changed = _changed(found, on_difference)
+            added = _unpack_pixels(tar, PixelStore(root, Transform.from_dict(facts["transform"])), facts)
+    except FileNotFoundError:
+        raise UserError(f"{source} does not exist") from None
+    except (tarfile.TarError, KeyError, TypeError, ValueError, EOFError) as error:
+        raise UserError(f"{source} is damaged or was not written by `store pack` ({error}); copy it again") from None
+    for path, content in changed.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, partial(_write, content))
+    return Unpacked(facts["images"], added, list(changed))
+
+
+def _unpack_pixels(tar: tarfile.TarFile, store: PixelStore, facts: Mapping[str, Any]) -> int:
+    """Returns how many images were added; the others are verified all the same."""
+    side, images = store.transform.image_size, facts["images"]
+    pairs = [line.split(" ") for line in _member(tar, IDS).read().decode("ascii").splitlines()]
+    if len(pairs) != images or tar.getmember(PIXELS).size != images * side**2:
+        raise ValueError("its ids and pixels are not as many as it says")
+    if not all(len(pair) == 2 and HASH.fullmatch(pair[0]) and HASH.fullmatch(pair[1]) for pair in pairs):
+        raise ValueError("its ids are no hashes")
+    with store.filling():
+        wanted = store.missing([image_id for image_id, _ in pairs])
+        squares = _checked_squares(_member(tar, PIXELS), pairs, side)
+        added = (square for square in squares if square[0] in wanted)
+        add_rows(store.folder, store.segments, store.layout, len(wanted), added)
+    return len(wanted)
+
+
+def _checked_squares(pixels: IO[bytes], pairs: Iterable[list[str]], side: int) -> Iterator[tuple[str, str, np.ndarray]]:
+    for image_id, pixel_hash in pairs:
+        data = pixels.read(side**2)
+        if len(data) < side**2 or hashlib.sha256(data).hexdigest() != pixel_hash:
+            raise ValueError(f"the pixels of image {image_id} are not those of their hash")
+        yield image_id, pixel_hash, np.frombuffer(data, dtype=np.uint8).reshape(side, side)
+
+
+def _checked_rows(store: PixelStore, ids: Sequence[str], hashes: Sequence[str]) -> Iterator[bytes]:
+    places = store.locate(ids)
+    for start in range(0, len(ids), ROWS_AT_ONCE):
+        chunk = slice(start, start + ROWS_AT_ONCE)
+        pixels = store.read(places[chunk])
+        for square, image_id, pixel_hash in zip(pixels, ids[chunk], hashes[chunk], strict=True):
+            if hashlib.sha256(square.data).hexdigest() != pixel_hash:
+                raise UserError(f"{store.folder}: pixels of image {image_id} are damaged; run store verify --repair")
+        yield pixels.tobytes()
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def _header(tar: tarfile.TarFile) -> dict[str, Any]:
+    facts = json.load(_member(tar, HEADER))
+    if facts["format"] != FORMAT:
+        raise UserError(
+            f"{tar.name!r} has format {facts['format']}, this knee-siglip reads {FORMAT}; use the same version"
+        )
+    return dict(facts)
+
+
+def _changed(found: Mapping[Path, bytes], on_difference: OnDifference) -> dict[Path, bytes]:
+    """The files to write."""
+    if on_difference == "leave":
+        return {}
+    changed = {path: data for path, data in found.items() if not path.exists() or path.read_bytes() != data}
+    differing = [str(path) for path in changed if path.exists()]
+    if differing and on_difference == "refuse":
+        raise UserError(
+            f"{' and '.join(differing)} differ from those that were packed; --overwrite takes the packed ones, "
+            "--pixels_only adds the pixels and leaves yours"
+        )
+    return changed
+
+
+def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+    """A plain file of the tar; KeyError where there is none."""
+    file = tar.extractfile(name) if tar.getmember(name).isreg() else None
+    if file is None:
+        raise KeyError(f"{name} is no plain file")
+    return file
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    _add_stream(tar, name, len(data), iter([data]))
+
+
+def _add_stream(tar: tarfile.TarFile, name: str, size: int, chunks: Iterator[bytes]) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    tar.addfile(info, cast(IO[bytes], io.BufferedReader(_Stream(chunks))))
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; run dvc repro preprocess") from None
+
+
+class _Stream(io.RawIOBase):
+    """Chunks of bytes as a file to read."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._rest = self._rest or memoryview(next(self._chunks, b""))
+        count = min(len(self._rest), len(buffer))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count

@@ -1,0 +1,131 @@
+"""Whether a radiograph is shown inverted: dark bone on bright ground.
+
+Two things of a knee tell, and each changes its sign with the image: the ground in the corners and at the sides is
+darker than the bone, and the joint space is a dark band between bright bones. They are measured on the *ranks* of the
+grey values, not the values, so that exposure, gamma and window hardly matter: a washed-out or faint
+image has the ranks of a good one. Letterboxes, collimator borders and tilted frames are left out first.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import uniform_filter
+
+SIDE = 64
+"""Side of the thumbnail that is judged: the joint space is about 4 of its pixels high."""
+
+WEIGHTS = (9.29, 0.75, 30.92)
+"""Of `features`, in their order: a logistic regression without constant, because an inverted image's features are the
+image's own with the opposite sign. Fitted by scripts/fit_inversion.py on training patients only."""
+
+CAUTION = 3.0
+"""Log odds that the evidence must outweigh before an image counts as inverted. An inverted image that is missed stays
+as it was; a normal one that is called inverted would be spoiled."""
+
+FLAT = 3
+"""Greys; a row or column that varies no more belongs to a border, not to the radiograph."""
+
+
+def inversion_probability(grey: np.ndarray) -> float:
+    """How likely the radiograph is shown inverted (bright ground, dark bone).
+
+    grey: uint8 (H, W), any size, upright, before any contrast step. Returns 0 to 1; above 0.5 means inverted. Where
+    nothing can be seen (a constant image) the answer is well below 0.5.
+    """
+    log_odds = float(features(grey) @ np.array(WEIGHTS)) - CAUTION
+    return 1 / (1 + math.exp(-log_odds))
+
+
+def features(grey: np.ndarray) -> np.ndarray:
+    """grey: uint8 (H, W). Returns float64 (3,): corners, sides, gap; all 0 where nothing can be seen."""
+    ranks = _ranks(*_thumbnail(grey))
+    corners = (ranks[:12, :8] + ranks[:12, -8:] + ranks[-12:, :8] + ranks[-12:, -8:]).mean() / 4
+    sides = (ranks[:, :6] + ranks[:, -6:]).mean() / 2 - ranks[:, 16:48].mean()
+    return np.array([corners, sides, _gap(ranks)], dtype=np.float64)
+
+
+def _gap(ranks: np.ndarray) -> float:
+    """Negative where details as wide as the joint space are mostly dark: 3 pixels against the 11 round them."""
+    return _lean((uniform_filter(ranks, 3) - uniform_filter(ranks, 11))[6:-6, 6:-6], 0.05)
+
+
+def _lean(values: np.ndarray, share: float) -> float:
+    """How much further the upper tail reaches from the median than the lower one; the tails begin at `share`."""
+    count = values.size
+    places = [round(share * (count - 1)), count // 2, round((1 - share) * (count - 1))]
+    low, middle, high = np.partition(values, places, axis=None)[places]
+    return float(high + low - 2 * middle)
+
+
+def _ranks(thumbnail: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """Share of darker pixels less share of brighter ones, -1 to 1, float32 (SIDE, SIDE); 0 outside the radiograph."""
+    counts = np.bincount(thumbnail[~outside], minlength=256)
+    table = (2 * np.cumsum(counts) - counts) / max(counts.sum(), 1) - 1
+    return np.where(outside, 0, table[thumbnail]).astype(np.float32)
+
+
+def _thumbnail(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The radiograph without its borders, uint8 (SIDE, SIDE), and where a tilted frame still shows, bool."""
+    step = max(1, min(grey.shape) // (8 * SIDE))
+    image = Image.fromarray(np.ascontiguousarray(grey[::step, ::step]))
+    shrink = max(1, min(image.size) // (2 * SIDE))
+    if shrink > 1:
+        image = image.reduce(shrink)
+    pixels = np.asarray(image)
+    box = _without_borders(pixels)
+    frame = _frame_grey(pixels, box)
+    box = _inset(_without_frame(pixels, box, frame), image.size)
+    thumbnail = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, box=box))
+    return thumbnail, np.abs(thumbnail - frame) < FLAT
+
+
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom, as Pillow counts them."""
+
+
+def _without_borders(pixels: np.ndarray) -> Box:
+    """Cut rows and columns off that are of one grey: letterbox, collimator."""
+    top, bottom = _span(np.ptp(pixels, axis=1) <= FLAT)
+    left, right = _span(np.ptp(pixels[top:bottom], axis=0) <= FLAT)
+    inner_top, inner_bottom = _span(np.ptp(pixels[top:bottom, left:right], axis=1) <= FLAT)
+    return left, top + inner_top, right, top + inner_bottom
+
+
+def _without_frame(pixels: np.ndarray, box: Box, frame: np.float32) -> Box:
+    """Cut rows and columns off that are mostly frame: what `_without_borders` leaves of a tilted one."""
+    left, top, right, bottom = box
+    empty = np.abs(pixels[top:bottom, left:right] - frame) < FLAT
+    first_row, last_row = _span(empty.mean(axis=1) > 0.5)
+    first_column, last_column = _span(empty.mean(axis=0) > 0.5)
+    if (last_row - first_row) * 5 < bottom - top or (last_column - first_column) * 5 < right - left:
+        return box
+    return left + first_column, top + first_row, left + last_column, top + last_row
+
+
+def _frame_grey(pixels: np.ndarray, box: Box) -> np.float32:
+    """The grey that all four corners of the box share, and the middle does not: a frame round the radiograph, or air.
+
+    NaN, which no pixel is near to, where there is none. In an overexposed image bone and corners share white.
+    """
+    left, top, right, bottom = box
+    corners = pixels[[top, top, bottom - 1, bottom - 1], [left, right - 1, left, right - 1]]
+    grey = np.float32(np.median(corners))
+    rows, columns = (bottom - top) // 4, (right - left) // 4
+    middle = pixels[top + rows : bottom - rows, left + columns : right - columns]
+    none = np.ptp(corners) > FLAT or (np.abs(middle - grey) < FLAT).mean() > 0.25
+    return np.float32(np.nan) if none else grey
+
+
+def _span(empty: np.ndarray) -> tuple[int, int]:
+    """First and last + 1 place that is not empty; everything where all is empty."""
+    full = np.flatnonzero(~empty)
+    return (int(full[0]), int(full[-1]) + 1) if full.size else (0, len(empty))
+
+
+def _inset(box: Box, size: tuple[int, int]) -> Box:
+    """One pixel less on every side that was cut: the border has bled into it."""
+    left, top, right, bottom = box
+    if min(right - left, bottom - top) <= 8:
+        return box
+    return left + (left > 0), top + (top > 0), right - (right < size[0]), bottom - (bottom < size[1])

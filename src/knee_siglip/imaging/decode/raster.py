@@ -1,0 +1,145 @@
+"""PNG, JPEG, TIFF and their like to grey: every mode, depth and orientation that Pillow reads, and no other format."""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from knee_siglip.imaging.decode.exposure import Decoded, ImageError, check_size, shown
+from knee_siglip.imaging.decode.modes import COLOURS, deep_colour, grey_of, sample_bits
+from knee_siglip.imaging.decode.png import decode_png
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+"""Raster formats only: Pillow's EPS would start Ghostscript, and rare formats are rarely tested decoders."""
+
+SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"GIF8": "GIF",
+    b"RIFF": "WEBP",
+    b"\0\0\0\x0cjP": "JPEG2000",
+    b"\xff\x4f\xff\x51": "JPEG2000",
+}
+
+STRANGERS = {
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "XML (an SVG drawing, perhaps)",
+    b"<!doctype html": "an HTML page (a failed download, perhaps)",
+    b"<html": "an HTML page (a failed download, perhaps)",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file with `git lfs pull`",
+    b"8bps": "a Photoshop file",
+}
+"""First bytes, lower case, of what is often found under an image's name."""
+
+MAX_CHUNKS = 200_000
+"""Of a PNG; the largest image in chunks of 4 kB has 100,000."""
+
+SUBFILE_TYPE = 254
+"""TIFF tag; bit 0 marks a reduced copy of another page."""
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether the first bytes are those of a format that is read here (PPM has no clear ones)."""
+    return data.startswith(tuple(SIGNATURES))
+
+
+def decode_picture(data: bytes, path: Path) -> Decoded:
+    """Decode a file's bytes with Pillow.
+
+    Raises:
+        ImageError: no image of `FORMATS`, damaged, too large, several frames.
+    """
+    if plain := decode_png(data):
+        return plain
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if data.startswith(b"\x89PNG"):
+                _check_chunks(data, path)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                check_size(image.width, image.height, path)
+                _check_single(image, path)
+                return _decode(image, data, path)
+        except ImageError:
+            raise
+        except UnidentifiedImageError:
+            raise ImageError(f"{shown(path)}: {_stranger(data)}") from None
+        except Image.DecompressionBombError:
+            raise ImageError(f"{shown(path)}: has far too many pixels for a radiograph") from None
+        except MemoryError:
+            raise ImageError(f"{shown(path)}: takes more memory to decode than there is") from None
+        except Exception as error:  # Pillow's decoders raise nearly every type on a damaged file
+            raise ImageError(f"{shown(path)}: is damaged: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """One line of what Pillow says, without the file's own text and without an object's address."""
+    text = str(error)
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return "truncated"
+    return text if text and len(text) < 60 and text.isascii() and text.isprintable() else type(error).__name__
+
+
+def _stranger(data: bytes) -> str:
+    start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for signature, name in STRANGERS.items():
+        if start.startswith(signature.lower()):
+            return f"is no image but {name}"
+    for signature, name in SIGNATURES.items():
+        if data.startswith(signature):
+            return f"is damaged: it begins like {name}, but has no usable header"
+    return "is no image of a known format (PNG, JPEG, TIFF, DICOM)"
+
+
+def _check_chunks(data: bytes, path: Path) -> None:
+    """Pillow passes over the pixel chunks' checksums: a flipped bit would change pixels without a word."""
+    position = 8
+    for _ in range(MAX_CHUNKS):
+        header = data[position : position + 8]
+        if len(header) < 8:
+            break
+        length, name = struct.unpack(">I4s", header)
+        end = position + 8 + length
+        critical = not name[0] & 0x20  # PNG specification, 5.4: a lower-case letter marks an ancillary chunk
+        if critical and data[end : end + 4] != struct.pack(">I", zlib.crc32(memoryview(data)[position + 4 : end])):
+            raise ImageError(f"{shown(path)}: is damaged: {'truncated' if end + 4 > len(data) else 'wrong checksum'}")
+        if name == b"IEND":
+            return
+        position = end + 4
+    raise ImageError(f"{shown(path)}: is damaged: truncated, or cut into more than {MAX_CHUNKS:,} chunks")
+
+
+def _check_single(image: Image.Image, path: Path) -> None:
+    """Several frames are refused; a JPEG's preview (MPO) and a TIFF's reduced pages are passed over."""
+    frames = getattr(image, "n_frames", 1)
+    if frames < 2 or image.format == "MPO":
+        return
+    if image.format == "TIFF" and frames <= 16:
+        pages = range(1, frames)
+        reduced = 0
+        for page in pages:
+            image.seek(page)
+            reduced += int(image.tag_v2.get(SUBFILE_TYPE, 0)) & 1  # type: ignore[attr-defined]
+        image.seek(0)
+        if reduced == len(pages):
+            return
+    raise ImageError(f"{shown(path)}: has {frames} frames; a radiograph has one")
+
+
+def _decode(image: Image.Image, data: bytes, path: Path) -> Decoded:
+    bits = sample_bits(image, data)
+    kind = f"{image.format} {image.mode}"
+    if bits == 16 and image.mode in COLOURS:
+        return Decoded(deep_colour(image, data, path), bits, f"{kind};16")
+    return Decoded(grey_of(image, data), bits, kind)

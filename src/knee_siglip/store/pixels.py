@@ -1,0 +1,123 @@
+"""The pixel store: every image decoded and fitted once, ever, then read through memory maps.
+
+`<root>/<transform key>/` holds a row per image (store_rows.py); store_filling.py decodes into it. It lies outside DVC's
+outs and is shared by all experiments; DVC sees only a small index of the content (`build_cache`). Readers rebuild
+whatever the store lacks.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UserError
+from knee_siglip.core.processes import available_cores
+from knee_siglip.imaging.fit.transform import Transform
+from knee_siglip.store.filling import fill
+from knee_siglip.store.rows import CachedRows, RowStore
+from knee_siglip.store.segments import pixel_rows
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Distinct images asked for, and how many of them had to be decoded."""
+
+    images: int
+    decoded: int
+
+
+class PixelStore(RowStore):
+    """Pixels of one transform, uint8 (S, S) by image id. Several processes may build and read it at once."""
+
+    remedy = "run dvc repro preprocess"
+
+    def __init__(self, root: Path, transform: Transform) -> None:
+        self.transform = transform
+        layout = pixel_rows(transform.image_size)
+        super().__init__(root / transform.key, paths.PIXELS, layout, transform.to_dict())
+
+    def ensure(self, image_ids: Sequence[str], files: Sequence[Path | str], *, workers: int | None = None) -> Counts:
+        """Decode what is missing, on all cores. files[i] is the original of image_ids[i].
+
+        Whatever was finished stays when this is killed. One process builds at a time; a second one waits, then finds
+        the work done.
+
+        Raises:
+            UserError: images that cannot be read or are no longer those that were validated; a full disk.
+        """
+
+        def add(wanted: set[str]) -> None:
+            todo = {i: Path(file) for i, file in zip(image_ids, files, strict=True) if i in wanted}
+            fill(self.folder, self.transform, self.segments, list(todo.items()), workers or available_cores())
+
+        return Counts(len(set(image_ids)), decoded=self.add_missing(image_ids, add))
+
+
+class CachedPixels(CachedRows):
+    """The manifest's images as an array that lives on the disk: `pixels[rows]` is uint8 (B, S, S).
+
+    `transform`: what was done to every image.
+    """
+
+    def __init__(self, store: PixelStore, image_ids: Sequence[str], known: np.ndarray | None = None) -> None:
+        super().__init__(store, image_ids, known)
+        self.transform = store.transform
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square in pixels."""
+        return self.transform.image_size
+
+
+def build_cache(
+    manifest: pd.DataFrame,
+    transform: Transform,
+    index_path: Path = paths.CACHE_INDEX,
+    facts_path: Path = paths.CACHE_FACTS,
+) -> Counts:
+    """Fill the store for every manifest row and describe its content for DVC: equal pixels, equal files."""
+    store = PixelStore(paths.store_root() / paths.PIXELS, transform)
+    counts = _ensure_rows(store, manifest)
+    ids = manifest["image_id"].tolist()
+    index = pd.DataFrame({"image_id": ids, "pixel_hash": store.row_hashes(ids)})
+    facts = {
+        "image_size": transform.image_size,
+        "transform": transform.to_dict(),
+        "transform_key": transform.key,
+        "rows": len(manifest),
+        "images": counts.images,
+    }
+    index_path.parent.mkdir(parents=True, exist_ok=True)
+    index.to_parquet(index_path, index=False)
+    facts_path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return counts
+
+
+def open_pixels(manifest: pd.DataFrame, facts_path: Path = paths.CACHE_FACTS) -> CachedPixels:
+    """The manifest's pixels with the transform of the preprocess stage; decodes whatever the store lacks.
+
+    Raises:
+        UserError: preprocess has not run, or was made by another version of the transform.
+    """
+    facts = read_cache_facts(facts_path)
+    store = PixelStore(paths.store_root() / paths.PIXELS, Transform.from_dict(facts["transform"]))
+    _ensure_rows(store, manifest)
+    return CachedPixels(store, manifest["image_id"].tolist())
+
+
+def read_cache_facts(facts_path: Path) -> dict[str, Any]:
+    """cache.json of the preprocess stage; `UserError` where there is none."""
+    try:
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{facts_path} does not exist; run dvc repro preprocess") from None
+    return dict(facts)
+
+
+def _ensure_rows(store: PixelStore, manifest: pd.DataFrame) -> Counts:
+    return store.ensure(manifest["image_id"].tolist(), manifest["image_file"].tolist())

@@ -1,0 +1,162 @@
+"""One folder of the store: a row per image, by image id. Pixels (store.py) and vision features lie in such folders.
+
+`<root>/<kind>/<key>/` holds segments that only grow (segments.py) and a JSON file that tells a person what they are.
+Equal keys, equal rows: whatever would give other rows has another folder.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UserError
+from knee_siglip.store.filling import locked
+from knee_siglip.store.segments import NOBODY, RowLayout, clean_folder, read_segments, write_atomically
+
+logger = logging.getLogger(__name__)
+
+FACTS = {paths.PIXELS: "transform.json", paths.FEATURES: "features.json"}
+"""What the rows are, for people and `store show`; its time is that of the last use."""
+
+FEATURE_VERSION = 1
+"""Of everything between pixels and features. Raise it whenever the same pixels and weights would give other ones."""
+
+
+class RowStore:
+    """Rows of one folder. Several processes may fill and read it at once.
+
+    Args:
+        kind: PIXEL_FOLDERS or FEATURE_FOLDERS.
+        facts: what the folder's JSON file says.
+    """
+
+    remedy = "run the command again"
+    """What brings rows that are not here."""
+
+    def __init__(self, folder: Path, kind: str, layout: RowLayout, facts: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.layout = layout
+        self._facts = facts
+        self._facts_file = folder / FACTS[kind]
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the segments again: another process may have added some."""
+        self.segments = read_segments(self.folder, self.layout)
+        places = [(number, record.row) for number, segment in enumerate(self.segments) for record in segment.records]
+        self._places = np.array(places, dtype=np.int64).reshape(-1, 2)
+        self._hashes = [record.row_hash for segment in self.segments for record in segment.records]
+        ids = (record.image_id for segment in self.segments for record in segment.records)
+        self._numbers = {image_id: number for number, image_id in enumerate(ids)}
+        self._numbers.pop(NOBODY, None)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Ids of all images that are here, in the order in which they came."""
+        return list(self._numbers)
+
+    def missing(self, image_ids: Sequence[str]) -> set[str]:
+        """Those of the ids whose rows are not here."""
+        return set(image_ids) - self._numbers.keys()
+
+    def add_missing(self, image_ids: Sequence[str], add: Callable[[set[str]], None]) -> int:
+        """Have `add` bring the ids that are missing, while nobody else changes the folder; returns how many.
+
+        Whatever was committed stays when this is killed. One process fills at a time; a second one waits, then finds
+        the work done, and `add` is not called.
+        """
+        added = 0
+        if self.missing(image_ids):
+            with self.filling():
+                wanted = self.missing(image_ids)
+                added = len(wanted)
+                try:
+                    if wanted:
+                        add(wanted)
+                finally:
+                    self.refresh()
+                    clean_folder(self.folder, self.segments, self.layout)
+        self._note_use()
+        return added
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """The lock, with the folder cleaned and `segments` as they are now."""
+        with locked(self.folder):
+            self.refresh()
+            if lost := sum(segment.lost for segment in self.segments):
+                logger.warning("%d damaged entries of %s are dropped and made again", lost, self.folder)
+            clean_folder(self.folder, self.segments, self.layout)
+            facts = json.dumps(self._facts, indent=2).encode()
+            write_atomically(self._facts_file, lambda file: file.write(facts))
+            yield
+
+    def locate(self, image_ids: Sequence[str]) -> np.ndarray:
+        """int64 (N, 2): segment number and row of each id, for `read`. They hold until the next `refresh`."""
+        return self._places[self._find(image_ids)]
+
+    def read(self, places: np.ndarray) -> np.ndarray:
+        """Rows at places (B, 2): (B, *shape) in that order, one gather from each segment."""
+        numbers = np.unique(places[:, 0])
+        if len(numbers) == 1:
+            return self.segments[numbers[0]].rows[places[:, 1]]
+        rows = np.empty((len(places), *self.layout.shape), dtype=self.layout.dtype)
+        for number in numbers:
+            positions = np.flatnonzero(places[:, 0] == number)
+            rows[positions] = self.segments[number].rows[places[positions, 1]]
+        return rows
+
+    def gather(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Rows of the ids, repeats allowed: (B, *shape)."""
+        return self.read(self.locate(image_ids))
+
+    def row_hashes(self, image_ids: Sequence[str]) -> list[str]:
+        """sha256 of each image's row, as noted when it was made."""
+        return [self._hashes[number] for number in self._find(image_ids)]
+
+    def _find(self, image_ids: Sequence[str]) -> list[int]:
+        try:
+            return [self._numbers[i] for i in image_ids]
+        except KeyError:
+            count = len(self.missing(image_ids))
+            raise UserError(f"the store {self.folder} lacks {count} images; {self.remedy}") from None
+
+    def _note_use(self) -> None:
+        with suppress(OSError):  # a store that can only be read
+            os.utime(self._facts_file)
+
+
+class CachedRows:
+    """The manifest's images as an array that lives on the disk: `cached[rows]` is (B, *shape).
+
+    Args:
+        image_ids: of each manifest row.
+        known: manifest rows that may be asked for; None: all.
+    """
+
+    def __init__(self, store: RowStore, image_ids: Sequence[str], known: np.ndarray | None = None) -> None:
+        self._store = store
+        self._places = np.full((len(image_ids), 2), -1, dtype=np.int64)
+        chosen = np.arange(len(image_ids)) if known is None else known
+        self._places[chosen] = store.locate([image_ids[row] for row in chosen.tolist()])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """rows: int (B,), manifest row numbers in any order, repeats allowed. Returns (B, *shape)."""
+        places = self._places[rows]
+        assert (places >= 0).all(), "rows that were not asked for when this was opened"
+        return self._store.read(places)
+
+
+def content_hash(values: Mapping[str, Any]) -> str:
+    """Names a folder by what its rows depend on (JSON values)."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

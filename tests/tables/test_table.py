@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from knee_siglip.tables.table import TableError, read_table
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_csv(content: str | bytes) -> Path:
+        path = tmp_path / "train.csv"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write_csv
+
+
+def test_cells_stay_what_they_are(write):
+    table = read_table(write('img_path,note\n007,NA\n1e5,None\n" x ",\nnan,"a, ""b"""\n'))
+    assert table["img_path"].tolist() == ["007", "1e5", " x ", "nan"]
+    assert table["note"].tolist() == ["NA", "None", "", 'a, "b"']
+
+
+def test_rows_are_numbered_as_in_a_spreadsheet(write):
+    table = read_table(write('a,b\n1,2\n\n3,"two\nlines"\n5,6\n\n\n'))
+    assert table.index.tolist() == [2, 4, 5]
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfa,b\n1,2\n", b"a,b\r\n1,2\r\n", b"a,b\r1,2\r", b"a,b\n1,2"])
+def test_bom_and_line_ends_of_other_systems(write, content):
+    table = read_table(write(content))
+    assert list(table.columns) == ["a", "b"]
+    assert table.loc[2].tolist() == ["1", "2"]
+
+
+def test_header_alone_is_a_table_without_rows(write):
+    table = read_table(write("a,b\n"))
+    assert list(table.columns) == ["a", "b"]
+    assert table.empty
+
+
+@pytest.mark.parametrize(
+    ("content", "row", "reason"),
+    [
+        ("", None, "is empty"),
+        (" \n\n", None, "is empty"),
+        ("\na,b\n", 1, "first row is blank"),
+        ("a,b,a\n", 1, "'a' stands twice"),
+        ("a,b\n1,2\n1,2,3\n1\n", 3, r"header has 2 cells, row 3 has 3, row 4 has 1"),
+        ('a,b\n1,2\n1,"open\n', 3, "row 3 is no valid CSV"),
+        ("a,b\n1,Gonarthrose beidseits, schwer \xe4\n".encode("latin-1"), None, "line 2 is not UTF-8"),
+        ("a,b\n".encode("utf-16"), None, "is UTF-16; save"),
+        ("a,b\n".encode("utf-32"), None, "is UTF-32; save"),
+        ("a,b\n1,2\n".encode("utf-16-le"), 1, "row 1 holds a NUL"),
+        ("a,b\n1,2\n1,x\0y\n", 3, "row 3 holds a NUL"),
+    ],
+)
+def test_broken_tables_name_file_and_row(write, content, row, reason):
+    path = write(content)
+    with pytest.raises(TableError, match=reason) as caught:
+        read_table(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.row == row
+
+
+def test_missing_csv_names_the_parameter(tmp_path):
+    with pytest.raises(TableError, match=r"no\.csv does not exist; give"):
+        read_table(tmp_path / "no.csv")
