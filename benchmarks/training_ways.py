@@ -14,7 +14,7 @@ from PIL import Image
 from rich.progress import Progress
 from sizes import Sizes, our_model, parameter_count
 
-from knee_siglip.model.backbones import SMALL_FOLDER
+from knee_siglip.encoders.backbones import SMALL_FOLDER
 from knee_siglip.model.device import autocast_dtype, place
 from knee_siglip.pairs.batches import PairDataset, Pixels, distinct_texts, epoch_order, split_groups
 from knee_siglip.params.sections import FreezeParams, TrainParams

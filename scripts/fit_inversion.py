@@ -4,6 +4,7 @@ Fit the weights of knee_siglip.imaging.decode.inversion: images of the training 
 inverted copies, every one with every disturbance of benchmarks/disturbances.py. Prints the weights to put into the
 code. They are a logistic regression without constant, fitted to every image and to its mirror image in feature space
 as well.
+"""
 
 import argparse
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Pretrain the small vision encoder that ships with the project, on synthetic knees alone.
 
-    python scripts/pretrain_small_encoder.py --output src/knee_siglip/model/small/vision   # docs/small-encoder.md
+    python scripts/pretrain_small_encoder.py --output src/knee_siglip/encoders/small/vision   # docs/small-encoder.md
     python scripts/pretrain_small_encoder.py --output toy --train 512 --held-out 128 --epochs 1   # a minute
 
 Supervised multi-task training of a tiny Dinov2 on what the generator knows about each knee: heads on the CLS token

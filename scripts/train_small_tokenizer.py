@@ -1,7 +1,7 @@
 """python scripts/train_small_tokenizer.py
 
 Trains the tokenizer of the small text encoder and writes it, with the encoder's config, to
-src/knee_siglip/model/small/text/. Same inputs, same bytes; seconds on one core. Run it again after a change of the
+src/knee_siglip/encoders/small/text/. Same inputs, same bytes; seconds on one core. Run it again after a change of the
 sample's grammar (knee_siglip.sample.impression), of scripts/radiology_phrases.txt or of normalise_text; checkpoints and
 embeddings made with the earlier tokenizer keep their own copy of it.
 
@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-import knee_siglip.model
+import knee_siglip.encoders
 from knee_siglip.sample.findings import SIDES, draw_labels
 from knee_siglip.sample.impression import text_alternatives
 from knee_siglip.tables.text import SENTENCEPIECE_FILE, normalise_text
 
 PHRASES = Path(__file__).with_name("radiology_phrases.txt")
-TARGET = Path(knee_siglip.model.__file__).parent / "small" / "text"
+TARGET = Path(knee_siglip.encoders.__file__).parent / "small" / "text"
 
 DRAWS = 20_000
 """Knees drawn to list the grammar's texts: at the lowest rates (a rare finding times a grade) some tens of each."""

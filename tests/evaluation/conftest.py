@@ -22,7 +22,7 @@ from knee_siglip.tables.text import load_tokenizer
 
 __all__ = ["data_of", "make_split", "measured", "page_of"]
 
-TOKENIZER = Path(__file__).parents[2] / "src/knee_siglip/model/small/text"
+TOKENIZER = Path(__file__).parents[2] / "src/knee_siglip/encoders/small/text"
 POSITIONS = 16
 
 

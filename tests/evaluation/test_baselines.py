@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, cohen_kappa_score
 
+from knee_siglip.encoders.backbones import write_backbones
 from knee_siglip.evaluation.baselines import (
     baseline_metrics,
     baselines_table,
@@ -22,7 +23,6 @@ from knee_siglip.evaluation.baselines import (
 from knee_siglip.evaluation.measurement import measure_headline
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.imaging.fit.transform import Transform
-from knee_siglip.model.backbones import write_backbones
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint
 from knee_siglip.params.sections import ModelParams, Params

@@ -13,11 +13,11 @@ from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation import grounding
 from knee_siglip.evaluation.evaluate import embed
 from knee_siglip.evaluation.grounding import grounding_report
-from knee_siglip.evaluation.overlays import draw_overlay
 from knee_siglip.evaluation.regions import regions_of
+from knee_siglip.explain.maps import METHODS
+from knee_siglip.explain.overlays import draw_overlay
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
-from knee_siglip.model.maps import METHODS
 
 FIGURES = {"cnr", "cnr_signed", "pointing_game", "miou"}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from knee_siglip.model.sample_dropout import SampleDropout
+from knee_siglip.encoders.sample_dropout import SampleDropout
 from knee_siglip.params.sections import AugmentParams
 from knee_siglip.training.accumulation import backward_group
 from knee_siglip.training.distributed import Ranks

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.encoders.backbones import SMALL_FOLDER
 from knee_siglip.imaging.fit.transform import Transform
-from knee_siglip.model.backbones import SMALL_FOLDER
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.params.sections import Params
 from knee_siglip.tables.text import load_tokenizer

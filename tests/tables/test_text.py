@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.model.backbones import SMALL_FOLDER
+from knee_siglip.encoders.backbones import SMALL_FOLDER
 from knee_siglip.sample.findings import SIDES, draw_labels
 from knee_siglip.sample.impression import text_alternatives
 from knee_siglip.tables.text import load_tokenizer, normalise_text, token_counts, tokenize

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from knee_siglip.encoders.backbones import write_backbones
 from knee_siglip.imaging.fit.transform import Transform
-from knee_siglip.model.backbones import write_backbones
 from knee_siglip.params.sections import ModelParams, Params
 from knee_siglip.store.pixels import build_cache
 from knee_siglip.tables.manifest import write_manifest

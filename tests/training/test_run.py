@@ -92,7 +92,7 @@ def test_a_partly_frozen_tower_trains_its_last_blocks_only(files, make_params):
 
 
 def load_state(folder):
-    from knee_siglip.model.backbones import load_vision
+    from knee_siglip.encoders.backbones import load_vision
 
     return load_vision(folder).state_dict()
 

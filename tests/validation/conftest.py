@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from knee_siglip import model
+from knee_siglip import encoders
 from knee_siglip.core.errors import UserError
 from knee_siglip.params.files import parse_params
 from knee_siglip.validation.validate import validate
 
 COLUMNS = ["img_path", "impression", "split", "patient_id", "kl_grade"]
-SMALL_TEXT = Path(model.__path__[0]) / "small" / "text"
+SMALL_TEXT = Path(encoders.__path__[0]) / "small" / "text"
 SPLITS = ["train", "train", "train", "val", "val", "test", "test"]
 
 

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from knee_siglip.model.backbones import SMALL_FOLDER
+from knee_siglip.encoders.backbones import SMALL_FOLDER
 from knee_siglip.tables.text import load_tokenizer, normalise_text, token_counts
 from knee_siglip.validation.token_checks import Tokens
 

@@ -47,12 +47,12 @@ def _overlay(model_path: Path, image_path: Path, texts: tuple[str, str], method:
     import numpy as np
     import torch
 
-    from knee_siglip.evaluation.overlays import draw_overlay, enlarge
+    from knee_siglip.explain.maps import METHODS, phrase_maps
+    from knee_siglip.explain.overlays import draw_overlay, enlarge
     from knee_siglip.imaging.fit.transform import load_pixels
     from knee_siglip.model.checkpoint import load_checkpoint
     from knee_siglip.model.device import pick_device
     from knee_siglip.model.embedding import embed_texts
-    from knee_siglip.model.maps import METHODS, phrase_maps
 
     if method not in METHODS:
         raise UsageError(f"--method {method}: there are {', '.join(METHODS)}")

@@ -119,8 +119,8 @@ def train_outside_dvc(params: Params, folder: Path, device: str = "auto") -> Non
 
 def prepare(params: Params, folder: Path) -> None:
     """Everything before the training."""
+    from knee_siglip.encoders.backbones import write_backbones
     from knee_siglip.imaging.fit.transform import Transform
-    from knee_siglip.model.backbones import write_backbones
     from knee_siglip.store.pixels import build_cache
     from knee_siglip.validation.validate import validate
 

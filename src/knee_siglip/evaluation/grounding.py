@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from knee_siglip.evaluation.overlays import draw_overlay, enlarge
 from knee_siglip.evaluation.regions import Region, regions_of
 from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
+from knee_siglip.explain.maps import METHODS, Method, phrase_maps
+from knee_siglip.explain.overlays import draw_overlay, enlarge
 from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
 from knee_siglip.model.embedding import embed_texts
-from knee_siglip.model.maps import METHODS, Method, phrase_maps
 
 SHOWN: Method = "occlusion"
 """The method of the pictures: with another finding's phrase its maps change most, see docs/metrics.md."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from knee_siglip.model.backbones import load_image_normalisation, load_text, load_vision
+from knee_siglip.encoders.backbones import load_image_normalisation, load_text, load_vision
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.model.positions import extend_text_positions
 from knee_siglip.params.sections import ModelParams

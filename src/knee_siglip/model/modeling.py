@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrainedModel, SiglipTextConfig, SiglipTextModel
 from transformers import initialization as init
 
-from knee_siglip.model.towers import cls_token, last_position
+from knee_siglip.encoders.towers import cls_token, last_position
 from knee_siglip.pairs.batches import normalise
 
 Config = TypeVar("Config", bound=PretrainedConfig)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from knee_siglip.encoders.sample_dropout import use_sample_dropout
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-from knee_siglip.model.sample_dropout import use_sample_dropout
 from knee_siglip.pairs.augmentation import augment
 from knee_siglip.pairs.batches import Batch
 from knee_siglip.pairs.randomness import sample_keys

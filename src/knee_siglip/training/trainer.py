@@ -30,7 +30,7 @@ from knee_siglip.training.optimizer import build_optimizer, build_schedule
 from knee_siglip.training.prefetch import Prefetcher
 from knee_siglip.training.resume import Keeper
 from knee_siglip.training.speed import Speed
-from knee_siglip.training.validation import measure_pairs
+from knee_siglip.training.val_metrics import measure_pairs
 
 LOG_EVERY_STEPS = 10
 """The host waits for the device this often, to see and show what it computed."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, SiglipConfig, SiglipModel
 
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.model.backbones import (
+from knee_siglip.encoders.backbones import (
     SENTENCEPIECE_TOKENIZER,
     SMALL_FOLDER,
     load_image_normalisation,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from knee_siglip.model.towers import cls_token, last_position
+from knee_siglip.encoders.towers import cls_token, last_position
 
 PIXELS = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.randint(2, 32, (3, 8), generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from transformers import Dinov2Model, PreTrainedModel, SiglipTextConfig, SiglipT
 from transformers.utils import logging as transformers_logging
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.model.hub import download
+from knee_siglip.encoders.hub import download
 from knee_siglip.params.checks import check_encoder
 from knee_siglip.params.sections import SMALL, ModelParams
 from knee_siglip.tables.text import SENTENCEPIECE_FILE, load_tokenizer

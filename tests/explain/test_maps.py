@@ -4,13 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from knee_siglip.model.maps import (
-    METHODS,
-    attention_relevance,
-    occlusion_drops,
-    patch_embeds,
-    phrase_maps,
-)
+from knee_siglip.explain.maps import METHODS, attention_relevance, occlusion_drops, patch_embeds, phrase_maps
 
 PATCH, SIDE = 14, 4
 PLACES = [(0, 0), (1, 2), (3, 3), (2, 0)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from knee_siglip.model.sample_dropout import SampleDropout, use_sample_dropout
+from knee_siglip.encoders.sample_dropout import SampleDropout, use_sample_dropout
 from knee_siglip.pairs.randomness import sample_keys
 
 
