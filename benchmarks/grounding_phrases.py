@@ -20,10 +20,10 @@ from claims import Claim, conclude
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import run_stage
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit, PromptEmbeds
 from knee_siglip.evaluation.evaluate import EvaluateFiles, embed
 from knee_siglip.evaluation.grounding import grounding_report
 from knee_siglip.evaluation.regions import regions_of
-from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit, PromptEmbeds
 from knee_siglip.model.embedding import embed_texts
 from knee_siglip.params.files import load_params
 

@@ -23,9 +23,9 @@ from claims import Claim, conclude
 from PIL import Image
 
 from knee_siglip.params.files import parse_params
-from knee_siglip.validation.inspection import ImageFacts, inspect_images
-from knee_siglip.validation.near_duplicates import near_duplicate_pairs
-from knee_siglip.validation.report import FINDINGS
+from knee_siglip.validation.images.inspection import ImageFacts, inspect_images
+from knee_siglip.validation.images.near_duplicates import near_duplicate_pairs
+from knee_siglip.validation.outputs import FINDINGS
 from knee_siglip.validation.validate import validate
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit, PromptEmbeds
 from knee_siglip.evaluation.measurement import measure, measure_headline, measure_split
-from knee_siglip.evaluation.page_data import ModelFacts, PageData
 from knee_siglip.evaluation.predictions import predictions_of
-from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit, PromptEmbeds
 from knee_siglip.params.sections import EvaluateParams
+from knee_siglip.report.evaluation.page_data import ModelFacts, PageData
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.evaluation.embedded import PromptEmbeds
 from knee_siglip.evaluation.findings import finding_truth, finding_truth_and_scores, is_affirmed, measure_findings
-from knee_siglip.evaluation.split import PromptEmbeds
 from knee_siglip.params.sections import FindingParams
 
 SEVERE = {"positive": ["severe"], "negative": ["normal"]}

@@ -8,7 +8,7 @@ import pytest
 from knee_siglip.core.nesting import flatten
 from knee_siglip.evaluation.baselines import constant
 from knee_siglip.evaluation.headline import HEADLINES
-from knee_siglip.evaluation.page import write_page
+from knee_siglip.report.evaluation.page import write_page
 
 GRADING = {
     "zero_shot_kl.accuracy": 0.2,

@@ -10,9 +10,9 @@ from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
+from knee_siglip.evaluation.embedded import PromptEmbeds
 from knee_siglip.evaluation.headline import HEADLINES, headline_figures, headline_from_predictions
 from knee_siglip.evaluation.predictions import embeddings_table, predictions_table, write_predictions
-from knee_siglip.evaluation.split import PromptEmbeds
 
 SEVERE = {"severe": {"positive": ["severe"], "negative": ["normal"], "text": "grade [34]"}}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from knee_siglip.evaluation.split import PromptEmbeds
+from knee_siglip.evaluation.embedded import PromptEmbeds
 from knee_siglip.evaluation.zero_shot import prompts_table
 from knee_siglip.metrics.grading import zero_shot_metrics
 from knee_siglip.metrics.matching.similarity import cosine_scores

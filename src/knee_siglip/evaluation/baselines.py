@@ -22,7 +22,7 @@ from sklearn.metrics import pairwise_distances_argmin
 from torch.nn import functional as F
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit, embed_prompts
+from knee_siglip.evaluation.embedded import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit, embed_prompts
 from knee_siglip.metrics.grading import GRADES, zero_shot_metrics
 from knee_siglip.metrics.matching.retrieval import contrastive_credit, embedding_scores
 from knee_siglip.model.build import build_model

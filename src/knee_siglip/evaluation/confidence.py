@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.calibration import (
     brier_score,
     expected_calibration_error,

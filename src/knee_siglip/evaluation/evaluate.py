@@ -9,16 +9,16 @@ from typing import Any
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.evaluation.embedded import EmbeddedData, embed_prompts, embed_split
 from knee_siglip.evaluation.findings import require_column
 from knee_siglip.evaluation.measurement import measure_split
-from knee_siglip.evaluation.page_data import ModelFacts, PageData
-from knee_siglip.evaluation.probe import count_rows
-from knee_siglip.evaluation.report import write_report
-from knee_siglip.evaluation.split import EmbeddedData, embed_prompts, embed_split
+from knee_siglip.evaluation.outputs import write_report
+from knee_siglip.evaluation.split_metrics import count_rows
 from knee_siglip.evaluation.subgroups import NOT_EVERYWHERE
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device
 from knee_siglip.params.sections import EvaluateParams, Params
+from knee_siglip.report.evaluation.page_data import ModelFacts, PageData
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.manifest import SPLITS, read_manifest
 from knee_siglip.tracking.tracker import attach_tracker, git_revision

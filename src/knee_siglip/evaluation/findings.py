@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.bootstrap import auroc_statistic, interval_of
 from knee_siglip.metrics.grading import ranking_areas
 from knee_siglip.metrics.matching.similarity import SCORE_DECIMALS, cosine_scores

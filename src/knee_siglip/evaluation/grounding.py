@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from knee_siglip.evaluation.embedded import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.regions import Region, regions_of
-from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
 from knee_siglip.explain.maps import METHODS, Method, phrase_maps
 from knee_siglip.explain.overlays import draw_overlay, enlarge
 from knee_siglip.metrics.grounding import centre_prior, grounding_metrics

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.grading import agreement_metrics
 
 SHARES = (1, 10, 100)

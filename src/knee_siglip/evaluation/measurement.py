@@ -15,13 +15,14 @@ from knee_siglip.evaluation.confidence import (
     measure_selective,
     risk_coverage_table,
 )
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.findings import measure_findings
 from knee_siglip.evaluation.grounding import grounding_report
 from knee_siglip.evaluation.headline import headline_figures
 from knee_siglip.evaluation.linear_probe import probe_metrics, probe_table
-from knee_siglip.evaluation.page_data import Row, SplitResults
 from knee_siglip.evaluation.predictions import predictions_of
-from knee_siglip.evaluation.probe import (
+from knee_siglip.evaluation.robustness import robustness_report
+from knee_siglip.evaluation.split_metrics import (
     Metrics,
     count_rows,
     measure_ceiling,
@@ -30,10 +31,9 @@ from knee_siglip.evaluation.probe import (
     measure_retrieval,
     measure_zero_shot,
 )
-from knee_siglip.evaluation.robustness import robustness_report
-from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.subgroups import count_subgroups, subgroups_table
 from knee_siglip.evaluation.zero_shot import prompts_table
+from knee_siglip.report.evaluation.page_data import Row, SplitResults
 
 Probe = Callable[[EmbeddedSplit, EmbeddedData], Metrics]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.findings import finding_truth_and_scores
-from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.grading import GRADES
 from knee_siglip.metrics.matching.retrieval import FirstCorrect, contrastive_credit, embedding_scores
 from knee_siglip.params.sections import EvaluateParams

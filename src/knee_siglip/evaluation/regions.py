@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.evaluation.split import EmbeddedSplit
+from knee_siglip.evaluation.embedded import EmbeddedSplit
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.metrics.grounding import box_mask
 

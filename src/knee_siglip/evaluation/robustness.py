@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from knee_siglip.evaluation.embedded import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.headline import Figure, headline_figures
 from knee_siglip.evaluation.predictions import predictions_of
-from knee_siglip.evaluation.split import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
 from knee_siglip.model.embedding import embed_pixels
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.pairs.disturbance import DISTURBANCES, Disturbance

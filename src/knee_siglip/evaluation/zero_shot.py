@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from knee_siglip.evaluation.split import EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.grading import agreement_metrics, predicted_grades
 from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.params.sections import Grade

@@ -14,14 +14,16 @@ from knee_siglip.params.sections import Params
 from knee_siglip.tables.manifest import write_manifest
 from knee_siglip.tables.table import TableError, read_table
 from knee_siglip.tables.text import load_tokenizer, normalise_text
-from knee_siglip.validation import checks, leakage, report
-from knee_siglip.validation.cohort import cohort_metrics, counts
-from knee_siglip.validation.findings import Finding
-from knee_siglip.validation.inspection import NO_FACTS, ImageFacts, Result, inspect_images
-from knee_siglip.validation.near_duplicates import near_duplicate_pairs
-from knee_siglip.validation.shift import check_shift
-from knee_siglip.validation.shortcuts import check_shortcuts
-from knee_siglip.validation.texts import check_texts, text_metrics
+from knee_siglip.validation import outputs as report
+from knee_siglip.validation import rows as checks
+from knee_siglip.validation.images.inspection import NO_FACTS, ImageFacts, Result, inspect_images
+from knee_siglip.validation.images.near_duplicates import near_duplicate_pairs
+from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.splits import leakage
+from knee_siglip.validation.splits.cohort import cohort_metrics, counts
+from knee_siglip.validation.splits.shift import check_shift
+from knee_siglip.validation.splits.shortcuts import check_shortcuts
+from knee_siglip.validation.texts.checks import check_texts, text_metrics
 
 NOTHING_READ = pd.DataFrame({name: pd.Series(dtype=str) for name in ("split", "patient_id", "image_id", "text")})
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.tables.manifest import SPLITS
-from knee_siglip.validation.leakage import id_key, patient_ids
+from knee_siglip.validation.splits.leakage import id_key, patient_ids
 
 STRATIFIED = ("kl_grade",)
 BALANCED = ("side", "view")

@@ -81,7 +81,7 @@ def split_csv(
 
     from knee_siglip.cli.split.assignment import split_table
     from knee_siglip.tables.table import read_table
-    from knee_siglip.validation.leakage import patient_ids
+    from knee_siglip.validation.splits.leakage import patient_ids
 
     table = read_table(in_csv)
     _check_columns(table, in_csv, stratify, overwrite_split)
@@ -199,8 +199,8 @@ def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -
     from rich.text import Text
 
     from knee_siglip.tables.manifest import SPLITS
-    from knee_siglip.validation.cohort import patient_numbers
-    from knee_siglip.validation.leakage import patient_ids
+    from knee_siglip.validation.splits.cohort import patient_numbers
+    from knee_siglip.validation.splits.leakage import patient_ids
 
     patients = patient_numbers(table.assign(patient_id=patient_ids(table, None)[0]))
     values = _few_values(table, column)

@@ -1,0 +1,105 @@
+"""Figures of one embedded split, by dotted metric names. A value that is undefined for this split is left out."""
+
+import json
+
+import numpy as np
+import torch
+
+from knee_siglip.core.errors import UserError
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
+from knee_siglip.metrics.grading import grade_metrics, osteoarthritis_metrics, zero_shot_metrics
+from knee_siglip.metrics.matching.retrieval import (
+    contrastive_accuracy_strict,
+    contrastive_credit,
+    perfect_reader_scores,
+    retrieval_metrics,
+    shuffled_batches,
+)
+from knee_siglip.model.loss import sigmoid_loss
+from knee_siglip.tables.text import normalise_text
+
+Metrics = dict[str, float]
+
+ALTERNATIVES_COLUMN = "text_alternatives"
+"""JSON object per row: each text that could have been written about this image, with its probability."""
+
+
+def count_rows(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
+    """What the figures stand on."""
+    return {
+        "rows": len(split),
+        "patients": len(np.unique(split.patients)),
+        "distinct_texts": len(np.unique(split.text_ids)),
+        "graded_rows": len(split.graded),
+    }
+
+
+def measure_loss(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
+    """Mean sigmoid loss over the same batches as the contrastive accuracy; equal texts are positives in any case."""
+    images, texts = torch.from_numpy(split.image_embeds), torch.from_numpy(split.text_embeds)
+    text_ids = torch.from_numpy(split.text_ids)
+    scale, bias = torch.tensor(split.logit_scale), torch.tensor(split.logit_bias)
+    batches = shuffled_batches(len(split), split.batch_size)
+    losses = [sigmoid_loss(images[rows], texts[rows], scale, bias, text_ids[rows]).item() for rows in batches]
+    return {"loss": float(np.mean(losses))}
+
+
+def measure_contrastive(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
+    """The reference's contrastive accuracy; the other one is a headline metric.
+
+    `contrastive_batch_size` is smaller than asked for in a small split.
+    """
+    return {
+        "contrastive_accuracy_strict": contrastive_accuracy_strict(
+            split.image_embeds, split.text_embeds, split.batch_size
+        ),
+        "contrastive_batch_size": min(split.batch_size, len(split)),
+    }
+
+
+def measure_ceiling(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
+    """What a perfect reader of the images reaches, where the texts' alternatives are known."""
+    if ALTERNATIVES_COLUMN not in split.rows or split.rows[ALTERNATIVES_COLUMN].fillna("").eq("").any():
+        return {}
+    scores = perfect_reader_scores([_alternatives(split, row) for row in range(len(split))], split.texts)
+    reader = contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], split.text_ids, split.batch_size)
+    return {"ceiling.contrastive_accuracy": reader.accuracy}
+
+
+def measure_retrieval(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
+    """Each image among all texts of the split, each text among all images; beside it, only the very pair is correct."""
+    families = {"retrieval": split.searches, "retrieval_strict": split.strict_searches}
+    return {
+        f"{family}.{direction}.{name}": value
+        for family, searches in families.items()
+        for direction, found in searches.items()
+        for name, value in retrieval_metrics(found).items()
+    }
+
+
+def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
+    """Kellgren-Lawrence grade by the most similar prompts, over the rows that have a grade.
+
+    The AUROC needs figures that compare across images: probabilities, since some images are near to all prompts.
+    """
+    scores = split.grade_probabilities[split.graded]
+    metrics = zero_shot_metrics(scores, split.grades) | grade_metrics(scores, split.grades)
+    metrics |= {f"oa.{name}": value for name, value in osteoarthritis_metrics(scores, split.grades).items()}
+    return {f"zero_shot_kl.{name}": value for name, value in metrics.items()}
+
+
+def _alternatives(split: EmbeddedSplit, row: int) -> dict[str, float]:
+    """Normalised text -> probability of one row; texts that normalisation makes equal add up."""
+    cell = split.rows[ALTERNATIVES_COLUMN].iloc[row]
+    known: dict[str, float] = {}
+    try:
+        for text, probability in json.loads(cell).items():
+            text = normalise_text(text)
+            known[text] = known.get(text, 0.0) + float(probability)
+    except (TypeError, ValueError, AttributeError):
+        name = split.rows["img_path"].iloc[row]
+        raise UserError(
+            f"{name}: {ALTERNATIVES_COLUMN} must be a JSON object of texts with their probabilities, not {cell!r}; "
+            "mend or remove that column"
+        ) from None
+    return known

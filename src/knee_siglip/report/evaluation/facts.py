@@ -1,0 +1,47 @@
+"""The model card's figures: what the model is, what it learnt from, with which params."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from knee_siglip.core.nesting import flatten
+from knee_siglip.report.evaluation.page_data import ModelFacts
+from knee_siglip.report.html.numbers import leaves, number, readable
+from knee_siglip.report.html.tables import Table
+
+UNRELATED = {"infer", "tracking"}
+
+VALUE_LENGTH = 240
+"""Characters of a value that the table of params shows: prompts are long lists."""
+
+
+def fact_tables(facts: ModelFacts) -> list[Table]:
+    """Data, prepared images and model, each as far as it is known."""
+    data = {"hash of the manifest": facts.data_hash} if facts.data_hash else {}
+    model = {"revision of the code": facts.revision or "not known"}
+    tables = [
+        _table("Data", {**data, **_named(facts.counts)}),
+        _table("Prepared images", _named(facts.cache)),
+        _table("Model", {**model, **_named(facts.checkpoint)}),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def params_table(facts: ModelFacts) -> Table | None:
+    """Every param by its name in params.yaml, but for those that change neither model nor evaluation."""
+    params = {section: values for section, values in facts.params.items() if section not in UNRELATED}
+    rows = [[name, _clipped(value)] for name, value in flatten(params).items()]
+    return Table("As in params.yaml.", ["Param", "Value"], rows, words=2) if rows else None
+
+
+def _table(caption: str, values: Mapping[str, Any]) -> Table:
+    rows = [[name, number(value)] for name, value in values.items()]
+    return Table(caption, ["", ""], rows, words=2)
+
+
+def _named(nested: Mapping[str, Any]) -> dict[str, Any]:
+    return {": ".join(readable(part.replace(".", "_")) for part in path): value for path, value in leaves(nested)}
+
+
+def _clipped(value: Any) -> str:
+    shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "none" if value is None else str(value)
+    return shown if len(shown) <= VALUE_LENGTH else shown[: VALUE_LENGTH - 1] + "…"

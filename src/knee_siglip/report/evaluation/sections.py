@@ -1,0 +1,217 @@
+"""The measurements of one split as tables and charts. Whatever was not measured gives nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from knee_siglip.metrics.grading import GRADES, grade_confusion
+from knee_siglip.report.evaluation.page_data import SplitResults
+from knee_siglip.report.evaluation.plot_rows import (
+    CURVES,
+    confusion_rows,
+    learning_curve_rows,
+    reliability_rows,
+    risk_coverage_rows,
+)
+from knee_siglip.report.evaluation.wording import (
+    BASELINES,
+    CEILING,
+    DIRECTIONS,
+    GRADE_FIGURES,
+    GRADE_WORDS,
+    HEADLINE,
+    RETRIEVAL_FIGURES,
+    Metric,
+    at,
+    percentage,
+    plural,
+)
+from knee_siglip.report.html.charts import Chart
+from knee_siglip.report.html.numbers import NOTHING, number
+from knee_siglip.report.html.plots import Bin, Line, curves, reliability, strip
+from knee_siglip.report.html.tables import Cell, HeatTable, Table
+
+CURVE_STYLES = {"train": "train", "val": "val", "val_ema": "test"}
+CURVE_NAMES = {"train": "training images", "val": "validation images", "val_ema": "validation images, averaged weights"}
+
+PROBABILITY_STYLES = {"raw": "train", "scaled": "val"}
+PROBABILITY_NAMES = {"raw": "as the model says", "scaled": "corrected by a temperature"}
+
+COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts of the same series. legend: name to style."""
+
+    charts: list[Chart]
+    legend: dict[str, str]
+
+
+def headline_table(split: SplitResults) -> Table | None:
+    """Each headline metric with its interval, what has to be beaten, and, where it is known, what can be reached."""
+    names = [name for name in HEADLINE if at(split.metrics, name) is not None]
+    if not names:
+        return None
+    baselines = split.baselines()
+    known = [name for name in [*BASELINES, *baselines] if any(metric in names for metric in baselines.get(name, {}))]
+    known = list(dict.fromkeys(known))
+    ceilings = {name: at(split.metrics, f"ceiling.{name}") for name in names}
+    columns = ["", "Model", "95 % interval", *(BASELINES.get(name, name) for name in known)]
+    rows: list[list[Cell]] = []
+    for name in names:
+        metric, levels = HEADLINE[name], [baselines[baseline].get(name) for baseline in known]
+        row = [_explained(metric, split), metric.shown(at(split.metrics, name)), _interval(split, name)]
+        row += [metric.shown(level) for level in levels]
+        row += [metric.shown(ceilings[name])] if any(ceilings.values()) else []
+        rows.append([*row, _strip(split, name, [level for level in levels if level is not None])])
+    reachable = [CEILING] if any(ceilings.values()) else []
+    caption = "The dot is the model, the bar its 95 % interval, the strokes are the baselines."
+    return Table(caption, [*columns, *reachable, ""], rows)
+
+
+def retrieval_table(split: SplitResults) -> Table | None:
+    """Both directions, and beside them the stricter reading that only the very pair is right."""
+    columns = {
+        f"{title}{reading}": figures
+        for section, reading in (("retrieval", ""), ("retrieval_strict", ", only its own"))
+        for direction, title in DIRECTIONS.items()
+        if (figures := at(split.metrics, f"{section}.{direction}"))
+    }
+    rows = [
+        [metric.title, *(metric.shown(figures.get(name)) for figures in columns.values())]
+        for name, metric in RETRIEVAL_FIGURES.items()
+        if any(name in figures for figures in columns.values())
+    ]
+    caption = "Among all texts or images of the split. Right is an equal text or one of the same study; “only its own” "
+    return Table(f"{caption}counts no other as right.", ["", *columns], rows) if rows else None
+
+
+def grade_table(split: SplitResults) -> Table | None:
+    """What is known of the zero-shot grade beside the headline."""
+    rows = [
+        [metric.title, metric.shown(value)]
+        for name, metric in GRADE_FIGURES.items()
+        if (value := at(split.metrics, f"zero_shot_kl.{name}")) is not None
+    ]
+    return Table("The grade taken from the most similar descriptions.", ["", "Model"], rows) if rows else None
+
+
+def each_grade_table(split: SplitResults) -> Table | None:
+    """How well each grade, and osteoarthritis as a whole, is told from the rest."""
+    columns = {"recall": "found", "auroc": "AUROC", "auprc": "AUPRC"}
+    rows = []
+    for grade, word in enumerate(GRADE_WORDS):
+        if figures := at(split.metrics, f"zero_shot_kl.grade_{grade}"):
+            cells = [percentage(figures.get("recall")), _area(figures, "auroc"), _area(figures, "auprc")]
+            rows.append([f"Grade {grade} ({word})", *cells])
+    if oa := at(split.metrics, "zero_shot_kl.oa"):
+        cells = [percentage(oa.get("sensitivity")), _area(oa, "auroc"), _area(oa, "auprc")]
+        rows.append(["Osteoarthritis (grade 2 and above)", *cells])
+    caption = "Each grade against all others: share of its images that are found, and areas under the curves."
+    return Table(caption, ["", *columns.values()], rows) if rows else None
+
+
+def learning_curves(live: Path | None) -> Charts | None:
+    """Loss and accuracy of training and validation over the optimizer's steps."""
+    charts = []
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in learning_curve_rows(live):
+        points.setdefault((row["curve"], row["split"]), []).append((row["step"], row["value"]))
+    for curve, title in CURVES.items():
+        lines = [
+            Line(split, style, points[curve, split])
+            for split, style in CURVE_STYLES.items()
+            if (curve, split) in points
+        ]
+        if lines:
+            shares = curve != "loss"
+            svg = curves(title, lines, "training step", (0, 1) if shares else None, shares=shares)
+            charts.append(Chart(title.capitalize(), svg))
+    drawn = {split for _, split in points}
+    keys = {CURVE_NAMES[split]: style for split, style in CURVE_STYLES.items() if split in drawn}
+    return Charts(charts, keys) if charts else None
+
+
+def confusion_table(split: SplitResults) -> HeatTable | None:
+    """Counts of actual against predicted grade."""
+    rows = confusion_rows(split.predictions)
+    if not rows:
+        return None
+    actual, predicted = (np.array([row[name] for row in rows]) for name in ("actual", "predicted"))
+    names = [f"{grade} {word}" for grade, word in enumerate(GRADE_WORDS[:GRADES])]
+    wrong = np.abs(actual - predicted)
+    caption = (
+        f"{plural((wrong > 0).sum(), 'image')} of {len(rows):,} got another grade than the reader gave, "
+        f"{(wrong > 1).sum():,} of them by more than one. The shade is the share within the actual grade."
+    )
+    return HeatTable(caption, "actual ↓, model →", names, grade_confusion(actual, predicted).tolist())
+
+
+def calibration_charts(split: SplitResults) -> Charts | None:
+    """Reliability before and after temperature scaling, and what abstaining would gain."""
+    bins: dict[str, list[Bin]] = {}
+    for row in reliability_rows(split.table("calibration")):
+        bins.setdefault(PROBABILITY_STYLES[row["probabilities"]], []).append(
+            Bin(row["confidence"], row["accuracy"], row["n"])
+        )
+    charts = []
+    if bins:
+        svg = reliability("Share of right grades over stated confidence", bins)
+        charts.append(Chart("Is the model as often right as it says?", svg, _calibration_note(split)))
+    if points := [(row["coverage"], row["risk"]) for row in risk_coverage_rows(split.table("risk_coverage"))]:
+        shares = {tick / 4: f"{25 * tick} %" for tick in range(5)}
+        svg = curves("Errors among answered images", [Line("", "train", points)], "images answered", None, shares, True)
+        note = "Share of wrong grades if only the images the model is surest of are answered."
+        charts.append(Chart("What abstaining gains", svg, note))
+    keys = {PROBABILITY_NAMES[kind]: style for kind, style in PROBABILITY_STYLES.items() if style in bins}
+    return Charts(charts, keys) if charts else None
+
+
+def abstaining_table(split: SplitResults) -> Table | None:
+    """Some points of the risk-coverage curve, as a choice to make."""
+    curve = sorted(split.table("risk_coverage"), key=lambda row: float(row["coverage"]))
+    rows = []
+    for coverage in COVERAGES:
+        point = next((row for row in curve if float(row["coverage"]) >= coverage - 1e-9), None)
+        if point is not None:
+            threshold = point.get("threshold", point.get("confidence"))
+            rows.append([percentage(point["coverage"]), percentage(point["risk"]), percentage(threshold)])
+    if all(row[-1] == NOTHING for row in rows):
+        rows = [row[:-1] for row in rows]
+    columns = ["Images answered", "Wrong among them", "Answer only if at least so sure"][: len(rows[0]) if rows else 0]
+    return Table("What a threshold on the confidence would give.", columns, rows) if rows else None
+
+
+def _area(figures: Mapping[str, float], name: str) -> str:
+    return HEADLINE["zero_shot_kl.macro_auroc"].shown(figures.get(name))
+
+
+def _explained(metric: Metric, split: SplitResults) -> Markup:
+    size = at(split.metrics, "contrastive_batch_size")
+    meaning = metric.meaning.format(size="some" if size is None else number(size))
+    return Markup('<b>{}</b><br><span class="soft">{}</span>').format(metric.title, meaning)
+
+
+def _interval(split: SplitResults, name: str) -> str:
+    interval = split.interval(name)
+    return HEADLINE[name].between(*interval) if interval else NOTHING
+
+
+def _strip(split: SplitResults, name: str, marks: Sequence[float]) -> Markup:
+    metric, value = HEADLINE[name], at(split.metrics, name)
+    title = f"{metric.title}: {metric.shown(value)}, {_interval(split, name)}"
+    return strip(title, value, split.interval(name), marks, metric.ends)
+
+
+def _calibration_note(split: SplitResults) -> str:
+    error, scaled = at(split.metrics, "calibration.ece"), at(split.metrics, "calibration.ece_scaled")
+    parts = ["On the dashed line confidence and truth agree."]
+    if error is not None:
+        parts.append(f"Mean gap {percentage(error)}" + (f", {percentage(scaled)} after scaling." if scaled else "."))
+    if (temperature := at(split.metrics, "calibration.temperature")) is not None:
+        parts.append(f"The temperature {number(temperature)} was fitted on validation images alone.")
+    return " ".join(parts)

@@ -1,0 +1,233 @@
+"""Where the model may fail: findings, places in the image, groups of patients, disturbed images, other prompts."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from knee_siglip.report.evaluation.page_data import Row, SplitResults
+from knee_siglip.report.evaluation.verdict import worst_condition
+from knee_siglip.report.evaluation.wording import HEADLINE, Metric, at, group_name, named, percentage, plural
+from knee_siglip.report.html.charts import Chart
+from knee_siglip.report.html.numbers import NOTHING, number
+from knee_siglip.report.html.plots import Estimate, Line, curves, forest, strip
+from knee_siglip.report.html.tables import Cell, Table
+
+CENTRE_PRIOR = "centre_prior"
+GROUNDING_FIGURES = {
+    "pointing_game": Metric("Brightest spot inside the box"),
+    "cnr": Metric("Contrast-to-noise ratio", kind="number"),
+    "cnr_signed": Metric("The same, negative where it avoids the box", kind="number"),
+    "miou": Metric("Overlap with the box (mean IoU)", kind="score"),
+}
+AREA = HEADLINE["zero_shot_kl.macro_auroc"]
+KAPPA = HEADLINE["zero_shot_kl.quadratic_weighted_kappa"]
+PROBE_METRICS = ("accuracy", "quadratic_weighted_kappa")
+
+
+def findings_table(split: SplitResults) -> Table | None:
+    """Every finding that was looked for with a pair of prompts."""
+    rows: list[list[Cell]] = []
+    doubtful = set()
+    for name, figures in (at(split.metrics, "zero_shot_findings") or {}).items():
+        area, low, high = (figures.get(f"auroc{end}") for end in ("", "_ci_low", "_ci_high"))
+        if area is None:
+            continue
+        interval = None if low is None or high is None else (low, high)
+        if interval and interval[0] <= 0.5:
+            doubtful.add(len(rows))
+        between = AREA.between(low, high) or NOTHING
+        shown = strip(f"{named(name)}: AUROC {AREA.shown(area)}, {between}", area, interval, [0.5])
+        counts = [number(figures.get("n")), percentage(figures.get("prevalence"))]
+        rows.append([named(name), *counts, AREA.shown(area), between, AREA.shown(figures.get("auprc")), shown])
+    columns = ["Finding", "Images", "Have it", "AUROC", "95 % interval", "AUPRC", ""]
+    caption = "The stroke is chance. Coloured: the interval reaches it. AUPRC is to be compared with the share."
+    return Table(caption, columns, rows, marked=frozenset(doubtful)) if rows else None
+
+
+def grounding_table(split: SplitResults) -> Table | None:
+    """Every method beside the guess that everything is in the middle."""
+    rows = split.table("grounding")
+    known = {
+        name: metric for name, metric in GROUNDING_FIGURES.items() if any(row.get(name) is not None for row in rows)
+    }
+    if not known:
+        return None
+    cells = [
+        [named(str(row["method"])), *(metric.shown(row.get(name)) for name, metric in known.items())] for row in rows
+    ]
+    images = at(split.metrics, "grounding.images")
+    caption = (
+        f"Over {plural(images, 'image')} with boxes, every finding counting alike."
+        if images
+        else "Over the images with boxes."
+    )
+    return Table(caption, ["Method", *(GROUNDING_FIGURES[name].title for name in known)], cells)
+
+
+def grounding_verdict(split: SplitResults) -> str:
+    """By which figures which methods do better than always pointing at the middle, in a sentence."""
+    rows = {str(row["method"]): row for row in split.table("grounding")}
+    prior = rows.pop(CENTRE_PRIOR, {})
+    better = {
+        metric.phrase: [named(method).lower() for method, row in rows.items() if (row.get(name) or 0) > prior[name]]
+        for name, metric in GROUNDING_FIGURES.items()
+        if prior.get(name) is not None and rows
+    }
+    if not better:
+        return ""
+    if not any(better.values()):
+        return "By no figure is a method better than always pointing at the middle: these maps locate nothing."
+    told = [f"{figure}: {' and '.join(methods) or 'none'}" for figure, methods in better.items()]
+    return f"Better than always pointing at the middle are, by {'; by '.join(told)}."
+
+
+def subgroup_charts(split: SplitResults) -> list[Chart]:
+    """A forest plot of every headline metric that is known for a group."""
+    charts = []
+    for name, metric in HEADLINE.items():
+        overall = at(split.metrics, name)
+        rows = [row for row in _told(split) if row["metric"] == name]
+        if overall is None or not rows:
+            continue
+        estimates = [_estimate(row, metric) for row in rows]
+        lowest = min(min(each.value if each.low is None else each.low for each in estimates), overall)
+        ends = (max(-1.0, _step_down(lowest)), 1.0)
+        note = f"Upright line: all images, {metric.shown(overall)}."
+        charts.append(Chart(metric.title, forest(f"{metric.title} by group", estimates, overall, ends), note))
+    return charts
+
+
+def flagged_groups(split: SplitResults) -> list[str]:
+    """Gaps that were flagged, each in words."""
+    return [
+        f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}): {metric.phrase} "
+        f"{metric.shown(row['value'])}, over all {metric.shown(at(split.metrics, row['metric']))}"
+        for row in _told(split)
+        if row.get("flagged") and (metric := HEADLINE.get(row["metric"]))
+    ]
+
+
+def suppressed_groups(split: SplitResults) -> list[str]:
+    """Groups too small for a figure, each once."""
+    small = {
+        group_name(row["column"], row["group"]): row["n"] for row in split.table("subgroups") if row.get("suppressed")
+    }
+    return [f"{name} ({plural(count, 'image')})" for name, count in small.items()]
+
+
+def robustness_table(split: SplitResults) -> Table | None:
+    """A row for each disturbance and its strength; of each metric the figure and its change."""
+    table = split.table("robustness")
+    metrics = [name for name in HEADLINE if any(row["metric"] == name for row in table)]
+    if not metrics:
+        return None
+    conditions: dict[tuple[Any, Any], dict[str, Row]] = {}
+    for row in table:
+        conditions.setdefault((row["condition"], row.get("level")), {})[row["metric"]] = row
+    worst = worst_condition(table)
+    rows: list[list[Cell]] = []
+    marked = set()
+    for (condition, level), figures in conditions.items():
+        if worst is not None and (condition, level) == (worst["condition"], worst.get("level")):
+            marked.add(len(rows))
+        cells = [cell for name in metrics for cell in _figure_and_change(figures.get(name, {}), HEADLINE[name])]
+        rows.append([named(str(condition)), "" if level is None else number(level), *cells])
+    columns = [title for name in metrics for title in (HEADLINE[name].title, "change")]
+    caption = "200 images at most, disturbed; intervals in brackets. Coloured: the largest fall but for inversion."
+    return Table(caption, ["Disturbance", "Strength", *columns], rows, words=2, marked=frozenset(marked))
+
+
+def probe_table(split: SplitResults) -> Table | None:
+    """What a simple classifier on the frozen image embeddings learns from so many labels."""
+    rows = []
+    for name, figures in _probes(split):
+        cells = []
+        for metric in PROBE_METRICS:
+            shown = HEADLINE[f"zero_shot_kl.{metric}"].shown
+            spread = figures.get(f"{metric}_std")
+            cells.append(shown(figures.get(metric)) + (f" ± {shown(spread)}" if spread is not None else ""))
+        rows.append([name, *cells])
+    columns = ["", *(HEADLINE[f"zero_shot_kl.{metric}"].title for metric in PROBE_METRICS)]
+    caption = "Mean over the draws of the labels ± their standard deviation, where there are several."
+    return Table(caption, columns, rows) if len(rows) > 1 else None
+
+
+def probe_chart(split: SplitResults) -> Chart | None:
+    """Accuracy over the share of labels, with the zero-shot grade, which needs none, as a level line."""
+    points = [
+        (float(place), figures["accuracy"])
+        for place, (_, figures) in enumerate(_shares(split))
+        if figures.get("accuracy") is not None
+    ]
+    if len(points) < 2:
+        return None
+    lines = [Line("linear probe", "train", points)]
+    if (level := at(split.metrics, "zero_shot_kl.accuracy")) is not None:
+        lines.append(Line("no labels (zero-shot)", "val", [(points[0][0], level), (points[-1][0], level)]))
+    ticks = {float(place): f"{share} %" for place, (share, _) in enumerate(_shares(split))}
+    svg = curves("Grade exactly right over the share of labels", lines, "labels learnt from", (0, 1), ticks, True)
+    return Chart("Grade exactly right", svg, "The level line is the grade without any labels.")
+
+
+def prompts_table(split: SplitResults) -> Table | None:
+    """What becomes of the grade with each single prompt."""
+    rows = [
+        [
+            str(row["prompt"]),
+            str(row["grade"]),
+            percentage(row.get("accuracy")),
+            KAPPA.shown(row.get("quadratic_weighted_kappa")),
+            KAPPA.change(row.get("quadratic_weighted_kappa_difference")),
+        ]
+        for row in split.table("prompts")
+    ]
+    columns = ["Description", "Of grade", "Exactly right", "Weighted kappa", "Change of kappa"]
+    caption = "The figures if the grade is described by this text alone."
+    return Table(caption, columns, rows) if rows else None
+
+
+def _told(split: SplitResults) -> list[Row]:
+    return [row for row in split.table("subgroups") if not row.get("suppressed") and row.get("value") is not None]
+
+
+def _estimate(row: Row, metric: Metric) -> Estimate:
+    low, high = row.get("low"), row.get("high")
+    between = metric.between(low, high)
+    shown = metric.shown(row["value"]) + (f" ({between})" if between else "")
+    name = group_name(row["column"], row["group"])
+    return Estimate(name, int(row["n"]), float(row["value"]), low, high, shown, bool(row.get("flagged")))
+
+
+def _step_down(value: float) -> float:
+    """To the next tenth below."""
+    return int(value * 10 - (value < 0)) / 10
+
+
+def _figure_and_change(row: Row, metric: Metric) -> tuple[Cell, Cell]:
+    between = metric.between(row.get("low"), row.get("high"))
+    return metric.shown(row.get("value")) + (f" ({between})" if between else ""), metric.change(row.get("difference"))
+
+
+def _shares(split: SplitResults) -> list[tuple[str, Mapping[str, Any]]]:
+    """(per cent of the labels, figures), rising."""
+    probes = at(split.metrics, "linear_probe") or {}
+    shares = [(name.removeprefix("share_"), figures) for name, figures in probes.items() if name.startswith("share_")]
+    return sorted(shares, key=lambda each: float(each[0]))
+
+
+def _probes(split: SplitResults) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if figures := at(split.metrics, "zero_shot_kl"):
+        yield "No labels (zero-shot)", {metric: figures.get(metric) for metric in PROBE_METRICS}
+    for share, figures in _shares(split):
+        yield f"Linear probe, {share} % of the labels{_label_count(split, share)}", figures
+    if figures := at(split.metrics, "knn"):
+        yield "Nearest neighbours, all labels", figures
+
+
+def _label_count(split: SplitResults, share: str) -> str:
+    """How many images a linear probe learnt from, on average over the draws."""
+    labels = [
+        int(row["labels"])
+        for row in split.table("probe")
+        if row["method"] == "linear_probe" and str(row["share"]) == share
+    ]
+    return f" ({plural(sum(labels) / len(labels), 'image')})" if labels else ""

@@ -1,0 +1,173 @@
+"""The verdict in three plain sentences: what the model can do, what it beats, where it is weakest."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from knee_siglip.report.evaluation.page_data import Row, SplitResults
+from knee_siglip.report.evaluation.wording import (
+    BASELINES,
+    CHANCE,
+    HEADLINE,
+    at,
+    group_name,
+    named,
+    of_hundred,
+    percentage,
+    plural,
+)
+from knee_siglip.report.html.numbers import number
+
+INVERSION = "inversion"
+
+FALL = 0.05
+"""A change under a disturbance that is worth a sentence."""
+
+CALIBRATION_ERROR = 0.05
+"""A mean gap between confidence and truth that is worth a sentence."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """tone: class of the style sheet; headline: the first sentence, advice: the others."""
+
+    tone: str
+    headline: str
+    advice: str
+
+
+def verdict(split: SplitResults) -> Verdict:
+    """A model that does not beat the baselines is said not to, before anything else."""
+    beaten_by = not_beaten(split)
+    judged = at(split.metrics, "verdict.beats_baselines")
+    if judged == 0 or (judged is None and beaten_by):
+        return Verdict("error", _defeat(split, beaten_by), f"{_ability(split)} {_weakest(split)}")
+    flagged = any(row.get("flagged") for row in split.table("subgroups"))
+    tone = "warning" if flagged or beaten_by else "good"
+    return Verdict(tone, _ability(split), f"{_victory(split, beaten_by)} {_weakest(split)}")
+
+
+def not_beaten(split: SplitResults) -> dict[str, list[str]]:
+    """Baseline to the headline metrics in which the model is not surely better: its interval reaches the baseline."""
+    lost: dict[str, list[str]] = {}
+    for baseline, figures in split.baselines().items():
+        for metric in HEADLINE:
+            value, interval = at(split.metrics, metric), split.interval(metric)
+            if value is not None and metric in figures:
+                surely = value if interval is None else interval[0]
+                if surely <= figures[metric]:
+                    lost.setdefault(baseline, []).append(metric)
+    return lost
+
+
+def _defeat(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
+    if not beaten_by:
+        return "This model does not beat every baseline."
+    measured = [metric for metric in HEADLINE if at(split.metrics, metric) is not None]
+    if len(beaten_by.get(CHANCE, ())) > len(measured) / 2:
+        return "This model is not better than chance."
+    return f"This model is not surely better than {_worst_loss(beaten_by)}."
+
+
+def _victory(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
+    if beaten_by:
+        return f"On the whole it beats every baseline, but it is not surely better than {_worst_loss(beaten_by)}."
+    others = [name for name in split.baselines() if name != CHANCE]
+    more = f" and {plural(len(others), 'other baseline')}" if others else ""
+    return f"It does better than chance{more} on every headline figure they are known for."
+
+
+def _worst_loss(beaten_by: dict[str, list[str]]) -> str:
+    """Chance first: whoever does not beat it need not be compared with more."""
+    baseline = CHANCE if CHANCE in beaten_by else max(beaten_by, key=lambda name: len(beaten_by[name]))
+    lost = [HEADLINE[metric].phrase for metric in beaten_by[baseline]]
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    return f"{_baseline(baseline)} at: {lost[0]}{more}"
+
+
+def _baseline(name: str) -> str:
+    return f"the baseline “{BASELINES.get(name, name)}”" if name != CHANCE else "chance"
+
+
+def _ability(split: SplitResults) -> str:
+    tasks = {
+        "retrieval.image_to_text.recall_at_1": f"finds the right text for {{}} {_kind(split)}images",
+        "zero_shot_kl.accuracy": "names the Kellgren-Lawrence grade of {}",
+    }
+    said = []
+    for metric, task in tasks.items():
+        if (value := at(split.metrics, metric)) is not None:
+            interval = split.interval(metric)
+            sure = f" (95 % interval: {100 * interval[0]:.0f} to {100 * interval[1]:.0f})" if interval else ""
+            said.append(task.format(of_hundred(value)) + sure)
+    if not said:
+        return "What the model can do was not measured."
+    return f"The model {' and '.join(said)}."
+
+
+def _kind(split: SplitResults) -> str:
+    return "" if split.name == "train" else "unseen "
+
+
+def _weakest(split: SplitResults) -> str:
+    """The most telling of what was looked for."""
+    looked = [
+        name
+        for name, known in (
+            ("subgroups", split.table("subgroups")),
+            ("disturbed images", split.table("robustness")),
+            ("calibration", at(split.metrics, "calibration.ece") is not None),
+        )
+        if known
+    ]
+    if not looked:
+        return "Weak spots were not looked for."
+    spots = [spot for spot in (_weakest_group(split), _weakest_condition(split), _miscalibration(split)) if spot]
+    if not spots:
+        return f"No weak spot stood out among {' and '.join(looked)}."
+    return f"Weakest spot: {'; '.join(spots[:2])}."
+
+
+def _weakest_group(split: SplitResults) -> str:
+    def gap(row: Row) -> float:
+        overall = at(split.metrics, row["metric"])
+        return math.inf if overall is None else float(row["value"]) - float(overall)
+
+    flagged = [row for row in split.table("subgroups") if row.get("flagged") and row.get("value") is not None]
+    known = [row for row in flagged if row["metric"] in HEADLINE and math.isfinite(gap(row))]
+    if not known:
+        return ""
+    row = min(known, key=gap)
+    metric, overall = HEADLINE[row["metric"]], at(split.metrics, row["metric"])
+    return (
+        f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}), where “{metric.phrase}” is "
+        f"{metric.shown(row['value'])} instead of {metric.shown(overall)}"
+    )
+
+
+def worst_condition(rows: Sequence[Row]) -> Row | None:
+    """The disturbance under which a headline figure falls most, but for inversion, which no reader takes for usual."""
+    known = [
+        row
+        for row in rows
+        if row.get("difference") is not None and row["metric"] in HEADLINE and row["condition"] != INVERSION
+    ]
+    return min(known, key=lambda row: float(row["difference"]), default=None)
+
+
+def _weakest_condition(split: SplitResults) -> str:
+    row = worst_condition(split.table("robustness"))
+    if row is None or row["difference"] > -FALL:
+        return ""
+    metric, level = HEADLINE[row["metric"]], f", {number(row['level'])}" if row.get("level") else ""
+    return (
+        f"under “{named(str(row['condition']))}{level}” the figure “{metric.phrase}” falls to "
+        f"{metric.shown(row['value'])}, from {metric.shown(row['value'] - row['difference'])}"
+    )
+
+
+def _miscalibration(split: SplitResults) -> str:
+    error = at(split.metrics, "calibration.ece")
+    if error is None or error < CALIBRATION_ERROR:
+        return ""
+    return f"the model's stated confidence in a grade is off by {percentage(error)} on average"

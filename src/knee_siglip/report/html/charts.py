@@ -1,0 +1,108 @@
+"""Small charts as inline SVG, coloured by the page's style sheet.
+
+Own code, since what is needed is a few rectangles: matplotlib takes a second and more to import, draws text as
+outlines that no screen reader reads, and needs tens of kB for each chart. Series differ in lightness, fill and dash as
+well as in colour, for readers who see no colours and for printers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from knee_siglip.report.html.numbers import percent
+from knee_siglip.report.html.svg import HEIGHT, WIDTH, Axes, clip, line, nice_ticks, picture, rectangle, short, words
+
+LABEL_WIDTH, LABEL_LENGTH = 128, 17
+"""Room left of horizontal bars, and the characters that fit in it."""
+
+BAR, GAP = 11, 9
+VALUE_WIDTH = 40
+
+
+@dataclass(frozen=True)
+class Chart:
+    """svg: inline; note: what the reader must know of it."""
+
+    title: str
+    svg: Markup
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or set of bars. style: class of the style sheet (`train`, `val`, `test`); shares: (K,), 0-1."""
+
+    name: str
+    style: str
+    shares: Sequence[float]
+
+
+def bars(title: str, labels: Sequence[str], series: Sequence[Series]) -> Markup:
+    """Horizontal bars: for each label one bar of each series, with its share written beside it."""
+    highest = max((share for each in series for share in each.shares), default=0) or 1
+    room = WIDTH - LABEL_WIDTH - VALUE_WIDTH
+    block = BAR * len(series) + GAP
+    parts = []
+    for place, label in enumerate(labels):
+        top = place * block + GAP / 2
+        middle = top + BAR * len(series) / 2
+        parts.append(words(LABEL_WIDTH - 8, middle + 4, clip(label, LABEL_LENGTH), "end", full=label))
+        for lane, each in enumerate(series):
+            share = each.shares[place]
+            y, width = top + lane * BAR, share / highest * room
+            parts.append(rectangle(LABEL_WIDTH, y, max(width, 0.5), BAR - 1.5, each.style))
+            parts.append(words(LABEL_WIDTH + width + 4, y + BAR - 2.5, percent(share), style="value"))
+    axis = line(LABEL_WIDTH, 0, LABEL_WIDTH, len(labels) * block, "axis")
+    return picture(title, WIDTH, max(1, len(labels)) * block, [*parts, axis])
+
+
+def steps(title: str, edges: np.ndarray, series: Sequence[Series]) -> Markup:
+    """Outlines of histograms over one another. edges: (K + 1,), rising; shares of each series: (K,)."""
+    highest = max((share for each in series for share in each.shares), default=0) or 1
+    ticks = nice_ticks(0, highest, 4)
+    low, high = float(edges[0]), float(edges[-1])
+    axes = Axes((low, high), (0, max(ticks[-1], highest)))
+    x_ticks = {tick: short(tick) for tick in nice_ticks(low, high, 6)}
+    parts = axes.drawn(x_ticks, {tick: percent(tick) for tick in ticks})
+    for each in series:
+        heights = [axes.y(share) for share in each.shares]
+        parts.append(_outline([axes.x(edge) for edge in edges], heights, axes.y(0), each.style))
+    return picture(title, WIDTH, HEIGHT, parts)
+
+
+def meter(value: float, ends: tuple[float, float], mark: float, warned: bool, surely: float | None = None) -> Markup:
+    """A bar on a scale between `ends`, with a stroke at the warning level.
+
+    surely: lower end of the value's interval, where the bar ends and a thin line up to the value starts.
+    """
+    width, height = 150, 14
+
+    def x(figure: float) -> float:
+        return (min(max(figure, ends[0]), ends[1]) - ends[0]) / (ends[1] - ends[0]) * width
+
+    bar = x(value if surely is None else surely)
+    parts = [rectangle(0, 4, width, 6, "track"), rectangle(0, 4, max(1, bar), 6, "over" if warned else "level")]
+    if surely is not None:
+        parts.append(line(bar, 7, x(value), 7, "whisker"))
+    parts.append(line(x(mark), 0, x(mark), height, "mark"))
+    title = f"{value:.2f}, warning level {mark:g}{': a warning' if warned else ''}"
+    return picture(title, width, height, parts, "meter")
+
+
+def legend(series: Mapping[str, str]) -> Markup:
+    """series: name to style."""
+    keys = [
+        Markup('<span class="key">{}{}</span>').format(
+            picture("", 22, 12, [rectangle(1, 1, 20, 10, style)], "swatch"), name
+        )
+        for name, style in series.items()
+    ]
+    return Markup('<p class="legend">{}</p>').format(Markup("").join(keys))
+
+
+def _outline(xs: Sequence[float], ys: Sequence[float], floor: float, style: str) -> Markup:
+    corners = [f"M{xs[0]:.1f} {floor:.1f}"]
+    corners += [f"V{y:.1f}H{right:.1f}" for y, right in zip(ys, xs[1:], strict=True)]
+    return Markup('<path class="outline {}" d="{}V{:.1f}"/>').format(style, "".join(corners), floor)

@@ -1,0 +1,35 @@
+"""Templates to one HTML file that needs nothing else: no script, no request, the same bytes for the same content.
+
+A stage's package keeps its templates in `templates/`; they extend `base.html.j2` of this package and import its
+`parts.html.j2`. Everything that comes from the data is escaped by jinja2.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from knee_siglip.report.html.charts import legend
+from knee_siglip.report.html.numbers import number, percent, readable
+
+
+def write_html(path: Path, package: str, template: str, **context: Any) -> None:
+    """Render `template` of `package` and write it. Lone surrogates, which UTF-8 does not know, become `?`."""
+    html = _environment(package).get_template(template).render(context)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8", errors="replace", newline="\n")
+
+
+@cache
+def _environment(package: str) -> Environment:
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("knee_siglip.report.html")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent, "readable": readable}
+    environment.globals |= {"legend": legend}
+    return environment

@@ -1,0 +1,221 @@
+"""The validation page: the verdict, what was found with pictures of it, and what the splits hold."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from knee_siglip.report.html.charts import meter
+from knee_siglip.report.html.numbers import innermost, number, percent, readable, side_by_side
+from knee_siglip.report.html.pictures import load_pictures
+from knee_siglip.report.html.rendering import write_html
+from knee_siglip.report.validation.distributions import distribution_charts
+from knee_siglip.report.validation.glossary import GLOSSARY, NEEDS_TOKENIZER, Entry
+from knee_siglip.report.validation.pictured_issues import Spot, cards, example_spots, group_findings
+from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.splits.shift import KS_FLOOR, P_VALUE, V_FLOOR
+from knee_siglip.validation.splits.shortcuts import GRADE_THRESHOLD, SPLIT_THRESHOLD
+from knee_siglip.validation.texts.privacy import personal_data
+
+TEXTS_SHOWN = 15
+TEXT_EXAMPLES = 6
+SEED = 0
+
+COLUMN_NAMES = {"auroc": "mean AUROC", "highest": "best told class", "highest_low": "of it at least"}
+
+SHIFT_FLOORS = {"ks": KS_FLOOR, "cramers_v": V_FLOOR}
+
+TILES = {
+    "rows": ("rows", ""),
+    "patients": ("patients", ""),
+    "images": ("images", ""),
+    "distinct_texts": ("distinct texts", ""),
+    "errors": ("errors", "error"),
+    "warnings": ("warnings", "warning"),
+    "dropped": ("dropped rows", "dropped"),
+}
+
+SHIFT = (
+    "How far val and test lie from train: 0 is alike, 1 has nothing in common. A warning needs a large and a sure "
+    "difference (small corrected p)."
+)
+SHORTCUTS = (
+    "How well grade or split can be predicted, on unseen patients, from how the files were made and without looking at "
+    "the knee: AUROC 0.5 is chance, 1 is certainty. The warning looks at the lower end of the best told class."
+)
+
+HIDDEN = "(hidden: it seems to hold personal data)"
+
+
+def write_page(
+    path: Path, csv: Path, table: pd.DataFrame, findings: Sequence[Finding], metrics: Mapping[str, Any]
+) -> None:
+    """Write the page: one HTML file that asks for nothing else, and whose bytes depend on its content alone.
+
+    csv: shown as given; table: what the checks get, indexed by spreadsheet row, empty where the CSV could not be read;
+    metrics: the nested figures of metrics.json. Whatever is absent is left out.
+    """
+    table = _without_personal_data(table)
+    groups = group_findings(findings, table, csv)
+    examples = example_spots(table)
+    pictures = load_pictures(_files([*(spots for group in groups for spots in group.spots), *examples.values()]))
+    write_html(
+        path,
+        "knee_siglip.report.validation",
+        "validation.html.j2",
+        csv=str(csv),
+        verdict=_verdict(table, findings, metrics),
+        tiles=_tiles(metrics),
+        groups=[group.context(pictures) for group in groups],
+        examples={split: cards(spots, pictures) for split, spots in examples.items()},
+        splits=list(metrics.get("splits", {})) or list(SPLITS),
+        styles={split: split for split in SPLITS},
+        split_groups=side_by_side(metrics.get("splits", {})),
+        charts=distribution_charts(table),
+        comparisons=list(_comparisons(metrics)),
+        texts=_frequent_texts(table, list(metrics.get("splits", {})) or list(SPLITS)),
+        text_examples=_text_examples(table),
+        text_figures=_text_figures(metrics),
+        silent=_silent(findings) if len(table) else [],
+    )
+
+
+def _files(cards_wanted: Sequence[Sequence[Spot]]) -> list[str]:
+    return [spot.file for spots in cards_wanted for spot in spots if not spot.absent]
+
+
+def _verdict(table: pd.DataFrame, findings: Sequence[Finding], metrics: Mapping[str, Any]) -> dict[str, str]:
+    """tone: class of the style sheet; headline and advice: a sentence each."""
+    severities = [finding.severity for finding in findings]
+    errors, warnings, dropped = (severities.count(name) for name in ("error", "warning", "dropped"))
+    if errors:
+        advice = "Mend what the errors below name, in the file or among its images, and run dvc repro again."
+        if table.empty:
+            advice = f"No row could be checked. {advice}"
+        return {"tone": "error", "headline": f"{_count(errors, 'error')}: nothing was trained.", "advice": advice}
+    rows = int(metrics.get("rows", len(table)))
+    patients = f" of {_count(people, 'patient')}" if (people := int(metrics.get("patients", 0))) else ""
+    ready = f"{_count(int(metrics.get('images', rows)), 'image')}{patients} {'is' if rows == 1 else 'are'} ready."
+    found = [_count(warnings, "warning")] if warnings else []
+    found += [_count(dropped, "dropped row")] if dropped else []
+    if not found:
+        return {
+            "tone": "good",
+            "headline": f"No errors, no warnings: {ready}",
+            "advice": "Nothing stands out; look at the example images all the same.",
+        }
+    advice = "Training goes on. Each warning below says what it means and what to do; look at them once."
+    tone = "warning" if warnings else "dropped"
+    return {"tone": tone, "headline": f"No errors, {' and '.join(found)}: {ready}", "advice": advice}
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    known = {key: metrics[key] for key in TILES if key in metrics and (metrics.get("rows") or metrics[key])}
+    return [
+        {"name": TILES[key][0], "tone": TILES[key][1] if value else "", "value": value} for key, value in known.items()
+    ]
+
+
+def _comparisons(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The tables of shift and shortcuts, with a bar for the figure that the warning looks at."""
+    for key, title, names, explanation in (
+        ("shift", "Shift: val and test against train", ("Split", "Feature"), SHIFT),
+        ("shortcuts", "Shortcuts: what the file gives away", ("Target", "From"), SHORTCUTS),
+    ):
+        rows = innermost(metrics.get(key, {}))
+        if not rows:
+            continue
+        depth = max(len(path) for path, _ in rows)
+        columns = list(dict.fromkeys(column for _, values in rows for column in values))
+        yield {
+            "title": title,
+            "explanation": explanation,
+            "names": list(names) if depth == len(names) else [""] * depth,
+            "columns": [COLUMN_NAMES.get(column, readable(column)) for column in columns],
+            "rows": [
+                {
+                    "path": ["", *map(readable, path)][-depth:] if len(path) < depth else list(map(readable, path)),
+                    "cells": [number(values.get(column)) for column in columns],
+                    "meter": _meter(path, values),
+                }
+                for path, values in rows
+            ],
+        }
+
+
+def _meter(path: tuple[str, ...], values: Mapping[str, Any]) -> Markup:
+    """A bar for the figure that the warning looks at; nothing where none is known."""
+    shifts = [
+        (values[test], floor, values.get(f"{test}_p", 1)) for test, floor in SHIFT_FLOORS.items() if test in values
+    ]
+    if shifts:
+        effect, floor, p = max(shifts)
+        return meter(effect, (0, 1), floor, effect >= floor and p < P_VALUE)
+    if "highest" not in values:
+        return Markup("")
+    level = SPLIT_THRESHOLD if path[0] == "split" else GRADE_THRESHOLD
+    low = values.get("highest_low", 0.0)
+    return meter(values["highest"], (0.5, 1), level, low > level, low)
+
+
+def _without_personal_data(table: pd.DataFrame) -> pd.DataFrame:
+    """The same rows; an impression that seems to hold personal data says only so: the page will be shown to others."""
+    if "impression" not in table.columns:
+        return table
+    personal = table["impression"].isin([text for text in table["impression"].unique() if personal_data(text)])
+    return table.assign(
+        **{name: table[name].mask(personal, HIDDEN) for name in ("impression", "text") if name in table}
+    )
+
+
+def _frequent_texts(table: pd.DataFrame, splits: Sequence[str]) -> list[dict[str, Any]]:
+    """The most frequent normalised texts with their rows in each split."""
+    if not {"text", "split"} <= set(table.columns) or table.empty:
+        return []
+    frequencies = table["text"].value_counts()
+    top = frequencies[frequencies >= frequencies.iloc[:TEXTS_SHOWN].iloc[-1]]
+    shown = sorted(top.index, key=lambda text: (-top[text], text))[:TEXTS_SHOWN]
+    counts = table.loc[table["text"].isin(shown)].groupby(["text", "split"]).size()
+    return [
+        {
+            "text": text or "(empty)",
+            "counts": [int(counts.get((text, split), 0)) for split in splits],
+            "share": percent(frequencies[text] / len(table)),
+        }
+        for text in shown
+    ]
+
+
+def _text_examples(table: pd.DataFrame) -> list[tuple[int, str, str]]:
+    """(row, impression, normalised text) of distinct texts, drawn by a fixed seed."""
+    if not {"text", "impression"} <= set(table.columns) or table.empty:
+        return []
+    rows = table.index[~table["text"].duplicated()].to_numpy()
+    drawn = np.random.default_rng(SEED).choice(rows, min(TEXT_EXAMPLES, len(rows)), replace=False)
+    return [(int(row), str(table.at[row, "impression"]), str(table.at[row, "text"])) for row in sorted(drawn)]
+
+
+def _text_figures(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Shares as percentages, which is what they are read as."""
+    return [
+        (readable(name), percent(value) if "share" in name and isinstance(value, float) else value)
+        for name, value in metrics.get("texts", {}).items()
+        if not isinstance(value, Mapping)
+    ]
+
+
+def _silent(findings: Sequence[Finding]) -> list[Entry]:
+    """Checks that looked and found nothing."""
+    found = {finding.check for finding in findings}
+    if "tokens_not_checked" in found:
+        found |= NEEDS_TOKENIZER
+    never = {"unreadable_csv", "tokens_not_checked"}
+    return [entry for check, entry in GLOSSARY.items() if check not in found | never]

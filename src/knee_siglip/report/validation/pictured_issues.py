@@ -1,0 +1,157 @@
+"""Findings as the page shows them: by check, errors first, with pictures of the offenders beside each other."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from knee_siglip.report.html.pictures import Picture
+from knee_siglip.report.validation.glossary import Entry, explain
+from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.validation.issue import Finding
+
+FINDINGS_SHOWN = 50
+PICTURES_SHOWN, PICTURES_PER_CHECK, PICTURES_PER_FINDING = 80, 12, 4
+EXAMPLES_PER_SPLIT = 8
+SEED = 0
+
+SEVERITIES = {
+    "error": ("error", "errors"),
+    "dropped": ("dropped row", "dropped rows"),
+    "warning": ("warning", "warnings"),
+}
+"""In the order of the page, with the words for one and for more."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """An image that a picture is wanted of. file: its path from here; title, name, text: what stands below it.
+
+    absent: why there can be no picture, empty where the file is worth reading.
+    """
+
+    file: str
+    title: str
+    name: str
+    text: str = ""
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture and its caption."""
+
+    picture: Picture
+    alt: str
+    title: str
+    file: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The findings of one check and severity. spots: of each pictured finding, side by side."""
+
+    check: str
+    severity: str
+    entry: Entry
+    findings: list[Finding]
+    total: int
+    spots: list[list[Spot]]
+    picturable: int
+
+    def context(self, pictures: Mapping[str, Picture]) -> dict[str, Any]:
+        """What the template needs."""
+        return {
+            "check": self.check,
+            "severity": self.severity,
+            "severity_name": SEVERITIES[self.severity][self.total != 1],
+            "title": self.entry.title,
+            "meaning": self.entry.meaning,
+            "advice": self.entry.advice,
+            "findings": self.findings,
+            "total": self.total,
+            "remaining": self.total - len(self.findings),
+            "pictures": [cards(spots, pictures) for spots in self.spots],
+            "unpictured": self.picturable - len(self.spots),
+        }
+
+
+def group_findings(findings: Iterable[Finding], table: pd.DataFrame, csv: Path) -> list[Group]:
+    """Errors, then dropped rows, then warnings; of each the checks with the most findings first."""
+    named: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        named.setdefault((finding.severity, finding.check), []).append(finding)
+    order = list(SEVERITIES)
+    ranked = sorted(named, key=lambda key: (order.index(key[0]), -len(named[key]), key[1]))
+    pictured = sum(any(map(_is_pictured, named[key])) for key in ranked)
+    limit = min(PICTURES_PER_CHECK, PICTURES_SHOWN // max(1, pictured))
+    return [_group(severity, check, named[severity, check], table, csv, limit) for severity, check in ranked]
+
+
+def example_spots(table: pd.DataFrame) -> dict[str, list[Spot]]:
+    """Readable images of each split, drawn by a fixed seed, in the table's order."""
+    if not {"split", "image_id", "image_file"} <= set(table.columns):
+        return {}
+    examples = {}
+    for split in SPLITS:
+        rows = table.index[(table["split"] == split) & (table["image_id"] != "")].to_numpy()
+        if len(rows):
+            drawn = np.random.default_rng(SEED).choice(rows, min(EXAMPLES_PER_SPLIT, len(rows)), replace=False)
+            examples[split] = [_spot_of_row(table, int(row), with_split=False) for row in sorted(drawn)]
+    return examples
+
+
+def cards(spots: Sequence[Spot], pictures: Mapping[str, Picture]) -> list[Card]:
+    """Spots with their pictures; those that could not be read from the start say so."""
+    return [
+        Card(
+            Picture("", spot.absent) if spot.absent else pictures[spot.file],
+            f"Radiograph {spot.name}, {spot.title}",
+            spot.title,
+            spot.name,
+            spot.text,
+        )
+        for spot in spots
+    ]
+
+
+def _group(severity: str, check: str, findings: list[Finding], table: pd.DataFrame, csv: Path, limit: int) -> Group:
+    spots: list[list[Spot]] = []
+    picturable = [finding for finding in findings if _is_pictured(finding)]
+    for finding in picturable:
+        rows = list(dict.fromkeys([finding.row, *finding.related]))[:PICTURES_PER_FINDING]
+        if sum(map(len, spots)) + len(rows) > limit:
+            break
+        spots.append([_spot(finding, row, table, csv) for row in rows if row is not None])
+    return Group(check, severity, explain(check), findings[:FINDINGS_SHOWN], len(findings), spots, len(picturable))
+
+
+def _is_pictured(finding: Finding) -> bool:
+    return finding.row is not None and bool(explain(finding.check).pictured or finding.related)
+
+
+def _spot(finding: Finding, row: int, table: pd.DataFrame, csv: Path) -> Spot:
+    """A row that was dropped is in the table no more: its file is known by the finding alone."""
+    if row in table.index and "image_file" in table.columns:
+        return _spot_of_row(table, row)
+    known = row == finding.row and finding.file != ""
+    title = f"row {row}" + (", dropped" if finding.severity == "dropped" else "")
+    if known:
+        return Spot(str(csv.parent / finding.file), title, finding.file)
+    return Spot("", title, "", absent="This row was dropped as well.")
+
+
+def _spot_of_row(table: pd.DataFrame, row: int, with_split: bool = True) -> Spot:
+    values = table.loc[row]
+    title = [str(values.get("split", "")) if with_split else "", f"row {row}"]
+    title.append(f"patient {patient}" if (patient := str(values.get("patient_id", ""))) else "")
+    title.append("" if pd.isna(grade := values.get("kl_grade")) or str(grade) == "" else f"KL {grade}")
+    absent = "" if str(values.get("image_id", "")) != "" else "This image cannot be read."
+    named = ", ".join(part for part in title if part)
+    return Spot(
+        str(values["image_file"]), named, str(values.get("img_path", "")), str(values.get("impression", "")), absent
+    )

@@ -1,0 +1,194 @@
+"""What a single row can have wrong: columns, splits, texts, grades, images."""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, add_flag
+from knee_siglip.validation.images.inspection import Failure, Result
+from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.row_issues import findings_of_rows
+
+REQUIRED = ("img_path", "impression", "split")
+GRADES = range(5)
+
+SPLIT_SYNONYMS = {
+    **{split: split for split in SPLITS},
+    **dict.fromkeys(("training", "tr"), "train"),
+    **dict.fromkeys(("valid", "validation", "validate", "dev", "development"), "val"),
+    **dict.fromkeys(("testing", "holdout", "hold-out", "eval", "evaluation"), "test"),
+}
+"""What other projects write; never taken for ours without a word: their `validation` may be our test."""
+
+CELL_LENGTH, LISTED_LENGTH = 60, 500
+"""Characters of a cell, and of the header, that a sentence quotes."""
+
+FLAT_STD = 15.0
+"""Grey levels of 255: below it little contrast is left. 1 % of real knees, legitimate ones among them."""
+
+
+def check_columns(table: pd.DataFrame, csv: Path) -> list[Finding]:
+    """Required columns there, names of made ones free."""
+    findings = []
+    names = list(table.columns)
+    for name in REQUIRED:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
+                hint = "; separate the columns by commas"
+            listed = shorten(", ".join(names), LISTED_LENGTH)
+            message = f"column {name!r} is missing; the columns are {listed}{hint}"
+            findings.append(Finding("error", "missing_column", 1, str(csv), message))
+    for name in MADE_COLUMNS:
+        if name in names:
+            message = f"column {name!r} is one that validation makes; rename yours"
+            findings.append(Finding("error", "reserved_column", 1, str(csv), message))
+    return findings
+
+
+def check_splits(table: pd.DataFrame) -> list[Finding]:
+    """Every row in train, val or test."""
+    sentences = {split: _unknown_split(split) for split in set(table["split"]) - set(SPLITS)}
+    return [
+        Finding("error", "unknown_split", row, path, sentences[split])
+        for row, path, split in _cells(table, "split")
+        if split in sentences
+    ]
+
+
+def _unknown_split(split: str) -> str:
+    near = SPLIT_SYNONYMS.get(split.strip().casefold())
+    hint = f"; did you mean {near!r}?" if near else ""
+    return f"split is {shorten(split)!r}; allowed: {', '.join(SPLITS)}{hint}"
+
+
+def check_split_counts(table: pd.DataFrame, csv: Path) -> list[Finding]:
+    """Every split has a row: training needs train and val, evaluation needs test."""
+    present = set(table["split"])
+    return [
+        Finding(
+            "error",
+            "missing_split",
+            None,
+            str(csv),
+            f"no row is left in split {split!r}; train, val and test are needed",
+        )
+        for split in SPLITS
+        if split not in present
+    ]
+
+
+def check_grades(table: pd.DataFrame) -> list[Finding]:
+    """`kl_grade`, where there is one, is 0-4 or empty."""
+    if "kl_grade" not in table.columns:
+        return []
+    return [
+        Finding("error", "bad_kl_grade", row, path, f"kl_grade is {shorten(value)!r}; allowed: 0, 1, 2, 3, 4 or empty")
+        for row, path, value in _cells(table, "kl_grade")
+        if value.strip() and parse_grade(value) is None
+    ]
+
+
+def parse_grade(value: str) -> int | None:
+    """`3` and pandas' `3.0` to 3; None where the cell is empty or no grade."""
+    try:
+        grade = float(value)
+    except ValueError:
+        return None
+    return int(grade) if grade in GRADES else None
+
+
+def check_duplicate_rows(table: pd.DataFrame) -> list[Finding]:
+    """Rows that repeat an earlier one in every cell. Kept: they only weigh more."""
+    first: dict[tuple[str, ...], int] = {}
+    findings = []
+    for record in table.itertuples(name=None):
+        row, cells = record[0], record[1:]
+        if (earlier := first.setdefault(cells, row)) != row:
+            path = str(table.at[row, "img_path"])
+            findings.append(Finding("warning", "duplicate_row", row, path, f"repeats row {earlier} in every cell"))
+    return findings
+
+
+def image_files(table: pd.DataFrame, csv: Path) -> pd.Series:
+    """`img_path` to a path that works from here: relative ones start at the CSV's folder."""
+    return table["img_path"].map(lambda name: os.path.normpath(csv.parent / name) if name.strip() else "")
+
+
+def check_outside(files: Iterable[str], images_folder: str) -> list[Finding]:
+    """Images outside `data.images`, the folder whose changes DVC watches."""
+    watched = _absolute(images_folder)
+    outside = sorted({name for name in files if name and not _absolute(name).is_relative_to(watched)})
+    if not outside:
+        return []
+    folder = os.path.commonpath([_absolute(name).parent for name in outside])
+    message = (
+        f"images outside data.images = {images_folder}: {len(outside)}. When they change under an unchanged CSV, "
+        f"nothing reruns; name their folder: -S data.images={folder}"
+    )
+    return [Finding("warning", "outside_images", None, outside[0], message)]
+
+
+def check_images(table: pd.DataFrame, files: pd.Series, inspected: Mapping[str, Result]) -> list[Finding]:
+    """An error for every row whose image cannot be used."""
+    findings = []
+    for row, path, name in zip(table.index.tolist(), table["img_path"].tolist(), files, strict=True):
+        result = inspected[name] if name else Failure("missing_image", "img_path is empty")
+        if isinstance(result, Failure):
+            findings.append(Finding("error", result.check, row, path, result.message + _path_hint(path)))
+    return findings
+
+
+def _path_hint(img_path: str) -> str:
+    if img_path.strip() and img_path != img_path.strip():
+        return "; img_path begins or ends with a blank"
+    return "; write / instead of \\ in img_path" if "\\" in img_path else ""
+
+
+def check_appearance(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
+    """Images that show nothing, little, or everything with bright and dark exchanged: flagged and kept."""
+    readable = table["image_id"] != ""
+    constant = readable & (table["std"] == 0)
+    flat = readable & ~constant & (table["std"] < FLAT_STD)
+    inverted = readable & (table["inverted"] > 0.5)
+    said = {
+        "constant_image": (constant, "have one grey only", lambda _: "every pixel has the same grey"),
+        "flat_image": (
+            flat,
+            "are nearly flat",
+            lambda row: f"nearly flat: its greys deviate by {row['std']:.1f} of 255",
+        ),
+        "inverted_image": (
+            inverted,
+            "seem inverted",
+            lambda row: (
+                f"bright and dark seem exchanged (probability {row['inverted']:.2f}); preprocess.inversion: "
+                "correct turns such images round"
+            ),
+        ),
+    }
+    findings: list[Finding] = []
+    for check, (rows, problem, describe) in said.items():
+        messages = {int(str(row)): describe(values) for row, values in table[rows].iterrows()}
+        findings += findings_of_rows(table, check, messages, problem)
+        table = add_flag(table, table.index[rows], check)
+    return table, findings
+
+
+def shorten(text: str, length: int = CELL_LENGTH) -> str:
+    """The text, or its beginning and its length."""
+    return text if len(text) <= length else f"{text[:length]}... ({len(text):,} characters)"
+
+
+def _cells(table: pd.DataFrame, column: str) -> Iterable[tuple[int, str, str]]:
+    """(spreadsheet row, img_path, cell) for every row."""
+    return zip(table.index.tolist(), table["img_path"].tolist(), table[column].tolist(), strict=True)
+
+
+def _absolute(name: str) -> Path:
+    """Symbolic links stay: DVC looks at the path, not at where it leads."""
+    return Path(os.path.normpath(Path(name).absolute()))

@@ -1,0 +1,205 @@
+"""Leaks between splits: a patient, a study, or the same image, in more than one.
+
+Checks go from strong to weak: patient, study, file bytes, pixels, near-duplicates. What a stronger image check has
+named is not named again by a weaker one.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from knee_siglip.core.errors import UsageError
+from knee_siglip.tables.manifest import SPLITS, add_flag
+from knee_siglip.validation.images.near_duplicates import Pair
+from knee_siglip.validation.issue import Finding, Severity
+
+RANK = {split: rank for rank, split in enumerate(SPLITS)}
+"""Of two splits that share something, `drop` takes the rows out of the lower one: test is never touched."""
+
+ROWS_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Rows (in the table's order) that share something although they are in different splits."""
+
+    check: str
+    rows: list[int]
+    message: str
+
+
+def patient_ids(table: pd.DataFrame, pattern: str | None) -> tuple[pd.Series, list[Finding]]:
+    """Patient of every row, as text; empty where unknown. `pattern`'s first group in img_path where no column says it.
+
+    Returns the ids and a warning for what cannot be checked.
+
+    Raises:
+        UsageError: the pattern is no regular expression with a group.
+    """
+    given = table["patient_id"].str.strip() if "patient_id" in table.columns else pd.Series("", table.index, dtype=str)
+    if pattern is not None:
+        derived = table["img_path"].map(_extractor(pattern))
+        given = given.where(given != "", derived)
+    unknown = given.index[given == ""]
+    if unknown.empty:
+        return given, []
+    rows = "all rows" if len(unknown) == len(table) else f"{len(unknown)} of {len(table)} rows, the first {unknown[0]}"
+    message = (
+        f"no patient is known of {rows}: whether a patient is in two splits cannot be checked there; add a column "
+        "patient_id, or set data.patient_id_pattern, a regular expression whose first group is the patient in img_path"
+    )
+    return given, [Finding("warning", "unknown_patient", None, "", message)]
+
+
+def id_key(text: str) -> str:
+    """What two spellings of one id have in common: case, spaces and leading zeros do not count.
+
+    `P007`, `p7 ` and `P 07` are one id, `0007` and `7` too. Other marks count (`1-2` is not `12`), and so do letters
+    (`A1` is not `1`) and zeros inside or behind a number (`7.01` is not `7.1`).
+    """
+    return re.sub(r"(?<![0-9.])0+(?=[0-9])", "", "".join(text.split()).casefold())
+
+
+def find_leaks(table: pd.DataFrame, on_leak: str, pairs: Sequence[Pair] = ()) -> tuple[pd.DataFrame, list[Finding]]:
+    """Handle what is in two splits.
+
+    table: indexed by spreadsheet row, with img_path, split, patient_id, image_id and flags (empty ids are unknown);
+    study_id and pixel_id where it has them. pairs: near-duplicates (near_duplicates.py).
+    Returns the rows that stay (all, but for `drop`), leaking ones flagged, and the findings: with `error` and `warn`
+    one for each patient, study, image or pair, with `drop` one for each dropped row.
+    """
+    findings: list[Finding] = []
+    checks: tuple[Callable[[pd.DataFrame], Iterator[Leak]], ...] = (
+        lambda rows: _shared_ids(rows, "patient_id", "patient_leak", "patient"),
+        lambda rows: _shared_ids(rows, "study_id", "study_leak", "study"),
+        _same_bytes,
+        _same_pixels,
+        lambda rows: _alike(rows, pairs),
+    )
+    for check in checks:
+        leaks = list(check(table))
+        if on_leak == "drop":
+            table, dropped = _drop(table, leaks)
+            findings += dropped
+            continue
+        severity: Severity = "error" if on_leak == "error" else "warning"
+        findings += [_finding(severity, leak, leak.rows[0], table, leak.message) for leak in leaks]
+        for name in dict.fromkeys(leak.check for leak in leaks):
+            rows = {row for leak in leaks if leak.check == name for row in leak.rows}
+            table = add_flag(table, table.index[table.index.isin(rows)], name)
+    return table, findings
+
+
+def check_repeated_images(table: pd.DataFrame) -> list[Finding]:
+    """The same bytes, or the same pixels in other bytes, under two names within a split: kept, and named."""
+    findings = []
+    for column, content in (("image_id", "image_file"), ("pixel_id", "image_id")):
+        if column not in table.columns:
+            continue
+        known = table[table[column] != ""]
+        several = known.groupby(["split", column])[content].transform("nunique") > 1
+        for _, group in known[several].groupby(["split", column], sort=False):
+            names = group["image_file"].nunique()
+            what = "the same image" if column == "image_id" else "the same pixels in different files"
+            check = "repeated_image" if column == "image_id" else "repeated_pixels"
+            path = str(group["img_path"].iloc[0])
+            rows = tuple(group.index.tolist())
+            message = f"{what} under {names} names: {_where(group)}"
+            findings.append(Finding("warning", check, rows[0], path, message, rows[1:]))
+    return findings
+
+
+def _extractor(pattern: str) -> Callable[[str], str]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"data.patient_id_pattern = {pattern!r} is no regular expression: {error}") from None
+    if not expression.groups:
+        raise UsageError(f"data.patient_id_pattern = {pattern!r} has no group; put the patient's part in (...)")
+
+    def extract(path: str) -> str:
+        match = expression.search(path)
+        return (match.group(1) or "") if match else ""
+
+    return extract
+
+
+def _leaking(table: pd.DataFrame, keys: pd.Series) -> Iterator[pd.DataFrame]:
+    """Groups of rows that have a key in common and lie in more than one split."""
+    known = table[(keys != "") & table["split"].isin(SPLITS)]
+    known_keys = keys[known.index]
+    leaking = known[known.groupby(known_keys)["split"].transform("nunique") > 1]
+    for _, group in leaking.groupby(known_keys[leaking.index], sort=False):
+        yield group
+
+
+def _shared_ids(table: pd.DataFrame, column: str, check: str, name: str) -> Iterator[Leak]:
+    """Patients or studies, compared by `id_key`."""
+    if column not in table.columns:
+        return
+    for group in _leaking(table, table[column].map(id_key)):
+        spellings = list(dict.fromkeys(group[column].str.strip()))
+        named = spellings[0] if len(spellings) == 1 else f"{', '.join(map(repr, spellings))} (taken as one {name})"
+        yield Leak(check, group.index.tolist(), f"{name} {named} is in {_where(group)}")
+
+
+def _same_bytes(table: pd.DataFrame) -> Iterator[Leak]:
+    for group in _leaking(table, table["image_id"]):
+        yield Leak("image_leak", group.index.tolist(), f"the same image is in {_where(group)}")
+
+
+def _same_pixels(table: pd.DataFrame) -> Iterator[Leak]:
+    """Equal pixels, where they are not all equal bytes as well."""
+    if "pixel_id" not in table.columns:
+        return
+    for group in _leaking(table, table["pixel_id"]):
+        if group["image_id"].nunique() > 1:
+            message = f"identical pixels in different files are in {_where(group)}"
+            yield Leak("pixel_leak", group.index.tolist(), message)
+
+
+def _alike(table: pd.DataFrame, pairs: Sequence[Pair]) -> Iterator[Leak]:
+    """Near-duplicates; a pair stands for all rows with the pixels of its two."""
+    alike = [pair for pair in pairs if pair.pixels_a and pair.pixels_b]
+    groups = table[table["split"].isin(SPLITS)].groupby("pixel_id").groups if alike else {}
+    for pair in alike:
+        first, second = (list(groups.get(pixels, [])) for pixels in (pair.pixels_a, pair.pixels_b))
+        group = table.loc[sorted(first + second)]
+        if first and second and group["split"].nunique() > 1:
+            one, other = table.loc[first], table.loc[second]
+            message = (
+                f"near-duplicate images (similarity {pair.similarity:.2f}, {pair.relation}): "
+                f"{_where(one)} shows the same as {_where(other)}"
+            )
+            yield Leak("near_duplicate_leak", group.index.tolist(), message)
+
+
+def _drop(table: pd.DataFrame, leaks: Sequence[Leak]) -> tuple[pd.DataFrame, list[Finding]]:
+    """Of each leak the rows that are not in the highest split of those still there."""
+    rank = table["split"].map(RANK)
+    gone: dict[int, Finding] = {}
+    for leak in sorted(leaks, key=lambda leak: -int(rank[leak.rows].max())):
+        rows = [row for row in leak.rows if row not in gone]
+        highest = max((rank[row] for row in rows), default=0)
+        for row in rows:
+            if rank[row] < highest:
+                message = f"dropped from {table.at[row, 'split']!s}: {leak.message}"
+                gone[row] = _finding("dropped", leak, row, table, message)
+    return table.drop(index=list(gone)), [gone[row] for row in sorted(gone)]
+
+
+def _finding(severity: Severity, leak: Leak, row: int, table: pd.DataFrame, message: str) -> Finding:
+    related = tuple(other for other in leak.rows if str(table.at[other, "split"]) != str(table.at[row, "split"]))
+    return Finding(severity, leak.check, row, str(table.at[row, "img_path"]), message, related)
+
+
+def _where(group: pd.DataFrame) -> str:
+    """`train (rows 2, 3) and test (row 9)`."""
+    parts = []
+    for split, rows in group.groupby("split", sort=False):
+        numbers = [str(row) for row in rows.index]
+        more = f" and {len(numbers) - ROWS_NAMED} more" if len(numbers) > ROWS_NAMED else ""
+        parts.append(f"{split} ({'row' if len(numbers) == 1 else 'rows'} {', '.join(numbers[:ROWS_NAMED])}{more})")
+    return " and ".join(parts)

@@ -1,0 +1,230 @@
+"""Shortcuts: can the grade or the split be told from how the files were made, without looking at the knee?
+
+In one public set the bit depth gave the class away, and every model trained on it shone. A shallow decision tree
+(which finds a middle range as easily as a trend) predicts the target from each kind of feature alone and from all
+together, on patients that it was not fitted on. One-vs-rest AUROC of these predictions: 0.5 is chance, 1 is certainty.
+The warning looks at the lower end of an interval that is wide enough for all comparisons, so that noise in a small set
+gives no alarm.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.splits.cohort import patient_numbers
+
+FEATURES = {
+    "file_size": ("file_bytes",),
+    "dimensions": ("width", "height", "aspect"),
+    "depth": ("bits", "kind"),
+    "intensity": ("mean", "std"),
+}
+TOGETHER = "together"
+NAMES = {
+    "file_size": "the file size",
+    "dimensions": "the image's width and height",
+    "depth": "the bit depth and file format",
+    "intensity": "the mean and spread of the greys",
+    TOGETHER: "file size, dimensions, bit depth and mean grey together",
+}
+
+GRADE_THRESHOLD = 0.7
+"""Disease itself shows a little in these features (sclerosis is bright, osteophytes compress worse). The AUROC that
+they reach on 2,100 real knees is 0.55; 0.7 leaves room for cohorts in which it shows more."""
+
+SPLIT_THRESHOLD = 0.6
+"""Under a random split the truth is exactly 0.5, so a smaller excess already says that the splits were made apart."""
+
+ERROR_RATE = 0.01
+"""Chance of a warning where every true AUROC lies at its threshold, over all comparisons (Bonferroni)."""
+
+MIN_ROWS = 50
+MIN_PATIENTS = 10
+"""With a class, and without it, for it to be predicted: fewer give no interval worth the name."""
+
+MAX_ROWS = 10_000
+"""Enough for a standard error of 0.01; more rows only take longer."""
+
+FOLDS = 5
+SEED = 0
+DEPTH = 4
+MIN_LEAF = 5
+DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """How well one kind of feature tells a class of a target from the rest. low: of the AUROC's one-sided interval."""
+
+    target: str
+    feature: str
+    label: str
+    auroc: float
+    low: float
+
+
+def check_shortcuts(table: pd.DataFrame) -> tuple[dict[str, Any], list[Finding]]:
+    """Predict kl_grade, kl_grade >= 2 and split from file size, dimensions, depth and intensity.
+
+    table: what the checks get; rows without a readable image are left out. Returns `{target: {feature: {auroc, highest,
+    highest_low}}}`: the mean over the classes, the best told class, and the lower end of its interval; targets and
+    classes with too few rows or patients are absent. And a warning for each feature that gives a class away.
+    """
+    rows = _draw(table[table["image_id"] != ""])
+    shortcuts = [each for target, labels in _targets(rows) for each in _examine(target, labels, rows)]
+    lows = _with_lower_ends(shortcuts)
+    figures: dict[str, Any] = {}
+    for target, feature in dict.fromkeys((each.target, each.feature) for each in lows):
+        classes = [each for each in lows if (each.target, each.feature) == (target, feature)]
+        figures.setdefault(target, {})[feature] = _figures(classes)
+    return figures, _findings(lows)
+
+
+def clustered_auroc(scores: np.ndarray, positive: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
+    """AUROC of scores (N,) for positive (N,) bool, and its standard error with rows (N,) of patients 0 ... P-1.
+
+    Sums of the placement values within patients: Obuchowski 1997, doi:10.2307/2533958, whose variance for patients of
+    one row each is DeLong's.
+    """
+    from scipy.stats import rankdata
+
+    assert scores.shape == positive.shape == patients.shape
+    ranks, count = rankdata(scores), int(positive.sum())
+    within = np.empty(len(scores))
+    within[positive], within[~positive] = rankdata(scores[positive]), rankdata(scores[~positive])
+    others = np.where(positive, len(scores) - count, count)
+    below = (ranks - within) / others  # share of the other class below this row, ties half
+    auroc = float(below[positive].mean())
+    influence = np.where(positive, below - auroc, 1 - below - auroc) / (len(scores) - others)
+    sums = np.bincount(patients, weights=influence)
+    clusters = max(2, len(np.unique(patients)))
+    return auroc, float(np.sqrt((sums**2).sum() * clusters / (clusters - 1)))
+
+
+def _draw(rows: pd.DataFrame) -> pd.DataFrame:
+    """At most MAX_ROWS rows of whole patients, drawn by a fixed seed, with `patient` and the made features."""
+    rows = rows.assign(
+        patient=patient_numbers(rows),
+        aspect=rows["width"] / rows["height"],
+        kind=np.unique(rows["kind"].to_numpy(dtype=str), return_inverse=True)[1] if "kind" in rows.columns else 0,
+    )
+    if len(rows) <= MAX_ROWS:
+        return rows
+    sizes = np.bincount(rows["patient"])
+    order = np.random.default_rng(SEED).permutation(len(sizes))
+    chosen = order[np.cumsum(sizes[order]) <= MAX_ROWS]
+    return rows[rows["patient"].isin(chosen)]
+
+
+def _targets(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """Name and label of each row; the label is missing where it is unknown."""
+    if "kl_grade" in rows.columns:
+        grades = rows["kl_grade"]
+        yield "kl_grade", grades.astype("string")
+        yield "kl_grade_2_or_more", (grades >= 2).map({True: "2 or more", False: "0 or 1"}).astype("string")
+    yield "split", rows["split"].where(rows["split"].isin(SPLITS)).astype("string")
+
+
+def _examine(target: str, labels: pd.Series, rows: pd.DataFrame) -> Iterator[tuple[Shortcut, float]]:
+    """(shortcut without its lower end, standard error) of each class for each kind of feature."""
+    rows, labels = rows[labels.notna()], labels[labels.notna()]
+    patients = rows["patient"].to_numpy()
+    truth = labels.to_numpy(dtype=str)
+    classes = [label for label in np.unique(truth) if _enough(patients[truth == label], patients[truth != label])]
+    if len(rows) < MIN_ROWS or not classes:
+        return
+    folds = _folds(truth, patients)
+    for feature, columns in (FEATURES | {TOGETHER: sum(FEATURES.values(), ())}).items():
+        values = rows[[name for name in columns if name in rows.columns]].to_numpy(dtype=np.float64)
+        scores = _out_of_fold(values, truth, folds)
+        for label in classes[:1] if len(scores) == 2 else classes:  # of two classes both have the same AUROC
+            auroc, error = clustered_auroc(scores[label], truth == label, patients)
+            yield Shortcut(target, feature, str(label), auroc, 0.0), error
+
+
+def _enough(patients: np.ndarray, rest: np.ndarray) -> bool:
+    return min(len(np.unique(patients)), len(np.unique(rest))) >= MIN_PATIENTS
+
+
+def _folds(truth: np.ndarray, patients: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of each fold; a patient is in one fold, and the classes are spread over all."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer rows than folds; it is not predicted
+        return [held_out for _, held_out in splitter.split(truth, truth, patients)]
+
+
+def _out_of_fold(values: np.ndarray, truth: np.ndarray, folds: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """For each class the (N,) predicted probability of every row, by a tree fitted on the other folds.
+
+    values: (N, F).
+    """
+    from sklearn.tree import DecisionTreeClassifier
+
+    scores = {str(label): np.zeros(len(truth)) for label in np.unique(truth)}
+    for held_out in folds:
+        fitted = np.setdiff1d(np.arange(len(truth)), held_out)
+        tree = DecisionTreeClassifier(
+            max_depth=DEPTH, min_samples_leaf=MIN_LEAF, class_weight="balanced", random_state=SEED
+        )
+        predicted = tree.fit(values[fitted], truth[fitted]).predict_proba(values[held_out])
+        for column, label in enumerate(tree.classes_):
+            scores[str(label)][held_out] = predicted[:, column]
+    return scores
+
+
+def _with_lower_ends(examined: Sequence[tuple[Shortcut, float]]) -> list[Shortcut]:
+    if not examined:
+        return []
+    from scipy.stats import norm
+
+    width = float(norm.isf(ERROR_RATE / len(examined)))
+    return [
+        Shortcut(each.target, each.feature, each.label, each.auroc, each.auroc - width * error)
+        for each, error in examined
+    ]
+
+
+def _figures(classes: Sequence[Shortcut]) -> dict[str, float]:
+    best = max(classes, key=lambda each: each.auroc)
+    mean = float(np.mean([each.auroc for each in classes]))
+    figures = {"auroc": mean, "highest": best.auroc, "highest_low": max(0.0, best.low)}
+    return {name: round(value, DECIMALS) for name, value in figures.items()}
+
+
+def _findings(shortcuts: Sequence[Shortcut]) -> list[Finding]:
+    """One warning per target and feature, by its surest class; `together` where no feature does it alone."""
+    surest: dict[tuple[str, str], Shortcut] = {}
+    for each in sorted(shortcuts, key=lambda each: -each.low):
+        if each.low > (SPLIT_THRESHOLD if each.target == "split" else GRADE_THRESHOLD):
+            target = "split" if each.target == "split" else "kl_grade"
+            surest.setdefault((target, each.feature), each)
+    alone = {target for target, feature in surest if feature != TOGETHER}
+    return [
+        Finding("warning", f"{target}_shortcut", None, "", _sentence(each))
+        for (target, feature), each in surest.items()
+        if feature != TOGETHER or target not in alone
+    ]
+
+
+def _sentence(shortcut: Shortcut) -> str:
+    what = f"{NAMES[shortcut.feature]} tell{'s' if shortcut.feature == 'file_size' else ''}"
+    sure = f"(AUROC on unseen patients {shortcut.auroc:.2f}, at least {max(0.0, shortcut.low):.2f}; chance is 0.5)"
+    if shortcut.target == "split":
+        return (
+            f"{what} {shortcut.label} from the other splits, without looking at the knee {sure}: the splits come from "
+            "different sources or were stored differently, so figures on them do not compare; bring all files to one "
+            "format, or draw the splits anew with knee-siglip split"
+        )
+    return (
+        f"{what} kl_grade {shortcut.label} from the rest, without looking at the knee {sure}: a model can score well "
+        "by how the files were made; bring all files to one format and source, or take every grade from every source"
+    )

@@ -1,0 +1,104 @@
+"""Impressions that are none, and impressions that say nothing about the knee."""
+
+import re
+from collections.abc import Set
+
+import pandas as pd
+
+from knee_siglip.tables.text import normalise_text
+from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.row_issues import findings_of_rows, findings_of_texts
+
+QUOTED = 30
+
+MISSING = frozenset(
+    {"nan", "none", "null", "nil", "na", "n a", "nat", "undefined", "missing", "empty", "unknown", "tbd", "todo"}
+    | {"not available", "not applicable", "not given", "no text", "no impression", "no report", "lorem ipsum"}
+    | {"fracture n a", "fracture ref", "fracture value", "fracture name", "fracture null", "fracture div 0"}
+)
+"""Normalised texts that stand where one is missing; a spreadsheet's `#N/A` normalises to "fracture n a"."""
+
+REFERRAL = re.compile(
+    r"(?:please )?(?:see|refer to) (?:the )?(?:(?:body of (?:the )?|full )?report|above|below|findings|comments?)"
+    r"(?: above| below)?"
+    r"|(?:findings )?as (?:described |stated |dictated )?(?:above|below|before|described|dictated|stated)"
+    r"|same(?: as above)?|dictated|pending|(?:report )?to follow|final|preliminary(?: report)?|unchanged|no change"
+)
+"""Whole normalised texts that send the reader elsewhere."""
+
+UNSAID = r"(?: (?:is |are )?(?:none|nil|not available|not given|unavailable|na|n a|unknown))?"
+VIEW = (
+    r"(?:one|two|three|four|[1-4]|ap|pa|and|lateral|frontal|oblique|standing|weight bearing|skyline|sunrise|merchant)"
+)
+BOILERPLATE = re.compile(
+    r"(?:electronically |digitally )?(?:signed|dictated|transcribed|verified|approved|finali[sz]ed|reviewed)"
+    r"(?: (?:off|by|on|electronically|and)\b.*)?"
+    r"|(?:clinical|clinico radiological|further)? ?(?:correlation|evaluation|follow ?up)(?: is)?"
+    r" (?:recommended|advised|suggested|needed|required|indicated)(?: (?:if|as|when|where|clinically)\b.*)?"
+    r"|(?:please|recommend|advise|suggest)? ?(?:clinical correlation|correlate)(?: clinically| with clinical.*)?"
+    rf"|(?:comparison|indication|history|technique|clinical information|exam|examination|views?){UNSAID}"
+    r"|no (?:(?:prior|previous|earlier|relevant) )*(?:(?:studies|study|films?|radiographs?|examinations?|imaging) )?"
+    r"(?:(?:is |are )?available )?for comparison"
+    r"|end of (?:report|impression|document)|impression|findings|conclusion|report|thank you(?: for .*)?"
+    rf"|(?:{VIEW} )*views?(?: of (?:the )?(?:left|right|both) knees?)?"
+    rf"|(?:x ?rays?|radiographs?)(?: of)?(?: the)? (?:left|right|both) knees?(?: joints?)?(?: (?:{VIEW}|views?))*"
+)
+"""Whole normalised sentences that say nothing about the knee."""
+
+HINT = re.compile(
+    r"sign|dictat|transcri|verif|approv|finali|review|correlat|evaluat|follow|compar|indicat|histor|techn|exam|view|"
+    r"report|impression|findings|conclusion|thank|ray|radiograph|information",
+    re.IGNORECASE,
+)
+"""In every boilerplate sentence: spares most texts the rest."""
+
+SENTENCE_END = re.compile(r"(?<![.;!?\n\r])[.;!?\n\r]+(?=\s|$)")
+
+
+def check_missing(table: pd.DataFrame) -> list[Finding]:
+    """Errors for texts that are none.
+
+    "nan" is an empty cell that went through a program: as wrong to train on as an empty text, so an error as well.
+    """
+    empty = {text for text in table["text"].unique() if not any(char.isalpha() for char in text)}
+    return [
+        *_refused(table, "empty_text", empty, "holds no words"),
+        *_refused(
+            table, "missing_text", MISSING, "stands for a missing text; write the impression, or take the row out"
+        ),
+    ]
+
+
+def check_boilerplate(table: pd.DataFrame) -> list[Finding]:
+    """Warnings for texts that say nothing about the knee: somebody wrote them, and they only thin the data out."""
+    return [
+        *findings_of_texts(table, "boilerplate_text", _boilerplate, "say nothing about the knee"),
+        *findings_of_texts(table, "referral_text", _referral, "only send the reader elsewhere", column="text"),
+    ]
+
+
+def _refused(table: pd.DataFrame, check: str, texts: Set[str], reason: str) -> list[Finding]:
+    """An error for every row whose normalised text is one of `texts`."""
+    guilty = table.loc[table["text"].isin(list(texts)), "impression"]
+    messages = {int(str(row)): f"impression {_quote(impression)} {reason}" for row, impression in guilty.items()}
+    return findings_of_rows(table, check, messages, reason, "error")
+
+
+def _boilerplate(text: str) -> str | None:
+    """Boilerplate is not quoted: signatures are names."""
+    if not HINT.search(text):
+        return None
+    sentences = (sentence for part in SENTENCE_END.split(text) if (sentence := normalise_text(part)))
+    if all(BOILERPLATE.fullmatch(sentence) for sentence in sentences):
+        return "the impression holds nothing but boilerplate, and nothing about the knee"
+    return None
+
+
+def _referral(text: str) -> str | None:
+    if REFERRAL.fullmatch(text):
+        return f"the impression {text!r} only sends the reader elsewhere: nothing can be learnt from it"
+    return None
+
+
+def _quote(text: str) -> str:
+    return ascii(text) if len(text) <= QUOTED else f"{text[:QUOTED]!a}..."

@@ -1,0 +1,125 @@
+"""What a tokenizer makes of the impressions: cut ends, unknown words, characters that are gone.
+
+Texts are taken normalised (data/text.py), as every later stage takes them. Unknown and lost characters are looked for
+word by word: words repeat where texts do not, and the tokenizers of the encoders never join two words in one token.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from knee_siglip.tables.text import token_counts
+from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.row_issues import findings_of_texts, name_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WORDS_NAMED = 5
+SURE_TO_FIT = 0.8
+"""A text whose words, one by one, have at most this share of the tokens that fit is not tokenised as a whole."""
+
+CHARACTERS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Word:
+    """How a word fares: its tokens, special ones not counted; whether one is unknown; what it comes back as."""
+
+    tokens: int
+    unknown: bool
+    back: str
+
+
+class Tokens:
+    """The tokenizer's work on all distinct normalised texts, done once."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], length: int) -> None:
+        self.words: dict[str, Word] = {}
+        distinct = list(dict.fromkeys(texts))
+        for text in distinct:
+            for word in text.split():
+                if word not in self.words:
+                    self.words[word] = _word(tokenizer, word)
+        self.counts = {text: sum(self.words[word].tokens for word in text.split()) + 1 for text in distinct}
+        long = [text for text, count in self.counts.items() if count > SURE_TO_FIT * length]
+        self.counts.update(zip(long, token_counts(tokenizer, long), strict=True))
+        self.length = length
+
+    def check(self, table: pd.DataFrame) -> list[Finding]:
+        """All checks of this module. table: img_path and text (normalised), indexed by spreadsheet row."""
+        return [*self._truncated(table), *self._unknown(table), *self._changed(table)]
+
+    def metrics(self, texts: pd.Series) -> dict[str, float | int]:
+        """Shares (0-1) of rows that are cut, of words (each time they stand there) that are unknown; token counts."""
+        counts = texts.map(self.counts)
+        words = texts.map(str.split).explode().dropna()
+        unknown = [word for word, facts in self.words.items() if facts.unknown]
+        return {
+            "truncated_share": float((counts > self.length).mean()) if len(texts) else 0.0,
+            "tokens_median": float(counts.median()) if len(texts) else 0.0,
+            "tokens_max": int(counts.max()) if len(texts) else 0,
+            "unknown_word_share": float(words.isin(unknown).mean()) if len(words) else 0.0,
+        }
+
+    def _truncated(self, table: pd.DataFrame) -> list[Finding]:
+        """One finding with the share: which rows are long is a matter of the set, not of the row."""
+        counts = table["text"].map(self.counts)
+        rows = [int(row) for row in table.index[counts > self.length]]
+        if not rows:
+            return []
+        message = (
+            f"{len(rows):,} of {len(table):,} impressions ({len(rows) / len(table):.1%}) have more than "
+            f"{self.length} tokens, the longest {int(counts.max())}: the rest of them is never read; raise "
+            f"model.max_text_length or shorten them: {name_rows(rows)}"
+        )
+        return [Finding("warning", "truncated_text", None, "", message)]
+
+    def _unknown(self, table: pd.DataFrame) -> list[Finding]:
+        def judge(text: str) -> str | None:
+            places = [place for place, word in enumerate(text.split(), 1) if self.words[word].unknown]
+            return (
+                f"the tokenizer does not know {_name_words(places)}: to it all such words are one" if places else None
+            )
+
+        return findings_of_texts(table, "unknown_token", judge, "hold words that the tokenizer does not know", "text")
+
+    def _changed(self, table: pd.DataFrame) -> list[Finding]:
+        changed = {word for word, facts in self.words.items() if not facts.unknown and facts.back != word}
+
+        def judge(text: str) -> str | None:
+            if not (places := _places(text, changed)):
+                return None
+            first = text.split()[places[0] - 1]
+            return f"the tokenizer changes {_name_words(places)}: {_difference(first, self.words[first].back)}"
+
+        return findings_of_texts(table, "changed_by_tokenizer", judge, "hold words that the tokenizer changes", "text")
+
+
+def _word(tokenizer: "PreTrainedTokenizerBase", word: str) -> Word:
+    ids = tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]
+    back = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()
+    return Word(len(ids), tokenizer.unk_token_id in ids, back)
+
+
+def _places(text: str, words: set[str]) -> list[int]:
+    """Which words of a text are among `words`, counted from 1."""
+    return [place for place, word in enumerate(text.split(), 1) if word in words] if words else []
+
+
+def _name_words(places: list[int]) -> str:
+    """`word 3`, `words 3, 4 ...`: by place, for a word may be a name."""
+    more = " ..." if len(places) > WORDS_NAMED else ""
+    return f"word{'s' if len(places) > 1 else ''} {', '.join(map(str, places[:WORDS_NAMED]))}{more}"
+
+
+def _difference(word: str, back: str) -> str:
+    """`'ä' comes back as 'a'`: the first place where the two part."""
+    for kind, start, end, other_start, other_end in difflib.SequenceMatcher(None, word, back).get_opcodes():
+        if kind != "equal":
+            came = back[other_start:other_end][:CHARACTERS_SHOWN]
+            return f"{word[start:end][:CHARACTERS_SHOWN]!r} comes back as {came!r}"
+    return "it comes back otherwise"
