@@ -25,7 +25,7 @@ from PIL import Image
 from knee_siglip.params.files import parse_params
 from knee_siglip.validation.images.inspection import ImageFacts, inspect_images
 from knee_siglip.validation.images.near_duplicates import near_duplicate_pairs
-from knee_siglip.validation.outputs import FINDINGS
+from knee_siglip.validation.outputs import ISSUES
 from knee_siglip.validation.validate import validate
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -41,7 +41,7 @@ RESAMPLING = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampli
 
 @dataclass(frozen=True)
 class Reported:
-    """A leak in findings.csv: the rows its message names, and the similarity where it tells one."""
+    """A leak in issues.csv: the rows its message names, and the similarity where it tells one."""
 
     check: str
     rows: frozenset[int]
@@ -117,14 +117,14 @@ COPIED, OTHER_KNEE = "copied", "other knee"
 
 
 def leaks_found(table: pd.DataFrame, folder: Path) -> list[Reported]:
-    """Run `validate` on the table and read what its findings.csv says of leaks."""
+    """Run `validate` on the table and read what its issues.csv says of leaks."""
     folder.mkdir()
     table.to_csv(folder / "train.csv", index=False)
     params = parse_params(
         {"data": {"csv": str(folder / "train.csv"), "images": str(folder)}, "validate": {"on_leak": "warn"}}
     )
     validate(params, folder / "manifest.parquet", folder / "report", folder / "no-tokenizer")
-    with (folder / "report" / FINDINGS).open(encoding="utf-8", newline="") as file:
+    with (folder / "report" / ISSUES).open(encoding="utf-8", newline="") as file:
         found = [line for line in csv.DictReader(file) if line["check"].endswith("_leak")]
     return [_reported(line["check"], line["message"]) for line in found]
 

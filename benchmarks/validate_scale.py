@@ -77,7 +77,7 @@ def validate_in_child(folder: Path) -> tuple[float, float]:
             os._exit(status)
     _, status = os.waitpid(pid, 0)
     if status:
-        raise SystemExit("validate failed; its findings are above")
+        raise SystemExit("validate failed; its issues are above")
     return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 

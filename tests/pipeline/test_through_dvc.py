@@ -217,7 +217,7 @@ def test_a_leaking_patient_stops_the_pipeline(clone):
     output = clone.run("dvc", "exp", "run", "-S", "data.csv=own/train.csv", "-S", "data.images=own/images", code=255)
     assert table.loc[row, "patient_id"] in output
     assert "Traceback" not in output
-    findings = pd.read_csv(clone.folder / "reports/validation/findings.csv", dtype=str)
+    findings = pd.read_csv(clone.folder / "reports/validation/issues.csv", dtype=str)
     assert set(findings.loc[findings["severity"] == "error", "check"]) == {"patient_leak"}
     shutil.rmtree(folder)
     clone.run("git", "checkout", "--", ".")

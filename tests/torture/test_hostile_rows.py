@@ -59,14 +59,14 @@ def as_csv(rows: list[list[str]], header: list[str] | None = None, **dialect: st
 
 
 def run(content: bytes) -> tuple[pd.DataFrame | None, list[dict[str, str]], str]:
-    """Manifest, findings and the error's sentence. Anything but a UserError fails the test with its traceback."""
+    """Manifest, issues and the error's sentence. Anything but a UserError fails the test with its traceback."""
     CSV.write_bytes(content)
     manifest, error = None, ""
     try:
         manifest = validate(parse_params({"data": {"csv": str(CSV), "images": "data/images"}}))
     except UserError as failure:
         error = str(failure)
-    with Path("reports/validation/findings.csv").open(newline="", encoding="utf-8") as file:
+    with Path("reports/validation/issues.csv").open(newline="", encoding="utf-8") as file:
         return manifest, list(csv.DictReader(file)), error
 
 
@@ -94,9 +94,9 @@ READ_RIGHT: dict[str, Callable[[list[list[str]]], bytes]] = {
 
 @pytest.mark.parametrize("kind", READ_RIGHT)
 def test_shape_of_the_file_leaves_no_trace(rows, kind):
-    manifest, findings, error = run(READ_RIGHT[kind](rows))
+    manifest, issues, error = run(READ_RIGHT[kind](rows))
     assert error == ""
-    assert not [finding for finding in findings if finding["severity"] == "error"]
+    assert not [issue for issue in issues if issue["severity"] == "error"]
     assert manifest is not None
     assert manifest[HEADER[:4]].to_numpy().tolist() == [row[:4] for row in rows]
 
@@ -125,9 +125,9 @@ KEPT = {
 
 @pytest.mark.parametrize("kind", KEPT)
 def test_odd_text_is_kept_as_it_is(rows, kind):
-    manifest, findings, error = run(cell(5, "impression", KEPT[kind])(rows))
+    manifest, issues, error = run(cell(5, "impression", KEPT[kind])(rows))
     assert error == ""
-    assert not [finding for finding in findings if finding["severity"] == "error"]
+    assert not [issue for issue in issues if issue["severity"] == "error"]
     assert manifest is not None
     assert manifest.loc[5, "impression"] == KEPT[kind]
     assert manifest["impression"].drop(index=5).tolist() == [text for text in TEXTS if text != TEXTS[3]]
@@ -230,13 +230,13 @@ REFUSED_CELLS: dict[str, tuple[str, str, str, str]] = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_file_that_cannot_be_understood_is_one_sentence(rows, kind, capsys):
     case = REFUSED[kind]
-    manifest, findings, error = run(case.content(rows))
+    manifest, issues, error = run(case.content(rows))
     assert manifest is None
     assert not Path("data/validated/manifest.parquet").exists()
-    finding = next(finding for finding in findings if finding["severity"] == "error")
-    assert (finding["check"], finding["row"], finding["file"]) == (case.check, case.row, str(CSV))
-    assert case.words in finding["message"]
-    assert len(finding["message"]) < LONGEST_SENTENCE
+    issue = next(issue for issue in issues if issue["severity"] == "error")
+    assert (issue["check"], issue["row"], issue["file"]) == (case.check, case.row, str(CSV))
+    assert case.words in issue["message"]
+    assert len(issue["message"]) < LONGEST_SENTENCE
     assert str(CSV) in error
     assert "Traceback" not in capsys.readouterr().err
 
@@ -244,10 +244,10 @@ def test_file_that_cannot_be_understood_is_one_sentence(rows, kind, capsys):
 @pytest.mark.parametrize("kind", REFUSED_CELLS)
 def test_row_that_cannot_be_used_is_named(rows, kind, capsys):
     column, value, check, words = REFUSED_CELLS[kind]
-    manifest, findings, error = run(cell(4, column, value)(rows))
+    manifest, issues, error = run(cell(4, column, value)(rows))
     assert manifest is None
-    errors = [finding for finding in findings if finding["severity"] == "error"]
-    assert [(finding["check"], finding["row"]) for finding in errors] == [(check, "4")]
+    errors = [issue for issue in issues if issue["severity"] == "error"]
+    assert [(issue["check"], issue["row"]) for issue in errors] == [(check, "4")]
     assert words in errors[0]["message"] + errors[0]["file"]
     assert len(errors[0]["message"]) < LONGEST_SENTENCE
     assert str(CSV) in error
@@ -277,16 +277,16 @@ def test_path_with_detours_is_read(rows):
 
 
 def test_repeated_rows_are_kept_and_named(rows):
-    manifest, findings, error = run(as_csv([*rows, *rows[:2]]))
+    manifest, issues, error = run(as_csv([*rows, *rows[:2]]))
     assert error == ""
     assert manifest is not None
     assert len(manifest) == 8
-    assert [finding["row"] for finding in findings if finding["check"] == "duplicate_row"] == ["8", "9"]
+    assert [issue["row"] for issue in issues if issue["check"] == "duplicate_row"] == ["8", "9"]
 
 
 def test_thousands_of_bad_rows_are_all_named_but_not_all_shown(rows, capsys):
     bad = [[f"images/none{number}.png", "Mild OA.", "Train", f"Q{number}", "9"] for number in range(2000)]
-    manifest, findings, _ = run(as_csv([*rows, *bad]))
+    manifest, issues, _ = run(as_csv([*rows, *bad]))
     assert manifest is None
-    assert sum(finding["check"] == "unknown_split" for finding in findings) == 2000
+    assert sum(issue["check"] == "unknown_split" for issue in issues) == 2000
     assert len(capsys.readouterr().err.splitlines()) < 200

@@ -28,11 +28,11 @@ class Outcome:
 
     error: str
     manifest: pd.DataFrame | None
-    findings: list[dict[str, str]]
+    issues: list[dict[str, str]]
     metrics: dict[str, Any]
 
     def of(self, check: str) -> list[dict[str, str]]:
-        return [finding for finding in self.findings if finding["check"] == check]
+        return [issue for issue in self.issues if issue["check"] == check]
 
 
 @dataclass
@@ -63,9 +63,9 @@ class Project:
         except UserError as failure:
             error = str(failure)
         report = self.folder / "reports" / "validation"
-        with (report / "findings.csv").open(newline="", encoding="utf-8") as file:
-            findings = list(csv.DictReader(file))
-        return Outcome(error, manifest, findings, json.loads((report / "metrics.json").read_text()))
+        with (report / "issues.csv").open(newline="", encoding="utf-8") as file:
+            issues = list(csv.DictReader(file))
+        return Outcome(error, manifest, issues, json.loads((report / "metrics.json").read_text()))
 
 
 @pytest.fixture

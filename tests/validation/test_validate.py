@@ -13,15 +13,15 @@ MANIFEST = Path("data/validated/manifest.parquet")
 
 
 def only(outcome, check, severity="error"):
-    """The one finding of a run, which must be of this check."""
-    (finding,) = outcome.findings
-    assert (finding["check"], finding["severity"]) == (check, severity)
-    return finding
+    """The one issue of a run, which must be of this check."""
+    (issue,) = outcome.issues
+    assert (issue["check"], issue["severity"]) == (check, severity)
+    return issue
 
 
 def test_good_rows_become_the_manifest(project):
     outcome = project.run()
-    assert (outcome.error, outcome.findings) == ("", [])
+    assert (outcome.error, outcome.issues) == ("", [])
     manifest = read_manifest()
     assert manifest.equals(outcome.manifest.reset_index(drop=True))
     assert manifest["img_path"].tolist() == [row[0] for row in project.rows]
@@ -83,7 +83,7 @@ def test_all_errors_are_told_at_once_and_no_manifest_is_written(project, capsys)
     project.image(5).unlink()
     project.image(6).write_bytes(b"")
     outcome = project.run()
-    assert sorted((finding["check"], finding["row"]) for finding in outcome.findings) == [
+    assert sorted((issue["check"], issue["row"]) for issue in outcome.issues) == [
         ("bad_kl_grade", "4"),
         ("empty_text", "3"),
         ("missing_image", "5"),
@@ -112,7 +112,7 @@ def test_only_the_first_findings_are_on_the_screen(project, capsys):
     outcome = project.run()
     assert len(outcome.of("missing_image")) == 30
     screen = capsys.readouterr().err
-    assert f"and {len(outcome.findings) - 20} more in reports/validation/findings.csv" in " ".join(screen.split())
+    assert f"and {len(outcome.issues) - 20} more in reports/validation/issues.csv" in " ".join(screen.split())
 
 
 def test_brackets_in_a_name_are_shown_as_they_are(project, capsys):
@@ -138,8 +138,8 @@ def test_semicolons_are_recognised(project):
     Path("data/train.csv").write_text("img_path;impression;split\na.png;Normal;train\n")
     project.rows = []
     outcome = project.run()
-    assert all("separate the columns by commas" in finding["message"] for finding in outcome.of("missing_column"))
-    assert len(outcome.findings) == 3
+    assert all("separate the columns by commas" in issue["message"] for issue in outcome.of("missing_column"))
+    assert len(outcome.issues) == 3
 
 
 def test_column_that_validation_makes_is_refused(project):
@@ -190,8 +190,8 @@ def test_empty_img_path(project):
 def test_truncated_image(project):
     data = project.image(7).read_bytes()
     project.image(7).write_bytes(data[: len(data) // 2])
-    finding = only(project.run(), "unreadable_image")
-    assert (finding["row"], finding["file"]) == ("7", "images/P005_left.png")
+    issue = only(project.run(), "unreadable_image")
+    assert (issue["row"], issue["file"]) == ("7", "images/P005_left.png")
 
 
 def test_flat_image_is_kept_with_a_warning(project):
@@ -212,9 +212,9 @@ def test_nearly_flat_image_is_kept_with_a_warning(project):
 def test_inverted_image_is_kept_with_a_warning(project):
     Image.fromarray(255 - np.array(Image.open(project.image(4)))).save(project.image(4))
     outcome = project.run()
-    finding = only(outcome, "inverted_image", "warning")
-    assert finding["row"] == "4"
-    assert "preprocess.inversion: correct" in finding["message"]
+    issue = only(outcome, "inverted_image", "warning")
+    assert issue["row"] == "4"
+    assert "preprocess.inversion: correct" in issue["message"]
     assert outcome.manifest["flags"].tolist()[:3] == ["", "", "inverted_image"]
 
 
@@ -229,7 +229,7 @@ def test_near_duplicate_in_another_split_is_found(project):
     assert "test (row 8)" in message
     kept = project.run(on_leak="drop")
     assert len(kept.manifest) == 6
-    assert [finding["severity"] for finding in kept.findings] == ["dropped"]
+    assert [issue["severity"] for issue in kept.issues] == ["dropped"]
 
 
 @pytest.mark.parametrize(("written", "meant"), [("Train", "train"), ("validation", "val"), (" test ", "test")])
@@ -273,15 +273,15 @@ def test_the_page_repeats_no_personal_data(project):
 def test_duplicated_row_is_kept_with_a_warning(project):
     project.rows.append(list(project.rows[0]))
     outcome = project.run()
-    finding = only(outcome, "duplicate_row", "warning")
-    assert finding["row"] == "9"
-    assert "row 2" in finding["message"]
+    issue = only(outcome, "duplicate_row", "warning")
+    assert issue["row"] == "9"
+    assert "row 2" in issue["message"]
     assert len(outcome.manifest) == 8
 
 
-def test_two_impressions_of_one_image_are_no_finding(project):
+def test_two_impressions_of_one_image_are_no_issue(project):
     project.rows.append([project.rows[0][0], "Another reader: no effusion.", "train", "000", "0"])
-    assert project.run().findings == []
+    assert project.run().issues == []
 
 
 def test_patient_in_two_splits_stops_the_pipeline(project):
@@ -302,7 +302,7 @@ def test_drop_takes_leaking_rows_out_of_the_manifest_and_lists_them(project):
     shutil.copy(project.image(7), project.image(5))
     outcome = project.run(on_leak="drop")
     assert outcome.error == ""
-    assert [(finding["severity"], finding["row"]) for finding in outcome.findings] == [
+    assert [(issue["severity"], issue["row"]) for issue in outcome.issues] == [
         ("dropped", "3"),
         ("dropped", "5"),
     ]
@@ -351,6 +351,6 @@ def test_images_outside_the_watched_folder_are_read_with_a_warning(project):
 def test_absolute_paths_stay_absolute(project):
     project.set(2, "img_path", str(project.image(2)))
     outcome = project.run()
-    assert outcome.findings == []
+    assert outcome.issues == []
     assert outcome.manifest["image_file"].iloc[0] == str(project.folder / "data/images/P000_left.png")
     assert outcome.manifest["image_file"].iloc[1] == "data/images/P001_left.png"

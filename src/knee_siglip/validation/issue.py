@@ -7,10 +7,10 @@ Severity = Literal["error", "warning", "dropped"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line of findings.csv. row: as a spreadsheet shows it, None where the whole file is meant.
+class Issue:
+    """One line of issues.csv. row: as a spreadsheet shows it, None where the whole file is meant.
 
-    related: rows of the other side of a leak; not written to findings.csv.
+    related: rows of the other side of a leak; not written to issues.csv.
     """
 
     severity: Severity

@@ -9,8 +9,8 @@ import pandas as pd
 
 from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, add_flag
 from knee_siglip.validation.images.inspection import Failure, Result
-from knee_siglip.validation.issue import Finding
-from knee_siglip.validation.row_issues import findings_of_rows
+from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.row_issues import issues_of_rows
 
 REQUIRED = ("img_path", "impression", "split")
 GRADES = range(5)
@@ -30,9 +30,9 @@ FLAT_STD = 15.0
 """Grey levels of 255: below it little contrast is left. 1 % of real knees, legitimate ones among them."""
 
 
-def check_columns(table: pd.DataFrame, csv: Path) -> list[Finding]:
+def check_columns(table: pd.DataFrame, csv: Path) -> list[Issue]:
     """Required columns there, names of made ones free."""
-    findings = []
+    issues = []
     names = list(table.columns)
     for name in REQUIRED:
         if name not in names:
@@ -42,19 +42,19 @@ def check_columns(table: pd.DataFrame, csv: Path) -> list[Finding]:
                 hint = "; separate the columns by commas"
             listed = shorten(", ".join(names), LISTED_LENGTH)
             message = f"column {name!r} is missing; the columns are {listed}{hint}"
-            findings.append(Finding("error", "missing_column", 1, str(csv), message))
+            issues.append(Issue("error", "missing_column", 1, str(csv), message))
     for name in MADE_COLUMNS:
         if name in names:
             message = f"column {name!r} is one that validation makes; rename yours"
-            findings.append(Finding("error", "reserved_column", 1, str(csv), message))
-    return findings
+            issues.append(Issue("error", "reserved_column", 1, str(csv), message))
+    return issues
 
 
-def check_splits(table: pd.DataFrame) -> list[Finding]:
+def check_splits(table: pd.DataFrame) -> list[Issue]:
     """Every row in train, val or test."""
     sentences = {split: _unknown_split(split) for split in set(table["split"]) - set(SPLITS)}
     return [
-        Finding("error", "unknown_split", row, path, sentences[split])
+        Issue("error", "unknown_split", row, path, sentences[split])
         for row, path, split in _cells(table, "split")
         if split in sentences
     ]
@@ -66,11 +66,11 @@ def _unknown_split(split: str) -> str:
     return f"split is {shorten(split)!r}; allowed: {', '.join(SPLITS)}{hint}"
 
 
-def check_split_counts(table: pd.DataFrame, csv: Path) -> list[Finding]:
+def check_split_counts(table: pd.DataFrame, csv: Path) -> list[Issue]:
     """Every split has a row: training needs train and val, evaluation needs test."""
     present = set(table["split"])
     return [
-        Finding(
+        Issue(
             "error",
             "missing_split",
             None,
@@ -82,12 +82,12 @@ def check_split_counts(table: pd.DataFrame, csv: Path) -> list[Finding]:
     ]
 
 
-def check_grades(table: pd.DataFrame) -> list[Finding]:
+def check_grades(table: pd.DataFrame) -> list[Issue]:
     """`kl_grade`, where there is one, is 0-4 or empty."""
     if "kl_grade" not in table.columns:
         return []
     return [
-        Finding("error", "bad_kl_grade", row, path, f"kl_grade is {shorten(value)!r}; allowed: 0, 1, 2, 3, 4 or empty")
+        Issue("error", "bad_kl_grade", row, path, f"kl_grade is {shorten(value)!r}; allowed: 0, 1, 2, 3, 4 or empty")
         for row, path, value in _cells(table, "kl_grade")
         if value.strip() and parse_grade(value) is None
     ]
@@ -102,16 +102,16 @@ def parse_grade(value: str) -> int | None:
     return int(grade) if grade in GRADES else None
 
 
-def check_duplicate_rows(table: pd.DataFrame) -> list[Finding]:
+def check_duplicate_rows(table: pd.DataFrame) -> list[Issue]:
     """Rows that repeat an earlier one in every cell. Kept: they only weigh more."""
     first: dict[tuple[str, ...], int] = {}
-    findings = []
+    issues = []
     for record in table.itertuples(name=None):
         row, cells = record[0], record[1:]
         if (earlier := first.setdefault(cells, row)) != row:
             path = str(table.at[row, "img_path"])
-            findings.append(Finding("warning", "duplicate_row", row, path, f"repeats row {earlier} in every cell"))
-    return findings
+            issues.append(Issue("warning", "duplicate_row", row, path, f"repeats row {earlier} in every cell"))
+    return issues
 
 
 def image_files(table: pd.DataFrame, csv: Path) -> pd.Series:
@@ -119,7 +119,7 @@ def image_files(table: pd.DataFrame, csv: Path) -> pd.Series:
     return table["img_path"].map(lambda name: os.path.normpath(csv.parent / name) if name.strip() else "")
 
 
-def check_outside(files: Iterable[str], images_folder: str) -> list[Finding]:
+def check_outside(files: Iterable[str], images_folder: str) -> list[Issue]:
     """Images outside `data.images`, the folder whose changes DVC watches."""
     watched = _absolute(images_folder)
     outside = sorted({name for name in files if name and not _absolute(name).is_relative_to(watched)})
@@ -130,17 +130,17 @@ def check_outside(files: Iterable[str], images_folder: str) -> list[Finding]:
         f"images outside data.images = {images_folder}: {len(outside)}. When they change under an unchanged CSV, "
         f"nothing reruns; name their folder: -S data.images={folder}"
     )
-    return [Finding("warning", "outside_images", None, outside[0], message)]
+    return [Issue("warning", "outside_images", None, outside[0], message)]
 
 
-def check_images(table: pd.DataFrame, files: pd.Series, inspected: Mapping[str, Result]) -> list[Finding]:
+def check_images(table: pd.DataFrame, files: pd.Series, inspected: Mapping[str, Result]) -> list[Issue]:
     """An error for every row whose image cannot be used."""
-    findings = []
+    issues = []
     for row, path, name in zip(table.index.tolist(), table["img_path"].tolist(), files, strict=True):
         result = inspected[name] if name else Failure("missing_image", "img_path is empty")
         if isinstance(result, Failure):
-            findings.append(Finding("error", result.check, row, path, result.message + _path_hint(path)))
-    return findings
+            issues.append(Issue("error", result.check, row, path, result.message + _path_hint(path)))
+    return issues
 
 
 def _path_hint(img_path: str) -> str:
@@ -149,7 +149,7 @@ def _path_hint(img_path: str) -> str:
     return "; write / instead of \\ in img_path" if "\\" in img_path else ""
 
 
-def check_appearance(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
+def check_appearance(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Issue]]:
     """Images that show nothing, little, or everything with bright and dark exchanged: flagged and kept."""
     readable = table["image_id"] != ""
     constant = readable & (table["std"] == 0)
@@ -171,12 +171,12 @@ def check_appearance(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
             ),
         ),
     }
-    findings: list[Finding] = []
+    issues: list[Issue] = []
     for check, (rows, problem, describe) in said.items():
         messages = {int(str(row)): describe(values) for row, values in table[rows].iterrows()}
-        findings += findings_of_rows(table, check, messages, problem)
+        issues += issues_of_rows(table, check, messages, problem)
         table = add_flag(table, table.index[rows], check)
-    return table, findings
+    return table, issues
 
 
 def shorten(text: str, length: int = CELL_LENGTH) -> str:

@@ -18,7 +18,7 @@ from knee_siglip.validation import outputs as report
 from knee_siglip.validation import rows as checks
 from knee_siglip.validation.images.inspection import NO_FACTS, ImageFacts, Result, inspect_images
 from knee_siglip.validation.images.near_duplicates import near_duplicate_pairs
-from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.splits import leakage
 from knee_siglip.validation.splits.cohort import cohort_metrics, counts
 from knee_siglip.validation.splits.shift import check_shift
@@ -39,7 +39,7 @@ class Outcome:
     """
 
     table: pd.DataFrame
-    findings: list[Finding]
+    issues: list[Issue]
     figures: dict[str, Any]
     carried: pd.DataFrame
 
@@ -62,9 +62,9 @@ def validate(
         UserError: there are errors; all of them are on the screen and in the report, and no manifest is written.
     """
     outcome = _check(params, text_encoder)
-    report.write_report(report_folder, Path(params.data.csv), outcome.table, outcome.findings, outcome.figures)
-    report.show(outcome.findings, report_folder)
-    if errors := [finding for finding in outcome.findings if finding.severity == "error"]:
+    report.write_report(report_folder, Path(params.data.csv), outcome.table, outcome.issues, outcome.figures)
+    report.show(outcome.issues, report_folder)
+    if errors := [issue for issue in outcome.issues if issue.severity == "error"]:
         manifest_path.unlink(missing_ok=True)  # an older one would pass for this CSV's
         raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {report_folder / report.PAGE}")
     manifest = outcome.manifest()
@@ -78,15 +78,15 @@ def _check(params: Params, text_encoder: Path) -> Outcome:
     try:
         table = read_table(csv)
     except TableError as error:
-        finding = Finding("error", "unreadable_csv", error.row, str(csv), str(error))
-        return Outcome(NOTHING_READ, [finding], counts(NOTHING_READ), NOTHING_READ)
-    if findings := checks.check_columns(table, csv):
-        return Outcome(NOTHING_READ, findings, counts(NOTHING_READ), NOTHING_READ)
+        issue = Issue("error", "unreadable_csv", error.row, str(csv), str(error))
+        return Outcome(NOTHING_READ, [issue], counts(NOTHING_READ), NOTHING_READ)
+    if issues := checks.check_columns(table, csv):
+        return Outcome(NOTHING_READ, issues, counts(NOTHING_READ), NOTHING_READ)
     carried = table[table.columns.intersection(list(WORKING_COLUMNS))]
     patients, unknown = leakage.patient_ids(table, params.data.patient_id_pattern)
     files = checks.image_files(table, csv)
     inspected = inspect_images(name for name in files if name)
-    findings = [
+    issues = [
         *checks.check_splits(table),
         *checks.check_grades(table),
         *checks.check_duplicate_rows(table),
@@ -97,14 +97,14 @@ def _check(params: Params, text_encoder: Path) -> Outcome:
     table = _add_columns(table, patients, files, inspected)
     pairs = near_duplicate_pairs(table)
     table, leaks = leakage.find_leaks(table, params.validate_.on_leak, pairs)
-    findings += [*leaks, *leakage.check_repeated_images(table), *checks.check_split_counts(table, csv)]
+    issues += [*leaks, *leakage.check_repeated_images(table), *checks.check_split_counts(table, csv)]
     table, more, figures = _examine(table, params, text_encoder)
-    return Outcome(table, findings + more, figures, carried)
+    return Outcome(table, issues + more, figures, carried)
 
 
 def _examine(
     table: pd.DataFrame, params: Params, text_encoder: Path
-) -> tuple[pd.DataFrame, list[Finding], dict[str, Any]]:
+) -> tuple[pd.DataFrame, list[Issue], dict[str, Any]]:
     """The checks and figures of the rows that stay."""
     tokenizer = load_tokenizer(text_encoder) if text_encoder.is_dir() else None
     length = params.model.max_text_length
@@ -142,8 +142,8 @@ def _add_columns(
     return table
 
 
-def _summary(errors: Sequence[Finding]) -> str:
+def _summary(errors: Sequence[Issue]) -> str:
     """`3 errors (2 missing_image, 1 unknown_split)`."""
-    named = Counter(finding.check for finding in errors)
+    named = Counter(issue.check for issue in errors)
     kinds = ", ".join(f"{count} {check}" for check, count in named.most_common())
     return f"{len(errors)} error{'s' if len(errors) > 1 else ''} ({kinds})"

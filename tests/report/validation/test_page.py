@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from knee_siglip.report.validation import pictured_issues as pictured_findings
+from knee_siglip.report.validation import pictured_issues as pictured_issues
 from knee_siglip.report.validation.glossary import GLOSSARY
 from knee_siglip.report.validation.page import write_page
-from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.issue import Issue
 from pages import Page, assert_shows_well, assert_stands_alone, open_browser
 
 CSV = Path("data/train.csv")
@@ -65,26 +65,26 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
 
 
 def page_of(
-    table: pd.DataFrame, findings: Sequence[Finding] = (), metrics: dict[str, Any] | None = None, csv: Path = CSV
+    table: pd.DataFrame, issues: Sequence[Issue] = (), metrics: dict[str, Any] | None = None, csv: Path = CSV
 ) -> Page:
     path = Path("reports/validation/index.html")
-    write_page(path, csv, table, findings, METRICS if metrics is None else metrics)
+    write_page(path, csv, table, issues, METRICS if metrics is None else metrics)
     return Page(path.read_text(encoding="utf-8"))
 
 
 def test_the_page_asks_for_nothing_outside_itself(table: pd.DataFrame) -> None:
-    page = page_of(table, [Finding("error", "patient_leak", 2, "images/P00.png", "in two", (12,))])
-    assert_stands_alone(page, files_beside=frozenset({"findings.csv"}))
+    page = page_of(table, [Issue("error", "patient_leak", 2, "images/P00.png", "in two", (12,))])
+    assert_stands_alone(page, files_beside=frozenset({"issues.csv"}))
 
 
 def test_a_browser_shows_and_prints_it(table: pd.DataFrame, tmp_path: Path) -> None:
     browser = open_browser(tmp_path)
-    page_of(table, [Finding("error", "patient_leak", 2, "images/P00.png", "in two", (12,))])
+    page_of(table, [Issue("error", "patient_leak", 2, "images/P00.png", "in two", (12,))])
     assert_shows_well(browser, Path("reports/validation/index.html"))
 
 
 def test_both_sides_of_a_leak_stand_beside_each_other(table: pd.DataFrame) -> None:
-    page = page_of(table, [Finding("error", "patient_leak", 3, "images/P01.png", "patient Q1 is in two splits", (12,))])
+    page = page_of(table, [Issue("error", "patient_leak", 3, "images/P01.png", "patient Q1 is in two splits", (12,))])
     pair = page.html[page.html.index('class="pair"') :].split("</li>")[0]
     assert pair.count("<img ") == 2
     shown = Page(pair[len('class="pair">') :]).text
@@ -93,21 +93,21 @@ def test_both_sides_of_a_leak_stand_beside_each_other(table: pd.DataFrame) -> No
 
 
 def test_a_dropped_row_is_shown_though_the_table_has_lost_it(table: pd.DataFrame) -> None:
-    page = page_of(table.drop(index=3), [Finding("dropped", "patient_leak", 3, "images/P01.png", "dropped", (12,))])
+    page = page_of(table.drop(index=3), [Issue("dropped", "patient_leak", 3, "images/P01.png", "dropped", (12,))])
     assert "row 3, dropped" in page.text
     assert page.html[page.html.index('class="pair"') :].split("</li>")[0].count("<img ") == 2
 
 
 def test_another_side_that_was_dropped_as_well_says_so(table: pd.DataFrame) -> None:
-    page = page_of(table, [Finding("dropped", "image_leak", 3, "images/P01.png", "dropped", (99,))])
+    page = page_of(table, [Issue("dropped", "image_leak", 3, "images/P01.png", "dropped", (99,))])
     assert "This row was dropped as well." in page.text
 
 
 def test_an_unreadable_image_has_a_placeholder_with_the_reason(table: pd.DataFrame) -> None:
     Path("data/images/P01.png").unlink()
     table.loc[4, "image_id"] = ""
-    findings = [Finding("warning", "flat_image", row, f"images/P0{row - 2}.png", "flat") for row in (3, 4)]
-    page = page_of(table, findings)
+    issues = [Issue("warning", "flat_image", row, f"images/P0{row - 2}.png", "flat") for row in (3, 4)]
+    page = page_of(table, issues)
     assert len(page.of("div", "none")) >= 2
     assert "no such file" in page.text
     assert "This image cannot be read." in page.text
@@ -119,17 +119,17 @@ HOSTILE = '<script>alert("x")</script>\'"><img src=x onerror=y>'
 def test_nothing_in_the_data_becomes_markup(table: pd.DataFrame) -> None:
     for column in ("impression", "patient_id", "side", "img_path", "text"):
         table[column] = HOSTILE
-    findings = [
-        Finding("error", HOSTILE, 2, HOSTILE, HOSTILE),
-        Finding("error", "image_leak", 2, HOSTILE, HOSTILE, (12,)),
-        Finding("dropped", "image_leak", 99, HOSTILE, HOSTILE),
+    issues = [
+        Issue("error", HOSTILE, 2, HOSTILE, HOSTILE),
+        Issue("error", "image_leak", 2, HOSTILE, HOSTILE, (12,)),
+        Issue("dropped", "image_leak", 99, HOSTILE, HOSTILE),
     ]
     metrics = {
         **METRICS,
         "splits": {"train": {HOSTILE: {HOSTILE: 1}}},
         "shift": {HOSTILE: {HOSTILE: {HOSTILE: HOSTILE}}},
     }
-    page = page_of(table, findings, metrics, Path(HOSTILE))
+    page = page_of(table, issues, metrics, Path(HOSTILE))
     assert page.of("script") == []
     assert all("onerror" not in attributes for _, attributes in page.tags)
     assert HOSTILE in page.text
@@ -137,21 +137,19 @@ def test_nothing_in_the_data_becomes_markup(table: pd.DataFrame) -> None:
 
 def test_huge_texts_are_clipped_and_control_characters_do_no_harm(table: pd.DataFrame) -> None:
     table["impression"] = table["text"] = "word " * 100_000
-    page = page_of(table, [Finding("error", "empty_text", 2, "f" * 10_000, "m" * 1_000_000 + "\x00\x1b\u202e")])
+    page = page_of(table, [Issue("error", "empty_text", 2, "f" * 10_000, "m" * 1_000_000 + "\x00\x1b\u202e")])
     assert len(page.html) < 500_000
 
 
 def test_findings_and_pictures_are_capped_and_the_rest_is_counted(
     table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictured_findings, "PICTURES_SHOWN", 9)
+    monkeypatch.setattr(pictured_issues, "PICTURES_SHOWN", 9)
     checks = ("flat_image", "inverted_image", "repeated_image")
-    findings = [
-        Finding("warning", check, 2 + n % 12, "images/a.png", f"no. {n}") for check in checks for n in range(70)
-    ]
-    findings += [Finding("error", "bad_kl_grade", 2, "images/a.png", f"grade {n}") for n in range(70)]
-    page = page_of(table, findings)
-    assert page.text.count("The first 50 of 70; the other 20 are in findings.csv.") == 4
+    issues = [Issue("warning", check, 2 + n % 12, "images/a.png", f"no. {n}") for check in checks for n in range(70)]
+    issues += [Issue("error", "bad_kl_grade", 2, "images/a.png", f"grade {n}") for n in range(70)]
+    page = page_of(table, issues)
+    assert page.text.count("The first 50 of 70; the other 20 are in issues.csv.") == 4
     pictured = page.html[: page.html.index('id="examples"')]
     assert pictured.count("<img ") == 9
     assert page.text.count("67 more without pictures here.") == 3
@@ -160,17 +158,15 @@ def test_findings_and_pictures_are_capped_and_the_rest_is_counted(
 
 
 def test_a_leak_is_never_cut_in_two_by_the_cap(table: pd.DataFrame) -> None:
-    findings = [
-        Finding("error", "near_duplicate_leak", row, "images/a.png", "same", (11, 12, 13)) for row in range(2, 8)
-    ]
-    page = page_of(table, findings)
+    issues = [Issue("error", "near_duplicate_leak", row, "images/a.png", "same", (11, 12, 13)) for row in range(2, 8)]
+    page = page_of(table, issues)
     pairs = [part.split("</li>")[0].count("<img ") for part in page.html.split('class="pair"')[1:]]
     assert pairs == [4, 4, 4]
 
 
 def test_errors_come_first_then_dropped_rows_then_warnings(table: pd.DataFrame) -> None:
     order = ("warning", "dropped", "error")
-    page = page_of(table, [Finding(severity, f"{severity}_check", 2, "a.png", "m") for severity in order])
+    page = page_of(table, [Issue(severity, f"{severity}_check", 2, "a.png", "m") for severity in order])
     places = [page.text.index(f"{severity}_check") for severity in ("error", "dropped", "warning")]
     assert places == sorted(places)
 
@@ -188,20 +184,18 @@ def test_errors_come_first_then_dropped_rows_then_warnings(table: pd.DataFrame) 
     ],
 )
 def test_the_verdict_is_the_first_sentence(table: pd.DataFrame, severities: list[Any], headline: str) -> None:
-    page = page_of(table, [Finding(severity, "flat_image", 2, "a.png", "m") for severity in severities])
+    page = page_of(table, [Issue(severity, "flat_image", 2, "a.png", "m") for severity in severities])
     assert page.text.index(headline) < 200
 
 
 def test_a_known_check_is_explained_and_an_unknown_one_named(table: pd.DataFrame) -> None:
-    page = page_of(
-        table, [Finding("error", "patient_leak", None, "", "m"), Finding("error", "moon_phase", None, "", "m")]
-    )
+    page = page_of(table, [Issue("error", "patient_leak", None, "", "m"), Issue("error", "moon_phase", None, "", "m")])
     assert GLOSSARY["patient_leak"].meaning in page.text
     assert "Moon phase" in page.text
 
 
 def test_what_was_looked_for_in_vain_is_listed(table: pd.DataFrame) -> None:
-    silent = page_of(table, [Finding("warning", "tokens_not_checked", None, "", "m")]).text.split("Checks without")[-1]
+    silent = page_of(table, [Issue("warning", "tokens_not_checked", None, "", "m")]).text.split("Checks without")[-1]
     assert "Patient in two splits" in silent
     assert "Texts are cut" not in silent
 
@@ -235,26 +229,26 @@ def test_pictures_have_alternative_texts_and_charts_labels(table: pd.DataFrame) 
 def test_the_same_content_gives_the_same_bytes_and_no_absolute_path(table: pd.DataFrame, tmp_path: Path) -> None:
     table["split"] = "train"  # more images and texts than are drawn as examples
     table["text"] = table["impression"].str.lower()
-    findings = [Finding("error", "patient_leak", 3, "images/P01.png", "in two", (12,))]
-    first = page_of(table, findings).html
-    assert page_of(table.copy(), list(findings)).html == first
+    issues = [Issue("error", "patient_leak", 3, "images/P01.png", "in two", (12,))]
+    first = page_of(table, issues).html
+    assert page_of(table.copy(), list(issues)).html == first
     assert str(tmp_path) not in first
 
 
 @pytest.mark.parametrize("columns", [[], ["split", "patient_id", "image_id", "text"]])
 def test_a_csv_that_could_not_be_read_gives_a_short_page(table: pd.DataFrame, columns: list[str]) -> None:
     nothing = pd.DataFrame({name: pd.Series(dtype=str) for name in columns})
-    page = page_of(nothing, [Finding("error", "unreadable_csv", 7, "data/train.csv", "line 7: 9 cells")], {"rows": 0})
+    page = page_of(nothing, [Issue("error", "unreadable_csv", 7, "data/train.csv", "line 7: 9 cells")], {"rows": 0})
     assert "No row could be checked." in page.text
     assert "line 7: 9 cells" in page.text
     assert page.of("img") == []
-    assert "Checks without a finding" not in page.text
+    assert "Checks without an issue" not in page.text
 
 
 @pytest.mark.parametrize("missing", ["image_file", "image_id", "text", "impression", "kl_grade", "split", "img_path"])
 def test_a_missing_column_leaves_its_part_out(table: pd.DataFrame, missing: str) -> None:
-    findings = [Finding("error", "image_leak", 2, "images/P00.png", "m", (12,))]
-    assert "1 error" in page_of(table.drop(columns=missing), findings, {}).text
+    issues = [Issue("error", "image_leak", 2, "images/P00.png", "m", (12,))]
+    assert "1 error" in page_of(table.drop(columns=missing), issues, {}).text
 
 
 def test_values_that_are_no_numbers_are_dashes(table: pd.DataFrame) -> None:

@@ -45,7 +45,7 @@ def make_cohort() -> MakeCohort:
 
 
 def _alarms(table: pd.DataFrame) -> list[str]:
-    return [finding.message for finding in check_shift(table)[1]]
+    return [issue.message for issue in check_shift(table)[1]]
 
 
 def _in(table: pd.DataFrame, split: str) -> np.ndarray:
@@ -60,10 +60,10 @@ def test_random_splits_give_no_alarm(make_cohort: MakeCohort) -> None:
 def test_brighter_test_images_are_named_with_both_medians(make_cohort: MakeCohort) -> None:
     table = make_cohort()
     table["mean"] += 30 * _in(table, "test")
-    figures, findings = check_shift(table)
-    (finding,) = findings
-    assert (finding.severity, finding.check, finding.row) == ("warning", "distribution_shift", None)
-    assert finding.message.startswith("the mean grey (0-255) differs between train and test: median 1")
+    figures, issues = check_shift(table)
+    (issue,) = issues
+    assert (issue.severity, issue.check, issue.row) == ("warning", "distribution_shift", None)
+    assert issue.message.startswith("the mean grey (0-255) differs between train and test: median 1")
     assert figures["test"]["mean"]["ks"] > 0.4
     assert figures["test"]["mean"]["ks_p"] < 0.01
     assert figures["val"]["mean"]["ks_p"] > 0.01
@@ -105,9 +105,9 @@ def test_grades_that_gather_at_both_ends_are_named_by_their_share(make_cohort: M
 def test_a_trifle_among_many_rows_is_no_alarm(make_cohort: MakeCohort) -> None:
     table = make_cohort(patients=20_000)
     table["mean"] += 2.5 * _in(table, "test")
-    figures, findings = check_shift(table)
+    figures, issues = check_shift(table)
     assert figures["test"]["mean"]["ks_p"] < 0.01
-    assert findings == []
+    assert issues == []
 
 
 def test_a_large_gap_between_few_patients_is_no_alarm(make_cohort: MakeCohort) -> None:
@@ -131,8 +131,8 @@ def test_unreadable_images_and_unknown_grades_are_left_out(make_cohort: MakeCoho
     table.loc[broken, ["mean", "width", "height", "std", "file_bytes"]] = 0
     table.loc[broken, "image_id"] = ""
     table.loc[_in(table, "val"), "kl_grade"] = pd.NA
-    figures, findings = check_shift(table)
-    assert findings == []
+    figures, issues = check_shift(table)
+    assert issues == []
     assert "kl_grade" not in figures["val"]
 
 

@@ -42,9 +42,9 @@ def make_cohort() -> MakeCohort:
 
 
 def _only_alarm(table: pd.DataFrame) -> tuple[str, str]:
-    _, (finding,) = check_shortcuts(table)
-    assert (finding.severity, finding.row) == ("warning", None)
-    return finding.check, finding.message
+    _, (issue,) = check_shortcuts(table)
+    assert (issue.severity, issue.row) == ("warning", None)
+    return issue.check, issue.message
 
 
 def test_bit_depth_that_gives_a_grade_away_is_found(make_cohort: MakeCohort) -> None:

@@ -14,23 +14,23 @@ def table(*texts: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize("text", ["", "  ", "-", "...", "?!", "\u200b", "12", "3 4"])
 def test_text_without_words_is_an_error(text):
-    (finding,) = check_missing(table("Normal.", text))
-    assert (finding.severity, finding.check, finding.row) == ("error", "empty_text", 3)
+    (issue,) = check_missing(table("Normal.", text))
+    assert (issue.severity, issue.check, issue.row) == ("error", "empty_text", 3)
 
 
 @pytest.mark.parametrize(
     "text", ["nan", "NaN", "None", "N/A", "NA", "null", "#N/A", "#REF!", "#VALUE!", "not available."]
 )
 def test_mark_of_a_missing_text_is_an_error(text):
-    (finding,) = check_missing(table("Normal.", text))
-    assert (finding.severity, finding.check, finding.row) == ("error", "missing_text", 3)
-    assert text in finding.message
+    (issue,) = check_missing(table("Normal.", text))
+    assert (issue.severity, issue.check, issue.row) == ("error", "missing_text", 3)
+    assert text in issue.message
 
 
 def test_all_errors_are_listed_and_long_cells_are_cut():
-    findings = check_missing(table(*["-" * 10_000] * 50))
-    assert len(findings) == 50
-    assert max(len(finding.message) for finding in findings) < 100
+    issues = check_missing(table(*["-" * 10_000] * 50))
+    assert len(issues) == 50
+    assert max(len(issue.message) for issue in issues) < 100
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,15 @@ def test_all_errors_are_listed_and_long_cells_are_cut():
     ],
 )
 def test_boilerplate_is_warned_of_and_not_quoted(text):
-    (finding,) = check_boilerplate(table("Normal.", text))
-    assert (finding.severity, finding.check, finding.row) == ("warning", "boilerplate_text", 3)
-    assert "Doe" not in finding.message
+    (issue,) = check_boilerplate(table("Normal.", text))
+    assert (issue.severity, issue.check, issue.row) == ("warning", "boilerplate_text", 3)
+    assert "Doe" not in issue.message
 
 
 @pytest.mark.parametrize("text", ["See report.", "As above", "dictated", "Please see the full report", "UNCHANGED"])
 def test_text_that_sends_elsewhere_is_warned_of(text):
-    (finding,) = check_boilerplate(table(text))[-1:]
-    assert finding.severity == "warning"
+    (issue,) = check_boilerplate(table(text))[-1:]
+    assert issue.severity == "warning"
 
 
 @pytest.mark.parametrize(

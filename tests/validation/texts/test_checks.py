@@ -21,8 +21,8 @@ def table(*rows: tuple[str, str], **columns: list) -> pd.DataFrame:
     return made.set_index(pd.RangeIndex(2, len(made) + 2, name="row"))
 
 
-def checks(findings) -> list[tuple[str, int | None]]:
-    return [(finding.check, finding.row) for finding in findings]
+def checks(issues) -> list[tuple[str, int | None]]:
+    return [(issue.check, issue.row) for issue in issues]
 
 
 def test_sample_texts_raise_nothing(tokenizer):
@@ -75,11 +75,11 @@ def test_without_a_tokenizer_the_rest_is_checked_and_it_is_said():
 @pytest.mark.parametrize(("equal", "found"), [(10, False), (11, True)])
 def test_one_text_for_most_of_a_split(tokenizer, equal, found):
     texts = ["Normal knee."] * equal + [f"Mild OA {chr(97 + n)}." for n in range(20 - equal)]
-    findings = check_texts(table(*[("train", text) for text in texts]), tokenizer, 64)
-    assert bool(findings) == found
+    issues = check_texts(table(*[("train", text) for text in texts]), tokenizer, 64)
+    assert bool(issues) == found
     if found:
-        assert findings[0].check == "repeated_text"
-        assert "11 of 20 rows (55.0%) of split train" in findings[0].message
+        assert issues[0].check == "repeated_text"
+        assert "11 of 20 rows (55.0%) of split train" in issues[0].message
 
 
 def test_few_rows_may_be_equal(tokenizer):
@@ -112,6 +112,6 @@ def test_metrics(tokenizer):
     }
 
 
-def test_no_rows_have_metrics_and_no_findings(tokenizer):
+def test_no_rows_have_metrics_and_no_issues(tokenizer):
     assert check_texts(table(), tokenizer, 64) == []
     assert text_metrics(table(), tokenizer, 64)["distinct"] == 0

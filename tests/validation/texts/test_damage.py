@@ -34,9 +34,9 @@ def check(*texts: str):
     ],
 )
 def test_damage_is_told_by_kind_and_place(text, name, words):
-    (finding,) = check("Normal.", text)
-    assert (finding.severity, finding.check, finding.row) == ("warning", name, 3)
-    assert words in finding.message
+    (issue,) = check("Normal.", text)
+    assert (issue.severity, issue.check, issue.row) == ("warning", name, 3)
+    assert words in issue.message
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ def test_rightly_written_text_is_none(text):
 
 
 def test_markup_is_not_quoted():
-    (finding,) = check("<Doe Jane> normal")
-    assert "Doe" not in finding.message
+    (issue,) = check("<Doe Jane> normal")
+    assert "Doe" not in issue.message
 
 
 def test_thousands_of_rows_are_told_once_and_twenty_listed():
-    findings = check(*[f"OA &amp; {number}" for number in range(1000)])
-    assert len(findings) == 21
-    assert findings[0].row is None
-    assert findings[0].message.startswith("1,000 rows (100.0%) hold characters that are HTML entities")
-    assert [finding.row for finding in findings[1:]] == list(range(2, 22))
+    issues = check(*[f"OA &amp; {number}" for number in range(1000)])
+    assert len(issues) == 21
+    assert issues[0].row is None
+    assert issues[0].message.startswith("1,000 rows (100.0%) hold characters that are HTML entities")
+    assert [issue.row for issue in issues[1:]] == list(range(2, 22))

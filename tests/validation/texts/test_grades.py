@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from knee_siglip.task.knee import KL_WORDINGS
-from knee_siglip.validation import row_issues as row_findings
+from knee_siglip.validation import row_issues as row_issues
 from knee_siglip.validation.texts.grades import check_grade, grades_in_text
 
 
@@ -85,13 +85,13 @@ def test_words_allow_a_grade_to_either_side(text, grades):
 
 
 def test_contradiction_names_both():
-    (finding,) = check_grade(table((1, "Mild OA."), (4, "Mild OA of the left knee."), (None, "Severe OA.")))
-    assert (finding.severity, finding.check, finding.row) == ("warning", "grade_contradiction", 3)
-    assert finding.message == "kl_grade is 4, but the impression says 'mild oa': grades 1-3"
+    (issue,) = check_grade(table((1, "Mild OA."), (4, "Mild OA of the left knee."), (None, "Severe OA.")))
+    assert (issue.severity, issue.check, issue.row) == ("warning", "grade_contradiction", 3)
+    assert issue.message == "kl_grade is 4, but the impression says 'mild oa': grades 1-3"
 
 
 def test_reference_wordings_contradict_every_distant_grade_and_no_near_one(monkeypatch):
-    monkeypatch.setattr(row_findings, "ROWS_LISTED", 1000)
+    monkeypatch.setattr(row_issues, "ROWS_LISTED", 1000)
     rng = random.Random(0)
     texts = [(int(grade), text) for grade, wordings in KL_WORDINGS.items() for text in wordings]
     near, planted = [], []
@@ -103,5 +103,5 @@ def test_reference_wordings_contradict_every_distant_grade_and_no_near_one(monke
     assert len(check_grade(table(*planted))) == 200
 
 
-def test_no_column_no_finding():
+def test_no_column_no_issue():
     assert check_grade(table((4, "No OA.")).drop(columns="kl_grade")) == []

@@ -41,9 +41,9 @@ def test_script_of_the_letters(text, script):
 def test_findings_name_language_and_script():
     texts = ["Normal knee.", "Gonarthrose links ohne Erguss", "膝关节炎 KL"]
     table = pd.DataFrame({"img_path": list("abc"), "impression": texts}, index=[2, 3, 4])
-    findings = {finding.row: (finding.check, finding.message) for finding in check_language(table)}
-    assert findings[3][0] == "foreign_language"
-    assert "German" in findings[3][1]
-    assert findings[4][0] == "foreign_script"
-    assert "67% of the letters are not Latin but Cjk" in findings[4][1]
-    assert len(findings) == 2
+    issues = {issue.row: (issue.check, issue.message) for issue in check_language(table)}
+    assert issues[3][0] == "foreign_language"
+    assert "German" in issues[3][1]
+    assert issues[4][0] == "foreign_script"
+    assert "67% of the letters are not Latin but Cjk" in issues[4][1]
+    assert len(issues) == 2

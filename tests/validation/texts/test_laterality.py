@@ -40,22 +40,22 @@ def test_side_is_what_the_text_says_of_the_knee(text, side):
 
 
 @pytest.mark.parametrize("side", ["left", "L", " Left ", "lt", "both", "bilateral", ""])
-def test_agreeing_open_and_empty_sides_are_no_findings(side):
+def test_agreeing_open_and_empty_sides_are_no_issues(side):
     assert check_side(table((side, "Normal left knee."))) == []
 
 
 @pytest.mark.parametrize("side", ["right", "R", " RIGHT "])
 def test_other_side_names_both(side):
-    (finding,) = check_side(table(("left", "Normal left knee."), (side, "Normal left knee.")))
-    assert (finding.severity, finding.check, finding.row) == ("warning", "side_contradiction", 3)
-    assert "side is 'right', but the impression names only the left knee" in finding.message
+    (issue,) = check_side(table(("left", "Normal left knee."), (side, "Normal left knee.")))
+    assert (issue.severity, issue.check, issue.row) == ("warning", "side_contradiction", 3)
+    assert "side is 'right', but the impression names only the left knee" in issue.message
 
 
 def test_unknown_values_are_told_once():
-    (finding,) = check_side(table(("rechts", "Normal left knee."), ("rechts", "x"), ("links", "x")))
-    assert (finding.check, finding.row) == ("unknown_side", None)
-    assert "'rechts', 'links' in 3 rows, the first 2" in finding.message
+    (issue,) = check_side(table(("rechts", "Normal left knee."), ("rechts", "x"), ("links", "x")))
+    assert (issue.check, issue.row) == ("unknown_side", None)
+    assert "'rechts', 'links' in 3 rows, the first 2" in issue.message
 
 
-def test_no_column_no_finding():
+def test_no_column_no_issue():
     assert check_side(table(("left", "Right knee.")).drop(columns="side")) == []

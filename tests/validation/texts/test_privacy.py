@@ -57,14 +57,14 @@ def test_usual_language_is_none(text):
 def test_finding_tells_place_and_never_the_text():
     text = "Mrs Doe, 12 March 2024: severe OA"
     table = pd.DataFrame({"img_path": ["a.png"], "impression": [text]}, index=[2])
-    (finding,) = check_personal_data(table)
-    assert (finding.severity, finding.check, finding.row) == ("warning", "personal_data", 2)
-    assert "a name (characters 1-7), a date (characters 10-22)" in finding.message
-    assert "Doe" not in finding.message
-    assert "2024" not in finding.message
+    (issue,) = check_personal_data(table)
+    assert (issue.severity, issue.check, issue.row) == ("warning", "personal_data", 2)
+    assert "a name (characters 1-7), a date (characters 10-22)" in issue.message
+    assert "Doe" not in issue.message
+    assert "2024" not in issue.message
 
 
 def test_a_text_full_of_it_gives_a_short_sentence():
     table = pd.DataFrame({"img_path": ["a.png"], "impression": ["Mrs Doe. " * 500]}, index=[2])
-    (finding,) = check_personal_data(table)
-    assert "and 494 more" in finding.message
+    (issue,) = check_personal_data(table)
+    assert "and 494 more" in issue.message

@@ -49,10 +49,10 @@ def test_shipped_tokenizer_loses_nothing(shipped):
 
 def test_truncated_texts_are_one_finding_with_the_share(shipped):
     rows = table("Normal right knee.", "Mild OA of the left knee joint.", "Normal right knee.", "Severe OA. " * 20)
-    (finding,) = Tokens(shipped, rows["text"], 6).check(rows)
-    assert (finding.severity, finding.check, finding.row) == ("warning", "truncated_text", None)
-    assert "2 of 4 impressions (50.0%) have more than 6 tokens, the longest 41" in finding.message
-    assert finding.message.endswith("rows 3, 5")
+    (issue,) = Tokens(shipped, rows["text"], 6).check(rows)
+    assert (issue.severity, issue.check, issue.row) == ("warning", "truncated_text", None)
+    assert "2 of 4 impressions (50.0%) have more than 6 tokens, the longest 41" in issue.message
+    assert issue.message.endswith("rows 3, 5")
 
 
 def test_shares_are_those_of_the_whole_texts(shipped):
@@ -68,17 +68,17 @@ def test_shares_are_those_of_the_whole_texts(shipped):
 def test_unknown_words_are_told_by_place():
     rows = table("Normal knee.", "Mild xanthoma of exostosis")
     tokens = Tokens(Forgetful(), rows["text"], 64)
-    (finding,) = tokens.check(rows)
-    assert (finding.check, finding.row) == ("unknown_token", 3)
-    assert "words 2, 4" in finding.message
+    (issue,) = tokens.check(rows)
+    assert (issue.check, issue.row) == ("unknown_token", 3)
+    assert "words 2, 4" in issue.message
     assert tokens.metrics(rows["text"])["unknown_word_share"] == pytest.approx(2 / 6)
 
 
 def test_changed_words_are_told_by_place_and_character():
     rows = table("Normal knee.", "Mild ärztlich OA")
-    (finding,) = Tokens(Forgetful(), rows["text"], 64).check(rows)
-    assert (finding.check, finding.row) == ("changed_by_tokenizer", 3)
-    assert "word 2: 'ä' comes back as 'a'" in finding.message
+    (issue,) = Tokens(Forgetful(), rows["text"], 64).check(rows)
+    assert (issue.check, issue.row) == ("changed_by_tokenizer", 3)
+    assert "word 2: 'ä' comes back as 'a'" in issue.message
 
 
 def test_no_rows_have_metrics(shipped):

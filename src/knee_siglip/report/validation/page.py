@@ -14,9 +14,9 @@ from knee_siglip.report.html.pictures import load_pictures
 from knee_siglip.report.html.rendering import write_html
 from knee_siglip.report.validation.distributions import distribution_charts
 from knee_siglip.report.validation.glossary import GLOSSARY, NEEDS_TOKENIZER, Entry
-from knee_siglip.report.validation.pictured_issues import Spot, cards, example_spots, group_findings
+from knee_siglip.report.validation.pictured_issues import Spot, cards, example_spots, group_issues
 from knee_siglip.tables.manifest import SPLITS
-from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.splits.shift import KS_FLOOR, P_VALUE, V_FLOOR
 from knee_siglip.validation.splits.shortcuts import GRADE_THRESHOLD, SPLIT_THRESHOLD
 from knee_siglip.validation.texts.privacy import personal_data
@@ -51,16 +51,14 @@ SHORTCUTS = (
 HIDDEN = "(hidden: it seems to hold personal data)"
 
 
-def write_page(
-    path: Path, csv: Path, table: pd.DataFrame, findings: Sequence[Finding], metrics: Mapping[str, Any]
-) -> None:
+def write_page(path: Path, csv: Path, table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any]) -> None:
     """Write the page: one HTML file that asks for nothing else, and whose bytes depend on its content alone.
 
     csv: shown as given; table: what the checks get, indexed by spreadsheet row, empty where the CSV could not be read;
     metrics: the nested figures of metrics.json. Whatever is absent is left out.
     """
     table = _without_personal_data(table)
-    groups = group_findings(findings, table, csv)
+    groups = group_issues(issues, table, csv)
     examples = example_spots(table)
     pictures = load_pictures(_files([*(spots for group in groups for spots in group.spots), *examples.values()]))
     write_html(
@@ -68,7 +66,7 @@ def write_page(
         "knee_siglip.report.validation",
         "validation.html.j2",
         csv=str(csv),
-        verdict=_verdict(table, findings, metrics),
+        verdict=_verdict(table, issues, metrics),
         tiles=_tiles(metrics),
         groups=[group.context(pictures) for group in groups],
         examples={split: cards(spots, pictures) for split, spots in examples.items()},
@@ -80,7 +78,7 @@ def write_page(
         texts=_frequent_texts(table, list(metrics.get("splits", {})) or list(SPLITS)),
         text_examples=_text_examples(table),
         text_figures=_text_figures(metrics),
-        silent=_silent(findings) if len(table) else [],
+        silent=_silent(issues) if len(table) else [],
     )
 
 
@@ -88,9 +86,9 @@ def _files(cards_wanted: Sequence[Sequence[Spot]]) -> list[str]:
     return [spot.file for spots in cards_wanted for spot in spots if not spot.absent]
 
 
-def _verdict(table: pd.DataFrame, findings: Sequence[Finding], metrics: Mapping[str, Any]) -> dict[str, str]:
+def _verdict(table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any]) -> dict[str, str]:
     """tone: class of the style sheet; headline and advice: a sentence each."""
-    severities = [finding.severity for finding in findings]
+    severities = [issue.severity for issue in issues]
     errors, warnings, dropped = (severities.count(name) for name in ("error", "warning", "dropped"))
     if errors:
         advice = "Mend what the errors below name, in the file or among its images, and run dvc repro again."
@@ -212,9 +210,9 @@ def _text_figures(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def _silent(findings: Sequence[Finding]) -> list[Entry]:
+def _silent(issues: Sequence[Issue]) -> list[Entry]:
     """Checks that looked and found nothing."""
-    found = {finding.check for finding in findings}
+    found = {issue.check for issue in issues}
     if "tokens_not_checked" in found:
         found |= NEEDS_TOKENIZER
     never = {"unreadable_csv", "tokens_not_checked"}

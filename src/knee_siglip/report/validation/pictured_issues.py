@@ -1,4 +1,4 @@
-"""Findings as the page shows them: by check, errors first, with pictures of the offenders beside each other."""
+"""Issues as the page shows them: by check, errors first, with pictures of the offenders beside each other."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ import pandas as pd
 from knee_siglip.report.html.pictures import Picture
 from knee_siglip.report.validation.glossary import Entry, explain
 from knee_siglip.tables.manifest import SPLITS
-from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.issue import Issue
 
-FINDINGS_SHOWN = 50
-PICTURES_SHOWN, PICTURES_PER_CHECK, PICTURES_PER_FINDING = 80, 12, 4
+ISSUES_SHOWN = 50
+PICTURES_SHOWN, PICTURES_PER_CHECK, PICTURES_PER_ISSUE = 80, 12, 4
 EXAMPLES_PER_SPLIT = 8
 SEED = 0
 
@@ -53,12 +53,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Group:
-    """The findings of one check and severity. spots: of each pictured finding, side by side."""
+    """The issues of one check and severity. spots: of each pictured issue, side by side."""
 
     check: str
     severity: str
     entry: Entry
-    findings: list[Finding]
+    issues: list[Issue]
     total: int
     spots: list[list[Spot]]
     picturable: int
@@ -72,19 +72,19 @@ class Group:
             "title": self.entry.title,
             "meaning": self.entry.meaning,
             "advice": self.entry.advice,
-            "findings": self.findings,
+            "issues": self.issues,
             "total": self.total,
-            "remaining": self.total - len(self.findings),
+            "remaining": self.total - len(self.issues),
             "pictures": [cards(spots, pictures) for spots in self.spots],
             "unpictured": self.picturable - len(self.spots),
         }
 
 
-def group_findings(findings: Iterable[Finding], table: pd.DataFrame, csv: Path) -> list[Group]:
-    """Errors, then dropped rows, then warnings; of each the checks with the most findings first."""
-    named: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        named.setdefault((finding.severity, finding.check), []).append(finding)
+def group_issues(issues: Iterable[Issue], table: pd.DataFrame, csv: Path) -> list[Group]:
+    """Errors, then dropped rows, then warnings; of each the checks with the most issues first."""
+    named: dict[tuple[str, str], list[Issue]] = {}
+    for issue in issues:
+        named.setdefault((issue.severity, issue.check), []).append(issue)
     order = list(SEVERITIES)
     ranked = sorted(named, key=lambda key: (order.index(key[0]), -len(named[key]), key[1]))
     pictured = sum(any(map(_is_pictured, named[key])) for key in ranked)
@@ -119,29 +119,29 @@ def cards(spots: Sequence[Spot], pictures: Mapping[str, Picture]) -> list[Card]:
     ]
 
 
-def _group(severity: str, check: str, findings: list[Finding], table: pd.DataFrame, csv: Path, limit: int) -> Group:
+def _group(severity: str, check: str, issues: list[Issue], table: pd.DataFrame, csv: Path, limit: int) -> Group:
     spots: list[list[Spot]] = []
-    picturable = [finding for finding in findings if _is_pictured(finding)]
-    for finding in picturable:
-        rows = list(dict.fromkeys([finding.row, *finding.related]))[:PICTURES_PER_FINDING]
+    picturable = [issue for issue in issues if _is_pictured(issue)]
+    for issue in picturable:
+        rows = list(dict.fromkeys([issue.row, *issue.related]))[:PICTURES_PER_ISSUE]
         if sum(map(len, spots)) + len(rows) > limit:
             break
-        spots.append([_spot(finding, row, table, csv) for row in rows if row is not None])
-    return Group(check, severity, explain(check), findings[:FINDINGS_SHOWN], len(findings), spots, len(picturable))
+        spots.append([_spot(issue, row, table, csv) for row in rows if row is not None])
+    return Group(check, severity, explain(check), issues[:ISSUES_SHOWN], len(issues), spots, len(picturable))
 
 
-def _is_pictured(finding: Finding) -> bool:
-    return finding.row is not None and bool(explain(finding.check).pictured or finding.related)
+def _is_pictured(issue: Issue) -> bool:
+    return issue.row is not None and bool(explain(issue.check).pictured or issue.related)
 
 
-def _spot(finding: Finding, row: int, table: pd.DataFrame, csv: Path) -> Spot:
-    """A row that was dropped is in the table no more: its file is known by the finding alone."""
+def _spot(issue: Issue, row: int, table: pd.DataFrame, csv: Path) -> Spot:
+    """A row that was dropped is in the table no more: its file is known by the issue alone."""
     if row in table.index and "image_file" in table.columns:
         return _spot_of_row(table, row)
-    known = row == finding.row and finding.file != ""
-    title = f"row {row}" + (", dropped" if finding.severity == "dropped" else "")
+    known = row == issue.row and issue.file != ""
+    title = f"row {row}" + (", dropped" if issue.severity == "dropped" else "")
     if known:
-        return Spot(str(csv.parent / finding.file), title, finding.file)
+        return Spot(str(csv.parent / issue.file), title, issue.file)
     return Spot("", title, "", absent="This row was dropped as well.")
 
 

@@ -53,7 +53,7 @@ NO_FACTS = ImageFacts("", "", 0, 0, 0, "", 0, 0.0, 0.0, 0.0, b"")
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a file gives no pixels; `check` names the kind in findings.csv."""
+    """Why a file gives no pixels; `check` names the kind in issues.csv."""
 
     check: str
     message: str

@@ -13,7 +13,7 @@ import pandas as pd
 from knee_siglip.core.errors import UsageError
 from knee_siglip.tables.manifest import SPLITS, add_flag
 from knee_siglip.validation.images.near_duplicates import Pair
-from knee_siglip.validation.issue import Finding, Severity
+from knee_siglip.validation.issue import Issue, Severity
 
 RANK = {split: rank for rank, split in enumerate(SPLITS)}
 """Of two splits that share something, `drop` takes the rows out of the lower one: test is never touched."""
@@ -30,7 +30,7 @@ class Leak:
     message: str
 
 
-def patient_ids(table: pd.DataFrame, pattern: str | None) -> tuple[pd.Series, list[Finding]]:
+def patient_ids(table: pd.DataFrame, pattern: str | None) -> tuple[pd.Series, list[Issue]]:
     """Patient of every row, as text; empty where unknown. `pattern`'s first group in img_path where no column says it.
 
     Returns the ids and a warning for what cannot be checked.
@@ -50,7 +50,7 @@ def patient_ids(table: pd.DataFrame, pattern: str | None) -> tuple[pd.Series, li
         f"no patient is known of {rows}: whether a patient is in two splits cannot be checked there; add a column "
         "patient_id, or set data.patient_id_pattern, a regular expression whose first group is the patient in img_path"
     )
-    return given, [Finding("warning", "unknown_patient", None, "", message)]
+    return given, [Issue("warning", "unknown_patient", None, "", message)]
 
 
 def id_key(text: str) -> str:
@@ -62,15 +62,15 @@ def id_key(text: str) -> str:
     return re.sub(r"(?<![0-9.])0+(?=[0-9])", "", "".join(text.split()).casefold())
 
 
-def find_leaks(table: pd.DataFrame, on_leak: str, pairs: Sequence[Pair] = ()) -> tuple[pd.DataFrame, list[Finding]]:
+def find_leaks(table: pd.DataFrame, on_leak: str, pairs: Sequence[Pair] = ()) -> tuple[pd.DataFrame, list[Issue]]:
     """Handle what is in two splits.
 
     table: indexed by spreadsheet row, with img_path, split, patient_id, image_id and flags (empty ids are unknown);
     study_id and pixel_id where it has them. pairs: near-duplicates (near_duplicates.py).
-    Returns the rows that stay (all, but for `drop`), leaking ones flagged, and the findings: with `error` and `warn`
+    Returns the rows that stay (all, but for `drop`), leaking ones flagged, and the issues: with `error` and `warn`
     one for each patient, study, image or pair, with `drop` one for each dropped row.
     """
-    findings: list[Finding] = []
+    issues: list[Issue] = []
     checks: tuple[Callable[[pd.DataFrame], Iterator[Leak]], ...] = (
         lambda rows: _shared_ids(rows, "patient_id", "patient_leak", "patient"),
         lambda rows: _shared_ids(rows, "study_id", "study_leak", "study"),
@@ -82,19 +82,19 @@ def find_leaks(table: pd.DataFrame, on_leak: str, pairs: Sequence[Pair] = ()) ->
         leaks = list(check(table))
         if on_leak == "drop":
             table, dropped = _drop(table, leaks)
-            findings += dropped
+            issues += dropped
             continue
         severity: Severity = "error" if on_leak == "error" else "warning"
-        findings += [_finding(severity, leak, leak.rows[0], table, leak.message) for leak in leaks]
+        issues += [_issue(severity, leak, leak.rows[0], table, leak.message) for leak in leaks]
         for name in dict.fromkeys(leak.check for leak in leaks):
             rows = {row for leak in leaks if leak.check == name for row in leak.rows}
             table = add_flag(table, table.index[table.index.isin(rows)], name)
-    return table, findings
+    return table, issues
 
 
-def check_repeated_images(table: pd.DataFrame) -> list[Finding]:
+def check_repeated_images(table: pd.DataFrame) -> list[Issue]:
     """The same bytes, or the same pixels in other bytes, under two names within a split: kept, and named."""
-    findings = []
+    issues = []
     for column, content in (("image_id", "image_file"), ("pixel_id", "image_id")):
         if column not in table.columns:
             continue
@@ -107,8 +107,8 @@ def check_repeated_images(table: pd.DataFrame) -> list[Finding]:
             path = str(group["img_path"].iloc[0])
             rows = tuple(group.index.tolist())
             message = f"{what} under {names} names: {_where(group)}"
-            findings.append(Finding("warning", check, rows[0], path, message, rows[1:]))
-    return findings
+            issues.append(Issue("warning", check, rows[0], path, message, rows[1:]))
+    return issues
 
 
 def _extractor(pattern: str) -> Callable[[str], str]:
@@ -176,23 +176,23 @@ def _alike(table: pd.DataFrame, pairs: Sequence[Pair]) -> Iterator[Leak]:
             yield Leak("near_duplicate_leak", group.index.tolist(), message)
 
 
-def _drop(table: pd.DataFrame, leaks: Sequence[Leak]) -> tuple[pd.DataFrame, list[Finding]]:
+def _drop(table: pd.DataFrame, leaks: Sequence[Leak]) -> tuple[pd.DataFrame, list[Issue]]:
     """Of each leak the rows that are not in the highest split of those still there."""
     rank = table["split"].map(RANK)
-    gone: dict[int, Finding] = {}
+    gone: dict[int, Issue] = {}
     for leak in sorted(leaks, key=lambda leak: -int(rank[leak.rows].max())):
         rows = [row for row in leak.rows if row not in gone]
         highest = max((rank[row] for row in rows), default=0)
         for row in rows:
             if rank[row] < highest:
                 message = f"dropped from {table.at[row, 'split']!s}: {leak.message}"
-                gone[row] = _finding("dropped", leak, row, table, message)
+                gone[row] = _issue("dropped", leak, row, table, message)
     return table.drop(index=list(gone)), [gone[row] for row in sorted(gone)]
 
 
-def _finding(severity: Severity, leak: Leak, row: int, table: pd.DataFrame, message: str) -> Finding:
+def _issue(severity: Severity, leak: Leak, row: int, table: pd.DataFrame, message: str) -> Issue:
     related = tuple(other for other in leak.rows if str(table.at[other, "split"]) != str(table.at[row, "split"]))
-    return Finding(severity, leak.check, row, str(table.at[row, "img_path"]), message, related)
+    return Issue(severity, leak.check, row, str(table.at[row, "img_path"]), message, related)
 
 
 def _where(group: pd.DataFrame) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.splits.cohort import patient_numbers, text_words
 
 P_VALUE = 0.01
@@ -87,7 +87,7 @@ class Comparison:
         return self.p < P_VALUE and self.effect >= (KS_FLOOR if self.test == "ks" else V_FLOOR)
 
 
-def check_shift(table: pd.DataFrame) -> tuple[dict[str, Any], list[Finding]]:
+def check_shift(table: pd.DataFrame) -> tuple[dict[str, Any], list[Issue]]:
     """Compare val and test with train, feature by feature.
 
     Returns `{split: {feature: {ks, ks_p, cramers_v, cramers_v_p}}}`, with what could be computed, and a warning for
@@ -102,7 +102,7 @@ def check_shift(table: pd.DataFrame) -> tuple[dict[str, Any], list[Finding]]:
     for each in comparisons:
         feature = figures.setdefault(each.split, {}).setdefault(each.feature, {})
         feature |= {each.test: round(each.effect, DECIMALS), f"{each.test}_p": round(each.p, DECIMALS)}
-    return figures, _findings(comparisons)
+    return figures, _issues(comparisons)
 
 
 def _compare(split: str, train: pd.DataFrame, other: pd.DataFrame) -> Iterator[Comparison]:
@@ -184,12 +184,12 @@ def _holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return corrected
 
 
-def _findings(comparisons: Sequence[Comparison]) -> list[Finding]:
+def _issues(comparisons: Sequence[Comparison]) -> list[Issue]:
     """One warning for each shifted feature of a split, by its larger effect."""
     largest: dict[tuple[str, str], Comparison] = {}
     for each in sorted((each for each in comparisons if each.shifted), key=lambda each: -each.effect):
         largest.setdefault((each.split, each.feature), each)
-    return [Finding("warning", "distribution_shift", None, "", _sentence(each)) for each in largest.values()]
+    return [Issue("warning", "distribution_shift", None, "", _sentence(each)) for each in largest.values()]
 
 
 def _sentence(shift: Comparison) -> str:

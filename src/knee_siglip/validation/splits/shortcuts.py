@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.tables.manifest import SPLITS
-from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.splits.cohort import patient_numbers
 
 FEATURES = {
@@ -69,7 +69,7 @@ class Shortcut:
     low: float
 
 
-def check_shortcuts(table: pd.DataFrame) -> tuple[dict[str, Any], list[Finding]]:
+def check_shortcuts(table: pd.DataFrame) -> tuple[dict[str, Any], list[Issue]]:
     """Predict kl_grade, kl_grade >= 2 and split from file size, dimensions, depth and intensity.
 
     table: what the checks get; rows without a readable image are left out. Returns `{target: {feature: {auroc, highest,
@@ -83,7 +83,7 @@ def check_shortcuts(table: pd.DataFrame) -> tuple[dict[str, Any], list[Finding]]
     for target, feature in dict.fromkeys((each.target, each.feature) for each in lows):
         classes = [each for each in lows if (each.target, each.feature) == (target, feature)]
         figures.setdefault(target, {})[feature] = _figures(classes)
-    return figures, _findings(lows)
+    return figures, _issues(lows)
 
 
 def clustered_auroc(scores: np.ndarray, positive: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
@@ -200,7 +200,7 @@ def _figures(classes: Sequence[Shortcut]) -> dict[str, float]:
     return {name: round(value, DECIMALS) for name, value in figures.items()}
 
 
-def _findings(shortcuts: Sequence[Shortcut]) -> list[Finding]:
+def _issues(shortcuts: Sequence[Shortcut]) -> list[Issue]:
     """One warning per target and feature, by its surest class; `together` where no feature does it alone."""
     surest: dict[tuple[str, str], Shortcut] = {}
     for each in sorted(shortcuts, key=lambda each: -each.low):
@@ -209,7 +209,7 @@ def _findings(shortcuts: Sequence[Shortcut]) -> list[Finding]:
             surest.setdefault((target, each.feature), each)
     alone = {target for target, feature in surest if feature != TOGETHER}
     return [
-        Finding("warning", f"{target}_shortcut", None, "", _sentence(each))
+        Issue("warning", f"{target}_shortcut", None, "", _sentence(each))
         for (target, feature), each in surest.items()
         if feature != TOGETHER or target not in alone
     ]

@@ -6,8 +6,8 @@ from collections.abc import Set
 import pandas as pd
 
 from knee_siglip.tables.text import normalise_text
-from knee_siglip.validation.issue import Finding
-from knee_siglip.validation.row_issues import findings_of_rows, findings_of_texts
+from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.row_issues import issues_of_rows, issues_of_texts
 
 QUOTED = 30
 
@@ -55,7 +55,7 @@ HINT = re.compile(
 SENTENCE_END = re.compile(r"(?<![.;!?\n\r])[.;!?\n\r]+(?=\s|$)")
 
 
-def check_missing(table: pd.DataFrame) -> list[Finding]:
+def check_missing(table: pd.DataFrame) -> list[Issue]:
     """Errors for texts that are none.
 
     "nan" is an empty cell that went through a program: as wrong to train on as an empty text, so an error as well.
@@ -69,19 +69,19 @@ def check_missing(table: pd.DataFrame) -> list[Finding]:
     ]
 
 
-def check_boilerplate(table: pd.DataFrame) -> list[Finding]:
+def check_boilerplate(table: pd.DataFrame) -> list[Issue]:
     """Warnings for texts that say nothing about the knee: somebody wrote them, and they only thin the data out."""
     return [
-        *findings_of_texts(table, "boilerplate_text", _boilerplate, "say nothing about the knee"),
-        *findings_of_texts(table, "referral_text", _referral, "only send the reader elsewhere", column="text"),
+        *issues_of_texts(table, "boilerplate_text", _boilerplate, "say nothing about the knee"),
+        *issues_of_texts(table, "referral_text", _referral, "only send the reader elsewhere", column="text"),
     ]
 
 
-def _refused(table: pd.DataFrame, check: str, texts: Set[str], reason: str) -> list[Finding]:
+def _refused(table: pd.DataFrame, check: str, texts: Set[str], reason: str) -> list[Issue]:
     """An error for every row whose normalised text is one of `texts`."""
     guilty = table.loc[table["text"].isin(list(texts)), "impression"]
     messages = {int(str(row)): f"impression {_quote(impression)} {reason}" for row, impression in guilty.items()}
-    return findings_of_rows(table, check, messages, reason, "error")
+    return issues_of_rows(table, check, messages, reason, "error")
 
 
 def _boilerplate(text: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from knee_siglip.tables.manifest import SPLITS
-from knee_siglip.validation.issue import Finding
+from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.texts.boilerplate import check_boilerplate, check_missing
 from knee_siglip.validation.texts.damage import check_damage
 from knee_siglip.validation.texts.grades import check_grade
@@ -29,9 +29,7 @@ TEMPLATED_SHARE = 0.5
 """Share of val and test rows whose text is known from train, above which retrieval measures recognition of it."""
 
 
-def check_texts(
-    table: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase | None", max_text_length: int
-) -> list[Finding]:
+def check_texts(table: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase | None", max_text_length: int) -> list[Issue]:
     """All checks of the impressions.
 
     table: img_path, impression, split and text (normalised), and side and kl_grade where there are such; indexed by
@@ -69,9 +67,9 @@ def text_metrics(
     return metrics
 
 
-def check_repeated(table: pd.DataFrame) -> list[Finding]:
+def check_repeated(table: pd.DataFrame) -> list[Issue]:
     """A warning for every split of which one text makes up a large share."""
-    findings = []
+    issues = []
     for split in SPLITS:
         rows = table[table["split"] == split]
         if len(rows) < REPEATED_FROM:
@@ -82,8 +80,8 @@ def check_repeated(table: pd.DataFrame) -> list[Finding]:
                 f"{count:,} of {len(rows):,} rows ({count / len(rows):.1%}) of split {split} have the same text: "
                 "whoever always answers with it is right as often"
             )
-            findings.append(Finding("warning", "repeated_text", None, "", message))
-    return findings
+            issues.append(Issue("warning", "repeated_text", None, "", message))
+    return issues
 
 
 def templated_share(table: pd.DataFrame) -> float:
@@ -93,7 +91,7 @@ def templated_share(table: pd.DataFrame) -> float:
     return float(held_out["text"].isin(train).mean()) if len(held_out) else 0.0
 
 
-def check_templated(table: pd.DataFrame) -> list[Finding]:
+def check_templated(table: pd.DataFrame) -> list[Issue]:
     """A warning where most of the held-out texts are known from training.
 
     That is no leak, for equal knees get equal words; but it has to be known when retrieval scores are read.
@@ -105,14 +103,12 @@ def check_templated(table: pd.DataFrame) -> list[Finding]:
         f"{share:.1%} of the val and test rows have a text that also stands in train: templated texts; retrieval then "
         "tells known sentences apart, and says nothing about new ones"
     )
-    return [Finding("warning", "templated_texts", None, "", message)]
+    return [Issue("warning", "templated_texts", None, "", message)]
 
 
-def check_tokens(
-    table: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase | None", max_text_length: int
-) -> list[Finding]:
+def check_tokens(table: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase | None", max_text_length: int) -> list[Issue]:
     """What the tokenizer cuts, does not know or changes (token_checks.py)."""
     if tokenizer is None:
         message = "no tokenizer is at hand: whether texts are cut or hold unknown words was not checked"
-        return [Finding("warning", "tokens_not_checked", None, "", message)]
+        return [Issue("warning", "tokens_not_checked", None, "", message)]
     return Tokens(tokenizer, table["text"], max_text_length).check(table)

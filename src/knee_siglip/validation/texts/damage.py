@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Finding
-from knee_siglip.validation.row_issues import findings_of_texts
+from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.row_issues import issues_of_texts
 
 QUOTED = 12
 
@@ -49,13 +49,13 @@ CHECKS: tuple[tuple[str, re.Pattern[str], str, str], ...] = (
 """Check, pattern, what is wrong, what to do."""
 
 
-def check_damage(table: pd.DataFrame) -> list[Finding]:
+def check_damage(table: pd.DataFrame) -> list[Issue]:
     """Warnings, one check for each kind of damage. Line ends and BOM of the file are none: reading takes them off."""
-    findings = []
+    issues = []
     for check, pattern, wrong, mend in CHECKS:
         problem = f"hold characters that {wrong}; {mend}"
-        findings += findings_of_texts(table, check, _judge(pattern, wrong, mend), problem)
-    return findings
+        issues += issues_of_texts(table, check, _judge(pattern, wrong, mend), problem)
+    return issues
 
 
 def _judge(pattern: re.Pattern[str], wrong: str, mend: str) -> Callable[[str], str | None]:

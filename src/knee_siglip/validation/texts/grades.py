@@ -10,8 +10,8 @@ import re
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Finding
-from knee_siglip.validation.row_issues import findings_of_rows
+from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.row_issues import issues_of_rows
 from knee_siglip.validation.texts.plain_text import plain
 
 HIGHEST = 4
@@ -90,7 +90,7 @@ def grades_in_text(text: str) -> tuple[str, Grades] | None:
     return None
 
 
-def check_grade(table: pd.DataFrame) -> list[Finding]:
+def check_grade(table: pd.DataFrame) -> list[Issue]:
     """Warnings for texts whose grade cannot be the column's.
 
     A warning, not an error: grade and impression often come from different readers.
@@ -104,7 +104,7 @@ def check_grade(table: pd.DataFrame) -> list[Finding]:
         if pd.notna(grade) and (said := told[text]) and grade not in said[1]:
             phrase, grades = said
             messages[int(row)] = f"kl_grade is {int(grade)}, but the impression says {phrase!r}: {_name(grades)}"
-    return findings_of_rows(table, "grade_contradiction", messages, "name another grade than the column kl_grade")
+    return issues_of_rows(table, "grade_contradiction", messages, "name another grade than the column kl_grade")
 
 
 def _by_number(words: str) -> list[tuple[str, Grades]]:

@@ -8,8 +8,8 @@ from functools import cache
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Finding
-from knee_siglip.validation.row_issues import findings_of_texts
+from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.row_issues import issues_of_texts
 
 FOREIGN_SHARE = 0.1
 FOREIGN_LETTERS = 2
@@ -38,11 +38,11 @@ ENGLISH = frozenset(ENGLISH_WORDS.split())
 VOCABULARIES = {language: frozenset(words.split()) for language, words in OTHER_LANGUAGES.items()}
 
 
-def check_language(table: pd.DataFrame) -> list[Finding]:
+def check_language(table: pd.DataFrame) -> list[Issue]:
     """Warnings for texts in another script, or in Latin script and another language."""
     return [
-        *findings_of_texts(table, "foreign_script", _script_message, "are not written in Latin script"),
-        *findings_of_texts(table, "foreign_language", _language_message, "seem to be in another language than English"),
+        *issues_of_texts(table, "foreign_script", _script_message, "are not written in Latin script"),
+        *issues_of_texts(table, "foreign_language", _language_message, "seem to be in another language than English"),
     ]
 
 

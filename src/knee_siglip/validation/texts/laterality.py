@@ -8,8 +8,8 @@ import re
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Finding
-from knee_siglip.validation.row_issues import findings_of_rows
+from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.row_issues import issues_of_rows
 from knee_siglip.validation.texts.plain_text import plain
 
 SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
@@ -62,7 +62,7 @@ def side_in_text(text: str) -> str | None:
     return named.pop() if any(pattern.search(own) for pattern in KNEE_SIDE) else None
 
 
-def check_side(table: pd.DataFrame) -> list[Finding]:
+def check_side(table: pd.DataFrame) -> list[Issue]:
     """Warnings for texts that name only the other side, and one for values of `side` that are none.
 
     A warning, not an error: which of the two is wrong is not known here, and one text may stand for a two-sided study.
@@ -78,11 +78,11 @@ def check_side(table: pd.DataFrame) -> list[Finding]:
     }
     return [
         *_unknown_sides(given),
-        *findings_of_rows(table, "side_contradiction", messages, "name only the other knee than the column side"),
+        *issues_of_rows(table, "side_contradiction", messages, "name only the other knee than the column side"),
     ]
 
 
-def _unknown_sides(given: pd.Series) -> list[Finding]:
+def _unknown_sides(given: pd.Series) -> list[Issue]:
     unknown = given[~given.isin([*SIDES, *NOT_ONE_SIDE])]
     if unknown.empty:
         return []
@@ -92,4 +92,4 @@ def _unknown_sides(given: pd.Series) -> list[Finding]:
         f"side is {', '.join(values)}{more} in {len(unknown):,} rows, the first {unknown.index[0]}: not compared with "
         "the impressions; known are left, right, l, r, both, bilateral or empty"
     )
-    return [Finding("warning", "unknown_side", None, "", message)]
+    return [Issue("warning", "unknown_side", None, "", message)]

@@ -3,17 +3,17 @@
 What the patterns know: names behind a title, a label or a signature; full dates; telephone numbers, e-mail addresses,
 social security numbers; numbers of six and more digits and labelled record numbers; ages over 89 (the limit of HIPAA's
 safe harbour, 45 CFR 164.514(b)). What they do not know: a bare name, a place, a month, a rare disease, other scripts.
-No finding here does not mean that there is no personal data.
+No issue here does not mean that there is no personal data.
 
-The findings tell kind and place, never the text: findings.csv travels further than the data.
+The issues tell kind and place, never the text: issues.csv travels further than the data.
 """
 
 import re
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Finding
-from knee_siglip.validation.row_issues import findings_of_texts
+from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.row_issues import issues_of_texts
 
 KINDS_NAMED = 6
 
@@ -105,9 +105,9 @@ def personal_data(text: str) -> list[tuple[str, int, int]]:
     return places
 
 
-def check_personal_data(table: pd.DataFrame) -> list[Finding]:
+def check_personal_data(table: pd.DataFrame) -> list[Issue]:
     """Warnings with kind and place of what looks personal in an impression."""
-    return findings_of_texts(table, "personal_data", _message, "hold what looks like personal data")
+    return issues_of_texts(table, "personal_data", _message, "hold what looks like personal data")
 
 
 def _message(text: str) -> str | None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from knee_siglip.tables.text import token_counts
-from knee_siglip.validation.issue import Finding
-from knee_siglip.validation.row_issues import findings_of_texts, name_rows
+from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.row_issues import issues_of_texts, name_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ class Tokens:
         self.counts.update(zip(long, token_counts(tokenizer, long), strict=True))
         self.length = length
 
-    def check(self, table: pd.DataFrame) -> list[Finding]:
+    def check(self, table: pd.DataFrame) -> list[Issue]:
         """All checks of this module. table: img_path and text (normalised), indexed by spreadsheet row."""
         return [*self._truncated(table), *self._unknown(table), *self._changed(table)]
 
@@ -65,8 +65,8 @@ class Tokens:
             "unknown_word_share": float(words.isin(unknown).mean()) if len(words) else 0.0,
         }
 
-    def _truncated(self, table: pd.DataFrame) -> list[Finding]:
-        """One finding with the share: which rows are long is a matter of the set, not of the row."""
+    def _truncated(self, table: pd.DataFrame) -> list[Issue]:
+        """One issue with the share: which rows are long is a matter of the set, not of the row."""
         counts = table["text"].map(self.counts)
         rows = [int(row) for row in table.index[counts > self.length]]
         if not rows:
@@ -76,18 +76,18 @@ class Tokens:
             f"{self.length} tokens, the longest {int(counts.max())}: the rest of them is never read; raise "
             f"model.max_text_length or shorten them: {name_rows(rows)}"
         )
-        return [Finding("warning", "truncated_text", None, "", message)]
+        return [Issue("warning", "truncated_text", None, "", message)]
 
-    def _unknown(self, table: pd.DataFrame) -> list[Finding]:
+    def _unknown(self, table: pd.DataFrame) -> list[Issue]:
         def judge(text: str) -> str | None:
             places = [place for place, word in enumerate(text.split(), 1) if self.words[word].unknown]
             return (
                 f"the tokenizer does not know {_name_words(places)}: to it all such words are one" if places else None
             )
 
-        return findings_of_texts(table, "unknown_token", judge, "hold words that the tokenizer does not know", "text")
+        return issues_of_texts(table, "unknown_token", judge, "hold words that the tokenizer does not know", "text")
 
-    def _changed(self, table: pd.DataFrame) -> list[Finding]:
+    def _changed(self, table: pd.DataFrame) -> list[Issue]:
         changed = {word for word, facts in self.words.items() if not facts.unknown and facts.back != word}
 
         def judge(text: str) -> str | None:
@@ -96,7 +96,7 @@ class Tokens:
             first = text.split()[places[0] - 1]
             return f"the tokenizer changes {_name_words(places)}: {_difference(first, self.words[first].back)}"
 
-        return findings_of_texts(table, "changed_by_tokenizer", judge, "hold words that the tokenizer changes", "text")
+        return issues_of_texts(table, "changed_by_tokenizer", judge, "hold words that the tokenizer changes", "text")
 
 
 def _word(tokenizer: "PreTrainedTokenizerBase", word: str) -> Word:
