@@ -28,7 +28,8 @@ from own_cost_of_dvc import dvc_seconds
 from PIL import Image
 from scipy import ndimage
 
-from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
+from knee_siglip.core.processes import split_chunks, work_in_chunks
+from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.decode.read import decode, read_bytes
 from knee_siglip.imaging.fit.contrast import GREY_PER_STD, STD_FLOOR, WINDOW_SHARE, local_contrast
 from knee_siglip.imaging.fit.transform import Transform

@@ -23,7 +23,7 @@ from claims import Claim, conclude
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from knee_siglip.core.processes import available_cores
+from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.fit.transform import Transform, load_pixels
 from knee_siglip.pairs.batches import epoch_order, normalise, split_groups
 from knee_siglip.store.pixels import CachedPixels, PixelStore

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError
+from knee_siglip.core.threads import available_cores
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import SMALL, Params
 
@@ -102,7 +103,7 @@ def check_devices() -> list[Check]:
         ]
     if torch.cuda.is_available():
         return [_gpu(index) for index in range(torch.cuda.device_count())]
-    detail = f"torch {torch.__version__}, no GPU, {os.cpu_count()} CPU cores, float32"
+    detail = f"torch {torch.__version__}, no GPU, {available_cores()} CPU cores, float32"
     if shutil.which("nvidia-smi"):
         advice = "the machine has an NVIDIA driver but torch does not use it: install a CUDA build of torch"
         return [Check("devices", "note", detail, advice)]

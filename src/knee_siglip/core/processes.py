@@ -29,11 +29,6 @@ SMALLEST_CHUNK = 4
 """Handing over a chunk costs about what decoding a tenth of an image does."""
 
 
-def available_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def split_chunks(items: Sequence[Item], limit: int, workers: int) -> list[Sequence[Item]]:
     """Chunks of at most `limit` items, in order; the last ones ever smaller, so that all workers end together."""
     smallest = max(1, min(limit, SMALLEST_CHUNK, len(items) // (8 * workers)))

@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from knee_siglip.core.processes import available_cores
+from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.decode.read import ImageError, decode, read_bytes
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.inference.outputs import Outputs, OutputWriter

@@ -7,7 +7,6 @@ Every knee has a random stream of its own, keyed by (seed, patient, knee), so th
 
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ import pandas as pd
 from PIL import Image
 from rich.progress import track
 
+from knee_siglip.core.threads import available_cores
 from knee_siglip.sample.findings import SIDES, Labels, draw_labels
 from knee_siglip.sample.impression import draw_text, text_alternatives
 from knee_siglip.sample.radiograph import draw_knee
@@ -118,7 +118,7 @@ def _draw_all(folder: Path, *, patients: int, seed: int, size: int, workers: int
     """Draw every knee into `folder`; returns the findings as JSON, in the order of the CSV."""
     keys = [(patient, knee) for patient in range(1, patients + 1) for knee in range(len(SIDES))]
     draw = partial(_draw_one, folder, seed, size)
-    workers = min(workers or _cores(), len(keys))
+    workers = min(workers or available_cores(), len(keys))
     if workers == 1:
         return [draw(key) for key in track(keys, "Drawing knees", transient=True)]
     # spawn: a forked child would inherit the locks of whatever threads torch or BLAS have started
@@ -126,11 +126,6 @@ def _draw_all(folder: Path, *, patients: int, seed: int, size: int, workers: int
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         drawn = pool.map(draw, keys, chunksize=8)
         return list(track(drawn, "Drawing knees", total=len(keys), transient=True))
-
-
-def _cores() -> int:
-    """Cores this process may use: a container's share, where the system tells it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _draw_one(folder: Path, seed: int, size: int, key: tuple[int, int]) -> str:

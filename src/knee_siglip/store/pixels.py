@@ -16,7 +16,7 @@ import pandas as pd
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
-from knee_siglip.core.processes import available_cores
+from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.filling import fill
 from knee_siglip.store.rows import CachedRows, RowStore

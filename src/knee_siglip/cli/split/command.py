@@ -138,7 +138,8 @@ def _check_columns(table: "pd.DataFrame", path: Path, stratify: Sequence[str] | 
 
 def _image_ids(files: Sequence[str]) -> list[str]:
     """sha256 of each file's bytes; '' where it cannot be read."""
-    from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
+    from knee_siglip.core.processes import split_chunks, work_in_chunks
+    from knee_siglip.core.threads import available_cores
 
     workers = available_cores()
     chunks = split_chunks(sorted({name for name in files if name}), IMAGES_PER_CHUNK, workers)

@@ -15,7 +15,8 @@ from typing import Any
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError
-from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
+from knee_siglip.core.processes import split_chunks, work_in_chunks
+from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.fit.transform import VERSION
 from knee_siglip.store.filling import LOCK, locked
 from knee_siglip.store.rows import FACTS, FEATURE_VERSION

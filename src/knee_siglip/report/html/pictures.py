@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
+from knee_siglip.core.processes import split_chunks, work_in_chunks
+from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.decode.read import ImageError, read_grey
 
 SIDE = 208

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.core import paths
-from knee_siglip.core.processes import available_cores, split_chunks, work_in_chunks
+from knee_siglip.core.processes import split_chunks, work_in_chunks
+from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.decode.inversion import inversion_probability
 from knee_siglip.imaging.decode.read import ImageError, MissingImageError, decode, read_bytes
 from knee_siglip.validation.images.facts import facts_key, known_ids, load_facts, save_facts

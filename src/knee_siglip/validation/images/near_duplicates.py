@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from knee_siglip.core.processes import available_cores, work_in_chunks
+from knee_siglip.core.processes import work_in_chunks
+from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.decode.exposure import ImageError
 from knee_siglip.imaging.decode.read import read_grey
 from knee_siglip.tables.manifest import SPLITS

@@ -1,0 +1,38 @@
+"""Threads of the numerical libraries: how many, and how they wait.
+
+Set before the first of these libraries is loaded, since OpenMP reads its environment only then.
+"""
+
+import math
+import os
+from pathlib import Path
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""`quota period` in microseconds, or `max period`: https://docs.kernel.org/admin-guide/cgroup-v2.html"""
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _quota() or cores)
+
+
+def set_up_threads() -> None:
+    """Let idle OpenMP threads sleep, and start no more of them than a container's quota feeds.
+
+    torch's threads spin while they wait. Two trainings on one machine then take each other's cores for nothing, and so
+    do a training and whatever feeds it (benchmarks/waiting_threads.py). Children inherit both settings; whatever the
+    user has set wins.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if quota := _quota():
+        os.environ.setdefault("OMP_NUM_THREADS", str(quota))
+
+
+def _quota() -> int | None:
+    """Cores' worth of time that the container gets, rounded up; None where nothing limits it."""
+    try:
+        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
+        return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        return None

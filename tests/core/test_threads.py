@@ -1,0 +1,48 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from knee_siglip.core import threads
+
+SHOWN = "import knee_siglip, os; print(os.environ.get('OMP_WAIT_POLICY'))"
+
+
+def wait_policy(**environment: str) -> str:
+    """What a fresh interpreter has set once the package is imported."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    command = [sys.executable, "-c", SHOWN]
+    return subprocess.run(
+        command, env=inherited | environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_threads_sleep_while_they_wait() -> None:
+    assert wait_policy() == "passive"
+
+
+def test_the_users_setting_wins() -> None:
+    assert wait_policy(OMP_WAIT_POLICY="active") == "active"
+
+
+def test_the_policy_is_set_before_torch_is_loaded() -> None:
+    check = "import sys, knee_siglip; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("content", "cores"), [("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 8)])
+def test_a_containers_quota_bounds_cores_and_threads(monkeypatch, tmp_path, content, cores) -> None:
+    monkeypatch.setattr(threads, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "environ", {})
+    threads.CPU_QUOTA.write_text(content)
+    threads.set_up_threads()
+    assert threads.available_cores() == cores
+    assert os.environ.get("OMP_NUM_THREADS") == (None if cores == 8 else str(cores))
+
+
+def test_without_a_quota_file_every_core_counts(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(threads, "CPU_QUOTA", tmp_path / "missing")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert threads.available_cores() == 3
