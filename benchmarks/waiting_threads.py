@@ -53,7 +53,8 @@ def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[b
 def seconds(begin: Callable[[], list[subprocess.Popen[bytes]]]) -> float:
     """Until the last of the processes has ended well."""
     started = time.perf_counter()
-    if any([process.wait() for process in begin()]):
+    codes = [process.wait() for process in begin()]
+    if any(codes):
         raise SystemExit("a process failed; run dvc repro first")
     return time.perf_counter() - started
 

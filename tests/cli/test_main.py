@@ -10,39 +10,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 from knee_siglip import __version__
 from knee_siglip.cli import doctor
 from knee_siglip.cli import train as pipeline
-from knee_siglip.imaging.fit.transform import Transform
-from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
-from knee_siglip.params.files import parse_params
 from knee_siglip.params.sections import Params
 from knee_siglip.task.queries import USUAL_QUERIES
 
 COMMAND = [sys.executable, "-c", "from knee_siglip.cli.main import main; main()"]
-WORDS = ("normal", "severe", "moderate", "mild", "osteoarthritis", "of", "knee", "joint", "effusion")
 
 MAPPED = ("--model_path", "m.pt", "--image_path", "a.png", "--phrase", "effusion")
-
-
-@pytest.fixture
-def checkpoint_path(make_model: Callable[..., object], tmp_path: Path) -> Path:
-    """A real checkpoint with random weights in an empty folder."""
-    words = {word: number for number, word in enumerate(["[UNK]", "[PAD]", *WORDS])}
-    backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-    backend.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", eos_token="[PAD]", model_max_length=8
-    )
-    params = parse_params({"image_size": 28, "model": {"max_text_length": 8}})
-    path = tmp_path / "alone" / "best_model.pt"
-    save_checkpoint(Checkpoint(make_model(), tokenizer, Transform(28, "pad", "local"), params.to_dict()), path)
-    return path
 
 
 @pytest.fixture
@@ -120,9 +97,9 @@ def test_batch_writes_its_files_and_exits_3_when_an_image_failed(
         (["train", "--params", "gone.yaml"], "gone.yaml does not exist"),
         (["train", "--experiment_name", "../up"], "--output_dir"),
         (["trian"], "trian"),
-        (["map", "--model_path", "m.pt", "--image_path", "a.png", "--phrase", " "], "--phrase and --against"),
+        (["map", "--model_path", "m.pt", "--image_path", "a.png", "--phrase", " "], "phrase and against"),
         (["map", *MAPPED, "--against", "Effusion"], "not the same one"),
-        (["map", *MAPPED, "--method", "magic"], "--method magic: there are raw, gradient, occlusion"),
+        (["map", *MAPPED, "--method", "magic"], "method = 'magic': there are raw, gradient, occlusion"),
         (["map", *MAPPED, "--output_path", "map.png"], "map.png: name a .jpg"),
         (["map", *MAPPED, "--output_path", "gone/map.jpg"], "gone/map.jpg: name a .jpg"),
     ],

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.tables.text import normalise_text
 
 # torch and transformers are imported inside the functions: `--help` must not wait for them.
 
@@ -36,29 +35,9 @@ def draw_map(
     """Draw where in one image the model sees a phrase: a look at the model, not at the patient."""
     if output_path.suffix.lower() not in SUFFIXES or not output_path.absolute().parent.is_dir():
         raise UsageError(f"--output_path {output_path}: name a .jpg in a folder that exists")
-    normal = [normalise_text(text) for text in (phrase, against)]
-    if not all(normal) or normal[0] == normal[1]:
-        raise UsageError("--phrase and --against must be texts, and not the same one")
-    output_path.write_bytes(_overlay(model_path, image_path, (phrase, against), method, device))
+    from knee_siglip.serve.model import check_question, load
+
+    check_question(phrase, against, method)
+    explanation = load(model_path, device=device).explain(image_path, phrase, against, method)
+    output_path.write_bytes(explanation.overlay())
     typer.echo(f"{output_path}: the image as the model sees it, and under the map of {phrase!r} against {against!r}")
-
-
-def _overlay(model_path: Path, image_path: Path, texts: tuple[str, str], method: str, device: str) -> bytes:
-    import numpy as np
-    import torch
-
-    from knee_siglip.explain.maps import METHODS, phrase_maps
-    from knee_siglip.explain.overlays import draw_overlay, enlarge
-    from knee_siglip.imaging.fit.transform import load_pixels
-    from knee_siglip.model.checkpoint import load_checkpoint
-    from knee_siglip.model.device import pick_device
-    from knee_siglip.model.embedding import embed_texts
-
-    if method not in METHODS:
-        raise UsageError(f"--method {method}: there are {', '.join(METHODS)}")
-    checkpoint = load_checkpoint(model_path, device=pick_device(device))
-    pixels = load_pixels(image_path, checkpoint.transform)
-    phrase, against = torch.from_numpy(embed_texts(checkpoint, texts)).to(checkpoint.model.device)
-    images = torch.from_numpy(pixels[None]).to(checkpoint.model.device)
-    (maps,) = phrase_maps(checkpoint.model, images, [(phrase - against)[None]], method)
-    return draw_overlay(pixels, enlarge(maps[0].cpu().numpy(), len(pixels)), np.zeros((0, 4)))

@@ -96,16 +96,31 @@ class Predictor:
         Raises:
             ImageError: naming the file and what is wrong with it.
         """
+        return self.predict(load_pixels(image_path, self.transform)[None], queries)[0]
+
+    def predict(self, pixels: np.ndarray, queries: Sequence[str] = USUAL_QUERIES) -> list[Prediction]:
+        """Compare images with texts, best first, and grade them. pixels: (B, S, S) uint8, as `transform` gives them.
+
+        Raises:
+            UsageError: there is no query, or one is empty.
+        """
         queries = distinct_queries(queries)
-        image_embeds = self.embed_images(load_pixels(image_path, self.transform)[None])
-        similarities = (image_embeds @ self.embed_queries(queries).T)[0]
-        scores = zip(queries, similarities.tolist(), self.probabilities(similarities).tolist(), strict=True)
-        ranking = sorted((RankedQuery(*score) for score in scores), key=lambda ranked: -ranked.similarity)
-        return Prediction(ranking, self.grade_probabilities(image_embeds)[0].tolist())
+        image_embeds = self.embed_images(pixels)
+        similarities = image_embeds @ self.embed_queries(queries).T
+        probabilities, grades = self.probabilities(similarities), self.grade_probabilities(image_embeds)
+        return [
+            Prediction(_ranked(queries, row.tolist(), fits.tolist()), grade.tolist())
+            for row, fits, grade in zip(similarities, probabilities, grades, strict=True)
+        ]
 
     @property
     def _logit_scale(self) -> float:
         return self.checkpoint.model.logit_scale.detach().exp().item()
+
+
+def _ranked(queries: Sequence[str], similarities: Sequence[float], probabilities: Sequence[float]) -> list[RankedQuery]:
+    scores = zip(queries, similarities, probabilities, strict=True)
+    return sorted((RankedQuery(*score) for score in scores), key=lambda ranked: -ranked.similarity)
 
 
 def distinct_queries(queries: Sequence[str]) -> list[str]:

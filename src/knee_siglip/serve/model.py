@@ -1,0 +1,104 @@
+"""A trained model in a Python program: `knee_siglip.load(path).predict(images, queries)`, `.explain(image, phrase)`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from knee_siglip.core.errors import UsageError
+from knee_siglip.explain.maps import METHODS, Method, phrase_maps
+from knee_siglip.explain.overlays import draw_overlay, enlarge
+from knee_siglip.imaging.fit.transform import load_pixels
+from knee_siglip.inference.predictor import Prediction, Predictor
+from knee_siglip.tables.text import normalise_text
+from knee_siglip.task.queries import USUAL_QUERIES
+
+NORMAL = "Normal knee joint."
+
+Image = Path | str | np.ndarray
+"""A file (PNG, JPEG, TIFF or DICOM), or its greys: uint8 (H, W), bone bright."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where the model sees a phrase. pixels: (S, S) uint8, what the encoder sees; heat: (S, S) float32.
+
+    The higher the heat, the more that place speaks for the phrase; below 0 it speaks against it.
+    """
+
+    pixels: np.ndarray
+    heat: np.ndarray
+
+    def overlay(self) -> bytes:
+        """A JPEG file: the image, and beside it the image under the map."""
+        return draw_overlay(self.pixels, self.heat, np.zeros((0, 4)))
+
+
+class KneeModel:
+    """A checkpoint that answers questions about radiographs. Research software: not a medical device."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    def predict(self, images: Sequence[Image], queries: Sequence[str] = USUAL_QUERIES) -> list[Prediction]:
+        """Rank the queries for each image, best first, and grade it.
+
+        Raises:
+            ImageError: naming the file that cannot be read.
+            UsageError: there is no query, one is empty, or an array is no grey image.
+        """
+        if not len(images):
+            return []
+        return self.predictor.predict(np.stack([self._pixels(image) for image in images]), queries)
+
+    def explain(self, image: Image, phrase: str, against: str = NORMAL, method: str = "occlusion") -> Explanation:
+        """Map where the image speaks for `phrase` rather than `against`; for the methods see docs/metrics.md.
+
+        Raises:
+            ImageError: naming the file that cannot be read.
+            UsageError: of `check_question`, or the array is no grey image.
+        """
+        check_question(phrase, against, method)
+        model, pixels = self.predictor.checkpoint.model, self._pixels(image)
+        wanted, unwanted = torch.from_numpy(self.predictor.embed_queries((phrase, against))).to(model.device)
+        maps = phrase_maps(
+            model, torch.from_numpy(pixels[None]).to(model.device), [(wanted - unwanted)[None]], cast(Method, method)
+        )
+        return Explanation(pixels, enlarge(maps[0][0].cpu().numpy(), len(pixels)))
+
+    def _pixels(self, image: Image) -> np.ndarray:
+        if not isinstance(image, np.ndarray):
+            return load_pixels(Path(image), self.predictor.transform)
+        if image.dtype != np.uint8 or image.ndim != 2 or not image.size:
+            raise UsageError(f"an image must be uint8 (height, width), not {image.dtype} {image.shape}")
+        return self.predictor.transform(image)
+
+
+def check_question(phrase: str, against: str, method: str) -> None:
+    """Check what `explain` is asked, before a model is loaded.
+
+    Raises:
+        UsageError: a text is empty, both are the same to the encoder, or there is no such method.
+    """
+    texts = [normalise_text(text) for text in (phrase, against)]
+    if not all(texts) or texts[0] == texts[1]:
+        raise UsageError("phrase and against must be texts, and not the same one")
+    if method not in METHODS:
+        raise UsageError(f"method = {method!r}: there are {', '.join(METHODS)}")
+
+
+def load(path: Path | str, image_size: int | None = None, device: str = "auto") -> KneeModel:
+    """Load a checkpoint such as models/best_model.pt; it needs no other file.
+
+    Args:
+        path: a file that training wrote.
+        image_size: pixels; None takes the size it was trained at.
+        device: `auto`, or a torch device such as `cpu` or `cuda:1`.
+
+    Raises:
+        UserError: the file is no such checkpoint, or there is no such device.
+    """
+    return KneeModel(Predictor(Path(path), image_size, device))
