@@ -53,10 +53,8 @@ def examine(online: bool = False) -> list[Check]:
         check_hub(online),
         check_mlflow(params.tracking.mlflow, online),
         check_wandb(params.tracking.wandb),
-        *(
-            check_disk(name, folder)
-            for name, folder in (("project disk", Path.cwd()), ("store disk", paths.find_store_root()))
-        ),
+        check_disk("project disk", Path.cwd()),
+        check_disk("store disk", paths.find_store_root()),
         check_git_identity(),
     ]
 
@@ -88,7 +86,7 @@ def check_params(path: Path) -> tuple[Params, Check]:
     try:
         return load_params(path), Check("params.yaml", "ready", "valid")
     except UsageError as error:
-        return Params(), Check("params.yaml", "broken", str(error), "mend the named keys")
+        return Params(), Check("params.yaml", "broken", str(error), "correct the keys named")
 
 
 def check_devices() -> list[Check]:

@@ -171,6 +171,7 @@ def _show_summary(summary: "Summary", outputs: "Outputs") -> None:
 
 @app.command()
 def train(
+    context: typer.Context,
     params: Annotated[
         Path | None,
         typer.Option("--params", help="Params file or preset to start from. None: ./params.yaml, else defaults."),
@@ -218,12 +219,9 @@ def train(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")] = "auto",
 ) -> None:
     """Train outside DVC: validate, preprocess and train on a CSV, into a folder of its own."""
-    flags = {
-        name: value for name, value in locals().items() if name not in ("params", "output_dir", "overwrite", "device")
-    }
-    from knee_siglip.cli.train import check_output_dir, default_output_dir, params_with_flags, train_outside_dvc
+    from knee_siglip.cli.train import FLAGS, check_output_dir, default_output_dir, params_with_flags, train_outside_dvc
 
-    merged = params_with_flags(params, flags)
+    merged = params_with_flags(params, {flag: context.params[flag] for flag in FLAGS})
     folder = output_dir or default_output_dir(merged)
     check_output_dir(folder, overwrite)
     train_outside_dvc(merged, folder, device)

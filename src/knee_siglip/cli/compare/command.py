@@ -46,7 +46,7 @@ def compare(
 
     if csv and (csv.is_dir() or not csv.absolute().parent.is_dir()):
         raise UsageError(f"--csv {csv} is a folder, or lies in one that does not exist; name a file")
-    a, b = (rows_of_split(rev, split) for rev in (rev_a, rev_b))
+    a, b = rows_of_split(rev_a, split), rows_of_split(rev_b, split)
     comparisons = compare_tables(a, b, metric or ())
     if csv:
         _write_csv(comparisons, csv)

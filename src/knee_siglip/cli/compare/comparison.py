@@ -117,7 +117,8 @@ def match_rows(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataF
             f"A has {len(a)} rows, B has {len(b)}, and they are not the same images with the same texts: "
             f"{'; '.join(described)}. Only models evaluated on the same rows can be compared"
         )
-    a, b = (table.sort_values(KEY, kind="stable", ignore_index=True) for table in (a, b))
+    a = a.sort_values(KEY, kind="stable", ignore_index=True)
+    b = b.sort_values(KEY, kind="stable", ignore_index=True)
     for column in TRUTHS:
         _require_same(a, b, column)
     return a, b
@@ -156,8 +157,7 @@ def _describe(rows: list[str], table: str) -> str:
 
 
 def _require_same(a: pd.DataFrame, b: pd.DataFrame, column: str, why: str = "") -> None:
-    left, right = (_cells(table, column) for table in (a, b))
-    differs = left != right
+    differs = _cells(a, column) != _cells(b, column)
     if differs.any():
         raise UserError(
             f"{why}{column} differs between A and B in {int(differs.sum())} of {len(a)} rows "
