@@ -7,11 +7,11 @@ Writes reports/inference/: results.csv, embeddings.npy, embedding_ids.csv, metri
 An unreadable image is a row with its error in `status` and is counted as `failed`; the stage ends well.
 """
 
-import json
 from pathlib import Path
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import run_stage
+from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.core.nesting import flatten
 from knee_siglip.params.files import load_params
 
@@ -32,8 +32,8 @@ def main() -> None:
     queries = params.infer.queries or USUAL_QUERIES
     summary = infer_batch(Predictor(paths.BEST_MODEL), table, queries, outputs, params.infer.batch_size)
     metrics = summary.metrics()
-    for name, values in (("metrics", metrics), ("speed", summary.speed())):
-        (paths.INFERENCE_REPORT / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_metrics(paths.INFERENCE_REPORT / "metrics.json", metrics)
+    write_metrics(paths.INFERENCE_REPORT / "speed.json", summary.speed())
     with attach_tracker(params, stage="infer", model_path=paths.BEST_MODEL) as tracker:
         tracker.log_summary(flatten(metrics, "infer."))
         tracker.log_artifact(outputs.results, kind="table")

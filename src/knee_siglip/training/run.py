@@ -1,7 +1,6 @@
 """A training run from files to files: cache and backbones in, checkpoints and metrics out."""
 
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import torch
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import Interrupted, UserError
-from knee_siglip.core.nesting import nest
+from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.device import autocast_dtype, place
@@ -242,15 +241,9 @@ def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker:
         **{name: value for name, value in facts.items() if name.startswith(("parameters.", "dataset."))},
     }
     speed = trainer.speed.figures()
-    files.report.mkdir(parents=True, exist_ok=True)
-    _write_json(figures, files.report / "metrics.json")
-    _write_json(speed, files.report / "speed.json")
+    write_metrics(files.report / "metrics.json", figures)
+    write_metrics(files.report / "speed.json", speed)
     tracker.log_summary(figures | {f"speed.{name}": value for name, value in speed.items()})
     for path in (files.best_model, files.final_model):
         tracker.log_artifact(path, kind="model")
     remember_run(tracker, files.best_model)
-
-
-def _write_json(figures: dict[str, Any], path: Path) -> None:
-    """Dotted keys become nested sections, as DVC reads them."""
-    path.write_text(json.dumps(nest(figures), indent=2) + "\n")

@@ -1,0 +1,51 @@
+"""The one way in which metrics reach a file: nested, strict JSON, with as many digits as they are worth."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from knee_siglip.core.nesting import nest
+
+SIGNIFICANT_DIGITS = 4
+"""Processors round differently from about the seventh digit on; a test set of some hundred images tells three."""
+
+
+def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Write metrics by their dotted names as the nested JSON that DVC reads.
+
+    A number that is not finite is left out: JSON has no name for it, and DVC would not read the file.
+    """
+    write_json(path, nest(rounded(metrics)))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON, indented so that git shows which value changed.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what the two functions above wrote; empty where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def rounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Round metrics, flat or nested, to `SIGNIFICANT_DIGITS`; counts stay whole, what is not finite goes."""
+    return {name: _rounded_value(value) for name, value in finite(metrics).items()}
+
+
+def finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the numbers that JSON has no name for."""
+    return {name: value for name, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)}
+
+
+def _rounded_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return rounded(value)
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
