@@ -28,6 +28,8 @@ from knee_siglip.core.nesting import flatten
 from knee_siglip.evaluation.evaluate import EvaluateFiles, evaluate
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import Params
+from knee_siglip.report.evaluation.page import write_page
+from knee_siglip.report.evaluation.results import read_results
 
 IMAGE_COLUMNS = ("img_path", "split", "patient_id", "study_id", "view")
 """What stays with an image when the rest of its row is dealt out anew."""
@@ -74,11 +76,11 @@ def measure_null() -> tuple[list[Claim], dict[str, Any]]:
             folder / CACHE_FACTS,
             folder / "best_model.pt",
             folder / "backbones",
-            folder / paths.TRAIN_REPORT / "live",
             folder / "evaluation",
         )
-        figures = flatten(evaluate(params, files, "cpu")["test"])
-        page = (folder / "evaluation/index.html").read_text()
+        figures = evaluate(params, files, "cpu")["test"]
+        write_page(files.report / "index.html", read_results(files.report, folder / paths.TRAIN_REPORT / "live"))
+        page = (files.report / "index.html").read_text()
     return list(null_claims(figures, NO_BETTER in page)), {name: figures[name] for name in sorted(figures)}
 
 

@@ -63,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["KNEE_SIGLIP_STORE"] = str(paths.find_store_root())
     report = paths.EVALUATION_REPORT
-    files = EvaluateFiles(paths.MANIFEST, paths.CACHE_FACTS, paths.BEST_MODEL, paths.BACKBONES, report, report)
+    files = EvaluateFiles(paths.MANIFEST, paths.CACHE_FACTS, paths.BEST_MODEL, paths.BACKBONES, report)
     data = embed(load_params().evaluate, files)
     right, wrong = measure(data.splits[args.split], data)
     facts: dict[str, Any] = {}

@@ -2,9 +2,9 @@
 
     dvc repro evaluate
 
-Reads data/validated/manifest.parquet, data/cache/ (and the pixel store), models/best_model.pt, models/backbones/ and
-the curves in reports/train/live. Writes reports/evaluation/: index.html (the page to read), metrics.json,
-predictions.parquet, embeddings.parquet, tables/, plots/ (data for dvc plots) and figures/.
+Reads data/validated/manifest.parquet, data/cache/ (and the pixel store), models/best_model.pt and models/backbones/.
+Writes reports/evaluation/: metrics.json, predictions.parquet, embeddings.parquet, tables/, plots/ (data for dvc plots)
+and figures/; and for the page, which the report stage draws, facts.json, examples.json and pictures/.
 """
 
 from knee_siglip.core import paths
@@ -23,7 +23,6 @@ def main() -> None:
         cache_facts=paths.CACHE_FACTS,
         model=paths.BEST_MODEL,
         backbones=paths.BACKBONES,
-        live=paths.TRAIN_REPORT / "live",
         report=paths.EVALUATION_REPORT,
     )
     evaluate(params, files)

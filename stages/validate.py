@@ -3,7 +3,7 @@
     python stages/validate.py
 
 Reads params.yaml, ${data.csv} and its images, and the text encoder's tokenizer. Writes data/validated/manifest.parquet
-and reports/validation/ (issues.csv, metrics.json, index.html; on errors only these).
+and reports/validation/ (issues.csv, metrics.json, rows.parquet; on errors only these). The report stage draws the page.
 """
 
 from knee_siglip.core.errors import run_stage

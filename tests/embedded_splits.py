@@ -9,9 +9,9 @@ import pytest
 
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit, PromptEmbeds
 from knee_siglip.evaluation.measurement import measure, measure_headline, measure_split
+from knee_siglip.evaluation.outputs import Artifact, write_results
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.params.sections import EvaluateParams
-from knee_siglip.report.evaluation.page_data import ModelFacts, PageData
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -86,11 +86,11 @@ def measured(data_of) -> Callable[..., dict[str, float]]:
 
 
 @pytest.fixture
-def page_of(tmp_path: Path) -> Callable[[EmbeddedData], PageData]:
-    """All that is measured, as the report takes it."""
+def write(tmp_path: Path) -> Callable[..., list[Artifact]]:
+    """Measure every evaluated split and write the results, by default to `report` in the test's folder."""
 
-    def make(data: EmbeddedData) -> PageData:
+    def measure_and_write(data: EmbeddedData, folder: Path = tmp_path / "report") -> list[Artifact]:
         results = [measure_split(split, data, tmp_path / "no backbones") for split in data.evaluated]
-        return PageData(results, ModelFacts({}), gallery=2)
+        return write_results(data, results, {}, folder)
 
-    return make
+    return measure_and_write

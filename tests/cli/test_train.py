@@ -66,6 +66,7 @@ def test_training_outside_dvc_writes_one_folder_and_its_model_infers(
         path.name for path in folder.iterdir()
     }
     assert json.loads((folder / "reports/train/metrics.json").read_text())["epochs_done"] == 1
+    assert "No errors" in (folder / "reports/validation/index.html").read_text()
     checkpoint = load_checkpoint(folder / "best_model.pt")
     assert (checkpoint.image_size, checkpoint.params["train"]["batch_size"]) == (28, 4)
     assert run(monkeypatch, "infer --model_path runs/mini/best_model.pt --csv_path my.csv --device cpu") == 0
@@ -99,7 +100,8 @@ def test_leaking_patient_stops_training_before_anything_is_trained(
     table.loc[table["split"] == "test", "patient_id"] = "train-0"
     table.to_csv("my.csv", index=False)
     assert run(monkeypatch, "train --data_path my.csv --image_size 28 --epochs 1 --batch_size 4") == 1
-    assert (project / "runs/train/reports/validation").is_dir()
+    page = (project / "runs/train/reports/validation/index.html").read_text()
+    assert "patient train-0 is in train" in page
     assert not (project / "runs/train/best_model.pt").exists()
 
 

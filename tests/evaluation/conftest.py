@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, SiglipTextConfig
 
-from embedded_splits import data_of, make_split, measured, page_of
+from embedded_splits import data_of, make_split, measured, write
 from knee_siglip.evaluation.evaluate import EvaluateFiles
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
@@ -20,7 +20,7 @@ from knee_siglip.store.pixels import build_cache
 from knee_siglip.tables.manifest import write_manifest
 from knee_siglip.tables.text import load_tokenizer
 
-__all__ = ["data_of", "make_split", "measured", "page_of"]
+__all__ = ["data_of", "make_split", "measured", "write"]
 
 TOKENIZER = Path(__file__).parents[2] / "src/knee_siglip/encoders/small/text"
 POSITIONS = 16
@@ -35,7 +35,6 @@ def files(tmp_path: Path) -> EvaluateFiles:
         cache_facts=tmp_path / "cache/cache.json",
         model=tmp_path / "best_model.pt",
         backbones=tmp_path / "backbones",
-        live=tmp_path / "live",
         report=tmp_path / "report",
     )
     manifest = _manifest(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.metrics_file import rounded
 from knee_siglip.core.nesting import flatten
 from knee_siglip.evaluation import evaluate as evaluate_module
 from knee_siglip.evaluation.evaluate import embed, evaluate
@@ -40,12 +41,11 @@ def test_metrics_on_disk_are_what_is_returned_and_logged(files, params, monkeypa
     monkeypatch.setattr(evaluate_module, "attach_tracker", lambda params, stage, model_path: tracker)
     returned = evaluate(params, files, device="cpu")
     written = json.loads((files.report / "metrics.json").read_text())
-    assert written == returned
-    assert tracker.summary == flatten(written)
+    assert flatten(written["test"]) == rounded(returned["test"])
+    assert tracker.summary == flatten(returned)
     assert written["test"]["rows"] == 8
     assert written["test"]["graded_rows"] == 7
     assert tracker.artifacts["kl_confusion.png"] == "figure"
-    assert tracker.artifacts["index.html"] == "report"
     assert {"metrics.json", "predictions.parquet", "embeddings.parquet", "retrieval.csv"} <= tracker.artifacts.keys()
 
 
@@ -112,5 +112,5 @@ def test_a_manifest_with_neither_patients_nor_grades_is_evaluated(files, params)
     write_manifest(manifest, files.manifest)
     metrics = evaluate(params, files, device="cpu")["test"]
     assert metrics["patients"] == metrics["rows"]
-    assert "zero_shot_kl" not in metrics
+    assert not any(name.startswith("zero_shot_kl") for name in metrics)
     assert "patient_id" not in pd.read_parquet(files.report / "predictions.parquet")

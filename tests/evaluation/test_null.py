@@ -8,7 +8,8 @@ import pytest
 from knee_siglip.core.nesting import flatten
 from knee_siglip.evaluation.baselines import constant
 from knee_siglip.evaluation.headline import HEADLINES
-from knee_siglip.report.evaluation.page import write_page
+from knee_siglip.report.evaluation.results import read_results
+from knee_siglip.report.evaluation.verdict import verdict
 
 GRADING = {
     "zero_shot_kl.accuracy": 0.2,
@@ -35,12 +36,19 @@ def shuffled(make_split, seeds):
 
 
 @pytest.fixture
-def page(shuffled, data_of, page_of):
-    return page_of(data_of(shuffled("test", 640), shuffled("train", 600), shuffled("val", 200)))
+def measured_and_read(write, tmp_path):
+    """The test split as the report reads it."""
+
+    def through_files(data):
+        write(data)
+        return read_results(tmp_path / "report", tmp_path).shown
+
+    return through_files
 
 
-def test_every_figure_is_at_chance_and_the_page_says_so(page, shuffled, tmp_path):
-    metrics = flatten(dict(page.shown.metrics))
+def test_every_metric_is_at_chance_and_the_report_says_so(measured_and_read, shuffled, data_of):
+    split = measured_and_read(data_of(shuffled("test", 640), shuffled("train", 600), shuffled("val", 200)))
+    metrics = flatten(split.metrics)
     chance = constant(shuffled("test", 640)) | GRADING
     for name in HEADLINES:
         low, high = metrics[f"{name}_ci_low"], metrics[f"{name}_ci_high"]
@@ -53,12 +61,10 @@ def test_every_figure_is_at_chance_and_the_page_says_so(page, shuffled, tmp_path
     assert metrics["selective.accuracy_at_80_percent"] == pytest.approx(0.2, abs=0.05)
     assert metrics["subgroups.flagged"] == 0
     assert metrics["verdict.beats_baselines"] == 0
-    write_page(tmp_path / "index.html", page)
-    assert "This model is not better than chance" in (tmp_path / "index.html").read_text()
+    assert verdict(split).headline == "This model is not better than chance."
 
 
-def test_the_same_model_without_the_shuffling_is_said_to_be_better(make_split, data_of, page_of, tmp_path):
-    page = page_of(data_of(make_split(count=640, wordings=20, noise=0.3)))
-    assert page.shown.metrics["verdict"]["beats_baselines"] == 1
-    write_page(tmp_path / "index.html", page)
-    assert "not better than chance" not in (tmp_path / "index.html").read_text()
+def test_the_same_model_without_the_shuffling_is_said_to_be_better(measured_and_read, make_split, data_of):
+    split = measured_and_read(data_of(make_split(count=640, wordings=20, noise=0.3)))
+    assert split.metrics["verdict"]["beats_baselines"] == 1
+    assert verdict(split).tone != "error"

@@ -1,17 +1,18 @@
 """The files of an evaluation."""
 
+import json
 from dataclasses import replace
 
 import pandas as pd
-import pytest
+from PIL import Image
 
-from knee_siglip.evaluation.outputs import recall_curve, write_report
+from knee_siglip.evaluation.plots import recall_curve
+
+NOT_FOR_TRACKERS = {"facts.json", "examples.json"}
 
 
-@pytest.fixture
-def write(page_of, tmp_path):
-    """Measure and write; returns the artifacts."""
-    return lambda data, folder=tmp_path: write_report(data, page_of(data), folder)
+def files_below(folder):
+    return {path for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_recall_curve_rises_to_the_metrics(make_split):
@@ -22,40 +23,53 @@ def test_the_recall_curve_rises_to_the_metrics(make_split):
     assert curve.loc[5, "image_to_text"] == split.searches["image_to_text"].recall_at(5).mean()
 
 
-def test_two_reports_are_equal_bytes(make_split, data_of, write, tmp_path):
+def test_two_evaluations_are_equal_bytes(make_split, data_of, write, tmp_path):
     for folder in ("a", "b"):
         write(data_of(make_split(), make_split(seed=1, name="val")), tmp_path / folder)
-    names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    names = sorted(path.relative_to(tmp_path / "a") for path in files_below(tmp_path / "a"))
     assert len(names) > 12
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
 
 
-def test_plots_show_the_test_split_and_predictions_all(make_split, data_of, write, tmp_path):
-    data = data_of(make_split(count=20, seed=1, name="val"), make_split(count=30))
-    write(replace(data, params=data.params.model_copy(update={"splits": ["val", "test"]})))
+def test_plots_and_examples_are_of_the_test_split_and_predictions_of_all(make_split, data_of, write, tmp_path):
+    data = data_of(make_split(count=20, seed=1, name="val"), make_split(count=30), gallery=25)
+    write(replace(data, params=data.params.model_copy(update={"splits": ["val", "test"]})), tmp_path)
     assert len(pd.read_csv(tmp_path / "plots/kl_confusion.csv")) == 30
+    assert len(json.loads((tmp_path / "examples.json").read_text())["gallery"]) == 25
     assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 50
     baselines = pd.read_csv(tmp_path / "tables/baselines.csv")
     assert baselines["split"].unique().tolist() == ["val", "test"]
 
 
 def test_without_grades_every_plot_has_its_columns(make_split, data_of, write, tmp_path):
-    artifacts = write(data_of(make_split(graded=False)))
+    artifacts = write(data_of(make_split(graded=False)), tmp_path)
     assert (tmp_path / "figures").is_dir()
     assert (tmp_path / "plots/kl_confusion.csv").read_text() == "actual,predicted\n"
     assert (tmp_path / "plots/risk_coverage.csv").read_text() == "coverage,risk\n"
     assert all(artifact.path.is_file() for artifact in artifacts)
 
 
-def test_every_file_is_an_artifact(make_split, data_of, write, tmp_path):
-    artifacts = write(data_of(make_split(), make_split(seed=1, name="val")))
-    assert {artifact.path for artifact in artifacts} == {path for path in tmp_path.rglob("*") if path.is_file()}
+def test_every_file_but_those_of_the_page_is_an_artifact(make_split, data_of, write, tmp_path):
+    artifacts = write(data_of(make_split(noise=2.0), make_split(seed=1, name="val")), tmp_path)
+    left = files_below(tmp_path) - {artifact.path for artifact in artifacts}
+    assert {path.name for path in left if path.parent.name != "pictures"} == NOT_FOR_TRACKERS
 
 
-def test_a_number_that_json_cannot_hold_is_refused(make_split, data_of, page_of, tmp_path):
-    data = data_of(make_split(count=4))
-    page = page_of(data)
-    damaged = replace(page.splits[0], metrics={"loss": float("nan")})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_report(data, replace(page, splits=[damaged]), tmp_path)
-    assert not (tmp_path / "metrics.json").exists()
+def test_each_example_has_its_own_image(make_split, data_of, write, tmp_path):
+    data = data_of(make_split(count=40, noise=2.0))
+    for row in range(40):
+        data.pixels[row] = row
+    write(data, tmp_path)
+    examples = json.loads((tmp_path / "examples.json").read_text())
+    assert len(examples["gallery"]) == data.params.gallery
+    assert len(examples["mistakes"]) == 8
+    for example in examples["gallery"] + examples["mistakes"]:
+        assert example["img_path"] == f"images/{example['row']}.png"
+        assert Image.open(tmp_path / example["picture"]).getextrema() == (example["row"], example["row"])
+
+
+def test_nothing_of_an_older_evaluation_is_left(make_split, data_of, write, tmp_path):
+    write(data_of(make_split()), tmp_path)
+    write(data_of(make_split(graded=False)), tmp_path)
+    assert not (tmp_path / "tables/calibration.csv").exists()
+    assert not (tmp_path / "figures/kl_confusion.png").exists()

@@ -96,6 +96,8 @@ def test_every_stage_leaves_its_files(clone):
         "reports/evaluation/embeddings.parquet",
         "reports/evaluation/index.html",
         "reports/evaluation/tables/subgroups.csv",
+        "reports/validation/index.html",
+        "reports/metrics.json",
         "reports/inference/results.csv",
         "reports/inference/embeddings.npy",
     ):
@@ -119,8 +121,17 @@ def test_trackers_hold_what_metrics_json_holds(clone):
     mlflow_values = _mlflow_metrics(clone)
     wandb_values = _wandb_summary(clone)
     for name, value in expected.items():
-        assert mlflow_values[name] == pytest.approx(value, rel=1e-6), name
-        assert wandb_values[name] == pytest.approx(value, rel=1e-6), name
+        assert mlflow_values[name] == pytest.approx(value, rel=1e-3), name
+        assert wandb_values[name] == pytest.approx(value, rel=1e-3), name
+
+
+def test_a_style_sheet_reruns_the_report_alone(clone):
+    style = clone.folder / "src/knee_siglip/report/html/templates/style.css.j2"
+    original = style.read_text()
+    style.write_text(original + "/* changed */\n")
+    changed = json.loads(clone.run("dvc", "status", "--json"))
+    assert list(changed) == ["report"]
+    style.write_text(original)
 
 
 def test_another_image_size_reruns_only_what_depends_on_it(clone):
@@ -128,7 +139,7 @@ def test_another_image_size_reruns_only_what_depends_on_it(clone):
     for stage in ("sample", "validate", "backbones"):
         assert f"Stage '{stage}' didn't change" in output
         assert f"Running stage '{stage}'" not in output
-    for stage in ("preprocess", "train", "evaluate", "infer"):
+    for stage in ("preprocess", "train", "evaluate", "report", "infer"):
         assert f"Running stage '{stage}'" in output
     assert json.loads((clone.folder / "data/cache/cache.json").read_text())["image_size"] == 448
     difference = clone.run("dvc", "metrics", "diff")
@@ -219,6 +230,8 @@ def test_a_leaking_patient_stops_the_pipeline(clone):
     assert "Traceback" not in output
     findings = pd.read_csv(clone.folder / "reports/validation/issues.csv", dtype=str)
     assert set(findings.loc[findings["severity"] == "error", "check"]) == {"patient_leak"}
+    page = (clone.folder / "reports/validation/index.html").read_text()
+    assert f"patient {table.loc[row, 'patient_id']} is in" in page
     shutil.rmtree(folder)
     clone.run("git", "checkout", "--", ".")
     clone.run("dvc", "checkout", "--force")

@@ -6,14 +6,17 @@ Caches stay in the user's store (`paths.store_root()`), so that a second run on 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from knee_siglip.core import paths
-from knee_siglip.core.errors import UsageError, run_stage
+from knee_siglip.core.errors import UsageError, UserError, run_stage
 from knee_siglip.params.checks import check_divisible, check_inputs, vision_patch_size
 from knee_siglip.params.files import load_params, parse_params, save_params
 from knee_siglip.params.sections import Params
 from knee_siglip.training.launch import LAUNCHER, hand_over, is_first, is_launched
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BEST_MODEL, FINAL_MODEL = paths.BEST_MODEL.name, paths.FINAL_MODEL.name
 MANIFEST, BACKBONES, CACHE_INDEX, CACHE_FACTS = (
@@ -122,7 +125,6 @@ def prepare(params: Params, folder: Path) -> None:
     from knee_siglip.encoders.backbones import write_backbones
     from knee_siglip.imaging.fit.transform import Transform
     from knee_siglip.store.pixels import build_cache
-    from knee_siglip.validation.validate import validate
 
     check_inputs(params, "params and flags")
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,9 +134,25 @@ def prepare(params: Params, folder: Path) -> None:
     write_backbones(params.model, backbones)
     if patch := vision_patch_size(str(backbones / "vision")):
         check_divisible(params.image_size, patch, "params and flags")
-    manifest = validate(params, folder / MANIFEST, folder / "reports/validation", backbones / "text")
+    manifest = _validate(params, folder)
     transform = Transform(params.image_size, **params.preprocess.model_dump())
     build_cache(manifest, transform, folder / CACHE_INDEX, folder / CACHE_FACTS)
+
+
+def _validate(params: Params, folder: Path) -> "pd.DataFrame":
+    """Check the data and draw the page of what was found; the manifest where there are no errors."""
+    from knee_siglip.report.validation.page import write_validation_page
+    from knee_siglip.validation.validate import validate
+
+    report, csv = folder / "reports/validation", Path(params.data.csv)
+    try:
+        manifest = validate(params, folder / MANIFEST, report, folder / BACKBONES / "text")
+    except UserError as error:
+        if page := write_validation_page(report, csv):
+            raise UserError(f"{error}, with pictures in {page}") from None
+        raise
+    write_validation_page(report, csv)
+    return manifest
 
 
 def train_in(folder: Path, device: str) -> None:

@@ -20,6 +20,7 @@ FINAL_MODEL = Path("models/final_model.pt")
 VALIDATION_REPORT = Path("reports/validation")
 TRAIN_REPORT = Path("reports/train")
 EVALUATION_REPORT = Path("reports/evaluation")
+HEADLINE_METRICS = Path("reports/metrics.json")
 PREDICTIONS = Path("reports/evaluation/predictions.parquet")
 INFERENCE_REPORT = Path("reports/inference")
 

@@ -1,4 +1,4 @@
-"""An evaluation from files to files: checkpoint and cache in, metrics, predictions and plots out."""
+"""An evaluation from files to files: checkpoint and cache in, metrics, tables and pictures out."""
 
 import logging
 from collections.abc import Sequence
@@ -9,53 +9,55 @@ from typing import Any
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.metrics_file import finite
 from knee_siglip.evaluation.embedded import EmbeddedData, embed_prompts, embed_split
 from knee_siglip.evaluation.findings import require_column
 from knee_siglip.evaluation.measurement import measure_split
-from knee_siglip.evaluation.outputs import write_report
-from knee_siglip.evaluation.split_metrics import count_rows
+from knee_siglip.evaluation.outputs import write_results
+from knee_siglip.evaluation.split_metrics import Metrics, count_rows
 from knee_siglip.evaluation.subgroups import NOT_EVERYWHERE
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device
 from knee_siglip.params.sections import EvaluateParams, Params
-from knee_siglip.report.evaluation.page_data import ModelFacts, PageData
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.manifest import SPLITS, read_manifest
+from knee_siglip.tracking.runlog import sha256
 from knee_siglip.tracking.tracker import attach_tracker, git_revision
 
 logger = logging.getLogger(__name__)
 
 
+NOT_OF_THE_MODEL = {"infer", "tracking"}
+"""Sections of params.yaml that change neither the model nor what is measured on it."""
+
+
 @dataclass(frozen=True)
 class EvaluateFiles:
-    """Where an evaluation reads and writes; `backbones`, `live` and `report` are folders.
+    """Where an evaluation reads and writes; `backbones` and `report` are folders.
 
-    backbones: the encoders before the training. live: the training's curves. What these two are for is left out where
-    they are missing.
+    backbones: the encoders before the training. Where they are missing, their baseline is left out.
     """
 
     manifest: Path
     cache_facts: Path
     model: Path
     backbones: Path
-    live: Path
     report: Path
 
 
-def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict[str, Any]:
-    """Measure the checkpoint on the splits of `params.evaluate`, write the report, log the same figures.
+def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict[str, Metrics]:
+    """Measure the checkpoint on the splits of `params.evaluate`, write the results, log the same metrics.
 
     Returns:
-        nested metrics, first the split, as in metrics.json.
+        metrics by split and dotted name.
 
     Raises:
         UserError: the checkpoint was trained on images prepared otherwise than the cache's, or a split is empty.
     """
     data = embed(params.evaluate, files, device)
     results = [measure_split(split, data, files.backbones) for split in data.evaluated]
-    page = PageData(results, model_facts(params, data), files.live, params.evaluate.gallery)
-    artifacts = write_report(data, page, files.report)
-    metrics = {result.name: dict(result.metrics) for result in results}
+    artifacts = write_results(data, results, model_facts(params, data, files.model), files.report)
+    metrics = {result.name: result.metrics for result in results}
     with attach_tracker(params, stage="evaluate", model_path=files.model) as tracker:
         # training has already logged its own `train.loss` and `val.loss`, of another epoch
         tracker.log_summary({name if name == "test" else f"evaluation.{name}": metrics[name] for name in metrics})
@@ -64,21 +66,22 @@ def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict
     return metrics
 
 
-def model_facts(params: Params, data: EmbeddedData) -> ModelFacts:
-    """What the page says of the model and its data."""
-    model = data.checkpoint.model
-    return ModelFacts(
-        params=params.to_dict(),
-        revision=git_revision(),
-        data_hash=data.checkpoint.data_hash,
-        cache=data.pixels.transform.to_dict(),
-        checkpoint={
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "saved_at": data.checkpoint.metrics,
-            "trained_with": data.checkpoint.versions,
+def model_facts(params: Params, data: EmbeddedData, model_path: Path) -> dict[str, Any]:
+    """What made the model and its data, for facts.json: `revision` is of the code, None outside git."""
+    checkpoint = data.checkpoint
+    return {
+        "params": {name: values for name, values in params.to_dict().items() if name not in NOT_OF_THE_MODEL},
+        "revision": git_revision(),
+        "data_hash": checkpoint.data_hash,
+        "model_sha256": sha256(model_path),
+        "cache": data.pixels.transform.to_dict(),
+        "checkpoint": {
+            "parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+            "saved_at": finite(checkpoint.metrics),
+            "trained_with": checkpoint.versions,
         },
-        counts={name: count_rows(split, data) for name, split in data.splits.items()},
-    )
+        "counts": {name: count_rows(split, data) for name, split in data.splits.items()},
+    }
 
 
 def embed(params: EvaluateParams, files: EvaluateFiles, device: str = "auto") -> EmbeddedData:

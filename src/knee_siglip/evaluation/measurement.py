@@ -1,13 +1,13 @@
-"""All that is measured on one split: figures, the tables behind them, and pictures."""
+"""All that is measured on one split: metrics, the tables behind them, and pictures."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from knee_siglip.core.nesting import nest
 from knee_siglip.evaluation.baselines import baseline_metrics, baselines_table, beats_baselines
 from knee_siglip.evaluation.confidence import (
     calibration_table,
@@ -33,7 +33,8 @@ from knee_siglip.evaluation.split_metrics import (
 )
 from knee_siglip.evaluation.subgroups import count_subgroups, subgroups_table
 from knee_siglip.evaluation.zero_shot import prompts_table
-from knee_siglip.report.evaluation.page_data import Row, SplitResults
+
+Row = Mapping[str, Any]
 
 Probe = Callable[[EmbeddedSplit, EmbeddedData], Metrics]
 
@@ -72,14 +73,35 @@ def measure_headline(predictions: pd.DataFrame) -> Metrics:
     return metrics
 
 
-def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> SplitResults:
-    """Everything of one split. backbones: the encoders before the training, for the baseline of the untrained ones.
+@dataclass(frozen=True)
+class MeasuredSplit:
+    """All that was measured on one split.
+
+    metrics: by dotted name. predictions: as in predictions.parquet. tables: by name, the rows of tables/*.csv.
+    overlays: (title, JPEG file) of the grounding maps.
+    """
+
+    split: EmbeddedSplit
+    metrics: Metrics
+    predictions: pd.DataFrame
+    tables: dict[str, Sequence[Row]]
+    overlays: list[tuple[str, bytes]]
+
+    @property
+    def name(self) -> str:
+        """The split's."""
+        return self.split.name
+
+
+def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> MeasuredSplit:
+    """Measure everything on one split. backbones: the encoders before the training, a baseline of their own.
 
     Raises:
         UserError: a column that params.yaml names is missing, or a cell that was needed cannot be read.
     """
     predictions = predictions_of(split, data.params)
-    grounding, robustness = grounding_report(split, data), robustness_report(split, data)
+    grounding = grounding_report(split, data)
+    robustness = robustness_report(split, data)
     tables: dict[str, Sequence[Row]] = {
         "baselines": baselines_table(split, data, backbones),
         "calibration": calibration_table(split, data),
@@ -95,13 +117,4 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
     metrics |= probe_metrics(tables["probe"]) | grounding.figures | robustness.figures
     metrics |= count_subgroups(tables["subgroups"]) | baseline_metrics(tables["baselines"])
     metrics |= beats_baselines(metrics)
-    return SplitResults(
-        name=split.name,
-        metrics=nest(metrics),
-        predictions=predictions,
-        image_embeds=split.image_embeds,
-        text_embeds=split.text_embeds,
-        images=lambda rows: np.asarray(data.pixels[split.numbers[rows]]),
-        tables=tables,
-        overlays=grounding.overlays,
-    )
+    return MeasuredSplit(split, metrics, predictions, tables, grounding.overlays)

@@ -80,11 +80,14 @@ def measure_retrieval(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
 def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """Kellgren-Lawrence grade by the most similar prompts, over the rows that have a grade.
 
-    The AUROC needs figures that compare across images: probabilities, since some images are near to all prompts.
+    The AUROC needs scores that compare across images: probabilities, since some images are near to all prompts.
+    `grades_predicted`: how many distinct grades the model gives; 1 is a model that has collapsed.
     """
     scores = split.grade_probabilities[split.graded]
     metrics = zero_shot_metrics(scores, split.grades) | grade_metrics(scores, split.grades)
     metrics |= {f"oa.{name}": value for name, value in osteoarthritis_metrics(scores, split.grades).items()}
+    if len(scores):
+        metrics["grades_predicted"] = len(np.unique(split.predicted[split.graded]))
     return {f"zero_shot_kl.{name}": value for name, value in metrics.items()}
 
 

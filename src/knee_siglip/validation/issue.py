@@ -10,7 +10,7 @@ Severity = Literal["error", "warning", "dropped"]
 class Issue:
     """One line of issues.csv. row: as a spreadsheet shows it, None where the whole file is meant.
 
-    related: rows of the other side of a leak; not written to issues.csv.
+    related: rows of the other side of a leak.
     """
 
     severity: Severity

@@ -1,23 +1,35 @@
-"""What validation tells: issues.csv, metrics.json, a page to look at, and a table on the screen."""
+"""What validation leaves on disk and on the screen: issues, metrics, and the rows that it checked.
+
+issues.csv is for a spreadsheet, metrics.json for `dvc metrics diff`; the page is drawn from both and from rows.parquet.
+"""
 
 import csv
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from knee_siglip.report.validation.page import write_page
-from knee_siglip.validation.issue import Issue
+from knee_siglip.core.metrics_file import write_metrics
+from knee_siglip.validation.issue import Issue, Severity
 
-ISSUES, METRICS, PAGE = "issues.csv", "metrics.json", "index.html"
-COLUMNS = ("severity", "check", "row", "file", "message")
+ISSUES, METRICS, ROWS = "issues.csv", "metrics.json", "rows.parquet"
+
+COLUMNS = ("severity", "check", "row", "file", "message", "related")
+
+ROWS_COLUMNS = (
+    *("img_path", "impression", "split", "patient_id", "side", "view", "kl_grade", "text"),
+    *("image_file", "image_id", "width", "height", "kind", "file_bytes", "mean", "std"),
+)
+"""Columns of rows.parquet, as far as the checked table has them; its index counts rows as a spreadsheet does."""
+
+FORMULA_STARTS = tuple("=+-@\t\r")
+
 SHOWN = 20
 PLAIN_WIDTH = 160
 """Columns where stderr is no terminal: a log file should not break file names at 80."""
@@ -25,26 +37,58 @@ PLAIN_WIDTH = 160
 COLOURS = {"error": "red", "warning": "yellow", "dropped": "magenta"}
 
 
-def write_report(
-    folder: Path, csv_path: Path, table: pd.DataFrame, issues: Sequence[Issue], figures: Mapping[str, Any]
-) -> None:
-    """Write issues.csv, metrics.json and the page; called on success and on failure."""
+def remove_results(folder: Path) -> None:
+    """Remove what an earlier validation left: it would pass for this one's if this one is cut short."""
+    for name in (ISSUES, METRICS, ROWS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_results(folder: Path, table: pd.DataFrame, issues: Sequence[Issue], figures: Mapping[str, Any]) -> None:
+    """Write issues.csv, metrics.json and rows.parquet, whether there are errors or not."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ISSUES).open("w", encoding="utf-8", newline="") as file:
         # all texts quoted: csv leaves a lone carriage return in a file name bare
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(COLUMNS)
-        writer.writerows([_no_formula(getattr(issue, name)) for name in COLUMNS] for issue in issues)
-    metrics = {**count_severities(issues), **figures}
-    (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    write_page(folder / PAGE, csv_path, table, issues, metrics)
+        writer.writerows(_cells(issue) for issue in issues)
+    write_metrics(folder / METRICS, {**count_severities(issues), **figures})
+    table[[name for name in ROWS_COLUMNS if name in table]].to_parquet(folder / ROWS)
 
 
-def _no_formula(cell: str | int | None) -> str | int:
-    """A file name like `=cmd|...` must not run in the spreadsheet that opens issues.csv."""
-    if isinstance(cell, int):
-        return cell
-    return f"'{cell}" if cell and cell[0] in "=+-@\t\r" else cell or ""
+def read_issues(folder: Path) -> list[Issue]:
+    """Read issues.csv as it was written."""
+    limit = csv.field_size_limit(sys.maxsize)  # a sentence around a file name may be longer than csv's default
+    try:
+        with (folder / ISSUES).open(encoding="utf-8", newline="") as file:
+            return [_issue(cells) for cells in csv.DictReader(file)]
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _cells(issue: Issue) -> list[str | int]:
+    related = " ".join(map(str, issue.related))
+    row = "" if issue.row is None else issue.row
+    return [issue.severity, _no_formula(issue.check), row, _no_formula(issue.file), _no_formula(issue.message), related]
+
+
+def _issue(cells: Mapping[str, str]) -> Issue:
+    return Issue(
+        severity=cast(Severity, cells["severity"]),
+        check=_as_meant(cells["check"]),
+        row=int(cells["row"]) if cells["row"] else None,
+        file=_as_meant(cells["file"]),
+        message=_as_meant(cells["message"]),
+        related=tuple(map(int, cells["related"].split())),
+    )
+
+
+def _no_formula(cell: str) -> str:
+    """Quote a file name like `=cmd|...`, which must not run in the spreadsheet that opens issues.csv."""
+    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell
+
+
+def _as_meant(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_STARTS) else cell
 
 
 def count_severities(issues: Sequence[Issue]) -> dict[str, int]:

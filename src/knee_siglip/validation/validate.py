@@ -14,11 +14,11 @@ from knee_siglip.params.sections import Params
 from knee_siglip.tables.manifest import write_manifest
 from knee_siglip.tables.table import TableError, read_table
 from knee_siglip.tables.text import load_tokenizer, normalise_text
-from knee_siglip.validation import outputs as report
 from knee_siglip.validation import rows as checks
 from knee_siglip.validation.images.inspection import NO_FACTS, ImageFacts, Result, inspect_images
 from knee_siglip.validation.images.near_duplicates import near_duplicate_pairs
 from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.outputs import ISSUES, remove_results, show, write_results
 from knee_siglip.validation.splits import leakage
 from knee_siglip.validation.splits.cohort import cohort_metrics, counts
 from knee_siglip.validation.splits.shift import check_shift
@@ -54,19 +54,20 @@ def validate(
     report_folder: Path = paths.VALIDATION_REPORT,
     text_encoder: Path = paths.BACKBONES / "text",
 ) -> pd.DataFrame:
-    """Check the whole of `data.csv` and its images; write the report, then the manifest, and return it.
+    """Check the whole of `data.csv` and its images; write what was found, then the manifest, and return it.
 
     text_encoder: the folder whose tokenizer the texts are measured with; where there is none, that is left out.
 
     Raises:
-        UserError: there are errors; all of them are on the screen and in the report, and no manifest is written.
+        UserError: there are errors; all are in issues.csv and the first on the screen; no manifest is written.
     """
+    remove_results(report_folder)
     outcome = _check(params, text_encoder)
-    report.write_report(report_folder, Path(params.data.csv), outcome.table, outcome.issues, outcome.figures)
-    report.show(outcome.issues, report_folder)
+    write_results(report_folder, outcome.table, outcome.issues, outcome.figures)
+    show(outcome.issues, report_folder)
     if errors := [issue for issue in outcome.issues if issue.severity == "error"]:
         manifest_path.unlink(missing_ok=True)  # an older one would pass for this CSV's
-        raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {report_folder / report.PAGE}")
+        raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {report_folder / ISSUES}")
     manifest = outcome.manifest()
     write_manifest(manifest, manifest_path)
     return manifest

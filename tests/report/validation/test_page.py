@@ -11,8 +11,9 @@ from PIL import Image
 
 from knee_siglip.report.validation import pictured_issues as pictured_issues
 from knee_siglip.report.validation.glossary import GLOSSARY
-from knee_siglip.report.validation.page import write_page
+from knee_siglip.report.validation.page import write_page, write_validation_page
 from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.outputs import read_issues, write_results
 from pages import Page, assert_shows_well, assert_stands_alone, open_browser
 
 CSV = Path("data/train.csv")
@@ -81,6 +82,28 @@ def test_a_browser_shows_and_prints_it(table: pd.DataFrame, tmp_path: Path) -> N
     browser = open_browser(tmp_path)
     page_of(table, [Issue("error", "patient_leak", 2, "images/P00.png", "in two", (12,))])
     assert_shows_well(browser, Path("reports/validation/index.html"))
+
+
+def test_what_validation_leaves_on_disk_gives_the_same_page(table: pd.DataFrame) -> None:
+    issues = [
+        Issue("error", "patient_leak", 2, "images/P00.png", "in two", (12, 13)),
+        Issue("error", "missing_image", 3, "=1+1.png", f"=1+1.png does not exist {'m' * 200_000}"),
+        Issue("warning", "tokens_not_checked", None, "", "line\rbreak, 'quoted'"),
+        Issue("warning", "flat_image", 4, "'P02.png", "flat"),
+    ]
+    folder = Path("reports/validation")
+    counted = {"errors", "warnings", "dropped"}
+    write_results(folder, table, issues, {name: value for name, value in METRICS.items() if name not in counted})
+    assert read_issues(folder) == issues
+    metrics = METRICS | {"errors": 2, "warnings": 2}
+    page = write_validation_page(folder, CSV)
+    assert page == folder / "index.html"
+    drawn = page.read_text(encoding="utf-8")
+    assert drawn == page_of(table, issues, metrics).html
+
+
+def test_without_a_validation_there_is_no_page(tmp_path: Path) -> None:
+    assert write_validation_page(tmp_path, CSV) is None
 
 
 def test_both_sides_of_a_leak_stand_beside_each_other(table: pd.DataFrame) -> None:

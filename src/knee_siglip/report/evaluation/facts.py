@@ -4,32 +4,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from knee_siglip.core.nesting import flatten
-from knee_siglip.report.evaluation.page_data import ModelFacts
 from knee_siglip.report.html.numbers import leaves, number, readable
 from knee_siglip.report.html.tables import Table
-
-UNRELATED = {"infer", "tracking"}
 
 VALUE_LENGTH = 240
 """Characters of a value that the table of params shows: prompts are long lists."""
 
 
-def fact_tables(facts: ModelFacts) -> list[Table]:
-    """Data, prepared images and model, each as far as it is known."""
-    data = {"hash of the manifest": facts.data_hash} if facts.data_hash else {}
-    model = {"revision of the code": facts.revision or "not known"}
+def fact_tables(facts: Mapping[str, Any]) -> list[Table]:
+    """Data, prepared images and model, each as far as it is known. facts: as in facts.json."""
+    data = {"hash of the manifest": facts["data_hash"]} if facts.get("data_hash") else {}
+    model = {"revision of the code": facts.get("revision") or "not known"}
+    model |= {"hash of the file (SHA-256)": facts["model_sha256"]} if facts.get("model_sha256") else {}
     tables = [
-        _table("Data", {**data, **_named(facts.counts)}),
-        _table("Prepared images", _named(facts.cache)),
-        _table("Model", {**model, **_named(facts.checkpoint)}),
+        _table("Data", {**data, **_named(facts.get("counts", {}))}),
+        _table("Prepared images", _named(facts.get("cache", {}))),
+        _table("Model", {**model, **_named(facts.get("checkpoint", {}))}),
     ]
     return [table for table in tables if table.rows]
 
 
-def params_table(facts: ModelFacts) -> Table | None:
-    """Every param by its name in params.yaml, but for those that change neither model nor evaluation."""
-    params = {section: values for section, values in facts.params.items() if section not in UNRELATED}
-    rows = [[name, _clipped(value)] for name, value in flatten(params).items()]
+def params_table(facts: Mapping[str, Any]) -> Table | None:
+    """Every param of the model and its evaluation by its name in params.yaml."""
+    rows = [[name, _clipped(value)] for name, value in flatten(dict(facts.get("params", {}))).items()]
     return Table("As in params.yaml.", ["Param", "Value"], rows, words=2) if rows else None
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from knee_siglip.params.sections import DataParams
 from knee_siglip.report.evaluation import sections, stress
+from knee_siglip.report.evaluation.examples import gallery, maps, worst_mistakes
 from knee_siglip.report.evaluation.facts import fact_tables, params_table
-from knee_siglip.report.evaluation.gallery import OVERLAYS_SHOWN, gallery, overlays, worst_mistakes
-from knee_siglip.report.evaluation.page_data import PageData
+from knee_siglip.report.evaluation.results import EvaluationResults
 from knee_siglip.report.evaluation.verdict import verdict
 from knee_siglip.report.evaluation.wording import BASELINE_MEANINGS, BASELINES, at
 from knee_siglip.report.html.rendering import write_html
@@ -37,61 +37,60 @@ SECTIONS = {
 """Anchor to title, in the order of the page. One without anything measured is named at the end instead."""
 
 
-def write_page(path: Path, data: PageData) -> None:
+def write_page(path: Path, results: EvaluationResults) -> None:
     """Write the page: one HTML file that asks for nothing else, and whose bytes depend on its content alone.
 
-    Shown in full is the test split, or the first one; of the others the headline figures.
+    Shown in full is the test split, or the first one; of the others the headline metrics.
     """
-    content = {**_measured(data), **_failures(data), "card": fact_tables(data.facts)}
-    split = data.shown
+    content = {**_measured(results), **_failures(results), "card": fact_tables(results.facts)}
+    split = results.shown
     write_html(
         path,
         "knee_siglip.report.evaluation",
         "evaluation.html.j2",
         split=split.name,
-        synthetic=at(data.facts.params, "data.csv") == DataParams().csv,
+        synthetic=at(results.facts, "params.data.csv") == DataParams().csv,
         verdict=verdict(split),
         tiles=[(at(split.metrics, key), name) for key, name in TILES.items() if at(split.metrics, key) is not None],
         sections={anchor: title for anchor, title in SECTIONS.items() if _holds(content[anchor])},
         absent=[title for anchor, title in SECTIONS.items() if not _holds(content[anchor])],
         content=content,
         baselines=[(BASELINES[name], text) for name, text in BASELINE_MEANINGS.items() if name in split.baselines()],
-        params=params_table(data.facts),
+        params=params_table(results.facts),
     )
 
 
-def _measured(data: PageData) -> dict[str, Any]:
+def _measured(results: EvaluationResults) -> dict[str, Any]:
     """What the model can do, by section."""
-    split = data.shown
-    others = {other.name: sections.headline_table(other) for other in data.splits if other is not split}
+    split = results.shown
+    others = {other.name: sections.headline_table(other) for other in results.splits if other is not split}
     return {
         "headline": {
             "table": sections.headline_table(split),
             "retrieval": sections.retrieval_table(split),
             "others": {name: table for name, table in others.items() if table},
         },
-        "training": sections.learning_curves(data.live),
+        "training": sections.learning_curves(results.live),
         "grades": {
-            "confusion": sections.confusion_table(split),
+            "confusion": sections.confusion_table(results.confusion),
             "figures": sections.grade_table(split),
             "each": sections.each_grade_table(split),
         },
         "confidence": {"charts": sections.calibration_charts(split), "table": sections.abstaining_table(split)},
-        "gallery": gallery(split, data.gallery),
-        "mistakes": worst_mistakes(split),
+        "gallery": gallery(results),
+        "mistakes": worst_mistakes(results),
     }
 
 
-def _failures(data: PageData) -> dict[str, Any]:
+def _failures(results: EvaluationResults) -> dict[str, Any]:
     """What else was looked for, by section."""
-    split = data.shown
+    split = results.shown
     return {
         "findings": stress.findings_table(split),
         "grounding": {
             "table": stress.grounding_table(split),
             "verdict": stress.grounding_verdict(split),
-            "overlays": overlays(split.overlays),
-            "more": max(0, len(split.overlays) - OVERLAYS_SHOWN),
+            "maps": maps(results),
         },
         "subgroups": {
             "charts": stress.subgroup_charts(split),

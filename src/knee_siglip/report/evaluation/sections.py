@@ -4,18 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from markupsafe import Markup
 
-from knee_siglip.metrics.grading import GRADES, grade_confusion
-from knee_siglip.report.evaluation.page_data import SplitResults
-from knee_siglip.report.evaluation.plot_rows import (
-    CURVES,
-    confusion_rows,
-    learning_curve_rows,
-    reliability_rows,
-    risk_coverage_rows,
-)
+from knee_siglip.report.evaluation.learning_curves import CURVES, learning_curve_rows
+from knee_siglip.report.evaluation.results import SplitResults
 from knee_siglip.report.evaluation.wording import (
     BASELINES,
     CEILING,
@@ -115,7 +107,7 @@ def each_grade_table(split: SplitResults) -> Table | None:
     return Table(caption, ["", *columns.values()], rows) if rows else None
 
 
-def learning_curves(live: Path | None) -> Charts | None:
+def learning_curves(live: Path) -> Charts | None:
     """Loss and accuracy of training and validation over the optimizer's steps."""
     charts = []
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -136,33 +128,34 @@ def learning_curves(live: Path | None) -> Charts | None:
     return Charts(charts, keys) if charts else None
 
 
-def confusion_table(split: SplitResults) -> HeatTable | None:
-    """Counts of actual against predicted grade."""
-    rows = confusion_rows(split.predictions)
-    if not rows:
+def confusion_table(graded: Sequence[tuple[int, int]]) -> HeatTable | None:
+    """Counts of actual against predicted grade, from (actual, predicted) of each graded image."""
+    if not graded:
         return None
-    actual, predicted = (np.array([row[name] for row in rows]) for name in ("actual", "predicted"))
-    names = [f"{grade} {word}" for grade, word in enumerate(GRADE_WORDS[:GRADES])]
-    wrong = np.abs(actual - predicted)
+    names = [f"{grade} {word}" for grade, word in enumerate(GRADE_WORDS)]
+    counts = [[0] * len(names) for _ in names]
+    for actual, predicted in graded:
+        counts[actual][predicted] += 1
+    errors = [abs(actual - predicted) for actual, predicted in graded]
     caption = (
-        f"{plural((wrong > 0).sum(), 'image')} of {len(rows):,} got another grade than the reader gave, "
-        f"{(wrong > 1).sum():,} of them by more than one. The shade is the share within the actual grade."
+        f"{plural(sum(error > 0 for error in errors), 'image')} of {len(graded):,} got another grade than the reader "
+        f"gave, {sum(error > 1 for error in errors):,} of them by more than one. The shade is the share within the "
+        "actual grade."
     )
-    return HeatTable(caption, "actual ↓, model →", names, grade_confusion(actual, predicted).tolist())
+    return HeatTable(caption, "actual ↓, model →", names, counts)
 
 
 def calibration_charts(split: SplitResults) -> Charts | None:
     """Reliability before and after temperature scaling, and what abstaining would gain."""
     bins: dict[str, list[Bin]] = {}
-    for row in reliability_rows(split.table("calibration")):
-        bins.setdefault(PROBABILITY_STYLES[row["probabilities"]], []).append(
-            Bin(row["confidence"], row["accuracy"], row["n"])
-        )
+    for row in split.table("calibration"):
+        style = PROBABILITY_STYLES[row["probabilities"]]
+        bins.setdefault(style, []).append(Bin(row["confidence"], row["accuracy"], row["n"]))
     charts = []
     if bins:
         svg = reliability("Share of right grades over stated confidence", bins)
         charts.append(Chart("Is the model as often right as it says?", svg, _calibration_note(split)))
-    if points := [(row["coverage"], row["risk"]) for row in risk_coverage_rows(split.table("risk_coverage"))]:
+    if points := [(row["coverage"], row["risk"]) for row in split.table("risk_coverage")]:
         shares = {tick / 4: f"{25 * tick} %" for tick in range(5)}
         svg = curves("Errors among answered images", [Line("", "train", points)], "images answered", None, shares, True)
         note = "Share of wrong grades if only the images the model is surest of are answered."
@@ -173,16 +166,12 @@ def calibration_charts(split: SplitResults) -> Charts | None:
 
 def abstaining_table(split: SplitResults) -> Table | None:
     """Some points of the risk-coverage curve, as a choice to make."""
-    curve = sorted(split.table("risk_coverage"), key=lambda row: float(row["coverage"]))
     rows = []
     for coverage in COVERAGES:
-        point = next((row for row in curve if float(row["coverage"]) >= coverage - 1e-9), None)
+        point = next((row for row in split.table("risk_coverage") if row["coverage"] >= coverage - 1e-9), None)
         if point is not None:
-            threshold = point.get("threshold", point.get("confidence"))
-            rows.append([percentage(point["coverage"]), percentage(point["risk"]), percentage(threshold)])
-    if all(row[-1] == NOTHING for row in rows):
-        rows = [row[:-1] for row in rows]
-    columns = ["Images answered", "Wrong among them", "Answer only if at least so sure"][: len(rows[0]) if rows else 0]
+            rows.append([percentage(point[name]) for name in ("coverage", "risk", "threshold")])
+    columns = ["Images answered", "Wrong among them", "Answer only if at least so sure"]
     return Table("What a threshold on the confidence would give.", columns, rows) if rows else None
 
 

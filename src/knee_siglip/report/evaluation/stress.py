@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from knee_siglip.report.evaluation.page_data import Row, SplitResults
+from knee_siglip.report.evaluation.results import Row, SplitResults
 from knee_siglip.report.evaluation.verdict import worst_condition
 from knee_siglip.report.evaluation.wording import HEADLINE, Metric, at, group_name, named, percentage, plural
 from knee_siglip.report.html.charts import Chart

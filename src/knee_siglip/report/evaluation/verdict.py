@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from knee_siglip.report.evaluation.page_data import Row, SplitResults
+from knee_siglip.report.evaluation.results import Row, SplitResults
 from knee_siglip.report.evaluation.wording import (
     BASELINES,
     CHANCE,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from knee_siglip.core.metrics_file import read_json
 from knee_siglip.report.html.charts import meter
 from knee_siglip.report.html.numbers import innermost, number, percent, readable, side_by_side
 from knee_siglip.report.html.pictures import load_pictures
@@ -17,6 +18,7 @@ from knee_siglip.report.validation.glossary import GLOSSARY, NEEDS_TOKENIZER, En
 from knee_siglip.report.validation.pictured_issues import Spot, cards, example_spots, group_issues
 from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.outputs import METRICS, ROWS, read_issues
 from knee_siglip.validation.splits.shift import KS_FLOOR, P_VALUE, V_FLOOR
 from knee_siglip.validation.splits.shortcuts import GRADE_THRESHOLD, SPLIT_THRESHOLD
 from knee_siglip.validation.texts.privacy import personal_data
@@ -49,6 +51,18 @@ SHORTCUTS = (
 )
 
 HIDDEN = "(hidden: it seems to hold personal data)"
+
+
+def write_validation_page(folder: Path, csv: Path) -> Path | None:
+    """Write index.html beside what validation left in `folder`; None where it left nothing.
+
+    csv: the file that was validated, whose folder its images' paths are relative to.
+    """
+    if not (folder / ROWS).is_file():
+        return None
+    path = folder / "index.html"
+    write_page(path, csv, pd.read_parquet(folder / ROWS), read_issues(folder), read_json(folder / METRICS))
+    return path
 
 
 def write_page(path: Path, csv: Path, table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any]) -> None:

@@ -1,0 +1,64 @@
+"""The data of `dvc plots`, and the confusion matrix as a picture for the trackers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from knee_siglip.evaluation.embedded import EmbeddedSplit
+from knee_siglip.evaluation.measurement import MeasuredSplit
+from knee_siglip.metrics.grading import GRADES, grade_confusion
+
+RECALL_CURVE = range(1, 51)
+
+PLOTS = {
+    "kl_confusion": ("actual", "predicted"),
+    "retrieval": ("k", "image_to_text", "text_to_image"),
+    "reliability": ("confidence", "accuracy", "n"),
+    "reliability_scaled": ("confidence", "accuracy", "n"),
+    "risk_coverage": ("coverage", "risk"),
+}
+"""Columns of each plots/*.csv, which a table without rows has as well: `dvc plots` asks for them."""
+
+
+def plot_rows(measured: MeasuredSplit) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """One row per point of each plot; the confusion has one per graded image, as DVC's template counts them itself."""
+    split, bins = measured.split, measured.tables["calibration"]
+    return {
+        "kl_confusion": [
+            {"actual": int(actual), "predicted": int(predicted)}
+            for actual, predicted in zip(split.grades, split.predicted[split.graded], strict=True)
+        ],
+        "retrieval": recall_curve(split),
+        "reliability": [row for row in bins if row["probabilities"] == "raw"],
+        "reliability_scaled": [row for row in bins if row["probabilities"] == "scaled"],
+        "risk_coverage": measured.tables["risk_coverage"],
+    }
+
+
+def recall_curve(split: EmbeddedSplit) -> list[dict[str, float]]:
+    """Recall at `k` = 1 ... 50, a column for each direction."""
+    return [
+        {"k": k, **{name: float(found.recall_at(k).mean()) for name, found in split.searches.items()}}
+        for k in RECALL_CURVE
+    ]
+
+
+def draw_confusion(split: EmbeddedSplit, path: Path) -> None:
+    """Draw the counts per actual and predicted grade; the shade is the share within the actual grade."""
+    counts = grade_confusion(split.grades, split.predicted[split.graded])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(5, 4.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (actual, predicted), count in np.ndenumerate(counts):
+        shade = "white" if shares[actual, predicted] > 0.5 else "black"
+        axes.text(predicted, actual, str(count), ha="center", va="center", color=shade)
+    axes.set(xticks=range(GRADES), yticks=range(GRADES), xlabel="zero-shot KL grade", ylabel="actual KL grade")
+    axes.set_title(f"{len(split.graded)} images")
+    figure.colorbar(image, label="share of the actual grade")
+    figure.savefig(path, metadata={"Software": None})  # the library's version would change the file's hash

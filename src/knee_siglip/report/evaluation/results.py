@@ -1,0 +1,112 @@
+"""What the evaluation page is made of, read from the files that `evaluation/outputs.py` writes."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from knee_siglip.core.errors import UserError
+from knee_siglip.core.metrics_file import read_json
+from knee_siglip.report.evaluation.wording import CHANCE, CHANCE_LEVELS, HEADLINE, at
+
+Row = Mapping[str, Any]
+
+WORDS = {"split", "baseline", "column", "condition", "finding", "group", "level", "method", "metric", "probabilities"}
+WORDS |= {"prompt"}
+"""Columns of tables/*.csv that hold words, even where a word looks like a number."""
+
+
+@dataclass(frozen=True)
+class SplitResults:
+    """What was measured on one split: `metrics` nested, as in metrics.json, and of each of tables/*.csv the rows.
+
+    Any measurement may be absent: the page then says so.
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+
+    def table(self, name: str) -> Sequence[Row]:
+        """Empty where it was not measured."""
+        return self.tables.get(name, ())
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """95 % interval of the headline metric `name`, where both bounds are known."""
+        low = at(self.metrics, f"{name}_ci_low")
+        high = at(self.metrics, f"{name}_ci_high")
+        return None if low is None or high is None else (low, high)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Baseline to dotted metric to value; chance is known without a measurement where it is so by definition."""
+        found: dict[str, dict[str, float]] = {CHANCE: dict(CHANCE_LEVELS)}
+        for baseline, metrics in (at(self.metrics, "baseline") or {}).items():
+            known = {name: value for name in HEADLINE if (value := at(metrics, name)) is not None}
+            found[baseline] = found.get(baseline, {}) | known
+        return found
+
+
+@dataclass(frozen=True)
+class EvaluationResults:
+    """An evaluation's folder. splits: as evaluated, at least one. facts, examples: as in the files of these names.
+
+    confusion: (actual, predicted) of each graded image of the split that is shown. live: the training's curves.
+    """
+
+    folder: Path
+    live: Path
+    splits: Sequence[SplitResults]
+    facts: Mapping[str, Any]
+    examples: Mapping[str, Sequence[Row]]
+    confusion: Sequence[tuple[int, int]]
+
+    @property
+    def shown(self) -> SplitResults:
+        """The test split, or the first one where test was not evaluated."""
+        return next((split for split in self.splits if split.name == "test"), self.splits[0])
+
+
+def read_results(folder: Path, live: Path) -> EvaluationResults:
+    """Read an evaluation's folder. Only metrics.json must be there.
+
+    Raises:
+        UserError: it is not.
+    """
+    metrics = read_json(folder / "metrics.json")
+    if not metrics:
+        raise UserError(f"{folder / 'metrics.json'} does not exist; run the evaluate stage first: dvc repro evaluate")
+    tables = {path.stem: _read_table(path) for path in sorted((folder / "tables").glob("*.csv"))}
+    splits = [
+        SplitResults(
+            name, figures, {table: [row for row in rows if row["split"] == name] for table, rows in tables.items()}
+        )
+        for name, figures in metrics.items()
+    ]
+    confusion = [(row["actual"], row["predicted"]) for row in _read_table(folder / "plots" / "kl_confusion.csv")]
+    facts, examples = read_json(folder / "facts.json"), read_json(folder / "examples.json")
+    return EvaluationResults(folder, live, splits, facts, examples, confusion)
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    """Rows with numbers as numbers and None for an empty cell; no rows where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {name: cell if name in WORDS else _value(cell) for name, cell in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _value(cell: str) -> bool | int | float | str | None:
+    if cell == "":
+        return None
+    if cell in ("True", "False"):
+        return cell == "True"
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            continue
+    return cell

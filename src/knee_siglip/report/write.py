@@ -1,0 +1,42 @@
+"""The report: pages and headline metrics, from what other stages measured and left on disk. Needs no model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from knee_siglip.core.metrics_file import read_json, write_metrics
+from knee_siglip.params.sections import Params
+from knee_siglip.report.evaluation.page import write_page
+from knee_siglip.report.evaluation.results import read_results
+from knee_siglip.report.headline import headline_metrics
+from knee_siglip.report.validation.page import write_validation_page
+from knee_siglip.tracking.tracker import attach_tracker_by_hash
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """The folders of validation, training and evaluation, which the first and the last get a page in.
+
+    headline: the JSON file of the headline metrics.
+    """
+
+    validation: Path
+    training: Path
+    evaluation: Path
+    headline: Path
+
+
+def write_report(params: Params, files: ReportFiles) -> None:
+    """Write both pages and the headline metrics, and log the evaluation's page to the run that trained the model.
+
+    Raises:
+        UserError: nothing was evaluated.
+    """
+    write_validation_page(files.validation, Path(params.data.csv))
+    results = read_results(files.evaluation, files.training / "live")
+    page = files.evaluation / "index.html"
+    write_page(page, results)
+    metrics = [read_json(folder / "metrics.json") for folder in (files.evaluation, files.training, files.validation)]
+    write_metrics(files.headline, headline_metrics(*metrics))
+    if model := results.facts.get("model_sha256"):
+        with attach_tracker_by_hash(params, stage="report", model_sha256=model) as tracker:
+            tracker.log_artifact(page, kind="report")

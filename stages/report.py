@@ -1,0 +1,44 @@
+"""Draw the pages and gather the headline metrics from what validation, training and evaluation measured.
+
+    dvc repro report
+
+Reads reports/{validation,train,evaluation}/, and the images that the validation page shows. Writes
+reports/validation/index.html, reports/evaluation/index.html and reports/metrics.json. Needs no model.
+
+    python stages/report.py --failed-validation
+
+draws the validation page alone and fails: errors in the data stop the pipeline, and a page should show them first.
+"""
+
+import sys
+from pathlib import Path
+
+from knee_siglip.core import paths
+from knee_siglip.core.errors import UserError, run_stage
+from knee_siglip.params.files import load_params
+from knee_siglip.params.sections import Params
+from knee_siglip.report.validation.page import write_validation_page
+from knee_siglip.report.write import ReportFiles, write_report
+
+
+def main() -> None:
+    """Write the report of what was done so far."""
+    params = load_params()
+    if "--failed-validation" in sys.argv:
+        fail_with_page(params)
+    files = ReportFiles(paths.VALIDATION_REPORT, paths.TRAIN_REPORT, paths.EVALUATION_REPORT, paths.HEADLINE_METRICS)
+    write_report(params, files)
+
+
+def fail_with_page(params: Params) -> None:
+    """Draw the validation page of what stopped the pipeline.
+
+    Raises:
+        UserError: always.
+    """
+    page = write_validation_page(paths.VALIDATION_REPORT, Path(params.data.csv))
+    raise UserError(f"validation failed; see {page}" if page else "validation failed before it checked anything")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,74 @@
+"""The first sentences say whether the model is worth anything, and where it is weakest."""
+
+import shutil
+
+from knee_siglip.core.nesting import nest
+from knee_siglip.report.evaluation.verdict import Verdict, verdict
+from knee_siglip.report.evaluation.wording import HEADLINE
+
+
+def said(evaluation) -> Verdict:
+    return verdict(evaluation.results().shown)
+
+
+def at_level(values: dict[str, float]) -> dict[str, float]:
+    """The values with an interval of 0.05 to either side."""
+    lows = {f"{name}_ci_low": value - 0.05 for name, value in values.items()}
+    return values | lows | {f"{name}_ci_high": value + 0.05 for name, value in values.items()}
+
+
+def test_a_good_model_is_told_what_it_can_do_beats_and_fails_at(evaluation) -> None:
+    found = said(evaluation)
+    assert found.tone == "warning"
+    assert found.headline == (
+        "The model finds the right text for 80 of 100 unseen images (95 % interval: 75 to 85) and names the "
+        "Kellgren-Lawrence grade of 85 of 100 (95 % interval: 80 to 90)."
+    )
+    assert found.advice.startswith("It does better than chance and 3 other baselines on every headline figure")
+    assert "Weakest spot: side: right (33 images)" in found.advice
+    assert "60.0 % instead of 85.0 %" in found.advice
+    disturbed = "“Shift, 10 % of the side” the figure “right partner found in a small group” falls to 50.0 %"
+    assert disturbed in found.advice
+
+
+def test_a_model_without_a_weak_spot_is_good(evaluation) -> None:
+    shutil.rmtree(evaluation.folder / "tables")
+    found = said(evaluation)
+    assert (found.tone, found.advice.split(". ")[-1]) == ("good", "No weak spot stood out among calibration.")
+    metrics = evaluation.json("metrics")
+    del metrics["test"]["calibration"]
+    evaluation.write("metrics", metrics)
+    assert said(evaluation).advice.endswith("Weak spots were not looked for.")
+
+
+def test_a_model_trained_on_shuffled_texts_is_said_to_be_no_better_than_chance(evaluation) -> None:
+    values = dict(zip(HEADLINE, (0.21, 0.2, 0.19, 0.2, 0.2, 0.01, 0.51), strict=True))
+    chance = {f"baseline.constant.{name}": 0.2 for name in list(HEADLINE)[:5]}
+    evaluation.write("metrics", {"test": nest(at_level(values) | chance)})
+    page = evaluation.page()
+    assert page.of("div", "verdict") == [{"class": "verdict error"}]
+    assert page.text.index("This model is not better than chance.") < 150
+    assert "finds the right text for 20 of 100" in page.text
+
+
+def test_chance_by_definition_need_not_be_measured(evaluation) -> None:
+    values = {"zero_shot_kl.quadratic_weighted_kappa": 0.02, "zero_shot_kl.macro_auroc": 0.52}
+    evaluation.write("metrics", {"test": nest(at_level(values))})
+    assert said(evaluation).headline == "This model is not better than chance."
+
+
+def test_one_baseline_that_is_not_beaten_is_named_with_the_metric(evaluation) -> None:
+    evaluation.set_metrics({"baseline.pixel_neighbour.contrastive_accuracy": 0.86})
+    found = said(evaluation)
+    lost = "the baseline “most alike pixels” at: right partner found in a small group."
+    assert found.headline == f"This model is not surely better than {lost}"
+    assert found.tone == "error"
+
+
+def test_the_measured_verdict_counts_more_than_one_baseline(evaluation) -> None:
+    evaluation.set_metrics({"baseline.untrained.contrastive_accuracy": 0.86, "verdict.beats_baselines": 1})
+    found = said(evaluation)
+    assert found.tone == "warning"
+    assert found.advice.startswith("On the whole it beats every baseline, but it is not surely better than")
+    evaluation.set_metrics({"baseline.untrained.contrastive_accuracy": 0.2, "verdict.beats_baselines": 0})
+    assert said(evaluation).headline == "This model does not beat every baseline."

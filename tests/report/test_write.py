@@ -1,0 +1,84 @@
+"""The report stage: from files to files, in seconds, without a model or the libraries that run one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from knee_siglip.core.metrics_file import write_metrics
+from knee_siglip.params.sections import Params
+from knee_siglip.report import write as write_module
+from knee_siglip.report.write import ReportFiles, write_report
+from knee_siglip.validation.issue import Issue
+from knee_siglip.validation.outputs import write_results
+
+ROOT = Path(__file__).parents[2]
+EVALUATION = Path(__file__).parent / "evaluation" / "results"
+TABLE = pd.DataFrame({"split": ["train"], "img_path": ["a.png"], "image_file": ["data/a.png"], "image_id": [""]}, [2])
+ISSUES = [Issue("error", "unreadable_image", 2, "a.png", "a.png cannot be read")]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder after validate, train and evaluate."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("tracking: {mlflow: none, wandb: none}\n")
+    shutil.copytree(EVALUATION, tmp_path / "reports/evaluation")
+    write_metrics(tmp_path / "reports/train/metrics.json", {"best.val_loss": 1.5, "best_epoch": 3})
+    write_results(tmp_path / "reports/validation", TABLE, ISSUES, {"rows": 1})
+    return tmp_path
+
+
+def run_stage(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-X", "importtime", str(ROOT / "stages/report.py"), *arguments]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True)
+
+
+def test_the_stage_writes_both_pages_and_the_headline_without_torch(project: Path) -> None:
+    done = run_stage()
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "a.png cannot be read" in (project / "reports/validation/index.html").read_text()
+    assert "finds the right text for 80 of 100" in (project / "reports/evaluation/index.html").read_text()
+    headline = json.loads((project / "reports/metrics.json").read_text())
+    assert (headline["quadratic_weighted_kappa"], headline["val_loss"], headline["validation_errors"]) == (0.9, 1.5, 1)
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "pandas" in imported
+    assert imported.isdisjoint({"torch", "transformers", "mlflow", "wandb"})
+
+
+def test_after_a_failed_validation_the_stage_draws_its_page_and_fails(project: Path) -> None:
+    shutil.rmtree(project / "reports/evaluation")
+    done = run_stage("--failed-validation")
+    assert done.returncode == 1
+    assert "error: validation failed; see reports/validation/index.html" in done.stderr
+    assert "1 error: nothing was trained." in (project / "reports/validation/index.html").read_text()
+    assert not (project / "reports/metrics.json").exists()
+
+
+def test_a_validation_that_left_nothing_has_no_page(project: Path) -> None:
+    shutil.rmtree(project / "reports/validation")
+    done = run_stage("--failed-validation")
+    assert done.returncode == 1
+    assert "failed before it checked anything" in done.stderr
+
+
+def test_the_page_is_logged_to_the_run_that_trained_the_model(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[str, str, str]] = []
+
+    @contextmanager
+    def attach(params: Params, stage: str, model_sha256: str) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(log_artifact=lambda path, kind: logged.append((model_sha256, path.name, kind)))
+
+    monkeypatch.setattr(write_module, "attach_tracker_by_hash", attach)
+    reports = project / "reports"
+    files = ReportFiles(reports / "validation", reports / "train", reports / "evaluation", reports / "metrics.json")
+    write_report(Params(), files)
+    assert logged == [("9876beef", "index.html", "report")]
