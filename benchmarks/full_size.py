@@ -19,7 +19,6 @@ from transformers import Dinov2Config, SiglipTextConfig
 
 from knee_siglip.model.device import autocast_dtype, pick_device, place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
-from knee_siglip.model.positions import extend_text_positions
 from knee_siglip.pairs.batches import Batch
 from knee_siglip.params.sections import AugmentParams, TrainParams
 from knee_siglip.training.accumulation import backward_group
@@ -46,7 +45,7 @@ def build(batch_size: int) -> KneeRadDinoSigLIPModel:
     vision = Dinov2Config(**RAD_DINO, use_mask_token=False)
     config = KneeRadDinoSigLIPConfig(vision, text, bias_init=-math.log(batch_size - 1))
     model = KneeRadDinoSigLIPModel(config)
-    extend_text_positions(model.text_model, TEXT_LENGTH)
+    model.text.extend_positions(TEXT_LENGTH)
     return model
 
 

@@ -62,8 +62,8 @@ class PairEncoder(nn.Module):
         self.dtype = dtype
         self.augment_params = augment_params
         self._values = torch.empty(0)
-        self._image_dropout = use_sample_dropout(model.vision_model)
-        self._text_dropout = use_sample_dropout(model.text_model)
+        self._image_dropout = use_sample_dropout(model.vision)
+        self._text_dropout = use_sample_dropout(model.text)
         self.train(model.training)
 
     def forward(

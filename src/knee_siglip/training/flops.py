@@ -14,21 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from knee_siglip.encoders.flops import Layer, count_layer
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-
-
-@dataclass(frozen=True)
-class Layer:
-    """FLOPs forward of one layer, for one image or text.
-
-    `weighted`: products with weights. `unweighted`: products of two activations, of which both take a gradient.
-    `has_norm`: a norm with weights comes first, so that the products' inputs take a gradient if the layer is trained.
-    """
-
-    weighted: int
-    unweighted: int
-    trained: bool
-    has_norm: bool
 
 
 def image_flops(model: KneeRadDinoSigLIPModel, image_size: int, cached_features: bool = False) -> int:
@@ -36,33 +23,17 @@ def image_flops(model: KneeRadDinoSigLIPModel, image_size: int, cached_features:
 
     cached_features: the vision tower's output is read from a file and only the projection is computed.
     """
-    config, tower = model.config.vision_config, model.vision_model
-    patches = (image_size // config.patch_size) ** 2
-    patch_values = config.patch_size**2  # the image is grey
-    width = config.hidden_size
-    hidden = int(width * config.mlp_ratio)
-    if config.use_swiglu_ffn:
-        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8  # as Dinov2SwiGLUFFN rounds it
-    layers = [Layer(2 * patches * patch_values * width, 0, _is_trained(tower.embeddings), has_norm=False)]
-    layers += _blocks(tower.encoder.layer, patches + 1, width, hidden, matrices=3 if config.use_swiglu_ffn else 2)
-    layers.append(Layer(0, 0, _is_trained(tower.layernorm), has_norm=True))
     projection = [
-        Layer(2 * linear.in_features * linear.out_features, 0, _is_trained(linear), has_norm=False)
+        count_layer(linear, 2 * linear.in_features * linear.out_features)
         for linear in model.visual_projection.modules()
         if isinstance(linear, nn.Linear)
     ]
-    return _training_flops(projection if cached_features else layers + projection)
+    return _training_flops(projection if cached_features else [*model.vision.layers(image_size), *projection])
 
 
 def text_flops(model: KneeRadDinoSigLIPModel) -> int:
     """FLOPs, forward and backward, of training on one text, which is padded to the whole position table."""
-    config, tower = model.config.text_config, model.text_model
-    length, width = config.max_position_embeddings, config.hidden_size
-    layers = [Layer(0, 0, _is_trained(tower.embeddings), has_norm=False)]
-    layers += _blocks(tower.encoder.layers, length, width, config.intermediate_size, matrices=2)
-    layers.append(Layer(0, 0, _is_trained(tower.final_layer_norm), has_norm=True))
-    layers.append(Layer(2 * width * tower.head.out_features, 0, _is_trained(tower.head), has_norm=False))
-    return _training_flops(layers)
+    return _training_flops(model.text.layers())
 
 
 def loss_flops(count: int, width: int) -> int:
@@ -77,22 +48,9 @@ def step_flops(
 
     images: of the group. texts: that are encoded; equal ones are encoded once. Every image meets every image's text.
     """
-    width = model.text_model.head.out_features
+    width = model.text.width
     encoding = images * image_flops(model, image_size, cached_features) + texts * text_flops(model)
     return encoding + loss_flops(images, width)
-
-
-def _blocks(blocks: nn.ModuleList, tokens: int, width: int, hidden: int, matrices: int) -> list[Layer]:
-    """Queries, keys, values and output of D x D each, an MLP of `matrices` of D x H, and two products of T x T x D.
-
-    Of the last block one token is pooled, so that only keys and values are of all tokens.
-    """
-    layers = []
-    for block in blocks:
-        asking = 1 if block is blocks[-1] else tokens
-        weights = 2 * width**2 * tokens + (2 * width**2 + matrices * width * hidden) * asking
-        layers.append(Layer(2 * weights, 2 * 2 * asking * tokens * width, _is_trained(block), has_norm=True))
-    return layers
 
 
 def _training_flops(layers: Iterable[Layer]) -> int:
@@ -104,10 +62,6 @@ def _training_flops(layers: Iterable[Layer]) -> int:
         flops += layer.unweighted * (3 if needs_input_gradients else 1)
         is_trained_below = is_trained_below or layer.trained
     return flops
-
-
-def _is_trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     group_size = params.train.batch_size * params.train.gradient_accumulation_steps
     model, tokenizer = build_model(files.backbones, params.model, group_size)
     freeze_towers(model, params.train.freeze)
-    check_divisible(params.image_size, model.config.vision_config.patch_size, "params.yaml")
+    check_divisible(params.image_size, model.vision.patch, "params.yaml")
     pixels = open_pixels(manifest, files.cache_facts)
     # `tracking` stays out: a tracking URI may hold a password, and a checkpoint travels
     trained_with = {name: value for name, value in params.to_dict().items() if name != "tracking"}

@@ -38,7 +38,7 @@ def _embed(
 ) -> tuple[Tensor, Tensor]:
     """(N, D) image and text embeddings on the CPU; each rank encodes its part."""
     groups = list(split_groups(ranks.share(np.arange(len(pairs))), batch_size))
-    width = encoder.model.text_model.head.out_features
+    width = encoder.model.text.width
     images, texts = ([torch.empty(0, width, dtype=encoder.model.logit_scale.dtype, device=device)] for _ in range(2))
     for batch in Prefetcher(pairs.batch, groups, device, prefetch):
         # evaluation mode draws nothing, so seed and step do not matter
