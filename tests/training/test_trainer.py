@@ -146,7 +146,7 @@ def test_out_of_memory_halves_the_pieces_and_changes_no_result(make_model, make_
     tight, _, _ = make_trainer(make_model(dropout=0.2).double(), make_pairs, params)
     out_of_memory_above(tight, 3, monkeypatch)
     tight.fit()
-    assert tight.micro_batch_size == 2
+    assert tight.gradient_cache.micro_batch_size == 2
     for a, b in zip(roomy.model.parameters(), tight.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
     warnings = [record.getMessage() for record in caplog.records if "out of GPU memory" in record.getMessage()]

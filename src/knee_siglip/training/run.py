@@ -32,7 +32,7 @@ from knee_siglip.training.features import frozen_features
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.interruption import stop_on_signals
 from knee_siglip.training.optimizer import freeze_towers
-from knee_siglip.training.resume import Keeper, fingerprint, link_or_copy, open_run
+from knee_siglip.training.resume import StateSaver, fingerprint, link_or_copy, open_run
 from knee_siglip.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -67,16 +67,16 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
         job = _prepare(params, files, ranks, chosen)
         key = fingerprint(params, job.checkpoint.data_hash, files.backbones)
         first = open_run(paths.store_root() / paths.RUNS, key, params.train.save_every_minutes)
-        with first if ranks.is_first else nullcontext() as keeper:
+        with first if ranks.is_first else nullcontext() as saver:
             ranks.wait()  # the lock is taken, or its refusal has ended the first process
             try:
-                _train(job, key, keeper)
+                _train(job, key, saver)
             except Interrupted as error:
                 if ranks.is_first:
                     raise
                 sys.exit(error.exit_code)  # once is told often enough
-            if keeper is not None:
-                keeper.remove()
+            if saver is not None:
+                saver.remove()
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,15 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     return Job(params, files, ranks, device, manifest, checkpoint, train_set, val_set)
 
 
-def _train(job: Job, key: str, keeper: Keeper | None) -> None:
+def _train(job: Job, key: str, saver: StateSaver | None) -> None:
     """Train and report; `key` joins the trackers' records of a run that goes on."""
     params, files, checkpoint = job.params, job.files, job.checkpoint
     facts = dataset_facts(job.manifest, checkpoint) | {"data_hash": checkpoint.data_hash}
 
     def on_best(metrics: dict[str, float]) -> None:
-        if keeper is not None:
-            _save(checkpoint, metrics, keeper.best_model)
-            _publish(keeper, files.best_model)
+        if saver is not None:
+            _save(checkpoint, metrics, saver.best_model)
+            _publish(saver, files.best_model)
 
     live = files.report / "live"
     with (
@@ -139,7 +139,7 @@ def _train(job: Job, key: str, keeper: Keeper | None) -> None:
             on_best=on_best,
             guard=_guard(job),
             ranks=job.ranks,
-            keeper=keeper,
+            saver=saver,
             stop=stop,
         )
         _go_on(trainer, job, key)
@@ -152,13 +152,13 @@ def _train(job: Job, key: str, keeper: Keeper | None) -> None:
 
 def _go_on(trainer: Trainer, job: Job, key: str) -> None:
     """Load the newest state; all processes read it, the first one says so."""
-    state = Keeper(paths.store_root() / paths.RUNS / key, job.params.train.save_every_minutes).load()
+    state = StateSaver(paths.store_root() / paths.RUNS / key, job.params.train.save_every_minutes).load()
     if state is not None:
         trainer.load_state_dict(state)
-    if trainer.keeper is not None:
-        trainer.keeper.restore_best(trainer.step)
+    if trainer.saver is not None:
+        trainer.saver.restore_best(trainer.step)
         if trainer.history.best_epoch:
-            _publish(trainer.keeper, job.files.best_model)
+            _publish(trainer.saver, job.files.best_model)
         if state is not None:
             logger.warning("going on at step %d of %d", trainer.step, trainer.total_steps)
 
@@ -219,9 +219,9 @@ def _guard(job: Job) -> FiniteGuard:
     return FiniteGuard(job.params.train.max_skipped_steps, dump, describe)
 
 
-def _publish(keeper: Keeper, path: Path) -> None:
+def _publish(saver: StateSaver, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    link_or_copy(keeper.best_model, path)
+    link_or_copy(saver.best_model, path)
 
 
 def _save(checkpoint: Checkpoint, metrics: dict[str, float], path: Path) -> None:
@@ -241,7 +241,7 @@ def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker:
         "epochs_done": len(history.epochs),
         **{name: value for name, value in facts.items() if name.startswith(("parameters.", "dataset."))},
     }
-    speed = trainer.speed.figures()
+    speed = trainer.throughput.metrics()
     files.report.mkdir(parents=True, exist_ok=True)
     _write_json(figures, files.report / "metrics.json")
     _write_json(speed, files.report / "speed.json")

@@ -10,7 +10,7 @@ from knee_siglip.training.flops import mfu
 
 
 @dataclass
-class Speed:
+class Throughput:
     """Counts the training steps' own time, without validation and saving; goes on after a resume.
 
     `peak`: FLOP/s of all devices together, None where it is not known.
@@ -48,18 +48,18 @@ class Speed:
             self.seconds += now - self._since
         self._since, self._steps = now, 0
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """pairs_per_second, data_wait_share (upper bound), model_tflops_per_second, mfu where the peak is known."""
         if not self.seconds:
             return {}
-        figures = {
+        found = {
             "pairs_per_second": self.pairs / self.seconds,
             "data_wait_share": self.waited / self.seconds,
             "model_tflops_per_second": self.flops / self.seconds / 1e12,
         }
         if self.peak:
-            figures["mfu"] = mfu(self.flops, self.seconds, self.peak)
-        return figures | {"peak_memory_mb": peak_memory_mb()}
+            found["mfu"] = mfu(self.flops, self.seconds, self.peak)
+        return found | {"peak_memory_mb": peak_memory_mb()}
 
     def state_dict(self) -> dict[str, float]:
         """Plain values."""
