@@ -11,8 +11,8 @@ from knee_siglip.params.sections import AugmentParams, FreezeParams
 from knee_siglip.training.contrastive import contrastive_loss
 from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.encoder import PairEncoder
-from knee_siglip.training.flops import _peak, image_flops, loss_flops, mfu, peak_flops, step_flops, text_flops
 from knee_siglip.training.optimizer import freeze_towers
+from knee_siglip.training.throughput import _peak, image_flops, loss_flops, mfu, peak_flops, step_flops, text_flops
 from toys import add_gradients, local_batch
 
 H100 = "NVIDIA H100 80GB HBM3"

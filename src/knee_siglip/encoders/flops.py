@@ -1,5 +1,6 @@
-"""Forward FLOPs of transformers: a multiplication and an addition are two, and only matrix products count."""
+"""FLOPs of transformers: a multiplication and an addition are two, and only matrix products count."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -35,6 +36,21 @@ def count_blocks(blocks: nn.ModuleList, tokens: int, width: int, hidden: int, ma
         weights = 2 * width**2 * tokens + (2 * width**2 + matrices * width * hidden) * queries
         layers.append(Layer(2 * weights, 2 * 2 * queries * tokens * width, is_trained(block), has_norm=True))
     return layers
+
+
+def training_flops(layers: Iterable[Layer]) -> int:
+    """FLOPs forward and backward of layers, the lowest first.
+
+    A layer's products cost their forward FLOPs once more for the gradients of its inputs and once more for those of its
+    weights. Frozen layers have no gradients of weights; those of inputs are needed down to the lowest trained layer.
+    """
+    flops, is_trained_below = 0, False
+    for layer in layers:
+        needs_input_gradients = is_trained_below or (layer.trained and layer.has_norm)
+        flops += layer.weighted * (1 + layer.trained + needs_input_gradients)
+        flops += layer.unweighted * (3 if needs_input_gradients else 1)
+        is_trained_below = is_trained_below or layer.trained
+    return flops
 
 
 def is_trained(module: nn.Module) -> bool:

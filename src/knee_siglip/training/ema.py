@@ -54,7 +54,7 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """In place: DDP, a compiled model and the optimizer keep what they point to. One tensor of extra memory."""
+        """Swap in place: DDP, a compiled model and the optimizer hold these tensors. One tensor of extra memory."""
         for weight, shadow in zip(self._weights, self._shadow, strict=True):
             kept = weight.clone()
             weight.copy_(shadow)

@@ -104,7 +104,7 @@ class PairEncoder(nn.Module):
         return pixels, batch.input_ids[distinct.to(device)], places.to(device), image_keys, text_keys
 
     def _stand_in(self, batch: Batch) -> tuple[Tensor, ...]:
-        """For a piece without pairs: other ranks wait for this one's gradients, which then are zero."""
+        """Stands in for a piece without pairs: other ranks wait for this one's gradients, which then are zero."""
         pixels = batch.pixels.new_zeros(1, *batch.pixels.shape[1:])
         ids = batch.input_ids.new_zeros(1, batch.input_ids.shape[1])
         key = torch.zeros(1, dtype=torch.int64, device=pixels.device)
@@ -116,7 +116,7 @@ class PairEncoder(nn.Module):
         return [self(*self.inputs(local, rows)) for rows in pieces]
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        """Into one buffer, kept: on a CPU fresh memory costs several times the arithmetic.
+        """Normalised pixels in one buffer, kept: on a CPU fresh memory costs several times the arithmetic.
 
         A piece's backward pass comes before the next piece's forward, so nothing still needs what is overwritten.
         """

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainFiles:
-    """Where a run reads and writes."""
+    """Files that a run reads and writes."""
 
     manifest: Path
     cache_facts: Path
@@ -109,7 +109,8 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     seen: Pixels = pixels
     if params.train.freeze.vision == "all" and params.train.cache_frozen_features:
         seen = _features(params, checkpoint, pixels, manifest, np.concatenate(list(rows.values())))
-    train_set, val_set = (_pairs(manifest, seen, rows[split], checkpoint) for split in ("train", "val"))
+    train_set = _pairs(manifest, seen, rows["train"], checkpoint)
+    val_set = _pairs(manifest, seen, rows["val"], checkpoint)
     return Job(params, files, ranks, device, manifest, checkpoint, train_set, val_set)
 
 
@@ -230,10 +231,10 @@ def _save(checkpoint: Checkpoint, metrics: dict[str, float], path: Path) -> None
 
 
 def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker: Tracker) -> None:
-    """Write metrics.json and speed.json; log the same figures and the checkpoints."""
+    """Write metrics.json and speed.json; log the same metrics and the checkpoints."""
     history = trainer.history
     last = {name: value for name, value in history.epochs[-1].items() if name.startswith(("train.", "val"))}
-    figures = {
+    metrics = {
         **last,
         "train.skipped_steps": len(trainer.guard.skipped),
         **{f"best.{name.replace('.', '_', 1)}": v for name, v in history.best.items() if name.startswith("val")},
@@ -243,14 +244,14 @@ def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker:
     }
     speed = trainer.throughput.metrics()
     files.report.mkdir(parents=True, exist_ok=True)
-    _write_json(figures, files.report / "metrics.json")
+    _write_json(metrics, files.report / "metrics.json")
     _write_json(speed, files.report / "speed.json")
-    tracker.log_summary(figures | {f"speed.{name}": value for name, value in speed.items()})
+    tracker.log_summary(metrics | {f"speed.{name}": value for name, value in speed.items()})
     for path in (files.best_model, files.final_model):
         tracker.log_artifact(path, kind="model")
     remember_run(tracker, files.best_model)
 
 
-def _write_json(figures: dict[str, Any], path: Path) -> None:
+def _write_json(metrics: dict[str, Any], path: Path) -> None:
     """Dotted keys become nested sections, as DVC reads them."""
-    path.write_text(json.dumps(nest(figures), indent=2) + "\n")
+    path.write_text(json.dumps(nest(metrics), indent=2) + "\n")

@@ -16,6 +16,7 @@ from knee_siglip.core.errors import Interrupted
 from knee_siglip.model.device import autocast_dtype
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.pairs.batches import Batch, PairDataset, epoch_order, split_groups
+from knee_siglip.pairs.prefetch import Prefetcher
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.acceleration import accelerate
 from knee_siglip.training.accumulation import GradientCache
@@ -24,13 +25,11 @@ from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.ema import Ema
 from knee_siglip.training.encoder import LocalBatch, PairEncoder
 from knee_siglip.training.finite import FiniteGuard, StepRecord
-from knee_siglip.training.flops import peak_flops, step_flops
 from knee_siglip.training.history import History
 from knee_siglip.training.interruption import StopRequest
 from knee_siglip.training.optimizer import build_optimizer, build_schedule
-from knee_siglip.training.prefetch import Prefetcher
 from knee_siglip.training.resume import StateSaver
-from knee_siglip.training.throughput import Throughput
+from knee_siglip.training.throughput import Throughput, peak_flops, step_flops
 from knee_siglip.training.val_metrics import measure_pairs
 
 LOG_EVERY_STEPS = 10

@@ -7,9 +7,9 @@ from torch import Tensor
 from knee_siglip.metrics.matching.retrieval import contrastive_accuracy, shuffled_batches
 from knee_siglip.model.loss import sigmoid_loss
 from knee_siglip.pairs.batches import PairDataset, split_groups
+from knee_siglip.pairs.prefetch import Ahead, Prefetcher
 from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.encoder import LocalBatch, PairEncoder
-from knee_siglip.training.prefetch import Ahead, Prefetcher
 
 
 def measure_pairs(
