@@ -137,7 +137,7 @@ class FiniteGuard:
         return {"figures": figures, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Resume where `state_dict` was taken."""
         self._pending = []
         self.skipped = [
             SkippedStep(step, loss, gradient_norm, rows.numpy())

@@ -72,7 +72,7 @@ class Throughput:
         return {"seconds": self.seconds, "waited": self.waited, "pairs": self.pairs, "flops": self.flops}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Resume where `state_dict` was taken."""
         self.seconds, self.waited, self.flops = state["seconds"], state["waited"], state["flops"]
         self.pairs = int(state["pairs"])
 
