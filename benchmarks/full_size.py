@@ -15,18 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from group_gradients import add_gradients
 from transformers import Dinov2Config, SiglipTextConfig
 
 from knee_siglip.model.device import autocast_dtype, pick_device, place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
-from knee_siglip.model.positions import extend_text_positions
 from knee_siglip.pairs.batches import Batch
 from knee_siglip.params.sections import AugmentParams, TrainParams
-from knee_siglip.training.accumulation import backward_group
-from knee_siglip.training.distributed import Ranks
-from knee_siglip.training.encoder import PairEncoder, Share
+from knee_siglip.training.encoder import LocalBatch, PairEncoder
 from knee_siglip.training.optimizer import build_optimizer
-from knee_siglip.training.speed import peak_memory_mb
+from knee_siglip.training.throughput import peak_memory_mb
 
 TEXT_LENGTH = 512
 # The configs on the hub, 2026-11: microsoft/rad-dino, google/siglip-base-patch16-224
@@ -46,7 +44,7 @@ def build(batch_size: int) -> KneeRadDinoSigLIPModel:
     vision = Dinov2Config(**RAD_DINO, use_mask_token=False)
     config = KneeRadDinoSigLIPConfig(vision, text, bias_init=-math.log(batch_size - 1))
     model = KneeRadDinoSigLIPModel(config)
-    extend_text_positions(model.text_model, TEXT_LENGTH)
+    model.text.extend_positions(TEXT_LENGTH)
     return model
 
 
@@ -65,12 +63,12 @@ def measure(image_size: int, batch_size: int, steps: int, device: torch.device) 
     for step in range(steps):
         if step == 1:
             started = time.perf_counter()
-        share = Share(batch, group_size=batch_size, largest=batch_size, seed=0, step=step)
-        result = backward_group(encoder, share, batch_size, Ranks())
+        group = LocalBatch(batch, group_size=batch_size, largest=batch_size, seed=0, step=step)
+        loss = add_gradients(encoder, group, batch_size)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(result.loss.item())
+        losses.append(loss.item())
     seconds = time.perf_counter() - started
     with torch.no_grad():
         image_embeds = model.get_image_features(model.normalise_pixels(pixels[:2]))

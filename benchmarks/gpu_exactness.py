@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_training import Figures, Task, build_trainer, clean_slate, epoch_of, synthetic_pairs, timed
+from group_gradients import add_gradients
 from sizes import our_model
 from torch import Tensor
 
 from knee_siglip.model.device import autocast_dtype
 from knee_siglip.params.sections import GradientCheckpointingParams, TrainParams
 from knee_siglip.training.acceleration import accelerate
-from knee_siglip.training.accumulation import backward_group
-from knee_siglip.training.distributed import Ranks
-from knee_siglip.training.encoder import PairEncoder, Share
+from knee_siglip.training.encoder import LocalBatch, PairEncoder
 
 ZERO_BUT_FOR_ROUNDING = "k_proj.bias"
 """Softmax does not feel a constant added to all keys."""
@@ -32,9 +31,9 @@ def one_large_step(task: Task, micro_batch_size: int, **options: Any) -> Figures
         finite = math.isfinite(metrics["train.loss"]) and not metrics["train.skipped_steps"]
         return {
             "batch_size": task.batch_size,
-            "micro_batch_size": trainer.micro_batch_size,
+            "micro_batch_size": trainer.gradient_cache.micro_batch_size,
             "seconds": seconds,
-            "peak_memory_mb": trainer.speed.figures()["peak_memory_mb"],
+            "peak_memory_mb": trainer.throughput.metrics()["peak_memory_mb"],
             "loss": metrics["train.loss"],
             "finite": float(finite),
         }
@@ -70,7 +69,7 @@ def _gradients(task: Task, micro_batch_size: int, precision: str, checkpointing:
     encoder = PairEncoder(model, autocast_dtype(precision, task.device), params.augment)
     pairs = synthetic_pairs(task.batch_size, task.image_size, task.sizes)
     batch = pairs.batch(np.arange(task.batch_size)).to(task.device)
-    share = Share(batch, task.batch_size, task.batch_size, seed=0, step=0)
-    backward_group(encoder, share, micro_batch_size, Ranks())
+    group = LocalBatch(batch, task.batch_size, task.batch_size, seed=0, step=0)
+    add_gradients(encoder, group, micro_batch_size)
     named = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {name: gradient.double().cpu() for name, gradient in named.items() if gradient is not None}

@@ -23,7 +23,7 @@ from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.pairs.batches import PairDataset
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.finite import FiniteGuard
-from knee_siglip.training.speed import Speed, peak_memory_mb
+from knee_siglip.training.throughput import Throughput, peak_memory_mb
 from knee_siglip.training.trainer import Trainer
 
 Figures = dict[str, Any]
@@ -79,8 +79,8 @@ def build_trainer(task: Task, params: TrainParams, count: int) -> Trainer:
 
 
 def epoch_of(trainer: Trainer) -> dict[str, float]:
-    """One epoch as `Trainer.fit` trains it, without validation; its speed alone is in `trainer.speed` afterwards."""
-    trainer.speed = Speed(trainer.speed.peak)
+    """One epoch as `Trainer.fit` trains it, without validation; its speed is in `trainer.throughput` afterwards."""
+    trainer.throughput = Throughput(trainer.throughput.peak)
     metrics = trainer.train_epoch(Progress(disable=True))
     trainer.history.epochs.append(metrics)
     trainer.records = []
@@ -98,10 +98,10 @@ def train_ours(task: Task, **options: Any) -> Figures:
         metrics = epoch_of(trainer)
         if params.compile:
             torch.compiler.reset()
-        return trainer.speed.figures() | {
-            "warm_up_seconds": first - trainer.speed.seconds,
+        return trainer.throughput.metrics() | {
+            "warm_up_seconds": first - trainer.throughput.seconds,
             "batch_size": task.batch_size,
-            "micro_batch_size": trainer.micro_batch_size,
+            "micro_batch_size": trainer.gradient_cache.micro_batch_size,
             "loss": metrics["train.loss"],
         }
 

@@ -21,12 +21,12 @@ from claims import Claim, conclude
 
 from knee_siglip.cli.train import prepare, train_in
 from knee_siglip.core import paths
+from knee_siglip.encoders.positions import WELL_TRAINED
 from knee_siglip.evaluation.evaluate import EvaluateFiles, embed
 from knee_siglip.evaluation.measurement import measure, measure_headline
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.embedding import embed_texts
-from knee_siglip.model.positions import WELL_TRAINED, extend_text_positions
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import Params
 from knee_siglip.tables.manifest import read_manifest
@@ -44,12 +44,13 @@ def stretched_cosines() -> dict[str, float]:
     """Of the default run's model: how far stretching alone moves the impressions, and how much of the table stays."""
     texts = sorted(set(read_manifest()["text"]))
     checkpoint = load_checkpoint(paths.BEST_MODEL)
-    table = checkpoint.model.text_model.embeddings.position_embedding.weight.detach().clone()
+    encoder = checkpoint.model.text.model
+    table = encoder.embeddings.position_embedding.weight.detach().clone()
     before = embed_texts(checkpoint, texts)
-    extend_text_positions(checkpoint.model.text_model, LONG)
+    checkpoint.model.text.extend_positions(LONG)
     checkpoint.params["model"]["max_text_length"] = LONG
     after = embed_texts(checkpoint, texts)
-    new = checkpoint.model.text_model.embeddings.position_embedding.weight.detach()
+    new = encoder.embeddings.position_embedding.weight.detach()
     cosines = (before * after).sum(axis=1)
     return {
         "texts": len(texts),

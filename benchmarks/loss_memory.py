@@ -22,7 +22,8 @@ from peers import open_clip
 from torch import Tensor
 from torch.nn import functional as F
 
-from knee_siglip.model.loss import sigmoid_loss
+from knee_siglip.training.contrastive import contrastive_loss
+from knee_siglip.training.distributed import Ranks
 
 WIDTH = 768
 SMALLEST, LARGEST = 1024, 32768
@@ -42,7 +43,9 @@ def leaves(count: int) -> list[Tensor]:
 def compute_loss(project: str, inputs: list[Tensor]) -> Tensor:
     """The loss of one of the two projects; both take the diagonal as positive."""
     if project == OURS:
-        return sigmoid_loss(*inputs)
+        images, texts, scale, bias = inputs
+        ids = torch.arange(len(images))
+        return contrastive_loss(images, texts, scale, bias, ids, ids, len(ids), Ranks())[0]
     loss: Tensor = open_clip("open_clip.loss").SigLipLoss()(*inputs)
     return loss
 

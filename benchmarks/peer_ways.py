@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from training_ways import CPU, Epoch, Kind, Work, small_tokenizer
 
 from knee_siglip.tables.text import tokenize
-from knee_siglip.training.speed import peak_memory_mb
+from knee_siglip.training.throughput import peak_memory_mb
 
 WORKERS = (0, 1, 2)
 

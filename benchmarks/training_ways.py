@@ -24,7 +24,7 @@ from knee_siglip.tables.text import load_tokenizer, tokenize
 from knee_siglip.training.features import frozen_features
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.optimizer import freeze_towers
-from knee_siglip.training.speed import Speed, peak_memory_mb
+from knee_siglip.training.throughput import Throughput, peak_memory_mb
 from knee_siglip.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -138,13 +138,13 @@ class Ours:
         return self._train(self.trainer)
 
     def _train(self, trainer: Trainer) -> Epoch:
-        trainer.speed = Speed()
+        trainer.throughput = Throughput()
         started = time.perf_counter()
         metrics = trainer.train_epoch(Progress(disable=True))
         seconds = time.perf_counter() - started
         trainer.history.epochs.append(metrics)
         trainer.records = []
-        return Epoch(seconds, len(trainer.train_set), peak_memory_mb(), trainer.speed.waited)
+        return Epoch(seconds, len(trainer.train_set), peak_memory_mb(), trainer.throughput.waited)
 
     def _trainer(self, kind: Kind) -> Trainer:
         pairs = self._pairs(kind)

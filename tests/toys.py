@@ -1,4 +1,6 @@
-"""A model of a few thousand parameters, and pairs that it can learn."""
+"""A model of a few thousand parameters, pairs that it can learn, and the gradients of a group of them."""
+
+import math
 
 import numpy as np
 import torch
@@ -6,6 +8,10 @@ from transformers import Dinov2Config, SiglipTextConfig
 
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.pairs.batches import PairDataset
+from knee_siglip.training.accumulation import GradientCache
+from knee_siglip.training.contrastive import contrastive_loss
+from knee_siglip.training.distributed import Ranks
+from knee_siglip.training.encoder import LocalBatch, PairEncoder
 
 IMAGE_SIZE = 28
 POSITIONS = 8
@@ -62,3 +68,32 @@ def toy_pairs(count: int = 24, distinct: int = 6, seed: int = 0) -> PairDataset:
     pixels = (patterns[text_ids] + noise).clip(0, 255).astype(np.uint8)
     tokens = np.random.default_rng(98).integers(2, VOCABULARY, (distinct, POSITIONS))
     return PairDataset(ArrayPixels(pixels), np.arange(count), torch.from_numpy(tokens), text_ids)
+
+
+ALONE = Ranks()
+
+
+def local_batch(pairs: PairDataset, step: int = 0, ranks: Ranks = ALONE) -> LocalBatch:
+    """All pairs as one group, as far as this rank encodes them."""
+    count = len(pairs)
+    batch = pairs.batch(ranks.local_part(np.arange(count)))
+    return LocalBatch(batch, count, math.ceil(count / ranks.size), seed=0, step=step)
+
+
+def add_gradients(
+    encoder: PairEncoder,
+    local: LocalBatch,
+    micro_batch_size: int,
+    ranks: Ranks = ALONE,
+    multi_positive: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode, loss and backward as `Trainer.train_step` has them; returns loss and accuracy."""
+    cache = GradientCache(encoder, ranks, micro_batch_size)
+    encoded = cache.encode(local)
+    scale, bias = encoder.model.logit_scale.exp(), encoder.model.logit_bias
+    ids = local.positive_ids(multi_positive), local.text_ids
+    embeds = encoded.image_embeds, encoded.text_embeds
+    loss, accuracy = contrastive_loss(*embeds, scale, bias, *ids, local.group_size, ranks)
+    loss.backward()
+    cache.backward(encoded)
+    return loss.detach(), accuracy

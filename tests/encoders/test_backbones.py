@@ -98,13 +98,13 @@ def test_encoders_compute_what_their_sources_do(rad_dino, siglip, tmp_path):
     input_ids = tokenize(load_tokenizer(tmp_path / "text"), ["Severe OA of right knee joint"], 64)
     with torch.inference_mode():
         vision = Dinov2Model.from_pretrained(rad_dino).eval()(pixels).last_hidden_state
-        torch.testing.assert_close(load_vision(tmp_path / "vision").eval()(pixels).last_hidden_state, vision)
+        torch.testing.assert_close(load_vision(tmp_path / "vision").model.eval()(pixels).last_hidden_state, vision)
         text = SiglipModel.from_pretrained(siglip).eval().text_model(input_ids=input_ids).pooler_output
-        torch.testing.assert_close(load_text(tmp_path / "text").eval()(input_ids=input_ids).pooler_output, text)
+        torch.testing.assert_close(load_text(tmp_path / "text").model.eval()(input_ids=input_ids).pooler_output, text)
 
 
 def test_text_embedding_is_the_head_of_the_last_position(siglip):
-    model = load_text(siglip).eval()
+    model = load_text(siglip).model.eval()
     input_ids = tokenize(load_tokenizer(SMALL_FOLDER / "text"), ["Effusion"], 64)
     with torch.inference_mode():
         output = model(input_ids=input_ids)
@@ -112,9 +112,9 @@ def test_text_embedding_is_the_head_of_the_last_position(siglip):
 
 
 def test_published_token_ids_outside_the_vocabulary_are_mended(siglip, tmp_path):
-    assert load_text(siglip).config.eos_token_id == 49407
+    assert load_text(siglip).model.config.eos_token_id == 49407
     write_text(siglip, tmp_path / "text")
-    config = load_text(tmp_path / "text").config
+    config = load_text(tmp_path / "text").model.config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, 1, 1)
 
 
@@ -127,7 +127,7 @@ def test_text_tower_alone_is_a_source_too(siglip, tmp_path):
 @pytest.mark.parametrize("image_size", [224, 448])
 def test_518_px_encoder_reads_other_sizes(rad_dino, image_size):
     with torch.inference_mode():
-        output = load_vision(rad_dino)(torch.rand(1, 3, image_size, image_size))
+        output = load_vision(rad_dino).model(torch.rand(1, 3, image_size, image_size))
     assert output.last_hidden_state.shape == (1, (image_size // 14) ** 2 + 1, 32)
 
 
@@ -135,7 +135,7 @@ def test_half_precision_weights_become_float32(rad_dino, tmp_path):
     shutil.copytree(rad_dino, tmp_path / "half")
     weights = {name: tensor.half() for name, tensor in load_file(rad_dino / "model.safetensors").items()}
     save_file(weights, tmp_path / "half/model.safetensors", metadata={"format": "pt"})
-    assert load_vision(tmp_path / "half").dtype == torch.float32
+    assert load_vision(tmp_path / "half").model.dtype == torch.float32
 
 
 def test_normalisation_is_the_vision_encoders_own(rad_dino):
@@ -145,8 +145,8 @@ def test_normalisation_is_the_vision_encoders_own(rad_dino):
 def test_small_encoders_come_with_the_project(tmp_path):
     write_backbones(ModelParams(), tmp_path / "backbones")
     vision, text = load_vision(tmp_path / "backbones/vision"), load_text(tmp_path / "backbones/text")
-    assert vision.config.patch_size == 28
-    assert text.config.vocab_size == len(load_tokenizer(tmp_path / "backbones/text"))
+    assert vision.patch == 28
+    assert text.model.config.vocab_size == len(load_tokenizer(tmp_path / "backbones/text"))
     load_image_normalisation(tmp_path / "backbones/vision")
 
 
@@ -208,7 +208,7 @@ def test_commit_in_the_hub_cache_needs_no_hub(rad_dino, siglip, empty_hub_cache,
     shutil.copytree(siglip, tmp_path / "hub/models--google--siglip/snapshots" / HASH)
     params = ModelParams(vision=str(rad_dino), text="google/siglip", text_revision=HASH)
     write_backbones(params, tmp_path / "backbones")
-    assert load_text(tmp_path / "backbones/text").config.hidden_size == 32
+    assert load_text(tmp_path / "backbones/text").model.config.hidden_size == 32
 
 
 def test_text_model_given_as_vision_encoder(siglip):

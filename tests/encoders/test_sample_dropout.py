@@ -43,8 +43,8 @@ def test_evaluation_drops_nothing():
 
 def both_towers(model, keys, rows):
     """Embeddings of a part of 6 images and texts in training mode."""
-    for tower in (model.vision_model, model.text_model):
-        for site in use_sample_dropout(tower):
+    for encoder in (model.vision, model.text):
+        for site in use_sample_dropout(encoder):
             site.set_keys(keys[rows])
     torch.manual_seed(0)
     pixels, tokens = torch.randn(6, 3, 28, 28), torch.randint(2, 32, (6, 8))
@@ -76,14 +76,14 @@ def test_without_dropout_in_training_the_attention_is_that_of_the_library(make_m
 
 def test_a_tower_without_dropout_keeps_its_fast_attention(make_model):
     model = make_model()
-    assert use_sample_dropout(model.vision_model) == []
+    assert use_sample_dropout(model.vision) == []
     assert model.vision_model.config._attn_implementation == "sdpa"
 
 
 def test_asking_twice_finds_the_same_sites(make_model):
     model = make_model(dropout=0.3, drop_path=0.3)
-    first = use_sample_dropout(model.vision_model)
-    assert first == use_sample_dropout(model.vision_model)
+    first = use_sample_dropout(model.vision)
+    assert first == use_sample_dropout(model.vision)
     # the embeddings, and in each of two blocks the attention and the drop path
     assert len(first) == 5
     assert len({site.number for site in first}) == 5

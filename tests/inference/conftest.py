@@ -35,7 +35,7 @@ def predictor(monkeypatch: pytest.MonkeyPatch) -> Predictor:
         model=SimpleNamespace(
             logit_scale=torch.tensor(SCALE).log(),
             logit_bias=torch.tensor(BIAS),
-            config=SimpleNamespace(vision_config=SimpleNamespace(patch_size=14)),
+            vision=SimpleNamespace(patch=14),
         ),
     )
 

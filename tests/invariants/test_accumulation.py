@@ -1,34 +1,27 @@
 """A group encoded in pieces gives the gradients of the whole, for every parameter, with dropout and augmentation."""
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from knee_siglip.encoders.sample_dropout import SampleDropout
 from knee_siglip.params.sections import AugmentParams
-from knee_siglip.training.accumulation import backward_group
-from knee_siglip.training.distributed import Ranks
-from knee_siglip.training.encoder import PairEncoder, Share
-
-
-def share_of(dataset, step=0):
-    count = len(dataset)
-    return Share(dataset.batch(np.arange(count)), group_size=count, largest=count, seed=0, step=step)
+from knee_siglip.training.encoder import PairEncoder
+from toys import add_gradients, local_batch
 
 
 def gradients(model, dataset, micro_batch_size, step=0, **options):
     model.zero_grad()
     encoder = PairEncoder(model, None, AugmentParams())
-    result = backward_group(encoder, share_of(dataset, step), micro_batch_size, Ranks(), **options)
-    return result, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    loss, accuracy = add_gradients(encoder, local_batch(dataset, step), micro_batch_size, **options)
+    return loss, accuracy, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 def plain_gradients(model, dataset, step=0):
     """One forward pass of everything, the loss in five lines, autograd."""
     model.zero_grad()
     encoder = PairEncoder(model, None, AugmentParams())
-    image_embeds, text_embeds = encoder(*encoder.inputs(share_of(dataset, step), slice(0, len(dataset))))
+    image_embeds, text_embeds = encoder(*encoder.inputs(local_batch(dataset, step), slice(0, len(dataset))))
     logits = model.logit_scale.exp() * image_embeds @ text_embeds.T + model.logit_bias
     same = dataset.text_ids[:, None] == dataset.text_ids[None]
     loss = -F.logsigmoid(torch.where(same, logits, -logits)).sum() / len(dataset)
@@ -52,28 +45,28 @@ def test_pieces_equal_one_batch_with_dropout_and_augmentation(
 ):
     model = make_model(dropout=0.2, drop_path=0.2).to(dtype).train()
     loss, expected = plain_gradients(model, make_pairs())
-    pieces, actual = gradients(model, make_pairs(), micro_batch_size)
-    assert pieces.loss.item() == pytest.approx(loss.item(), rel=tolerance)
+    pieces, _, actual = gradients(model, make_pairs(), micro_batch_size)
+    assert pieces.item() == pytest.approx(loss.item(), rel=tolerance)
     assert_equal(actual, expected, tolerance)
 
 
 def test_gradient_checkpointing_changes_no_gradient(make_model, make_pairs):
     model = make_model(dropout=0.2, drop_path=0.2).double().train()
-    _, expected = gradients(model, make_pairs(), 7)
+    _, _, expected = gradients(model, make_pairs(), 7)
     model.activation_checkpointing_enable()
-    _, actual = gradients(model, make_pairs(), 7)
+    _, _, actual = gradients(model, make_pairs(), 7)
     assert_equal(actual, expected, 1e-10)
 
 
 def test_dropout_and_augmentation_differ_from_step_to_step(make_model, make_pairs):
     model = make_model(dropout=0.2).train()
-    first, second = (gradients(model, make_pairs(), 24, step)[0].loss for step in (0, 1))
+    first, second = (gradients(model, make_pairs(), 24, step)[0] for step in (0, 1))
     assert (first - second).abs() > 1e-3
 
 
 def test_evaluation_mode_has_neither(make_model, make_pairs):
     model = make_model(dropout=0.2).eval()
-    first, second = (gradients(model, make_pairs(), 24, step)[0].loss for step in (0, 1))
+    first, second = (gradients(model, make_pairs(), 24, step)[0] for step in (0, 1))
     assert torch.equal(first, second)
 
 
@@ -89,24 +82,24 @@ def test_a_text_that_pairs_share_is_encoded_once(make_model, make_pairs):
 def test_without_multi_positive_only_the_own_text_is_positive(make_model, make_pairs):
     model = make_model().double().eval()
     pairs = make_pairs(count=24, distinct=6)
-    result, _ = gradients(model, pairs, 24, multi_positive=False)
+    loss, _, _ = gradients(model, pairs, 24, multi_positive=False)
     encoder = PairEncoder(model, None, AugmentParams())
-    images, texts = encoder(*encoder.inputs(share_of(pairs), slice(0, 24)))
+    images, texts = encoder(*encoder.inputs(local_batch(pairs), slice(0, 24)))
     logits = model.logit_scale.exp() * images @ texts.T + model.logit_bias
     expected = -F.logsigmoid(torch.where(torch.eye(24, dtype=torch.bool), logits, -logits)).sum() / 24
-    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
 
 
 def test_accuracy_is_that_of_the_whole_group(make_model, make_pairs):
     model = make_model().eval()
     pairs = make_pairs()
     encoder = PairEncoder(model, None, AugmentParams())
-    images, texts = encoder(*encoder.inputs(share_of(pairs), slice(0, 24)))
+    images, texts = encoder(*encoder.inputs(local_batch(pairs), slice(0, 24)))
     similarity, ids = images @ texts.T, pairs.text_ids
     to_text = (ids[similarity.argmax(dim=1)] == ids).float().mean()
     to_image = (ids[similarity.argmax(dim=0)] == ids).float().mean()
     for micro_batch_size in (5, 24):
-        accuracy = gradients(model, pairs, micro_batch_size)[0].accuracy
+        accuracy = gradients(model, pairs, micro_batch_size)[1]
         assert accuracy.item() == pytest.approx(((to_text + to_image) / 2).item())
 
 

@@ -7,7 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from knee_siglip.model import loss as loss_module
-from knee_siglip.model.loss import Side, meet, sigmoid_loss
+from knee_siglip.model.loss import Modality, add_pairs, sigmoid_loss
+from knee_siglip.training.contrastive import contrastive_loss
+from knee_siglip.training.distributed import Ranks
 
 COUNT = 37
 
@@ -25,6 +27,11 @@ def autograd_reference(image_embeds, text_embeds, scale, bias, ids):
     logits = scale * image_embeds @ text_embeds.T + bias
     y = torch.where(ids[:, None] == ids[None], 1.0, -1.0)
     return -F.logsigmoid(y * logits).sum() / len(logits)
+
+
+def trained_loss(image_embeds, text_embeds, scale, bias, ids):
+    """The loss as training has it, with gradients."""
+    return contrastive_loss(image_embeds, text_embeds, scale, bias, ids, ids, len(ids), Ranks())[0]
 
 
 @pytest.fixture
@@ -58,8 +65,9 @@ def test_tiles_equal_the_whole_in_loss_and_gradients(monkeypatch, dtype, toleran
     ids = torch.arange(COUNT) % 11
     ours, plain = leaves(dtype), leaves(dtype)
     # an outer factor, as of a loss scaler, reaches every gradient
-    loss, expected = 3 * sigmoid_loss(*ours, ids), 3 * autograd_reference(*plain, ids)
+    loss, expected = 3 * trained_loss(*ours, ids), 3 * autograd_reference(*plain, ids)
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    assert 3 * sigmoid_loss(*ours, ids).item() == pytest.approx(loss.item(), rel=tolerance)
     for gradient, right in zip(torch.autograd.grad(loss, ours), torch.autograd.grad(expected, plain), strict=True):
         assert (gradient - right).norm() <= tolerance * right.norm()
 
@@ -69,7 +77,7 @@ def test_extreme_logits_stay_exact(scale, bias):
     """Released SigLIP models have scales up to 112."""
     ours, plain = leaves(torch.float32, scale, bias), leaves(torch.float64, scale, bias)
     ids = torch.arange(COUNT)
-    loss, expected = sigmoid_loss(*ours, ids), autograd_reference(*plain, ids)
+    loss, expected = trained_loss(*ours, ids), autograd_reference(*plain, ids)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for gradient, right in zip(torch.autograd.grad(loss, ours), torch.autograd.grad(expected, plain), strict=True):
         assert (gradient.double() - right).norm() <= 1e-4 * right.norm()
@@ -81,7 +89,7 @@ def test_what_autograd_keeps_grows_with_the_batch_and_not_with_its_square():
         texts = F.normalize(torch.randn(count, 16), dim=-1).requires_grad_()
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda t: t):
-            sigmoid_loss(images, texts, torch.tensor(9.0), torch.tensor(-1.5))
+            trained_loss(images, texts, torch.tensor(9.0), torch.tensor(-1.5), torch.arange(count))
         return sum(kept)
 
     assert saved_bytes(2048) == pytest.approx(8 * saved_bytes(256), rel=0.01)
@@ -120,8 +128,8 @@ def test_the_setting_of_tf32_is_given_back(embeds):
 
 
 def correct(image_embeds, text_embeds, ids):
-    images, texts = (Side.begin(embeds, ids, ids) for embeds in (image_embeds, text_embeds))
-    meet(images, texts, torch.tensor(9.0), torch.tensor(-1.5))
+    images, texts = Modality.begin(image_embeds, ids, ids), Modality.begin(text_embeds, ids, ids)
+    add_pairs(images, texts, torch.tensor(9.0), torch.tensor(-1.5))
     return images.correct().tolist(), texts.correct().tolist()
 
 

@@ -11,12 +11,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from knee_siglip.params.sections import AugmentParams, TrainParams
-from knee_siglip.training.accumulation import backward_group
 from knee_siglip.training.distributed import Ranks, open_ranks
-from knee_siglip.training.encoder import PairEncoder, Share
+from knee_siglip.training.encoder import PairEncoder
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.trainer import Trainer
-from toys import toy_model, toy_pairs
+from toys import add_gradients, local_batch, toy_model, toy_pairs
 
 
 def group_gradients(ranks: Ranks, count: int, micro_batch_size: int, dtype: torch.dtype, multi_positive: bool) -> dict:
@@ -24,12 +23,9 @@ def group_gradients(ranks: Ranks, count: int, micro_batch_size: int, dtype: torc
     model = toy_model(dropout=0.2, drop_path=0.2).to(dtype).train()
     pairs = toy_pairs(count)
     encoder = PairEncoder(model, None, AugmentParams())
-    batch = pairs.batch(ranks.share(np.arange(count)))
-    share = Share(batch, group_size=count, largest=-(-count // ranks.size), seed=0, step=3)
-    wrapped = ranks.wrap(encoder)
-    result = backward_group(encoder, share, micro_batch_size, ranks, wrapped=wrapped, multi_positive=multi_positive)
+    loss, accuracy = add_gradients(encoder, local_batch(pairs, 3, ranks), micro_batch_size, ranks, multi_positive)
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return found | {"loss": result.loss, "accuracy": result.accuracy}
+    return found | {"loss": loss, "accuracy": accuracy}
 
 
 def train(ranks: Ranks) -> dict:
@@ -66,7 +62,7 @@ def main() -> None:
         }
         found["training"] = train(ranks)
         found["flags"] = [ranks.any(ranks.rank == 0), ranks.any(ranks.rank == ranks.size - 1), ranks.any(False)]
-        found["rows"] = ranks.gather(torch.from_numpy(ranks.share(np.arange(7))).unsqueeze(1), 7)
+        found["rows"] = ranks.gather(torch.from_numpy(ranks.local_part(np.arange(7))).unsqueeze(1), 7)
         found["size"] = ranks.size
         if ranks.is_first:
             torch.save(found, sys.argv[1])

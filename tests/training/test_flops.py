@@ -3,18 +3,17 @@
 It does not know the CPU's fused attention, so attention is computed in steps here, nor `addmm_`, which is told to it.
 """
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from knee_siglip.model.loss import sigmoid_loss
 from knee_siglip.params.sections import AugmentParams, FreezeParams
-from knee_siglip.training.accumulation import backward_group
+from knee_siglip.training.contrastive import contrastive_loss
 from knee_siglip.training.distributed import Ranks
-from knee_siglip.training.encoder import PairEncoder, Share
-from knee_siglip.training.flops import _peak, image_flops, loss_flops, mfu, peak_flops, step_flops, text_flops
+from knee_siglip.training.encoder import PairEncoder
 from knee_siglip.training.optimizer import freeze_towers
+from knee_siglip.training.throughput import _peak, image_flops, loss_flops, mfu, peak_flops, step_flops, text_flops
+from toys import add_gradients, local_batch
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -48,9 +47,8 @@ def counted(compute, *inputs):
 
 def counted_step(model, pairs, micro_batch_size):
     encoder = PairEncoder(model, None, AugmentParams())
-    share = Share(pairs.batch(np.arange(len(pairs))), len(pairs), len(pairs), seed=0, step=0)
     with new_counter() as counter:
-        backward_group(encoder, share, micro_batch_size, Ranks())
+        add_gradients(encoder, local_batch(pairs), micro_batch_size)
     return counter.get_total_flops()
 
 
@@ -106,7 +104,9 @@ def test_with_cached_features_only_the_projection_is_computed(make_counted, proj
 
 def test_the_loss_costs_three_products():
     embeds = [torch.randn(5, 16, requires_grad=True) for _ in range(2)]
-    assert loss_flops(5, 16) == counted(sigmoid_loss, *embeds, torch.tensor(10.0), torch.tensor(-2.0))
+    scale, bias, ids = torch.tensor(10.0), torch.tensor(-2.0), torch.arange(5)
+    flops = counted(lambda *pair: contrastive_loss(*pair, scale, bias, ids, ids, 5, Ranks())[0], *embeds)
+    assert loss_flops(5, 16) == flops
 
 
 @pytest.mark.parametrize(

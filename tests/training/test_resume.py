@@ -10,13 +10,13 @@ import torch
 from knee_siglip.core.errors import UserError
 from knee_siglip.params.files import parse_params
 from knee_siglip.training import resume
-from knee_siglip.training.resume import Keeper, fingerprint, open_run
+from knee_siglip.training.resume import StateSaver, fingerprint, open_run
 
 
 @pytest.fixture
 def keeper(tmp_path):
     (tmp_path / "run").mkdir()
-    return Keeper(tmp_path / "run", minutes=5)
+    return StateSaver(tmp_path / "run", minutes=5)
 
 
 def state(step):
@@ -101,7 +101,7 @@ def test_without_hard_links_the_best_model_is_copied(keeper, monkeypatch):
 def test_a_state_is_due_after_its_minutes(monkeypatch, tmp_path):
     now = [100.0]
     monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
-    keeper = Keeper(tmp_path, minutes=2)
+    keeper = StateSaver(tmp_path, minutes=2)
     now[0] += 119
     assert not keeper.is_due
     now[0] += 1

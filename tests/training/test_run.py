@@ -94,7 +94,7 @@ def test_a_partly_frozen_tower_trains_its_last_blocks_only(files, make_params):
 def load_state(folder):
     from knee_siglip.encoders.backbones import load_vision
 
-    return load_vision(folder).state_dict()
+    return load_vision(folder).model.state_dict()
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

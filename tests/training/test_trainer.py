@@ -6,6 +6,7 @@ import torch
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.params.sections import AugmentParams, FreezeParams, TrainParams
+from knee_siglip.training import accumulation
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.optimizer import freeze_towers
 from knee_siglip.training.trainer import Trainer
@@ -146,13 +147,33 @@ def test_out_of_memory_halves_the_pieces_and_changes_no_result(make_model, make_
     tight, _, _ = make_trainer(make_model(dropout=0.2).double(), make_pairs, params)
     out_of_memory_above(tight, 3, monkeypatch)
     tight.fit()
-    assert tight.micro_batch_size == 2
+    assert tight.gradient_cache.micro_batch_size == 2
     for a, b in zip(roomy.model.parameters(), tight.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
     warnings = [record.getMessage() for record in caplog.records if "out of GPU memory" in record.getMessage()]
     assert len(warnings) == 1
     assert "encodes 2 pairs at a time, not 8" in warnings[0]
     assert "train.micro_batch_size: 2" in warnings[0]
+
+
+def test_gradients_of_an_attempt_that_ran_out_of_memory_count_once(make_model, make_pairs, monkeypatch):
+    """Memory runs out in the backward pass, after gradients have reached the parameters."""
+    params = PARAMS.model_copy(update={"epochs": 1})
+    roomy, _, _ = make_trainer(make_model(dropout=0.2).double(), make_pairs, params)
+    roomy.fit()
+    push = accumulation._push
+
+    def fill_memory(embeds, grads, rows):
+        push(embeds, grads, rows)
+        if len(embeds[0]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(accumulation, "_push", fill_memory)
+    tight, _, _ = make_trainer(make_model(dropout=0.2).double(), make_pairs, params)
+    tight.fit()
+    assert tight.gradient_cache.micro_batch_size == 2
+    for a, b in zip(roomy.model.parameters(), tight.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
 def test_memory_that_does_not_hold_one_pair_is_told(make_model, make_pairs, monkeypatch):

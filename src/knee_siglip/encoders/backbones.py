@@ -1,8 +1,8 @@
 """Both encoders on disk in Hugging Face format, and from disk into memory.
 
 A source is `small` (ships with the project), a local folder, or a hub repository at a pinned commit. All three are read
-by the same code, and only what the model needs is kept: of RAD-DINO the Dinov2 weights and the image processor's
-config, of SigLIP the text tower and the tokenizer.
+by the same code, and only what the model needs is kept: the vision encoder's weights and its image processor's config,
+the text encoder's weights and its tokenizer.
 """
 
 import json
@@ -10,20 +10,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
-from transformers import Dinov2Model, PreTrainedModel, SiglipTextConfig, SiglipTextModel
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.encoders.hub import download
+from knee_siglip.encoders.protocols import Encoder, TextEncoder, VisionEncoder
+from knee_siglip.encoders.registry import TEXT_ENCODERS, VISION_ENCODERS, Tower, encoders_of
 from knee_siglip.params.checks import check_encoder
 from knee_siglip.params.sections import SMALL, ModelParams
 from knee_siglip.tables.text import SENTENCEPIECE_FILE, load_tokenizer
-
-Tower = Literal["vision", "text"]
-Model = TypeVar("Model", bound=PreTrainedModel)
 
 SMALL_FOLDER = Path(__file__).with_name("small")
 SMALL_TEXT_SEED = 0
@@ -35,8 +34,6 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SENTENCEPIECE_TOKENIZER = (SENTENCEPIECE_FILE, "tokenizer_config.json", "special_tokens_map.json")
 FAST_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
-MODEL_TYPES: dict[Tower, tuple[str, ...]] = {"vision": ("dinov2",), "text": ("siglip", "siglip_text_model")}
-FAMILY: dict[Tower, str] = {"vision": "Dinov2 model (such as RAD-DINO)", "text": "SigLIP model"}
 WANTED: dict[Tower, tuple[str, ...]] = {
     "vision": (CONFIG, PROCESSOR, "model*.safetensors", WEIGHTS[1]),
     "text": (CONFIG, "model*.safetensors", WEIGHTS[1], *SENTENCEPIECE_TOKENIZER, "tokenizer.json"),
@@ -76,8 +73,8 @@ def find_source(tower: Tower, source: str, revision: str) -> Path:
 
 
 def write_vision(source: Path, target: Path) -> None:
-    """Keep a folder's Dinov2 encoder (float32) and its image processor's config."""
-    model = load_vision(source)
+    """Keep a folder's vision encoder (float32) and its image processor's config."""
+    model = load_vision(source).model
     load_image_normalisation(source)
     target.mkdir(parents=True)
     with _quiet():
@@ -86,22 +83,20 @@ def write_vision(source: Path, target: Path) -> None:
 
 
 def write_text(source: Path, target: Path) -> None:
-    """Keep a folder's SigLIP text tower (float32) and its tokenizer; the shipped one gets its first weights here."""
-    model = _new_small_text() if source == SMALL_FOLDER / "text" else load_text(source)
+    """Keep a folder's text encoder (float32) and its tokenizer; the shipped one gets its first weights here."""
+    encoder = _new_small_text() if source == SMALL_FOLDER / "text" else load_text(source)
+    vocabulary = encoder.model.config.vocab_size
     target.mkdir(parents=True)
     _copy_tokenizer(source, target)
     tokenizer = load_tokenizer(target)
-    if len(tokenizer) > model.config.vocab_size:
+    if len(tokenizer) > vocabulary:
         raise UserError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only {model.config.vocab_size}; "
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}; "
             "the two do not belong together"
         )
-    # SigLIP's published 49406 and 49407 are left from CLIP and lie outside its vocabulary.
-    model.config.bos_token_id = None
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.config.pad_token_id = tokenizer.pad_token_id
+    encoder.adopt_tokenizer(tokenizer)
     with _quiet():
-        model.save_pretrained(target)
+        encoder.model.save_pretrained(target)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
@@ -115,22 +110,24 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     raise UserError(f"{source} holds no tokenizer; {SENTENCEPIECE_FILE} of the SigLIP repository is needed")
 
 
-def load_vision(folder: Path) -> Dinov2Model:
-    """Read a Dinov2 encoder as float32, without the mask token, which would be a parameter without a gradient.
+def load_vision(folder: Path) -> VisionEncoder:
+    """Read a vision encoder as float32.
 
     Raises:
-        UserError: `folder` holds no Dinov2 model, or not all of its weights.
+        UserError: `folder` holds no encoder of a registered family, or not all of its weights.
     """
-    return _load(Dinov2Model, "vision", folder, use_mask_token=False)
+    kind = VISION_ENCODERS[_model_type(folder, "vision")]
+    return kind(_load(kind, "vision", folder))
 
 
-def load_text(folder: Path) -> SiglipTextModel:
-    """Read a SigLIP text tower as float32, from a whole SigLIP model or from a text model alone.
+def load_text(folder: Path) -> TextEncoder:
+    """Read a text encoder as float32, from a whole image-text model or from a text model alone.
 
     Raises:
-        UserError: `folder` holds no SigLIP model, or not all of its text weights.
+        UserError: `folder` holds no encoder of a registered family, or not all of its text weights.
     """
-    return _load(SiglipTextModel, "text", folder)
+    kind = TEXT_ENCODERS[_model_type(folder, "text")]
+    return kind(_load(kind, "text", folder))
 
 
 def load_image_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -141,7 +138,8 @@ def load_image_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[flo
     """
     path = folder / PROCESSOR
     processor = _read_json(path, "the vision encoder's own mean and standard deviation come from this file")
-    mean, std = (_three_numbers(path, key, processor.get(key)) for key in ("image_mean", "image_std"))
+    mean = _three_numbers(path, "image_mean", processor.get("image_mean"))
+    std = _three_numbers(path, "image_std", processor.get("image_std"))
     if min(std) <= 0:
         raise UserError(f"{path}: image_std = {std!r}: must be above 0")
     return mean, std
@@ -153,36 +151,44 @@ def _three_numbers(path: Path, key: str, values: object) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def _new_small_text() -> SiglipTextModel:
-    """SigLIP's own initialisation, which does not depend on and does not move torch's global seed."""
-    config = SiglipTextConfig.from_json_file(SMALL_FOLDER / "text" / CONFIG)
+def _new_small_text() -> TextEncoder:
+    """Its family's own initialisation, which does not depend on and does not move torch's global seed."""
+    folder = SMALL_FOLDER / "text"
+    kind = TEXT_ENCODERS[_model_type(folder, "text")]
+    config = kind.config_class.from_json_file(folder / CONFIG)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SMALL_TEXT_SEED)
-        return SiglipTextModel(config)
+        return kind(kind.build(config))
 
 
-def _load(kind: type[Model], tower: Tower, folder: Path, **options: Any) -> Model:
+def _model_type(folder: Path, tower: Tower) -> str:
+    known = encoders_of(tower)
+    needed = " or ".join(dict.fromkeys(kind.description for kind in known.values()))
+    found = _read_json(folder / CONFIG, f"a {needed} in Hugging Face format is needed").get("model_type")
+    if found not in known:
+        raise UserError(f"{folder} holds a model of type {found!r}; model.{tower} needs a {needed}")
+    return str(found)
+
+
+def _load(kind: type[Encoder], tower: Tower, folder: Path) -> PreTrainedModel:
     """`from_pretrained`, which would fill missing weights with random ones without an error: here that is one."""
-    found = _read_json(folder / CONFIG, f"a {FAMILY[tower]} in Hugging Face format is needed").get("model_type")
-    if found not in MODEL_TYPES[tower]:
-        raise UserError(f"{folder} holds a model of type {found!r}; model.{tower} needs a {FAMILY[tower]}")
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise UserError(f"{folder} holds no {WEIGHTS[0]}; weights are read in safetensors format only")
     try:
         with _quiet():
-            loaded: Any = kind.from_pretrained(
+            loaded: Any = kind.model_class.from_pretrained(
                 folder,
                 dtype=torch.float32,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
-                **options,
+                **kind.load_options,
             )
     # safetensors raises a class of its own for a damaged file, transformers several for shapes that do not fit
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{folder}: the {tower} encoder cannot be loaded: {reason}") from None
-    model: Model = loaded[0]
+    model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise UserError(f"{folder}: {len(missing)} weights of the {tower} encoder are missing, first {missing[0]}")
     return model

@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention, Dinov2DropPath
-from transformers.models.siglip.modeling_siglip import SiglipAttention
 
+from knee_siglip.encoders.protocols import Encoder
 from knee_siglip.pairs.randomness import derived_keys, uniform
 
 ATTENTION = "sample_dropout"
 ATTENTION_SITE = "probability_dropout"
 DROP_PATH_CALLS = 2
-"""A Dinov2 block calls its one drop path after the attention and after the MLP."""
-
+"""A block calls its one drop path after the attention and after the MLP."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ class SampleDropout(nn.Module):
     """Zeroes parts of each sample with probability `p` and scales the rest by 1 / (1 - p), in training only.
 
     Args:
-        number: of this place in the network, so that no two places draw alike.
+        number: this place in the network, so that no two places draw alike.
         calls: how often one forward pass comes here.
         whole: drop whole samples (stochastic depth, Huang et al. 2016, arXiv:1603.09382) instead of single values.
     """
@@ -41,7 +39,7 @@ class SampleDropout(nn.Module):
         self._call = 0
 
     def set_keys(self, keys: Tensor) -> None:
-        """Of the samples (B,) that come next; they hold for the forward pass and whatever recomputes parts of it."""
+        """Keys (B,) of the next samples; they hold for the forward pass and whatever recomputes parts of it."""
         self.keys, self._call = keys, 0
 
     def forward(self, values: Tensor) -> Tensor:
@@ -58,35 +56,40 @@ class SampleDropout(nn.Module):
         return values * kept / (1 - self.p)
 
 
-def use_sample_dropout(tower: PreTrainedModel) -> list[SampleDropout]:
-    """Put `SampleDropout` wherever a tower's config asks for dropout, in place; returns all of its sites.
+def use_sample_dropout(encoder: Encoder) -> list[SampleDropout]:
+    """Put `SampleDropout` wherever an encoder's config asks for dropout, in place; returns all of its sites.
 
-    A tower whose config has attention dropout computes attention in plain steps then: the fused kernels draw their own
-    masks. Without dropout nothing changes.
+    An encoder whose config has attention dropout computes attention in plain steps then: the fused kernels draw their
+    own masks. Without dropout nothing changes.
     """
+    model = encoder.model
     sites: list[SampleDropout] = []
-    for module in list(tower.modules()):
+    for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Dropout) and child.p > 0:
-                setattr(module, name, SampleDropout(child.p, len(sites)))
-            elif isinstance(child, Dinov2DropPath) and child.drop_prob > 0:
-                setattr(module, name, SampleDropout(child.drop_prob, len(sites), DROP_PATH_CALLS, whole=True))
-            if isinstance(site := getattr(module, name), SampleDropout):
+            site = _site_for(encoder, child, len(sites))
+            if site is not None:
+                setattr(module, name, site)
                 sites.append(site.train(module.training))
-        p = _attention_dropout(module)
+        p = encoder.attention_dropout(module)
         if p > 0 and not hasattr(module, ATTENTION_SITE):
-            module.add_module(ATTENTION_SITE, site := SampleDropout(p, len(sites)))
+            site = SampleDropout(p, len(sites))
+            module.add_module(ATTENTION_SITE, site)
             sites.append(site.train(module.training))
-    if any(hasattr(module, ATTENTION_SITE) for module in tower.modules()):
-        logger.warning("%s has attention dropout: its attention is not fused", type(tower).__name__)
-        tower.set_attn_implementation(ATTENTION)
+    if any(hasattr(module, ATTENTION_SITE) for module in model.modules()):
+        logger.warning("%s has attention dropout: its attention is not fused", type(model).__name__)
+        model.set_attn_implementation(ATTENTION)
     return sites
 
 
-def _attention_dropout(module: nn.Module) -> float:
-    if isinstance(module, Dinov2Attention):
-        return float(module.attention_dropout)
-    return float(module.dropout) if isinstance(module, SiglipAttention) else 0.0
+def _site_for(encoder: Encoder, child: nn.Module, number: int) -> SampleDropout | None:
+    """What takes the place of a module that drops; itself where that was done before."""
+    if isinstance(child, SampleDropout):
+        return child
+    if isinstance(child, nn.Dropout) and child.p > 0:
+        return SampleDropout(child.p, number)
+    drops_samples = encoder.drop_path_class is not None and isinstance(child, encoder.drop_path_class)
+    p = float(getattr(child, "drop_prob", 0)) if drops_samples else 0.0
+    return SampleDropout(p, number, DROP_PATH_CALLS, whole=True) if p > 0 else None
 
 
 def _attend(

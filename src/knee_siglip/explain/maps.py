@@ -47,7 +47,7 @@ def phrase_maps(
     if method == "gradient":
         counts = torch.tensor([len(texts) for texts in phrases])
         images = torch.arange(len(pixels)).repeat_interleave(counts)
-        maps = attention_relevance(model, pixels[images.to(pixels.device)], torch.cat([*phrases]))
+        maps = attention_relevance(model, pixels[images.to(pixels.device)], torch.cat(list(phrases)))
         return list(maps.split(counts.tolist()))
     field = patch_embeds(model, pixels) if method == "raw" else occlusion_drops(model, pixels, window)
     return [torch.einsum("ghd,pd->pgh", at, texts) for at, texts in zip(field, phrases, strict=True)]
@@ -60,7 +60,7 @@ def patch_embeds(model: KneeRadDinoSigLIPModel, pixels: Tensor) -> Tensor:
     The projection was trained on the pooled token only: nothing ever asked a patch token to tell what is in its place.
     Products with a text are the cosines of BioViL's maps, without the training that gives those their meaning.
     """
-    tokens = model.vision_model(model.normalise_pixels(pixels)).last_hidden_state[:, 1:]
+    tokens = model.vision.tokens(model.normalise_pixels(pixels))[:, 1:]
     return _grid(model.project_image_features(tokens))
 
 
@@ -73,7 +73,7 @@ def occlusion_drops(model: KneeRadDinoSigLIPModel, pixels: Tensor, window: int |
 
     window: patches along the square's side, at most the whole grid; None: a quarter of the grid.
     """
-    patch = int(model.config.vision_config.patch_size)
+    patch = model.vision.patch
     side = pixels.shape[-1] // patch
     window = min(window or max(1, side // WINDOW_SHARE), side)
     grey = pixels.float().mean(dim=(1, 2)).round().to(pixels.dtype).view(-1, 1, 1)
@@ -98,25 +98,25 @@ def attention_relevance(model: KneeRadDinoSigLIPModel, pixels: Tensor, phrases: 
 
     pixels: (B, S, S), phrases: (B, D). Returns (B, G, G).
     """
-    config = model.config.vision_config
-    tokens = 1 + (pixels.shape[-1] // config.patch_size) ** 2
-    at_once = max(1, ATTENTION_AT_ONCE // (config.num_hidden_layers * config.num_attention_heads * tokens**2))
+    vision = model.vision
+    tokens = 1 + (pixels.shape[-1] // vision.patch) ** 2
+    at_once = max(1, ATTENTION_AT_ONCE // (len(vision.blocks) * vision.heads * tokens**2))
+    parts = zip(pixels.split(at_once), phrases.split(at_once), strict=True)
     with torch.enable_grad(), _eager_attention(model):
-        parts = zip(pixels.split(at_once), phrases.split(at_once), strict=True)
-        relevance = torch.cat([_cls_relevance(model, *part) for part in parts])
+        relevance = torch.cat([_cls_relevance(model, images, texts) for images, texts in parts])
     return _grid(relevance[:, 1:])
 
 
 def _cls_relevance(model: KneeRadDinoSigLIPModel, pixels: Tensor, phrases: Tensor) -> Tensor:
     """(B, S, S) and (B, D) to the relevance (B, T) of all tokens for the CLS token."""
     values = model.normalise_pixels(pixels).requires_grad_()  # else a frozen tower would keep no graph
-    seen = model.vision_model(values, output_attentions=True)
-    similarity = (model.project_image_features(seen.last_hidden_state[:, 0]) * phrases).sum()
-    gradients = torch.autograd.grad(similarity, seen.attentions)
-    relevance = torch.zeros_like(seen.last_hidden_state[:, :, 0]).detach()
+    tokens, attentions = model.vision.tokens_and_attentions(values)
+    similarity = (model.project_image_features(tokens[:, 0]) * phrases).sum()
+    gradients = torch.autograd.grad(similarity, attentions)
+    relevance = torch.zeros_like(tokens[:, :, 0]).detach()
     relevance[:, 0] = 1
     # the CLS token's row of the whole product: from the last block to the first, one row is enough
-    for attention, gradient in zip(reversed(seen.attentions), reversed(gradients), strict=True):
+    for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True):
         weights = (attention.detach() * gradient).relu().mean(dim=1)
         relevance = relevance + (relevance.unsqueeze(1) @ weights).squeeze(1)
     return relevance

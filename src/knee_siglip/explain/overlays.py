@@ -9,14 +9,14 @@ from PIL import Image, ImageDraw
 from knee_siglip.metrics.grounding import evidence
 
 SIDE = 208
-"""Of each of the two pictures, in pixels; the same as of the page's other pictures."""
+"""Side of each of the two pictures in pixels, as of the page's other pictures."""
 
 GAP = 4
 
 QUALITY = 75
 
 OPACITY = 0.6
-"""Of the map where it is highest; where nothing speaks for the phrase the radiograph stays as it is."""
+"""Opacity of the map where it is highest; where nothing speaks for the phrase the radiograph stays as it is."""
 
 BOX = (90, 220, 255)
 

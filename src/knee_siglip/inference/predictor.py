@@ -141,5 +141,5 @@ def _resized(checkpoint: Checkpoint, image_size: int | None) -> Transform:
         return checkpoint.transform
     if image_size <= 0:
         raise UsageError(f"image_size = {image_size}: must be a positive number of pixels")
-    check_divisible(image_size, checkpoint.model.config.vision_config.patch_size, "this checkpoint")
+    check_divisible(image_size, checkpoint.model.vision.patch, "this checkpoint")
     return replace(checkpoint.transform, image_size=image_size)

@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerBase
 
 from knee_siglip.encoders.backbones import load_image_normalisation, load_text, load_vision
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
-from knee_siglip.model.positions import extend_text_positions
 from knee_siglip.params.sections import ModelParams
 from knee_siglip.tables.text import load_tokenizer
 
@@ -25,12 +24,11 @@ def build_model(
         UserError: a folder is missing or holds another kind of model.
     """
     vision, text = load_vision(backbones / "vision"), load_text(backbones / "text")
-    if params.max_text_length > text.config.max_position_embeddings:
-        extend_text_positions(text, params.max_text_length)
+    text.extend_positions(params.max_text_length)
     mean, std = load_image_normalisation(backbones / "vision")
     config = KneeRadDinoSigLIPConfig(
-        vision_config=vision.config,
-        text_config=text.config,
+        vision_config=vision.model.config,
+        text_config=text.model.config,
         projection=params.projection,
         initial_temperature=params.temperature,
         bias_init=-math.log(max(contrastive_batch - 1, 1)) if params.bias_init == "auto" else params.bias_init,
@@ -38,6 +36,6 @@ def build_model(
         image_std=std,
     )
     model = KneeRadDinoSigLIPModel(config)
-    model.vision_model.load_state_dict(vision.state_dict())
-    model.text_model.load_state_dict(text.state_dict())
+    model.vision_model.load_state_dict(vision.model.state_dict())
+    model.text_model.load_state_dict(text.model.state_dict())
     return model, load_tokenizer(backbones / "text")

@@ -49,7 +49,7 @@ class Checkpoint:
     @property
     def position_count(self) -> int:
         """Length of the text position table, which every input is padded to."""
-        return int(self.model.config.text_config.max_position_embeddings)
+        return self.model.text.positions
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

@@ -54,4 +54,4 @@ def ensemble(prompt_embeds: np.ndarray) -> np.ndarray:
 
 
 def _no_rows(checkpoint: Checkpoint) -> np.ndarray:
-    return np.zeros((0, checkpoint.model.config.text_config.projection_size), dtype=np.float32)
+    return np.zeros((0, checkpoint.model.text.width), dtype=np.float32)

@@ -9,11 +9,10 @@ forgotten as soon as it has been added up, and memory grows with N, not with N^2
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 TILE = 1024
@@ -24,20 +23,20 @@ GPU_TILE = 4096
 
 
 @dataclass(frozen=True)
-class Side:
+class Modality:
     """The images or the texts of a contrastive group, or a part of them, and what was summed up for them so far.
 
     embeds: (n, D), L2-normalised. positive_ids: (n,) equal where image and text are a positive pair. text_ids: (n,)
-    equal where the texts are equal. grads: (n, D) sum over the other side of dL/dz * N * its embeddings; None where no
-    gradient is wanted. bests: (2, n) highest logits met of an equal text, and of another one; None where no accuracy
-    is wanted.
+    equal where the texts are equal. grads: (n, D) sum over the other modality of dL/dz * N * its embeddings; None where
+    no gradient is wanted. best_logits: (2, n) highest logits met of an equal text, and of another one; None where no
+    accuracy is wanted.
     """
 
     embeds: Tensor
     positive_ids: Tensor
     text_ids: Tensor
     grads: Tensor | None
-    bests: Tensor | None
+    best_logits: Tensor | None
 
     @classmethod
     def begin(
@@ -49,20 +48,20 @@ class Side:
         with_grads: bool = True,
         with_accuracy: bool = True,
     ) -> Self:
-        """A side that has met nothing yet."""
+        """A modality that has met nothing of the other yet."""
         assert len(embeds) == len(positive_ids) == len(text_ids), (embeds.shape, positive_ids.shape, text_ids.shape)
         grads = torch.zeros_like(embeds) if with_grads else None
-        bests = embeds.new_full((2, len(embeds)), -torch.inf) if with_accuracy else None
-        return cls(embeds, positive_ids, text_ids, grads, bests)
+        best_logits = embeds.new_full((2, len(embeds)), -torch.inf) if with_accuracy else None
+        return cls(embeds, positive_ids, text_ids, grads, best_logits)
 
     def correct(self) -> Tensor:
-        """(n,) bool: the best of the other side is right; one that only ties with a wrong one is not."""
-        assert self.bests is not None
-        return self.bests[0] > self.bests[1]
+        """(n,) bool: the best of the other modality is right; one that only ties with a wrong one is not."""
+        assert self.best_logits is not None
+        return self.best_logits[0] > self.best_logits[1]
 
 
-def meet(images: Side, texts: Side, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
-    """Let every image meet every text: adds to both sides' `grads` and bests, in place.
+def add_pairs(images: Modality, texts: Modality, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """Add what every pair of an image and a text contributes to both modalities' `grads` and `best_logits`, in place.
 
     Returns:
         (2,) float64: sums over these pairs of the loss's terms, and of N * dL/dz.
@@ -72,22 +71,22 @@ def meet(images: Side, texts: Side, logit_scale: Tensor, logit_bias: Tensor) -> 
     with _full_float32(images.embeds.device):
         for rows in _tiles(len(images.embeds), tile):
             for columns in _tiles(len(texts.embeds), tile):
-                sums += _meet_tile(images, texts, rows, columns, logit_scale, logit_bias)
+                sums += _add_tile(images, texts, rows, columns, logit_scale, logit_bias)
     return sums
 
 
-def _meet_tile(
-    images: Side, texts: Side, rows: slice, columns: slice, logit_scale: Tensor, logit_bias: Tensor
+def _add_tile(
+    images: Modality, texts: Modality, rows: slice, columns: slice, logit_scale: Tensor, logit_bias: Tensor
 ) -> Tensor:
     image_embeds, text_embeds = images.embeds[rows], texts.embeds[columns]
     logits = (image_embeds @ text_embeds.T).mul_(logit_scale).add_(logit_bias)
     positive = images.positive_ids[rows, None] == texts.positive_ids[None, columns]
-    if images.bests is not None and texts.bests is not None:
+    if images.best_logits is not None and texts.best_logits is not None:
         right = images.text_ids[rows, None] == texts.text_ids[None, columns]
         for best, left_out in enumerate((~right, right)):
             kept = logits.masked_fill(left_out, -torch.inf)
-            images.bests[best, rows] = torch.maximum(images.bests[best, rows], kept.amax(dim=1))
-            texts.bests[best, columns] = torch.maximum(texts.bests[best, columns], kept.amax(dim=0))
+            images.best_logits[best, rows] = torch.maximum(images.best_logits[best, rows], kept.amax(dim=1))
+            texts.best_logits[best, columns] = torch.maximum(texts.best_logits[best, columns], kept.amax(dim=0))
     # -log sigmoid(-z) = softplus(z) for negatives, softplus(z) - z for positives
     loss = F.softplus(logits).sum(dtype=torch.float64)
     loss -= (logits * positive).sum(dtype=torch.float64)
@@ -101,9 +100,7 @@ def _meet_tile(
 def sigmoid_loss(
     image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, logit_bias: Tensor, text_ids: Tensor | None = None
 ) -> Tensor:
-    """Sum over all pairs of `-log sigmoid(y * logit)`, divided by the number of images; float32 under any autocast.
-
-    Differentiable once. What autograd keeps are two tensors of the embeddings' size, which hold the gradients.
+    """Loss () without gradients, float32 under any autocast; `training/contrastive.py` has them.
 
     Args:
         image_embeds: (B, D), L2-normalised.
@@ -111,44 +108,13 @@ def sigmoid_loss(
         logit_scale: () factor of the cosine similarity, i.e. already exponentiated.
         logit_bias: ().
         text_ids: (B,) equal where the texts are equal: such pairs are positives too. None: only the diagonal is.
-
-    Returns:
-        () loss.
     """
     assert image_embeds.shape == text_embeds.shape, (image_embeds.shape, text_embeds.shape)
     ids = torch.arange(len(image_embeds), device=image_embeds.device) if text_ids is None else text_ids
-    loss: Tensor = _SigmoidLoss.apply(image_embeds, text_embeds, logit_scale, logit_bias, ids)
-    return loss
-
-
-class _SigmoidLoss(torch.autograd.Function):
-    """The gradients are computed with the loss: the logits are at hand then, and would be needed twice otherwise."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, logit_bias: Tensor, ids: Tensor
-    ) -> Tensor:
-        with_grads = any(ctx.needs_input_grad)
-        images, texts = (
-            Side.begin(embeds, ids, ids, with_grads=with_grads, with_accuracy=False)
-            for embeds in (image_embeds, text_embeds)
-        )
-        loss, bias_grad = meet(images, texts, logit_scale, logit_bias) / len(ids)
-        if with_grads:
-            assert images.grads is not None
-            assert texts.grads is not None
-            scale_grad = (image_embeds * images.grads).sum() / len(ids)
-            factor = logit_scale / len(ids)
-            ctx.save_for_backward(
-                images.grads.mul_(factor), texts.grads.mul_(factor), scale_grad, bias_grad.to(logit_bias.dtype)
-            )
-        return loss.to(image_embeds.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (outer,) = grads
-        return *(outer * inner for inner in ctx.saved_tensors), None
+    images = Modality.begin(image_embeds, ids, ids, with_grads=False, with_accuracy=False)
+    texts = Modality.begin(text_embeds, ids, ids, with_grads=False, with_accuracy=False)
+    sums = add_pairs(images, texts, logit_scale, logit_bias)
+    return (sums[0] / len(ids)).to(image_embeds.dtype)
 
 
 def _tiles(count: int, size: int) -> Iterator[slice]:

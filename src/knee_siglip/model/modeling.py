@@ -1,21 +1,20 @@
-"""The model: a Dinov2 image encoder and a SigLIP text encoder, joined by a projection.
+"""The model: an image encoder and a text encoder, joined by a projection.
 
 `logits = exp(logit_scale) * image_embeds @ text_embeds.T + logit_bias`, Zhai et al. 2023 (arXiv:2303.15343), section 3.
 """
 
 import math
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrainedModel, SiglipTextConfig, SiglipTextModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from knee_siglip.encoders.towers import cls_token, last_position
+from knee_siglip.encoders.protocols import TextEncoder, VisionEncoder
+from knee_siglip.encoders.registry import TEXT_ENCODERS, VISION_ENCODERS, Tower, encoders_of, wrap_text, wrap_vision
 from knee_siglip.pairs.batches import normalise
-
-Config = TypeVar("Config", bound=PretrainedConfig)
 
 
 class KneeRadDinoSigLIPConfig(PretrainedConfig):
@@ -25,12 +24,12 @@ class KneeRadDinoSigLIPConfig(PretrainedConfig):
     """
 
     model_type = "knee_rad_dino_siglip"
-    sub_configs: ClassVar = {"vision_config": Dinov2Config, "text_config": SiglipTextConfig}
+    sub_configs: ClassVar = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
     def __init__(
         self,
-        vision_config: dict[str, Any] | Dinov2Config | None = None,
-        text_config: dict[str, Any] | SiglipTextConfig | None = None,
+        vision_config: dict[str, Any] | PretrainedConfig | None = None,
+        text_config: dict[str, Any] | PretrainedConfig | None = None,
         projection: str = "linear",
         initial_temperature: float = 0.07,
         bias_init: float = -10.0,
@@ -38,8 +37,8 @@ class KneeRadDinoSigLIPConfig(PretrainedConfig):
         image_std: tuple[float, ...] = (0.2583, 0.2583, 0.2583),
         **kwargs: Any,
     ) -> None:
-        self.vision_config: Dinov2Config = _config(Dinov2Config, vision_config)
-        self.text_config: SiglipTextConfig = _config(SiglipTextConfig, text_config)
+        self.vision_config = _encoder_config("vision", vision_config)
+        self.text_config = _encoder_config("text", text_config)
         self.projection = projection
         self.initial_temperature = initial_temperature
         self.bias_init = bias_init
@@ -48,8 +47,12 @@ class KneeRadDinoSigLIPConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-def _config(kind: type[Config], values: dict[str, Any] | Config | None) -> Config:
-    return values if isinstance(values, kind) else kind(**(values or {}))
+def _encoder_config(tower: Tower, values: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
+    if isinstance(values, PretrainedConfig):
+        return values
+    encoders = encoders_of(tower)
+    model_type = (values or {}).get("model_type", next(iter(encoders)))
+    return encoders[model_type].config_class(**(values or {}))
 
 
 class KneeRadDinoSigLIPModel(PreTrainedModel):
@@ -69,15 +72,24 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
 
     def __init__(self, config: KneeRadDinoSigLIPConfig) -> None:
         super().__init__(config)
-        width = config.text_config.projection_size or config.text_config.hidden_size
-        self.vision_model = Dinov2Model(config.vision_config)
-        self.text_model = SiglipTextModel(config.text_config)
-        self.visual_projection = _projection(config.projection, config.vision_config.hidden_size, width)
+        self.vision_model = VISION_ENCODERS[config.vision_config.model_type].build(config.vision_config)
+        self.text_model = TEXT_ENCODERS[config.text_config.model_type].build(config.text_config)
+        self.visual_projection = _projection(config.projection, self.vision.width, self.text.width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.initial_temperature)))
         self.logit_bias = nn.Parameter(torch.tensor(float(config.bias_init)))
         self.register_buffer("image_mean", _channels(config.image_mean), persistent=False)
         self.register_buffer("image_std", _channels(config.image_std), persistent=False)
         self.post_init()
+
+    @property
+    def vision(self) -> VisionEncoder:
+        """What is known of `vision_model`, whatever its family."""
+        return wrap_vision(self.vision_model)
+
+    @property
+    def text(self) -> TextEncoder:
+        """What is known of `text_model`, whatever its family."""
+        return wrap_text(self.text_model)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -106,7 +118,7 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels, as `get_image_features` takes them, to (B, W) CLS tokens after the last norm."""
-        return cls_token(self.vision_model, pixel_values, self.image_mean, self.image_std)
+        return self.vision.pool(pixel_values, self.image_mean, self.image_std)
 
     def project_image_features(self, features: Tensor) -> Tensor:
         """(B, W) CLS tokens to (B, D) L2-normalised float32 embeddings."""
@@ -114,7 +126,7 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
 
     def get_text_features(self, input_ids: Tensor) -> Tensor:
         """(B, L) token ids, padded to the whole position table, to (B, D) L2-normalised float32 embeddings."""
-        return F.normalize(_full_precision(last_position(self.text_model, input_ids)), dim=-1)
+        return F.normalize(_full_precision(self.text.pool(input_ids)), dim=-1)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
         """(B, 3, S, S) pixels and (T, L) token ids to (B, T) logits."""

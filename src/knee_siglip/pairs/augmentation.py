@@ -44,9 +44,8 @@ def augment(pixels: Tensor, params: AugmentParams, keys: Tensor) -> Tensor:
 
 def expose(pixels: Tensor, log_gamma: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
     """Gamma, then contrast around mid-grey, then brightness in greys, all (B,): (B, S, S) uint8 to float32."""
-    log_gamma, contrast, brightness = (amount.unsqueeze(1) for amount in (log_gamma, contrast, brightness))
-    greys = 255 * (torch.arange(256, device=contrast.device) / 255) ** log_gamma.exp()
-    table = (contrast * (greys - 127.5) + 127.5 + brightness).clamp(0, 255)
+    greys = 255 * (torch.arange(256, device=contrast.device) / 255) ** log_gamma.unsqueeze(1).exp()
+    table = (contrast.unsqueeze(1) * (greys - 127.5) + 127.5 + brightness.unsqueeze(1)).clamp(0, 255)
     return table.gather(1, pixels.flatten(1).long()).view(pixels.shape)
 
 
@@ -56,9 +55,10 @@ def move(pixels: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
     What comes from outside repeats the border, as a collimated edge would.
     """
     count, side, _ = pixels.shape
-    cos, sin, right, down = (
-        amount.view(-1, 1, 1) for amount in (zoom * angle.cos(), zoom * angle.sin(), *(2 * shift).unbind(dim=1))
-    )
+    cos = (zoom * angle.cos()).view(-1, 1, 1)
+    sin = (zoom * angle.sin()).view(-1, 1, 1)
+    right = (2 * shift[:, 0]).view(-1, 1, 1)
+    down = (2 * shift[:, 1]).view(-1, 1, 1)
     # -1 to 1 across the image, so a shift of the whole side is 2. F.affine_grid gives the same in ten times the time.
     centres = (2 * torch.arange(side, device=pixels.device) + 1) / side - 1
     x, y = centres.view(1, 1, -1), centres.view(1, -1, 1)

@@ -46,8 +46,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device; the copy of pinned memory does not wait for what the device still does."""
-        pixels, input_ids = (part.to(device, non_blocking=True) for part in (self.pixels, self.input_ids))
-        return replace(self, pixels=pixels, input_ids=input_ids)
+        pixels = self.pixels.to(device, non_blocking=True)
+        return replace(self, pixels=pixels, input_ids=self.input_ids.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
         """The same in memory that a GPU reads by itself."""

@@ -1,4 +1,4 @@
-"""What may befall a radiograph: fixed amounts, to see how much of a figure is left. Batched, on the CPU.
+"""Fixed changes of radiographs, to measure how far a metric falls. Batched, on the CPU.
 
 `augmentation.py` draws the amount of each change; here it is given, and only its direction is drawn for each image.
 """
@@ -31,7 +31,7 @@ class Disturbance:
 
 
 def shift(share: float) -> Change:
-    """By a share of the side, in any direction."""
+    """Move by a share of the side, in any direction."""
 
     def change(pixels: Tensor, keys: Tensor) -> Tensor:
         direction = 2 * math.pi * uniform(keys, 1)
@@ -43,7 +43,7 @@ def shift(share: float) -> Change:
 
 
 def rotation(degrees: float) -> Change:
-    """About the centre, this way or that way."""
+    """Turn about the centre, this way or that way."""
 
     def change(pixels: Tensor, keys: Tensor) -> Tensor:
         sign = torch.where(uniform(keys, 1)[:, 0] < 0.5, -1.0, 1.0)
@@ -54,12 +54,12 @@ def rotation(degrees: float) -> Change:
 
 
 def gamma(exponent: float) -> Change:
-    """Below 1 brighter, above 1 darker."""
+    """Brighter below 1, darker above."""
     return lambda pixels, _: _exposed(pixels, log_gamma=math.log(exponent))
 
 
 def brightness(share: float) -> Change:
-    """By a share of the grey range; what leaves it is clipped."""
+    """Add a share of the grey range; what leaves it is clipped."""
     return lambda pixels, _: _exposed(pixels, greys=255 * share)
 
 
@@ -74,7 +74,7 @@ def noise(share: float) -> Change:
 
 
 def jpeg(quality: int) -> Change:
-    """Through a JPEG file and back."""
+    """Save as a JPEG file and read it back."""
     return lambda pixels, _: torch.from_numpy(
         np.stack([through_jpeg(image, quality) for image in pixels.numpy()]).astype(np.float32)
     )
@@ -105,8 +105,8 @@ DISTURBANCES = (
 
 
 def _exposed(pixels: Tensor, log_gamma: float = 0.0, greys: float = 0.0) -> Tensor:
-    amounts = (torch.full((len(pixels),), amount) for amount in (log_gamma, 1.0, greys))
-    return expose(pixels, *amounts)
+    ones = torch.ones(len(pixels))
+    return expose(pixels, log_gamma * ones, ones, greys * ones)
 
 
 def through_jpeg(grey: np.ndarray, quality: int) -> np.ndarray:

@@ -48,5 +48,5 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def _logical_shift(bits: Tensor, count: int) -> Tensor:
-    """To the right, with zeros: torch's own copies the sign."""
+    """Shift right and fill with zeros: torch's own copies the sign."""
     return (bits >> count) & (2 ** (64 - count) - 1)

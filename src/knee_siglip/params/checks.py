@@ -25,7 +25,7 @@ def vision_patch_size(vision: str) -> int | None:
 
 
 def check_divisible(image_size: int, patch: int, source: str) -> None:
-    """Raise `UsageError` where whole patches do not fill the image: Dinov2 would drop the rest without a word."""
+    """Raise `UsageError` where whole patches do not fill the image: the encoder would drop the rest without a word."""
     if image_size % patch:
         low = image_size // patch * patch
         near = [str(size) for size in (low, low + patch) if size > 0]

@@ -3,7 +3,6 @@
 import importlib.util
 
 import torch
-from torch import nn
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
@@ -37,9 +36,7 @@ def compile_blocks(model: KneeRadDinoSigLIPModel) -> None:
 
     Weights keep their names, so checkpoints are the same.
     """
-    blocks = [*model.vision_model.encoder.layer, *model.text_model.encoder.layers]
-    for block in blocks:
-        assert isinstance(block, nn.Module)
+    for block in (*model.vision.blocks, *model.text.blocks):
         block.compile()
 
 

@@ -1,112 +1,160 @@
-"""Gradients of one contrastive group, encoded in as many pieces and on as many ranks as there are.
+"""A contrastive group encoded in as many pieces, and on as many ranks, as its size asks for.
 
 Gradient caching (Gao et al. 2021, arXiv:2101.06983): encode without a graph, differentiate the loss by the embeddings,
 then encode each piece again with a graph and push those gradients through it. Every image meets every text whatever the
 pieces, so the gradients of all parameters, logit scale and bias included, are those of the undivided group.
+
+The second pass must draw the same augmentation and dropout as the first. No generator is rewound for that: both are
+drawn from each sample's own key (`pairs/randomness.py`).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import logging
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from knee_siglip.training.distributed import Ranks
-from knee_siglip.training.encoder import Embeds, PairEncoder, Share
+from knee_siglip.core.errors import UserError
+from knee_siglip.training.distributed import OUTSIDE_ENCODING, Ranks
+from knee_siglip.training.encoder import Embeds, LocalBatch, PairEncoder
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 
-class OutOfMemory(Exception):
-    """Some rank's memory does not hold a piece; every rank raises it, and none has changed a weight."""
+@dataclass
+class EncodedBatch:
+    """Embeddings (m, D) of a local batch, as leaves at which autograd leaves the loss's gradients.
+
+    `graph`: the same with the encoders' graph behind them, where they were encoded in one piece.
+    """
+
+    local: LocalBatch
+    image_embeds: Tensor
+    text_embeds: Tensor
+    graph: Embeds | None
 
 
-@dataclass(frozen=True)
-class LossAndAccuracy:
-    """() tensors of the whole group on the device, without a graph."""
-
-    loss: Tensor
-    accuracy: Tensor
-
-
-def backward_group(
-    encoder: PairEncoder,
-    share: Share,
-    micro_batch_size: int,
-    ranks: Ranks,
-    *,
-    wrapped: nn.Module | None = None,
-    multi_positive: bool = True,
-    scale: Callable[[Tensor], Tensor] = lambda gradient: gradient,
-) -> LossAndAccuracy:
-    """Add the gradients of the loss over all pairs of the group to the parameters' `.grad`, on every rank the same.
+class GradientCache:
+    """Encodes local batches, and takes the gradients of their embeddings on to the parameters.
 
     Args:
-        micro_batch_size: pairs that this rank encodes with a graph at a time.
-        wrapped: the encoder as `Ranks.wrap` returned it, where there are several ranks.
-        multi_positive: equal texts are positives; else only a pair's own text is.
-        scale: the fp16 gradient scaling.
-
-    Raises:
-        OutOfMemory: a piece is too large; nothing but `.grad` has changed.
+        micro_batch_size: pairs that this rank encodes with a graph at a time; halved when its memory runs out, with
+            the same result.
     """
-    pieces = share.pieces(micro_batch_size)
-    module = wrapped or encoder
-    with _agreed(ranks):
-        one = len(pieces) == 1
-        parts = [module(*encoder.inputs(share, pieces[0]))] if one else encoder.encode_all(share, pieces)
-    image_embeds, text_embeds = (torch.cat(part).detach() for part in zip(*parts, strict=True))
-    model = encoder.model
-    loss = ranks.contrastive(
-        image_embeds,
-        text_embeds,
-        model.logit_scale.detach().exp(),
-        model.logit_bias.detach(),
-        share.positive_ids(multi_positive),
-        share.text_ids,
-        share.group_size,
-    )
-    _add_gradient(model.logit_scale, scale(loss.scale_grad * model.logit_scale.detach().exp()))
-    _add_gradient(model.logit_bias, scale(loss.bias_grad))
-    # DDP averages over the ranks, but the gradient of the group is their sum
-    gradients = scale(ranks.size * loss.image_grads), scale(ranks.size * loss.text_grads)
-    last = parts[0] if one else _encode_again(encoder, module, share, pieces, gradients, ranks)
-    # once a rank has begun to exchange gradients, the others wait for it: no way back from here
-    with _agreed(ranks) if ranks.size == 1 else nullcontext():
-        _push(last, gradients, pieces[-1])
-    return LossAndAccuracy(loss.loss, loss.accuracy)
+
+    def __init__(self, encoder: PairEncoder, ranks: Ranks, micro_batch_size: int) -> None:
+        self.encoder, self.ranks, self.micro_batch_size = encoder, ranks, micro_batch_size
+        self._announced = micro_batch_size
+        self._wrapped = ranks.wrap(encoder)
+
+    def encode(self, local: LocalBatch) -> EncodedBatch:
+        """Embed a local batch.
+
+        Raises:
+            UserError: memory does not hold one single pair.
+        """
+        return self._until_it_fits(local, lambda: self._encode(local))
+
+    def backward(self, encoded: EncodedBatch) -> None:
+        """Add the gradients of the embeddings' `.grad` to the parameters' `.grad`, on every rank the same.
+
+        Raises:
+            UserError: memory does not hold one single pair.
+        """
+        image_grads, text_grads = encoded.image_embeds.grad, encoded.text_embeds.grad
+        assert image_grads is not None
+        assert text_grads is not None
+        # DDP averages over the ranks, but the gradient of the group is their sum
+        grads = self.ranks.size * image_grads, self.ranks.size * text_grads
+        if self.ranks.size == 1:
+            self._until_it_fits(encoded.local, lambda: self._push_last(self._encode_again(encoded, grads), grads))
+        else:
+            last = encoded.graph or self._until_it_fits(encoded.local, lambda: self._encode_again(encoded, grads))
+            # once a rank has begun to exchange gradients, the others wait for it: no way back from here
+            self._push_last(last, grads)
+        self._announce()
+
+    def _encode(self, local: LocalBatch) -> EncodedBatch:
+        pieces = local.pieces(self.micro_batch_size)
+        if len(pieces) == 1:
+            images, texts = self._wrapped(*self.encoder.inputs(local, pieces[0]))
+            return EncodedBatch(local, _leaf(images), _leaf(texts), graph=(images, texts))
+        parts = self.encoder.encode_all(local, pieces)
+        image_embeds = torch.cat([images for images, _ in parts])
+        text_embeds = torch.cat([texts for _, texts in parts])
+        return EncodedBatch(local, _leaf(image_embeds), _leaf(text_embeds), graph=None)
+
+    def _encode_again(self, encoded: EncodedBatch, grads: Embeds) -> Embeds:
+        """Second pass: pushes the gradients through all pieces but the last, which is only encoded."""
+        if encoded.graph is not None:
+            graph, encoded.graph = encoded.graph, None  # autograd goes through a graph once
+            return graph
+        *others, last = encoded.local.pieces(self.micro_batch_size)
+        for rows in others:
+            # each rank sums up by itself; DDP exchanges the gradients with the last piece, once
+            alone = self._wrapped.no_sync() if isinstance(self._wrapped, DistributedDataParallel) else nullcontext()
+            with alone:
+                _push(self._wrapped(*self.encoder.inputs(encoded.local, rows)), grads, rows)
+        embeds: Embeds = self._wrapped(*self.encoder.inputs(encoded.local, last))
+        return embeds
+
+    def _push_last(self, embeds: Embeds, grads: Embeds) -> None:
+        _push(embeds, grads, slice(len(grads[0]) - len(embeds[0]), None))
+
+    def _until_it_fits(self, local: LocalBatch, work: Callable[[], Result]) -> Result:
+        """What `work` returns; where the memory of any rank runs out, all do it again in smaller pieces."""
+        while True:
+            results: list[Result] = []
+            is_full = False
+            try:
+                results.append(work())
+            except torch.OutOfMemoryError:
+                is_full = True  # acted on below: while it is handled, its traceback holds what filled the memory
+            # those that had room must not wait in an exchange for one that had not
+            if not self.ranks.any(is_full):
+                return results[0]
+            self._halve(local)
+
+    def _halve(self, local: LocalBatch) -> None:
+        largest = min(self.micro_batch_size, local.largest)
+        if largest == 1:
+            raise UserError(
+                "the GPU's memory does not hold one single pair; lower image_size or model.max_text_length, or set "
+                "train.gradient_checkpointing.vision and .text to true"
+            )
+        self.micro_batch_size = math.ceil(largest / 2)
+        for name, parameter in self.encoder.named_parameters():
+            if name not in OUTSIDE_ENCODING:  # those are of the loss alone, and right already
+                parameter.grad = None
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def _announce(self) -> None:
+        """Say once what the pieces came down to."""
+        if self.micro_batch_size < self._announced and self.ranks.is_first:
+            logger.warning(
+                "out of GPU memory: each device now encodes %d pairs at a time, not %d; the result stays the same "
+                "(train.micro_batch_size: %d saves this search)",
+                self.micro_batch_size,
+                self._announced,
+                self.micro_batch_size,
+            )
+        self._announced = self.micro_batch_size
 
 
-def _encode_again(
-    encoder: PairEncoder, module: nn.Module, share: Share, pieces: list[slice], gradients: Embeds, ranks: Ranks
-) -> Embeds:
-    """Second pass: each piece with a graph, and its share of the gradients through it; the last one's only encoded."""
-    with _agreed(ranks):
-        for rows in pieces[:-1]:
-            with module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext():
-                _push(module(*encoder.inputs(share, rows)), gradients, rows)
-        return module(*encoder.inputs(share, pieces[-1]))
+def _leaf(embeds: Tensor) -> Tensor:
+    return embeds.detach().requires_grad_()
 
 
-def _push(embeds: Embeds, gradients: Embeds, rows: slice) -> None:
+def _push(embeds: Embeds, grads: Embeds, rows: slice) -> None:
     """The loss's gradients by a piece's embeddings, back to the parameters."""
     # a frozen tower without a trained projection behind it has no graph to push through
-    live = [(out, grads[rows]) for out, grads in zip(embeds, gradients, strict=True) if out.requires_grad]
-    torch.autograd.backward([out for out, _ in live], [grads for _, grads in live])
-
-
-def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
-    gradient = gradient.to(parameter.dtype)
-    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-
-
-@contextmanager
-def _agreed(ranks: Ranks) -> Iterator[None]:
-    """One rank's end of memory is that of all: those that had room do not wait for it in an exchange."""
-    failed = False
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        failed = True  # raised below: while it is being handled, its traceback holds what filled the memory
-    if ranks.any(failed):
-        raise OutOfMemory
+    live = [(out, grad[rows]) for out, grad in zip(embeds, grads, strict=True) if out.requires_grad]
+    torch.autograd.backward([out for out, _ in live], [grad for _, grad in live])

@@ -54,7 +54,7 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """In place: DDP, a compiled model and the optimizer keep what they point to. One tensor of extra memory."""
+        """Swap in place: DDP, a compiled model and the optimizer hold these tensors. One tensor of extra memory."""
         for weight, shadow in zip(self._weights, self._shadow, strict=True):
             kept = weight.clone()
             weight.copy_(shadow)
@@ -67,7 +67,7 @@ class Ema:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, of a model with the same trained parameters."""
+        """Resume where `state_dict` was taken, of a model with the same trained parameters."""
         assert not self._is_applied, "the model holds the average itself"
         assert list(state["shadow"]) == self._names, "the average is of other parameters than those trained here"
         self.updates = state["updates"]

@@ -20,10 +20,10 @@ IMAGES, TEXTS = 0, 1
 
 
 @dataclass(frozen=True)
-class Share:
+class LocalBatch:
     """The pairs that one rank encodes of a group.
 
-    `group_size`: pairs of the whole group, on all ranks; `largest`: of the largest share. `seed`, `step`: what
+    `group_size`: pairs of the whole group, on all ranks; `largest`: of the rank that has most. `seed`, `step`: what
     augmentation and dropout are drawn from.
     """
 
@@ -62,8 +62,8 @@ class PairEncoder(nn.Module):
         self.dtype = dtype
         self.augment_params = augment_params
         self._values = torch.empty(0)
-        self._image_dropout = use_sample_dropout(model.vision_model)
-        self._text_dropout = use_sample_dropout(model.text_model)
+        self._image_dropout = use_sample_dropout(model.vision)
+        self._text_dropout = use_sample_dropout(model.text)
         self.train(model.training)
 
     def forward(
@@ -87,36 +87,36 @@ class PairEncoder(nn.Module):
         # index_select, not brackets: its gradient is summed in a fixed order
         return image_embeds[: len(places)], text_embeds.index_select(0, places)
 
-    def inputs(self, share: Share, rows: slice) -> tuple[Tensor, ...]:
-        """What `forward` takes for some rows of a share; an impression that several of them share is encoded once.
+    def inputs(self, local: LocalBatch, rows: slice) -> tuple[Tensor, ...]:
+        """What `forward` takes for some rows of a local batch; a text that several of them have is encoded once.
 
         In training the images are augmented, each by its own key, so that it does not matter what it is encoded with.
         """
-        batch, device = share.batch, share.batch.pixels.device
+        batch, device = local.batch, local.batch.pixels.device
         if rows.stop <= rows.start:
             return self._stand_in(batch)
         distinct, places = batch.places[rows].unique(return_inverse=True)
-        image_keys = self._keys(share, IMAGES, batch.row_ids[rows])
-        text_keys = self._keys(share, TEXTS, batch.distinct[distinct])
+        image_keys = self._keys(local, IMAGES, batch.row_ids[rows])
+        text_keys = self._keys(local, TEXTS, batch.distinct[distinct])
         pixels = batch.pixels[rows]
         if self.training and pixels.ndim == 3:
             pixels = augment(pixels, self.augment_params, image_keys)
         return pixels, batch.input_ids[distinct.to(device)], places.to(device), image_keys, text_keys
 
     def _stand_in(self, batch: Batch) -> tuple[Tensor, ...]:
-        """For a piece without pairs: other ranks wait for this one's gradients, which then are zero."""
+        """Stands in for a piece without pairs: other ranks wait for this one's gradients, which then are zero."""
         pixels = batch.pixels.new_zeros(1, *batch.pixels.shape[1:])
         ids = batch.input_ids.new_zeros(1, batch.input_ids.shape[1])
         key = torch.zeros(1, dtype=torch.int64, device=pixels.device)
         return pixels, ids, key[:0], key, key
 
     @torch.no_grad()
-    def encode_all(self, share: Share, pieces: Iterable[slice]) -> list[Embeds]:
+    def encode_all(self, local: LocalBatch, pieces: Iterable[slice]) -> list[Embeds]:
         """Embeddings of one piece after the other, without a graph."""
-        return [self(*self.inputs(share, rows)) for rows in pieces]
+        return [self(*self.inputs(local, rows)) for rows in pieces]
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        """Into one buffer, kept: on a CPU fresh memory costs several times the arithmetic.
+        """Normalised pixels in one buffer, kept: on a CPU fresh memory costs several times the arithmetic.
 
         A piece's backward pass comes before the next piece's forward, so nothing still needs what is overwritten.
         """
@@ -127,5 +127,5 @@ class PairEncoder(nn.Module):
             self._values = torch.empty(shape, dtype=mean.dtype, device=mean.device)
         return self.model.normalise_grey(pixels, out=self._values)
 
-    def _keys(self, share: Share, stream: int, ids: Tensor) -> Tensor:
-        return sample_keys(share.seed, 2 * share.step + stream, ids.to(share.batch.pixels.device))
+    def _keys(self, local: LocalBatch, stream: int, ids: Tensor) -> Tensor:
+        return sample_keys(local.seed, 2 * local.step + stream, ids.to(local.batch.pixels.device))

@@ -39,7 +39,6 @@ def frozen_features(
     Raises:
         UserError: features that are not finite, or a full disk.
     """
-    width = model.config.vision_config.hidden_size
     facts = {
         "transform_key": pixels.transform.key,
         "image_size": pixels.image_size,
@@ -48,7 +47,7 @@ def frozen_features(
         "image_std": model.config.image_std,
         "precision": str(dtype or model.dtype).removeprefix("torch."),
     }
-    store = FeatureStore(root, facts, width)
+    store = FeatureStore(root, facts, model.vision.width)
     row_of = {image_ids[row]: row for row in rows}
 
     def compute(wanted: list[str]) -> Iterator[np.ndarray]:

@@ -54,11 +54,11 @@ class SkippedStep:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step whose figures are still on the device: loss, accuracy, gradient norm, found_inf, loss scale, all ()."""
+    """A step whose values are still on the device: loss, accuracy, gradient norm, found_inf, loss scale, all ()."""
 
     step: int
     rows: np.ndarray
-    figures: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
 
 
 class FiniteGuard:
@@ -102,14 +102,14 @@ class FiniteGuard:
         found_inf: Tensor,
         loss_scale: Tensor | None = None,
     ) -> None:
-        """Keep a step's figures, all (), on the device until `flush`; rows: (B,) manifest rows of the whole group.
+        """Keep a step's values, all (), on the device until `flush`; rows: (B,) manifest rows of the whole group.
 
         loss_scale: fp16's factor at this step, before the scaler's update, from `scaler.scale` of a one. Above 1, a
         finite loss with gradients that are not is an expected overflow: the scaler will lower its factor.
         """
         scale = torch.ones_like(found_inf) if loss_scale is None else loss_scale
-        figures = (loss, accuracy, gradient_norm, found_inf, scale)
-        self._pending.append(_Pending(step, rows, tuple(figure.detach() for figure in figures)))
+        values = (loss, accuracy, gradient_norm, found_inf, scale)
+        self._pending.append(_Pending(step, rows, tuple(value.detach() for value in values)))
 
     def flush(self) -> list[StepRecord]:
         """The steps since the last call, oldest first; one transfer from the device for all of them.
@@ -120,10 +120,10 @@ class FiniteGuard:
         pending, self._pending = self._pending, []
         if not pending:
             return []
-        # float64 holds the figures of any precision
-        figures = torch.stack([figure.to(torch.float64) for kept in pending for figure in kept.figures])
-        values = figures.view(len(pending), -1).tolist()
-        records = [_record(kept.step, *row) for kept, row in zip(pending, values, strict=True)]
+        # float64 holds the values of any precision
+        values = torch.stack([value.to(torch.float64) for kept in pending for value in kept.values])
+        by_step = values.view(len(pending), -1).tolist()
+        records = [_record(kept.step, *row) for kept, row in zip(pending, by_step, strict=True)]
         for kept, record in zip(pending, records, strict=True):
             if record.skipped and not record.overflow:
                 self._count(SkippedStep(record.step, record.loss, record.gradient_norm, kept.rows))
@@ -137,7 +137,7 @@ class FiniteGuard:
         return {"figures": figures, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Resume where `state_dict` was taken."""
         self._pending = []
         self.skipped = [
             SkippedStep(step, loss, gradient_norm, rows.numpy())
@@ -146,11 +146,11 @@ class FiniteGuard:
 
     def _count(self, skipped: SkippedStep) -> None:
         self.skipped.append(skipped)
-        figures = f"step {skipped.step}: loss {skipped.loss}, gradient norm {skipped.gradient_norm}"
+        what = f"step {skipped.step}: loss {skipped.loss}, gradient norm {skipped.gradient_norm}"
         if len(self.skipped) <= self.max_skipped:
             logger.warning(
                 "%s: not finite, so no weight was changed; skipped step %d of at most %d; its first images: %s",
-                figures,
+                what,
                 len(self.skipped),
                 self.max_skipped,
                 self._first_images(skipped.rows),
@@ -159,7 +159,7 @@ class FiniteGuard:
         self._write_dump()
         where = f"; {self.dump} names the images of all skipped steps" if self.dump else ""
         raise UserError(
-            f"{figures}: training diverged before this update; steps of the run that were not finite: "
+            f"{what}: training diverged before this update; steps of the run that were not finite: "
             f"{len(self.skipped)} (train.max_skipped_steps = {self.max_skipped}){where}; lower train.learning_rate, "
             f"raise train.warmup_ratio, or look at the images named (first: {self._first_images(skipped.rows)})"
         )

@@ -37,7 +37,7 @@ class History:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Resume where `state_dict` was taken."""
         self.epochs, self.best_epoch = state["epochs"], state["best_epoch"]
 
     def _score(self, metrics: dict[str, float]) -> tuple[float, float]:

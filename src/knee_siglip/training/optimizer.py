@@ -1,7 +1,6 @@
 """What is trained, by AdamW, at which learning rate and when."""
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -10,13 +9,11 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from knee_siglip.core.errors import UsageError
+from knee_siglip.encoders.protocols import Encoder
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.params.sections import Freeze, FreezeParams, TrainParams
 
 Schedule = Literal["onecycle", "cosine", "constant"]
-
-BLOCK = re.compile(r"encoder\.layers?\.(\d+)\.")
-"""Transformers names a Dinov2 block `encoder.layer.3.` and a SigLIP block `encoder.layers.3.`."""
 
 
 def freeze_towers(model: KneeRadDinoSigLIPModel, freeze: FreezeParams) -> None:
@@ -28,34 +25,23 @@ def freeze_towers(model: KneeRadDinoSigLIPModel, freeze: FreezeParams) -> None:
     Raises:
         UsageError: n is larger than the tower's number of blocks.
     """
-    _freeze(model.vision_model, freeze.vision, "vision")
-    _freeze(model.text_model, freeze.text, "text")
+    _freeze(model.vision, freeze.vision, "vision")
+    _freeze(model.text, freeze.text, "text")
 
 
-def _freeze(tower: nn.Module, kept: Freeze, name: str) -> None:
-    blocks = block_count(tower)
+def _freeze(encoder: Encoder, kept: Freeze, name: str) -> None:
+    blocks = len(encoder.blocks)
     if isinstance(kept, int) and kept > blocks:
         raise UsageError(
             f"train.freeze.{name} = {kept}: the {name} tower has {blocks} blocks; "
             f"give a number from 1 to {blocks} of last blocks to train, or none or all"
         )
-    for parameter_name, parameter in tower.named_parameters():
+    depths = encoder.depths()
+    for parameter_name, parameter in encoder.model.named_parameters():
         if isinstance(kept, int):
-            parameter.requires_grad_(depth(parameter_name, blocks) > blocks - kept)
+            parameter.requires_grad_(depths[parameter_name] > blocks - kept)
         else:
             parameter.requires_grad_(kept == "none")
-
-
-def block_count(tower: nn.Module) -> int:
-    """Transformer blocks of a tower."""
-    return 1 + max(int(found[1]) for name, _ in tower.named_parameters() if (found := BLOCK.match(name)))
-
-
-def depth(name: str, blocks: int) -> int:
-    """Where a tower's parameter lies: 0 the embeddings, 1 to `blocks` the blocks, `blocks` + 1 what follows them."""
-    if found := BLOCK.match(name):
-        return int(found[1]) + 1
-    return 0 if name.startswith("embeddings.") else blocks + 1
 
 
 def build_optimizer(model: KneeRadDinoSigLIPModel, params: TrainParams) -> AdamW:
@@ -89,19 +75,17 @@ def build_optimizer(model: KneeRadDinoSigLIPModel, params: TrainParams) -> AdamW
 
 def _trained(model: KneeRadDinoSigLIPModel, params: TrainParams) -> Iterator[tuple[nn.Parameter, float]]:
     """Each trained parameter with its share of the learning rate; logit scale and logit bias come first."""
-    towers = {
-        "vision_model": (block_count(model.vision_model), params.vision_learning_rate_scale),
-        "text_model": (block_count(model.text_model), 1.0),
-    }
+    factors = _rate_factors(model.vision, "vision_model", params.vision_learning_rate_scale, params.layer_decay)
+    factors |= _rate_factors(model.text, "text_model", 1.0, params.layer_decay)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        part, _, rest = name.partition(".")
-        if part in towers:
-            blocks, scale = towers[part]
-            yield parameter, scale * params.layer_decay ** (blocks + 1 - depth(rest, blocks))
-        else:
-            yield parameter, 1.0
+        if parameter.requires_grad:
+            yield parameter, factors.get(name, 1.0)
+
+
+def _rate_factors(encoder: Encoder, prefix: str, scale: float, decay: float) -> dict[str, float]:
+    """Share of the learning rate by the model's parameter names."""
+    above = len(encoder.blocks) + 1
+    return {f"{prefix}.{name}": scale * decay ** (above - depth) for name, depth in encoder.depths().items()}
 
 
 def build_schedule(optimizer: AdamW, total_steps: int, warmup_ratio: float, kind: Schedule = "onecycle") -> LRScheduler:

@@ -53,7 +53,7 @@ def fingerprint(params: Params, data_hash: str, backbones: Path) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-class Keeper:
+class StateSaver:
     """Keeps the states of one training in its folder. Only the first of several processes has one.
 
     Args:
@@ -130,7 +130,7 @@ class Keeper:
 
 
 @contextmanager
-def open_run(root: Path, name: str, minutes: float, *, wait: float = SECONDS_TO_WAIT) -> Iterator[Keeper]:
+def open_run(root: Path, name: str, minutes: float, *, wait: float = SECONDS_TO_WAIT) -> Iterator[StateSaver]:
     """The folder `root/name`, locked; the lock ends with the process, however that ends.
 
     Raises:
@@ -149,7 +149,7 @@ def open_run(root: Path, name: str, minutes: float, *, wait: float = SECONDS_TO_
         _take(lock, folder, wait)
         for leftover in folder.glob(f"*{TEMPORARY}"):
             leftover.unlink(missing_ok=True)
-        yield Keeper(folder, minutes)
+        yield StateSaver(folder, minutes)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -185,8 +185,8 @@ def remove_unfinished(run: Unfinished) -> None:
     Raises:
         UserError: it is running.
     """
-    with open_run(run.folder.parent, run.folder.name, 0, wait=0) as keeper:
-        keeper.remove()
+    with open_run(run.folder.parent, run.folder.name, 0, wait=0) as saver:
+        saver.remove()
 
 
 def _examine(folder: Path) -> Unfinished:

@@ -31,7 +31,7 @@ from knee_siglip.training.features import frozen_features
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.interruption import stop_on_signals
 from knee_siglip.training.optimizer import freeze_towers
-from knee_siglip.training.resume import Keeper, fingerprint, link_or_copy, open_run
+from knee_siglip.training.resume import StateSaver, fingerprint, link_or_copy, open_run
 from knee_siglip.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainFiles:
-    """Where a run reads and writes."""
+    """Files that a run reads and writes."""
 
     manifest: Path
     cache_facts: Path
@@ -66,16 +66,16 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
         job = _prepare(params, files, ranks, chosen)
         key = fingerprint(params, job.checkpoint.data_hash, files.backbones)
         first = open_run(paths.store_root() / paths.RUNS, key, params.train.save_every_minutes)
-        with first if ranks.is_first else nullcontext() as keeper:
+        with first if ranks.is_first else nullcontext() as saver:
             ranks.wait()  # the lock is taken, or its refusal has ended the first process
             try:
-                _train(job, key, keeper)
+                _train(job, key, saver)
             except Interrupted as error:
                 if ranks.is_first:
                     raise
                 sys.exit(error.exit_code)  # once is told often enough
-            if keeper is not None:
-                keeper.remove()
+            if saver is not None:
+                saver.remove()
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     group_size = params.train.batch_size * params.train.gradient_accumulation_steps
     model, tokenizer = build_model(files.backbones, params.model, group_size)
     freeze_towers(model, params.train.freeze)
-    check_divisible(params.image_size, model.config.vision_config.patch_size, "params.yaml")
+    check_divisible(params.image_size, model.vision.patch, "params.yaml")
     pixels = open_pixels(manifest, files.cache_facts)
     # `tracking` stays out: a tracking URI may hold a password, and a checkpoint travels
     trained_with = {name: value for name, value in params.to_dict().items() if name != "tracking"}
@@ -108,19 +108,20 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     seen: Pixels = pixels
     if params.train.freeze.vision == "all" and params.train.cache_frozen_features:
         seen = _features(params, checkpoint, pixels, manifest, np.concatenate(list(rows.values())))
-    train_set, val_set = (_pairs(manifest, seen, rows[split], checkpoint) for split in ("train", "val"))
+    train_set = _pairs(manifest, seen, rows["train"], checkpoint)
+    val_set = _pairs(manifest, seen, rows["val"], checkpoint)
     return Job(params, files, ranks, device, manifest, checkpoint, train_set, val_set)
 
 
-def _train(job: Job, key: str, keeper: Keeper | None) -> None:
+def _train(job: Job, key: str, saver: StateSaver | None) -> None:
     """Train and report; `key` joins the trackers' records of a run that goes on."""
     params, files, checkpoint = job.params, job.files, job.checkpoint
     facts = dataset_facts(job.manifest, checkpoint) | {"data_hash": checkpoint.data_hash}
 
     def on_best(metrics: dict[str, float]) -> None:
-        if keeper is not None:
-            _save(checkpoint, metrics, keeper.best_model)
-            _publish(keeper, files.best_model)
+        if saver is not None:
+            _save(checkpoint, metrics, saver.best_model)
+            _publish(saver, files.best_model)
 
     live = files.report / "live"
     with (
@@ -138,7 +139,7 @@ def _train(job: Job, key: str, keeper: Keeper | None) -> None:
             on_best=on_best,
             guard=_guard(job),
             ranks=job.ranks,
-            keeper=keeper,
+            saver=saver,
             stop=stop,
         )
         _go_on(trainer, job, key)
@@ -151,13 +152,13 @@ def _train(job: Job, key: str, keeper: Keeper | None) -> None:
 
 def _go_on(trainer: Trainer, job: Job, key: str) -> None:
     """Load the newest state; all processes read it, the first one says so."""
-    state = Keeper(paths.store_root() / paths.RUNS / key, job.params.train.save_every_minutes).load()
+    state = StateSaver(paths.store_root() / paths.RUNS / key, job.params.train.save_every_minutes).load()
     if state is not None:
         trainer.load_state_dict(state)
-    if trainer.keeper is not None:
-        trainer.keeper.restore_best(trainer.step)
+    if trainer.saver is not None:
+        trainer.saver.restore_best(trainer.step)
         if trainer.history.best_epoch:
-            _publish(trainer.keeper, job.files.best_model)
+            _publish(trainer.saver, job.files.best_model)
         if state is not None:
             logger.warning("going on at step %d of %d", trainer.step, trainer.total_steps)
 
@@ -218,9 +219,9 @@ def _guard(job: Job) -> FiniteGuard:
     return FiniteGuard(job.params.train.max_skipped_steps, dump, describe)
 
 
-def _publish(keeper: Keeper, path: Path) -> None:
+def _publish(saver: StateSaver, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    link_or_copy(keeper.best_model, path)
+    link_or_copy(saver.best_model, path)
 
 
 def _save(checkpoint: Checkpoint, metrics: dict[str, float], path: Path) -> None:
@@ -229,10 +230,10 @@ def _save(checkpoint: Checkpoint, metrics: dict[str, float], path: Path) -> None
 
 
 def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker: Tracker) -> None:
-    """Write metrics.json and speed.json; log the same figures and the checkpoints."""
+    """Write metrics.json and speed.json; log the same metrics and the checkpoints."""
     history = trainer.history
     last = {name: value for name, value in history.epochs[-1].items() if name.startswith(("train.", "val"))}
-    figures = {
+    metrics = {
         **last,
         "train.skipped_steps": len(trainer.guard.skipped),
         **{f"best.{name.replace('.', '_', 1)}": v for name, v in history.best.items() if name.startswith("val")},
@@ -240,10 +241,10 @@ def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker:
         "epochs_done": len(history.epochs),
         **{name: value for name, value in facts.items() if name.startswith(("parameters.", "dataset."))},
     }
-    speed = trainer.speed.figures()
-    write_metrics(files.report / "metrics.json", figures)
+    speed = trainer.throughput.metrics()
+    write_metrics(files.report / "metrics.json", metrics)
     write_metrics(files.report / "speed.json", speed)
-    tracker.log_summary(figures | {f"speed.{name}": value for name, value in speed.items()})
+    tracker.log_summary(metrics | {f"speed.{name}": value for name, value in speed.items()})
     for path in (files.best_model, files.final_model):
         tracker.log_artifact(path, kind="model")
     remember_run(tracker, files.best_model)

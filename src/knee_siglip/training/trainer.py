@@ -1,6 +1,6 @@
 """The training loop. `Trainer.train_step` is the step of the paper; everything else serves it."""
 
-import logging
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,32 +12,30 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from knee_siglip.core.errors import Interrupted, UserError
+from knee_siglip.core.errors import Interrupted
 from knee_siglip.model.device import autocast_dtype
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.pairs.batches import Batch, PairDataset, epoch_order, split_groups
+from knee_siglip.pairs.prefetch import Prefetcher
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.acceleration import accelerate
-from knee_siglip.training.accumulation import LossAndAccuracy, OutOfMemory, backward_group
+from knee_siglip.training.accumulation import GradientCache
+from knee_siglip.training.contrastive import contrastive_loss
 from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.ema import Ema
-from knee_siglip.training.encoder import PairEncoder, Share
+from knee_siglip.training.encoder import LocalBatch, PairEncoder
 from knee_siglip.training.finite import FiniteGuard, StepRecord
-from knee_siglip.training.flops import peak_flops, step_flops
 from knee_siglip.training.history import History
 from knee_siglip.training.interruption import StopRequest
 from knee_siglip.training.optimizer import build_optimizer, build_schedule
-from knee_siglip.training.prefetch import Prefetcher
-from knee_siglip.training.resume import Keeper
-from knee_siglip.training.speed import Speed
+from knee_siglip.training.resume import StateSaver
+from knee_siglip.training.throughput import Throughput, peak_flops, step_flops
 from knee_siglip.training.val_metrics import measure_pairs
 
 LOG_EVERY_STEPS = 10
 """The host waits for the device this often, to see and show what it computed."""
 
 Log = Callable[[dict[str, float], int], None]
-
-logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -50,7 +48,7 @@ class Trainer:
         on_best: called with the epoch's metrics when the weights are the best so far by `params.best_metric`; the model
             holds these weights then.
         guard: what is done about steps that are not finite.
-        keeper: where the state is saved; None saves nothing.
+        saver: where the state is saved; None saves nothing.
         stop: what asks to stop.
     """
 
@@ -67,28 +65,28 @@ class Trainer:
         on_best: Callable[[dict[str, float]], None],
         guard: FiniteGuard,
         ranks: Ranks | None = None,
-        keeper: Keeper | None = None,
+        saver: StateSaver | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         self.model, self.train_set, self.val_set, self.params = model, train_set, val_set, params
         self.seed, self.device, self.log, self.on_best, self.guard = seed, device, log, on_best, guard
-        self.ranks, self.keeper, self.stop = ranks or Ranks(), keeper, stop or StopRequest()
+        self.ranks, self.saver, self.stop = ranks or Ranks(), saver, stop or StopRequest()
         self.group_size = params.batch_size * params.gradient_accumulation_steps
-        self.steps_per_epoch = -(-len(train_set) // self.group_size)
+        self.steps_per_epoch = math.ceil(len(train_set) / self.group_size)
         self.total_steps = params.epochs * self.steps_per_epoch
         fixed = params.micro_batch_size
-        self.micro_batch_size = -(-params.batch_size // self.ranks.size) if fixed == "auto" else fixed
+        micro_batch_size = math.ceil(params.batch_size / self.ranks.size) if fixed == "auto" else fixed
         self.dtype = autocast_dtype(params.mixed_precision, device)
         accelerate(model, params, device)
         self.encoder = PairEncoder(model, self.dtype, params.augment)
-        self.wrapped = self.ranks.wrap(self.encoder)
+        self.gradient_cache = GradientCache(self.encoder, self.ranks, micro_batch_size)
         self.optimizer = build_optimizer(model, params)
         self.schedule = build_schedule(self.optimizer, self.total_steps, params.warmup_ratio, params.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.ema = None if params.ema_decay is None else Ema(model, params.ema_decay)
         self.history = History(params.best_metric)
         peak = peak_flops(device, self.dtype, params.tf32)
-        self.speed = Speed(peak and peak * self.ranks.size)
+        self.throughput = Throughput(peak and peak * self.ranks.size)
         self.step = 0
         self.learning_rate = 0.0
         self.records: list[StepRecord] = []  # of this epoch
@@ -104,7 +102,7 @@ class Trainer:
             while len(self.history.epochs) < self.params.epochs and not self.history.is_stale(self.params.patience):
                 metrics = self.train_epoch(progress) | self.validate()
                 self.log(metrics, self.step)
-                self.log({f"speed.{name}": value for name, value in self.speed.figures().items()}, self.step)
+                self.log({f"speed.{name}": value for name, value in self.throughput.metrics().items()}, self.step)
                 self.records = []
                 if self.history.add(metrics):
                     with self.chosen_weights():
@@ -117,16 +115,16 @@ class Trainer:
         epoch = len(self.history.epochs)
         done = self.step - epoch * self.steps_per_epoch
         title = f"epoch {epoch + 1}/{self.params.epochs}"
-        bar = progress.add_task(title, total=self.steps_per_epoch, completed=done, figures="")
+        bar = progress.add_task(title, total=self.steps_per_epoch, completed=done, shown="")
         groups = list(split_groups(epoch_order(len(self.train_set), self.seed, epoch), self.group_size))[done:]
-        shares = [self.ranks.share(group) for group in groups]
-        batches = Prefetcher(self.train_set.batch, shares, self.device, self.params.prefetch, self.speed.wait)
+        parts = [self.ranks.local_part(group) for group in groups]
+        batches = Prefetcher(self.train_set.batch, parts, self.device, self.params.prefetch, self.throughput.wait)
         self.encoder.train()
-        self.speed.start()
+        self.throughput.start()
         with closing(iter(batches)) as ready:
             for group, batch in zip(groups, ready, strict=True):
                 self.train_step(batch, group)
-                self.speed.count(len(group), self._flops(batch, group))
+                self.throughput.count(len(group), self._flops(batch, group))
                 if self.step % LOG_EVERY_STEPS == 0:
                     self._show(progress, bar)
                 self._save_or_stop()
@@ -141,23 +139,48 @@ class Trainer:
 
     def train_step(self, batch: Batch, group: np.ndarray) -> None:
         """One optimizer step on one contrastive group, of which `batch` is what this process encodes."""
+        # Schedule
         self.learning_rate = float(self.schedule.get_last_lr()[0])
-        largest = -(-len(group) // self.ranks.size)
-        result = self._backward(Share(batch, len(group), largest, self.seed, self.step))
+
+        # Encode: in pieces that fit into memory
+        local = LocalBatch(batch, len(group), math.ceil(len(group) / self.ranks.size), self.seed, self.step)
+        encoded = self.gradient_cache.encode(local)
+
+        # Loss: of every image with every text of the group, whatever the pieces and the ranks
+        loss, accuracy = contrastive_loss(
+            encoded.image_embeds,
+            encoded.text_embeds,
+            self.model.logit_scale.exp(),
+            self.model.logit_bias,
+            local.positive_ids(self.params.multi_positive),
+            local.text_ids,
+            len(group),
+            self.ranks,
+        )
+
+        # Backward: autograd stops at the embeddings, the cache takes their gradients on through the encoders
+        self.scaler.scale(loss).backward()
+        self.gradient_cache.backward(encoded)
+
+        # Check: the true norm, so gradients lose the fp16 factor before they are clipped
         loss_scale = self.scaler.scale(torch.ones((), device=self.device))
         self.scaler.unscale_(self.optimizer)
         gradient_norm = self._clip()
-        found_inf = self.guard.check(result.loss, gradient_norm)
-        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # where it is 1, AdamW changes nothing
+        found_inf = self.guard.check(loss, gradient_norm)
+
+        # Step: not by `scaler.step`, which waits for the device and asks the gradients alone, not the loss. Fused AdamW
+        # reads `found_inf` on the device; where it is 1, no weight and no moment changes.
+        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.guard.record(
-            self.step, self.train_set.rows[group], result.loss, result.accuracy, gradient_norm, found_inf, loss_scale
-        )
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         if self.ema:
             self.ema.update()
+
+        # Log: kept on the device until the next flush, for which alone the host waits
+        rows = self.train_set.rows[group]
+        self.guard.record(self.step, rows, loss, accuracy, gradient_norm, found_inf, loss_scale)
         self.step += 1
 
     def validate(self) -> dict[str, float]:
@@ -189,19 +212,20 @@ class Trainer:
             "guard": self.guard.state_dict(),
             "history": self.history.state_dict(),
             "records": [astuple(record) for record in self.records],
-            "speed": self.speed.state_dict(),
-            "micro_batch_size": self.micro_batch_size,
+            "speed": self.throughput.state_dict(),
+            "micro_batch_size": self.gradient_cache.micro_batch_size,
             "learning_rate": self.learning_rate,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        for name in ("step", "micro_batch_size", "learning_rate"):
-            setattr(self, name, state[name])
+        """Resume where `state_dict` was taken."""
+        self.step, self.learning_rate = state["step"], state["learning_rate"]
+        self.gradient_cache.micro_batch_size = state["micro_batch_size"]
+        self.throughput.load_state_dict(state["speed"])
         self.model.load_state_dict(state["model"])
-        for name in ("optimizer", "schedule", "scaler", "guard", "history", "speed"):
+        for name in ("optimizer", "schedule", "scaler", "guard", "history"):
             getattr(self, name).load_state_dict(state[name])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
@@ -210,43 +234,6 @@ class Trainer:
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
-    def _backward(self, share: Share) -> LossAndAccuracy:
-        """The group's gradients; where the device's memory ends, once more in smaller pieces, with the same result."""
-        before = self.micro_batch_size
-        while True:
-            try:
-                result = backward_group(
-                    self.encoder,
-                    share,
-                    self.micro_batch_size,
-                    self.ranks,
-                    wrapped=self.wrapped,
-                    multi_positive=self.params.multi_positive,
-                    scale=self.scaler.scale,
-                )
-                break
-            except OutOfMemory:
-                self._halve_micro_batch(share)
-        if self.micro_batch_size < before and self.ranks.is_first:
-            logger.warning(
-                "out of GPU memory: each device now encodes %d pairs at a time, not %d; the result stays the same "
-                "(train.micro_batch_size: %d saves this search)",
-                *(self.micro_batch_size, before, self.micro_batch_size),
-            )
-        return result
-
-    def _halve_micro_batch(self, share: Share) -> None:
-        largest = min(self.micro_batch_size, share.largest)
-        if largest == 1:
-            raise UserError(
-                "the GPU's memory does not hold one single pair; lower image_size or model.max_text_length, or set "
-                "train.gradient_checkpointing.vision and .text to true"
-            )
-        self.micro_batch_size = -(-largest // 2)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def _clip(self) -> Tensor:
         """() norm of all gradients before clipping."""
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -254,15 +241,15 @@ class Trainer:
         return torch.nn.utils.clip_grad_norm_(trained, limit)
 
     def _measure(self, prefix: str) -> dict[str, float]:
-        figures = measure_pairs(
+        metrics = measure_pairs(
             self.encoder,
             self.val_set,
             self.ranks,
             device=self.device,
-            batch_size=self.micro_batch_size,
+            batch_size=self.gradient_cache.micro_batch_size,
             prefetch=self.params.prefetch,
         )
-        return {f"{prefix}.{name}": value for name, value in figures.items()}
+        return {f"{prefix}.{name}": value for name, value in metrics.items()}
 
     def _flops(self, batch: Batch, group: np.ndarray) -> int:
         texts = len(self.train_set.text_ids[torch.from_numpy(group)].unique())
@@ -272,19 +259,19 @@ class Trainer:
     def _flush(self) -> None:
         """Wait for the device, and learn what the steps came to."""
         self.records += self.guard.flush()
-        self.speed.lap()
+        self.throughput.lap()
 
     def _show(self, progress: Progress, bar: TaskID) -> None:
         self._flush()
         last, rate = self.records[-1], self.learning_rate
-        figures = {"train.step_loss": last.loss, "train.gradient_norm": last.gradient_norm, "learning_rate": rate}
-        self.log(figures, self.step)
+        metrics = {"train.step_loss": last.loss, "train.gradient_norm": last.gradient_norm, "learning_rate": rate}
+        self.log(metrics, self.step)
         shown = f"loss {last.loss:.3f}  accuracy {last.accuracy:.2f}  lr {rate:.1e}"
         done = self.step - len(self.history.epochs) * self.steps_per_epoch
-        progress.update(bar, completed=done, figures=shown)
+        progress.update(bar, completed=done, shown=shown)
 
     def _epoch_means(self) -> dict[str, float]:
-        """Over the steps whose loss was finite; how many changed no weight stands beside."""
+        """Means over the steps whose loss was finite, plus the number of skipped steps."""
         finite = [record for record in self.records if np.isfinite(record.loss)]
         return {
             "train.loss": float(np.mean([record.loss for record in finite])) if finite else float("nan"),
@@ -297,10 +284,10 @@ class Trainer:
         asked = self.ranks.any(self.stop.signal is not None)
         if asked or self._save_is_due():
             self._flush()
-            is_saved = self.keeper is not None and self.keeper.save(self.state_dict(), self.step)
+            is_saved = self.saver is not None and self.saver.save(self.state_dict(), self.step)
             if asked:
                 raise self._interrupted(self.ranks.any(is_saved))
-            self.speed.start()
+            self.throughput.start()
 
     def _save_is_due(self) -> bool:
         every = self.params.save_every_steps
@@ -308,7 +295,7 @@ class Trainer:
             return True
         # several processes must agree, which need not be asked at every step
         at_rest = self.step % LOG_EVERY_STEPS == 0 or self.step % self.steps_per_epoch == 0
-        return at_rest and self.ranks.any(self.keeper is not None and self.keeper.is_due)
+        return at_rest and self.ranks.any(self.saver is not None and self.saver.is_due)
 
     def _interrupted(self, is_saved: bool) -> Interrupted:
         number = self.stop.signal or signal.SIGTERM
@@ -317,5 +304,5 @@ class Trainer:
         return Interrupted(f"{where} {how}", number)
 
     def _progress(self) -> Progress:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
         return Progress(TextColumn("{task.description}"), *columns, disable=not self.ranks.is_first)

@@ -7,9 +7,9 @@ from torch import Tensor
 from knee_siglip.metrics.matching.retrieval import contrastive_accuracy, shuffled_batches
 from knee_siglip.model.loss import sigmoid_loss
 from knee_siglip.pairs.batches import PairDataset, split_groups
+from knee_siglip.pairs.prefetch import Ahead, Prefetcher
 from knee_siglip.training.distributed import Ranks
-from knee_siglip.training.encoder import PairEncoder, Share
-from knee_siglip.training.prefetch import Ahead, Prefetcher
+from knee_siglip.training.encoder import LocalBatch, PairEncoder
 
 
 def measure_pairs(
@@ -37,14 +37,15 @@ def _embed(
     encoder: PairEncoder, pairs: PairDataset, ranks: Ranks, device: torch.device, batch_size: int, prefetch: Ahead
 ) -> tuple[Tensor, Tensor]:
     """(N, D) image and text embeddings on the CPU; each rank encodes its part."""
-    groups = list(split_groups(ranks.share(np.arange(len(pairs))), batch_size))
-    width = encoder.model.text_model.head.out_features
-    images, texts = ([torch.empty(0, width, dtype=encoder.model.logit_scale.dtype, device=device)] for _ in range(2))
+    groups = list(split_groups(ranks.local_part(np.arange(len(pairs))), batch_size))
+    width = encoder.model.text.width
+    images = [torch.empty(0, width, dtype=encoder.model.logit_scale.dtype, device=device)]
+    texts = list(images)
     for batch in Prefetcher(pairs.batch, groups, device, prefetch):
         # evaluation mode draws nothing, so seed and step do not matter
-        share = Share(batch, group_size=len(batch), largest=len(batch), seed=0, step=0)
-        ((image_embeds, text_embeds),) = encoder.encode_all(share, [slice(0, len(batch))])
-        images.append(image_embeds)
-        texts.append(text_embeds)
-    image_embeds, text_embeds = (ranks.gather(torch.cat(part), len(pairs)).cpu() for part in (images, texts))
-    return image_embeds, text_embeds
+        local = LocalBatch(batch, group_size=len(batch), largest=len(batch), seed=0, step=0)
+        for image_embeds, text_embeds in encoder.encode_all(local, [slice(0, len(batch))]):
+            images.append(image_embeds)
+            texts.append(text_embeds)
+    image_embeds = ranks.gather(torch.cat(images), len(pairs)).cpu()
+    return image_embeds, ranks.gather(torch.cat(texts), len(pairs)).cpu()

@@ -18,7 +18,7 @@ from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.features import FeatureStore
 from knee_siglip.store.pixels import PixelStore, build_cache
-from knee_siglip.training.resume import Keeper, open_run
+from knee_siglip.training.resume import StateSaver, open_run
 
 TRANSFORM, OTHER = Transform(28, "pad", "local"), Transform(42, "pad", "local")
 IMAGES = 6
@@ -205,7 +205,7 @@ def test_packing_without_a_cache_says_what_to_run(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(project) -> Keeper:
+def run(project) -> StateSaver:
     """A training that was killed at step 20, three days ago."""
     with open_run(project / ".store" / paths.RUNS, "0123456789abcdef", minutes=5) as keeper:
         keeper.best_model.write_bytes(bytes(4096))

@@ -3,9 +3,9 @@ import threading
 import pytest
 import torch
 
+from knee_siglip.pairs import prefetch
 from knee_siglip.pairs.batches import epoch_order, split_groups
-from knee_siglip.training import prefetch
-from knee_siglip.training.prefetch import Prefetcher
+from knee_siglip.pairs.prefetch import Prefetcher
 
 CPU = torch.device("cpu")
 PATIENCE = 30

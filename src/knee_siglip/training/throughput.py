@@ -1,34 +1,87 @@
-"""Model FLOPs of a training step, and what share of the device's peak they are.
+"""How fast training is: pairs per second, model FLOPs and their share of the peak, time without data, memory.
 
 MFU = model FLOPs per second / peak FLOPs per second (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, appendix B). Model
-FLOPs are what the mathematics needs: a multiplication and an addition are two, only matrix products count, and what is
-computed twice (gradient caching, gradient checkpointing) counts once.
-
-A layer's products cost their forward FLOPs once more for the gradients of its inputs and once more for those of its
-weights. Frozen layers have no gradients of weights; gradients of inputs are needed down to the lowest trained layer.
+FLOPs are what the mathematics needs: what is computed twice (gradient caching, gradient checkpointing) counts once.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import resource
+import time
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from knee_siglip.encoders.flops import count_layer, training_flops
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 
 
-@dataclass(frozen=True)
-class Layer:
-    """FLOPs forward of one layer, for one image or text.
+@dataclass
+class Throughput:
+    """Counts the training steps' own time, without validation and saving; goes on after a resume.
 
-    `weighted`: products with weights. `unweighted`: products of two activations, of which both take a gradient.
-    `has_norm`: a norm with weights comes first, so that the products' inputs take a gradient if the layer is trained.
+    `peak`: FLOP/s of all devices together, None where it is not known.
     """
 
-    weighted: int
-    unweighted: int
-    trained: bool
-    has_norm: bool
+    peak: float | None = None
+    seconds: float = 0.0
+    waited: float = 0.0
+    pairs: int = 0
+    flops: float = 0.0
+    _since: float = field(default=0.0, repr=False)
+    _steps: int = field(default=0, repr=False)
+
+    def start(self) -> None:
+        """Steps begin now."""
+        self._since = time.perf_counter()
+
+    def wait(self, seconds: float) -> None:
+        """So long no batch was ready."""
+        self.waited += seconds
+
+    def count(self, pairs: int, flops: float) -> None:
+        """A step was begun, with so many model FLOPs on all devices together."""
+        self.pairs += pairs
+        self.flops += flops
+        self._steps += 1
+
+    def lap(self) -> None:
+        """The steps counted up to now are done, on the device too.
+
+        Without any since the last lap the time was not training's: the state may be saved right after validation.
+        """
+        now = time.perf_counter()
+        if self._steps:
+            self.seconds += now - self._since
+        self._since, self._steps = now, 0
+
+    def metrics(self) -> dict[str, float]:
+        """pairs_per_second, data_wait_share (upper bound), model_tflops_per_second, mfu where the peak is known."""
+        if not self.seconds:
+            return {}
+        found = {
+            "pairs_per_second": self.pairs / self.seconds,
+            "data_wait_share": self.waited / self.seconds,
+            "model_tflops_per_second": self.flops / self.seconds / 1e12,
+        }
+        if self.peak:
+            found["mfu"] = mfu(self.flops, self.seconds, self.peak)
+        return found | {"peak_memory_mb": peak_memory_mb()}
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain values."""
+        return {"seconds": self.seconds, "waited": self.waited, "pairs": self.pairs, "flops": self.flops}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Resume where `state_dict` was taken."""
+        self.seconds, self.waited, self.flops = state["seconds"], state["waited"], state["flops"]
+        self.pairs = int(state["pairs"])
+
+
+def peak_memory_mb() -> float:
+    """Largest memory held so far: the GPU's where one is used, else the process's."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def image_flops(model: KneeRadDinoSigLIPModel, image_size: int, cached_features: bool = False) -> int:
@@ -36,33 +89,17 @@ def image_flops(model: KneeRadDinoSigLIPModel, image_size: int, cached_features:
 
     cached_features: the vision tower's output is read from a file and only the projection is computed.
     """
-    config, tower = model.config.vision_config, model.vision_model
-    patches = (image_size // config.patch_size) ** 2
-    patch_values = config.patch_size**2  # the image is grey
-    width = config.hidden_size
-    hidden = int(width * config.mlp_ratio)
-    if config.use_swiglu_ffn:
-        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8  # as Dinov2SwiGLUFFN rounds it
-    layers = [Layer(2 * patches * patch_values * width, 0, _is_trained(tower.embeddings), has_norm=False)]
-    layers += _blocks(tower.encoder.layer, patches + 1, width, hidden, matrices=3 if config.use_swiglu_ffn else 2)
-    layers.append(Layer(0, 0, _is_trained(tower.layernorm), has_norm=True))
     projection = [
-        Layer(2 * linear.in_features * linear.out_features, 0, _is_trained(linear), has_norm=False)
+        count_layer(linear, 2 * linear.in_features * linear.out_features)
         for linear in model.visual_projection.modules()
         if isinstance(linear, nn.Linear)
     ]
-    return _training_flops(projection if cached_features else layers + projection)
+    return training_flops(projection if cached_features else [*model.vision.layers(image_size), *projection])
 
 
 def text_flops(model: KneeRadDinoSigLIPModel) -> int:
     """FLOPs, forward and backward, of training on one text, which is padded to the whole position table."""
-    config, tower = model.config.text_config, model.text_model
-    length, width = config.max_position_embeddings, config.hidden_size
-    layers = [Layer(0, 0, _is_trained(tower.embeddings), has_norm=False)]
-    layers += _blocks(tower.encoder.layers, length, width, config.intermediate_size, matrices=2)
-    layers.append(Layer(0, 0, _is_trained(tower.final_layer_norm), has_norm=True))
-    layers.append(Layer(2 * width * tower.head.out_features, 0, _is_trained(tower.head), has_norm=False))
-    return _training_flops(layers)
+    return training_flops(model.text.layers())
 
 
 def loss_flops(count: int, width: int) -> int:
@@ -77,37 +114,9 @@ def step_flops(
 
     images: of the group. texts: that are encoded; equal ones are encoded once. Every image meets every image's text.
     """
-    width = model.text_model.head.out_features
+    width = model.text.width
     encoding = images * image_flops(model, image_size, cached_features) + texts * text_flops(model)
     return encoding + loss_flops(images, width)
-
-
-def _blocks(blocks: nn.ModuleList, tokens: int, width: int, hidden: int, matrices: int) -> list[Layer]:
-    """Queries, keys, values and output of D x D each, an MLP of `matrices` of D x H, and two products of T x T x D.
-
-    Of the last block one token is pooled, so that only keys and values are of all tokens.
-    """
-    layers = []
-    for block in blocks:
-        asking = 1 if block is blocks[-1] else tokens
-        weights = 2 * width**2 * tokens + (2 * width**2 + matrices * width * hidden) * asking
-        layers.append(Layer(2 * weights, 2 * 2 * asking * tokens * width, _is_trained(block), has_norm=True))
-    return layers
-
-
-def _training_flops(layers: Iterable[Layer]) -> int:
-    """Forward and backward of layers, lowest first."""
-    flops, is_trained_below = 0, False
-    for layer in layers:
-        needs_input_gradients = is_trained_below or (layer.trained and layer.has_norm)
-        flops += layer.weighted * (1 + layer.trained + needs_input_gradients)
-        flops += layer.unweighted * (3 if needs_input_gradients else 1)
-        is_trained_below = is_trained_below or layer.trained
-    return flops
-
-
-def _is_trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from knee_siglip.params.sections import TrainParams
-from knee_siglip.training import speed
+from knee_siglip.training import throughput
 from knee_siglip.training.finite import FiniteGuard
-from knee_siglip.training.speed import Speed
+from knee_siglip.training.throughput import Throughput
 from knee_siglip.training.trainer import Trainer
 
 
@@ -24,7 +24,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(speed, "time", clock)
+    monkeypatch.setattr(throughput, "time", clock)
     return clock
 
 
@@ -35,12 +35,12 @@ def take_steps(measured, clock, seconds, pairs=8, flops=2e12):
 
 
 def test_figures_are_per_second_of_the_steps(clock):
-    measured = Speed(peak=1e13)
+    measured = Throughput(peak=1e13)
     measured.start()
     measured.wait(0.5)
     take_steps(measured, clock, 2.0)
     take_steps(measured, clock, 2.0)
-    figures = measured.figures()
+    figures = measured.metrics()
     assert figures.pop("peak_memory_mb") > 1
     assert figures == pytest.approx(
         {"pairs_per_second": 4.0, "data_wait_share": 0.125, "model_tflops_per_second": 1.0, "mfu": 0.1}
@@ -48,23 +48,23 @@ def test_figures_are_per_second_of_the_steps(clock):
 
 
 def test_without_a_known_peak_there_is_no_mfu(clock):
-    measured = Speed()
+    measured = Throughput()
     measured.start()
     take_steps(measured, clock, 1.0)
-    assert "mfu" not in measured.figures()
-    assert "model_tflops_per_second" in measured.figures()
+    assert "mfu" not in measured.metrics()
+    assert "model_tflops_per_second" in measured.metrics()
 
 
 def test_before_the_first_step_is_done_there_are_no_figures(clock):
-    measured = Speed()
-    assert measured.figures() == {}
+    measured = Throughput()
+    assert measured.metrics() == {}
     measured.start()
     measured.count(8, 1e12)
-    assert measured.figures() == {}
+    assert measured.metrics() == {}
 
 
 def test_time_between_the_steps_of_two_epochs_does_not_count(clock):
-    measured = Speed()
+    measured = Throughput()
     for _ in range(2):
         measured.start()
         take_steps(measured, clock, 1.0)
@@ -74,7 +74,7 @@ def test_time_between_the_steps_of_two_epochs_does_not_count(clock):
 
 def test_saving_after_validation_does_not_make_it_count(clock):
     """Before the state is saved the trainer waits for the device, and laps, though no step was taken meanwhile."""
-    measured = Speed()
+    measured = Throughput()
     measured.start()
     take_steps(measured, clock, 1.0)
     clock.let_pass(100.0)
@@ -99,35 +99,35 @@ def test_a_trainer_counts_its_steps_and_not_its_validation(make_model, make_pair
     trainer.train_step = lambda batch, group: clock.let_pass(1.0) or train_step(batch, group)
     trainer.validate = lambda: clock.let_pass(100.0) or measure()
     trainer.fit()
-    assert trainer.speed.seconds == 4.0
-    assert trainer.speed.figures()["pairs_per_second"] == 8.0
+    assert trainer.throughput.seconds == 4.0
+    assert trainer.throughput.metrics()["pairs_per_second"] == 8.0
 
 
 def test_a_resumed_run_goes_on_counting(clock, tmp_path):
-    measured = Speed(peak=1e13)
+    measured = Throughput(peak=1e13)
     measured.start()
     measured.wait(0.25)
     take_steps(measured, clock, 1.0)
     torch.save(measured.state_dict(), tmp_path / "state.pt")
     clock.now = 5.0  # another process, another zero
-    resumed = Speed(peak=1e13)
+    resumed = Throughput(peak=1e13)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert resumed.figures() == measured.figures() | {"peak_memory_mb": resumed.figures()["peak_memory_mb"]}
+    assert resumed.metrics() == measured.metrics() | {"peak_memory_mb": resumed.metrics()["peak_memory_mb"]}
     resumed.start()
     take_steps(resumed, clock, 3.0)
     assert resumed.seconds == 4.0
-    assert resumed.figures()["pairs_per_second"] == 4.0
+    assert resumed.metrics()["pairs_per_second"] == 4.0
     assert isinstance(resumed.pairs, int)
 
 
 def test_a_gpu_that_is_not_used_does_not_give_the_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
-    assert speed.peak_memory_mb() > 1
+    assert throughput.peak_memory_mb() > 1
 
 
 def test_the_memory_of_a_gpu_in_use_is_the_gpus(monkeypatch):
     cuda = {"is_available": True, "is_initialized": True, "max_memory_allocated": 3 * 2**20}
     for name, value in cuda.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    assert speed.peak_memory_mb() == 3
+    assert throughput.peak_memory_mb() == 3

@@ -1,0 +1,58 @@
+"""FLOPs of transformers: a multiplication and an addition are two, and only matrix products count."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Layer:
+    """FLOPs forward of one layer, for one image or text.
+
+    `weighted`: products with weights. `unweighted`: products of two activations, of which both take a gradient.
+    `has_norm`: a norm with weights comes first, so that the products' inputs take a gradient if the layer is trained.
+    """
+
+    weighted: int
+    unweighted: int
+    trained: bool
+    has_norm: bool
+
+
+def count_layer(module: nn.Module, weighted: int = 0, has_norm: bool = False) -> Layer:
+    """A layer without products of two activations."""
+    return Layer(weighted, 0, is_trained(module), has_norm)
+
+
+def count_blocks(blocks: nn.ModuleList, tokens: int, width: int, hidden: int, matrices: int = 2) -> list[Layer]:
+    """Queries, keys, values and output of D x D each, an MLP of `matrices` of D x H, and two products of T x T x D.
+
+    Of the last block one token is pooled, so that only keys and values are of all tokens.
+    """
+    layers = []
+    for block in blocks:
+        queries = 1 if block is blocks[-1] else tokens
+        weights = 2 * width**2 * tokens + (2 * width**2 + matrices * width * hidden) * queries
+        layers.append(Layer(2 * weights, 2 * 2 * queries * tokens * width, is_trained(block), has_norm=True))
+    return layers
+
+
+def training_flops(layers: Iterable[Layer]) -> int:
+    """FLOPs forward and backward of layers, the lowest first.
+
+    A layer's products cost their forward FLOPs once more for the gradients of its inputs and once more for those of its
+    weights. Frozen layers have no gradients of weights; those of inputs are needed down to the lowest trained layer.
+    """
+    flops, is_trained_below = 0, False
+    for layer in layers:
+        needs_input_gradients = is_trained_below or (layer.trained and layer.has_norm)
+        flops += layer.weighted * (1 + layer.trained + needs_input_gradients)
+        flops += layer.unweighted * (3 if needs_input_gradients else 1)
+        is_trained_below = is_trained_below or layer.trained
+    return flops
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Whether any parameter takes a gradient."""
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,122 @@
+"""The contrastive loss of a group whose pairs lie on several ranks.
+
+The loss is not averaged over ranks: each keeps its images, the blocks of texts go round in a ring, and so every image
+of the group meets every text while no rank holds more than its part (Zhai et al. 2023, arXiv:2303.15343, section 3.3).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from knee_siglip.model.loss import Modality, add_pairs
+from knee_siglip.training.distributed import Ranks
+
+
+def contrastive_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    positive_ids: Tensor,
+    text_ids: Tensor,
+    group_size: int,
+    ranks: Ranks,
+) -> tuple[Tensor, Tensor]:
+    """Loss and contrastive accuracy () of the group of which this rank encoded m pairs, the same on every rank.
+
+    The loss is differentiable once. What autograd keeps grows with m, not with its square.
+
+    Args:
+        image_embeds, text_embeds: (m, D), L2-normalised.
+        logit_scale: () factor of the cosine similarity, i.e. already exponentiated.
+        positive_ids: (m,) equal where image and text are a positive pair.
+        text_ids: (m,) equal where texts are.
+        group_size: pairs of all ranks together.
+    """
+    loss, accuracy = _ContrastiveLoss.apply(
+        image_embeds, text_embeds, logit_scale, logit_bias, positive_ids, text_ids, group_size, ranks
+    )
+    return loss, accuracy
+
+
+class _ContrastiveLoss(torch.autograd.Function):
+    """Computes the gradients with the loss: the logits are at hand then, and are forgotten tile by tile."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor,
+        positive_ids: Tensor,
+        text_ids: Tensor,
+        group_size: int,
+        ranks: Ranks,
+    ) -> tuple[Tensor, Tensor]:
+        images = Modality.begin(image_embeds, positive_ids, text_ids)
+        texts = Modality.begin(text_embeds, positive_ids, text_ids)
+        sizes = ranks.part_sizes(group_size)
+        sums = torch.zeros(2, dtype=torch.float64, device=image_embeds.device)
+        for hop in range(ranks.size):
+            sums += add_pairs(images, texts, logit_scale, logit_bias)
+            texts = _pass_on(texts, sizes[(ranks.rank - hop - 1) % ranks.size], ranks)
+        # after a whole round the texts, and what was summed up for them, are those of this rank again
+        assert images.grads is not None
+        assert texts.grads is not None
+        scale_sum = (image_embeds * images.grads).sum(dtype=torch.float64)
+        correct = (images.correct().sum() + texts.correct().sum()) / 2
+        totals = ranks.sum(torch.stack([*sums, scale_sum, correct.to(torch.float64)])) / group_size
+        loss, bias_grad, scale_grad, accuracy = totals.to(image_embeds.dtype).unbind()
+        factor = logit_scale / group_size
+        ctx.save_for_backward(images.grads.mul_(factor), texts.grads.mul_(factor), scale_grad, bias_grad)
+        ctx.mark_non_differentiable(accuracy)
+        return loss, accuracy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        loss_grad = grads[0]
+        image_grads, text_grads, scale_grad, bias_grad = ctx.saved_tensors
+        by_input = (image_grads, text_grads, scale_grad, bias_grad)
+        return (*(loss_grad * grad for grad in by_input), None, None, None, None)
+
+
+def _pass_on(texts: Modality, incoming: int, ranks: Ranks) -> Modality:
+    """Give a block of texts, with what was summed up for it, to the next rank; take that of the one before."""
+    if ranks.size == 1:
+        return texts
+    assert texts.grads is not None
+    assert texts.best_logits is not None
+    width = texts.embeds.shape[1]
+    values, ids = _exchange(
+        torch.cat([texts.embeds, texts.grads, texts.best_logits.T], dim=1),
+        torch.stack([texts.positive_ids, texts.text_ids], dim=1),
+        incoming=incoming,
+        ranks=ranks,
+    )
+    embeds, grads, best_logits = values.split([width, width, 2], dim=1)
+    return replace(
+        texts,
+        embeds=embeds.contiguous(),
+        grads=grads.contiguous(),
+        best_logits=best_logits.T.contiguous(),
+        positive_ids=ids[:, 0].contiguous(),
+        text_ids=ids[:, 1].contiguous(),
+    )
+
+
+def _exchange(*sent: Tensor, incoming: int, ranks: Ranks) -> list[Tensor]:
+    """Rows (m, ...) to the next rank; returns the `incoming` rows of the one before."""
+    received = [part.new_empty(incoming, part.shape[1]) for part in sent]
+    after = (ranks.rank + 1) % ranks.size
+    before = (ranks.rank - 1) % ranks.size
+    transfers = [dist.P2POp(dist.isend, part, after) for part in sent if len(part)]
+    transfers += [dist.P2POp(dist.irecv, part, before) for part in received if len(part)]
+    for transfer in dist.batch_isend_irecv(transfers) if transfers else []:
+        transfer.wait()
+    return received
