@@ -11,8 +11,8 @@ import pytest
 from knee_siglip.core.errors import UserError
 from knee_siglip.imaging.decode.read import Decoded
 from knee_siglip.inference import batch as batch_module
-from knee_siglip.inference.batch import Summary, decoded_batches, infer_batch
-from knee_siglip.inference.outputs import Outputs
+from knee_siglip.inference.batch import Summary, infer_batch, prepared_batches
+from knee_siglip.inference.outputs import Outputs, OutputWriter, open_outputs
 from knee_siglip.inference.predictor import Predictor
 from knee_siglip.inference.rows import read_rows
 
@@ -136,7 +136,8 @@ def test_failed_run_leaves_the_old_results_and_keeps_what_it_had_done(
     with pytest.raises(UserError, match="out of memory"):
         run("img_path\n0.png\n0.png\n0.png\n")
     assert (tmp_path / "out/results.csv").read_text() == before
-    assert len((tmp_path / "out/results.csv.partial").read_text().splitlines()) == 1 + 2
+    (partial,) = (tmp_path / "out").glob("results.csv.*.partial")
+    assert len(partial.read_text().splitlines()) == 1 + 2
 
 
 def test_nothing_partial_is_left_after_a_finished_run(
@@ -164,9 +165,9 @@ def test_results_of_an_earlier_run_can_be_the_input(
 
 def test_decoding_runs_only_a_few_batches_ahead(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    monkeypatch.setattr(batch_module, "decode_file", lambda file, transform: decoded.append(1))
+    monkeypatch.setattr(batch_module, "prepare_image", lambda file, transform: decoded.append(1))
     monkeypatch.setattr(batch_module, "available_cores", lambda: 2)
-    batches = decoded_batches([None] * 1000, predictor.transform, batch_size=10)
+    batches = prepared_batches([None] * 1000, predictor.transform, batch_size=10)
     next(batches)
     assert len(decoded) <= 10 * (1 + batch_module.BATCHES_AHEAD)
     assert sum(len(images) for images in batches) == 990
@@ -178,12 +179,28 @@ def test_output_names_follow_the_results_file() -> None:
     assert (other.embeddings, other.ids) == (Path("a/site2_embeddings.npy"), Path("a/site2_embedding_ids.csv"))
 
 
+def test_two_runs_with_the_same_outputs_do_not_mix_their_rows(tmp_path: Path) -> None:
+    outputs = Outputs.beside(tmp_path / "results.csv")
+
+    def write(writer: OutputWriter, name: str) -> None:
+        writer.write([[name]], [name], np.full((1, 2), ord(name), np.float32))
+
+    with open_outputs(outputs, ["img_path"], 2, 2) as first:
+        write(first, "a")
+        with open_outputs(outputs, ["img_path"], 1, 2) as second:
+            write(second, "b")
+        write(first, "a")
+    assert outputs.results.read_text() == "img_path\na\na\n"
+    assert outputs.ids.read_text() == "row,img_path,image_id\n0,a,a\n1,a,a\n"
+    assert np.load(outputs.embeddings).tolist() == [[97, 97], [97, 97]]
+
+
 def test_unwritable_output_is_one_sentence(
     predictor: Predictor, grey_image: Callable[[int], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "in.csv").write_text(f"img_path\n{grey_image(0).name}\n")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         infer_batch(
             predictor, read_rows(tmp_path / "in.csv"), QUERIES, Outputs.beside(tmp_path / "file/results.csv"), 2
         )

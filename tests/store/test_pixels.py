@@ -158,7 +158,7 @@ def test_remains_of_a_killed_writer_are_no_pixels_and_are_removed(root, original
     ids, files = originals
     folder = root / TRANSFORM.key
     folder.mkdir(parents=True)
-    (folder / "dead.ids.tmp").write_bytes(b"half a log")
+    (folder / "dead.ids.partial").write_bytes(b"half a log")
     (folder / "orphan.pixels").write_bytes(bytes(2 * 28 * 28))
     pixels = PixelStore(root, TRANSFORM)
     assert pixels.missing(ids) == set(ids)
@@ -250,7 +250,7 @@ def test_file_systems_without_fsync_of_folders_will_do(root, originals, monkeypa
 
 def test_store_that_cannot_be_made_is_one_sentence(tmp_path, originals):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write the store"):
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / 'file'}"):
         PixelStore(tmp_path / "file", TRANSFORM).ensure(*originals)
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from knee_siglip.core.files import sha256
 from knee_siglip.core.nesting import flatten
 from knee_siglip.params.files import parse_params
 from knee_siglip.params.sections import Params
 from knee_siglip.tracking import tracker as tracker_module
-from knee_siglip.tracking.runlog import RunLog, sha256, tracking_folder
+from knee_siglip.tracking.runlog import RunLog, tracking_folder
 from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run, resend
 
 SILENT = {"mlflow": "none", "wandb": "none"}

@@ -71,7 +71,7 @@ def test_a_save_that_the_disk_refuses_costs_only_itself(keeper, monkeypatch, cap
     assert "step 10 could not be saved, the state before it is kept" in caplog.text
     assert "No space left on device" in caplog.text
     assert keeper.load()["step"] == 5
-    assert files(keeper, ".tmp") == []
+    assert files(keeper, ".partial") == []
 
 
 def test_the_best_model_is_that_of_the_state(keeper):
@@ -90,7 +90,7 @@ def test_without_hard_links_the_best_model_is_copied(keeper, monkeypatch):
     def refuse(*_):
         raise OSError(1, "Operation not permitted")
 
-    monkeypatch.setattr(resume.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     keeper.best_model.write_text("epoch 2")
     keeper.save(state(5), 5)
     keeper.best_model.write_text("epoch 3")
@@ -140,9 +140,9 @@ def test_a_training_that_is_just_ending_is_waited_for(tmp_path, caplog):
 
 def test_what_a_killed_save_left_is_swept_away(tmp_path):
     (tmp_path / "abc").mkdir()
-    (tmp_path / "abc" / "step-000000005.state.tmp").write_bytes(b"half")
+    (tmp_path / "abc" / "step-000000005.state.partial").write_bytes(b"half")
     with open_run(tmp_path, "abc", 5) as keeper:
-        assert files(keeper, ".tmp") == []
+        assert files(keeper, ".partial") == []
         assert keeper.load() is None
 
 

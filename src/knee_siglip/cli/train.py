@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError, UserError, run_stage
+from knee_siglip.core.processes import is_first_process
 from knee_siglip.params.checks import check_divisible, check_inputs, vision_patch_size
 from knee_siglip.params.files import load_params, parse_params, save_params
 from knee_siglip.params.sections import Params
-from knee_siglip.training.launch import LAUNCHER, hand_over, is_first, is_launched
+from knee_siglip.training.launch import LAUNCHER, hand_over, is_launched
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,7 +169,7 @@ def train_in(folder: Path, device: str) -> None:
         report=folder / "reports/train",
     )
     train(load_params(folder / paths.PARAMS.name), files, device)
-    if is_first():
+    if is_first_process():
         print(f"{BEST_MODEL}, {FINAL_MODEL} and reports/ are in {folder}")
 
 

@@ -25,7 +25,7 @@ PREDICTIONS = Path("reports/evaluation/predictions.parquet")
 INFERENCE_REPORT = Path("reports/inference")
 
 PIXELS, FEATURES, RUNS = "pixels", "features", "runs"
-"""Folders of the store: rows by image id (data/store_rows.py), and states of trainings (training/resume.py)."""
+"""Folders of the store: two kinds of rows by image id, and the resume states of training runs."""
 
 
 def project_root() -> Path | None:

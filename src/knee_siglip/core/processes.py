@@ -29,6 +29,17 @@ SMALLEST_CHUNK = 4
 """Handing over a chunk costs about what decoding a tenth of an image does."""
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started together, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this signal when the parent process dies. Linux only; elsewhere nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+
+
 def split_chunks(items: Sequence[Item], limit: int, workers: int) -> list[Sequence[Item]]:
     """Chunks of at most `limit` items, in order; the last ones ever smaller, so that all workers end together."""
     smallest = max(1, min(limit, SMALLEST_CHUNK, len(items) // (8 * workers)))
@@ -80,8 +91,7 @@ def _context() -> multiprocessing.context.BaseContext:
 def _set_up_worker() -> None:
     """Leave Ctrl-C to the parent, and end when the parent is killed instead of living on as an orphan."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # the kernel ends also a worker whose decoder never lets the thread below run
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)  # ends also a worker whose decoder never lets the thread below run
     threadpool_limits(1)  # the cores are taken: BLAS threads of all workers would only wait for each other
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import atomic_folder
 from knee_siglip.encoders.hub import download
 from knee_siglip.encoders.protocols import Encoder, TextEncoder, VisionEncoder
 from knee_siglip.encoders.registry import TEXT_ENCODERS, VISION_ENCODERS, Tower, encoders_of
@@ -51,16 +52,9 @@ def write_backbones(params: ModelParams, target: Path) -> None:
     check_encoder("text", params.text, params.text_revision)
     vision = find_source("vision", params.vision, params.vision_revision)
     text = find_source("text", params.text, params.text_revision)
-    temporary = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        write_vision(vision, temporary / "vision")
-        write_text(text, temporary / "text")
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic_folder(target) as folder:
+        write_vision(vision, folder / "vision")
+        write_text(text, folder / "text")
 
 
 def find_source(tower: Tower, source: str, revision: str) -> Path:

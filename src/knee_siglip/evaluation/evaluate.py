@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import sha256
 from knee_siglip.core.metrics_file import finite
 from knee_siglip.evaluation.embedded import EmbeddedData, embed_prompts, embed_split
 from knee_siglip.evaluation.findings import require_column
@@ -21,7 +22,6 @@ from knee_siglip.model.device import pick_device
 from knee_siglip.params.sections import EvaluateParams, Params
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.manifest import SPLITS, read_manifest
-from knee_siglip.tracking.runlog import sha256
 from knee_siglip.tracking.tracker import attach_tracker, git_revision
 
 logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ that image; its other result cells are empty).
 """
 
 import hashlib
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -22,13 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.decode.read import ImageError, decode, read_bytes
 from knee_siglip.imaging.fit.transform import Transform
-from knee_siglip.inference.outputs import Outputs, OutputWriter
+from knee_siglip.inference.outputs import Outputs, open_outputs
 from knee_siglip.inference.predictor import Predictor, distinct_queries
 from knee_siglip.inference.rows import ImageRows, carried_names
 
 OK = "ok"
 BATCHES_AHEAD = 2
-"""Decoded batches that wait for the model: enough that neither waits for the other, and all that memory holds."""
+"""PreparedImage batches that wait for the model: enough that neither waits for the other, and all that memory holds."""
 
 
 @dataclass
@@ -56,8 +57,8 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """One image: uint8 (S, S), or the `error` in its place. `image_id`: sha256 of the file, empty if unreadable."""
+class PreparedImage:
+    """pixels: uint8 (S, S), None where `error` says what is wrong; image_id: sha256 of the file, "" if unreadable."""
 
     pixels: np.ndarray | None
     image_id: str
@@ -79,11 +80,11 @@ def infer_batch(
     summary, started = Summary(rows=len(table)), time.monotonic()
     inputs = table.rows.itertuples(index=False, name=None)
     with (
-        OutputWriter(outputs, ["img_path", *carried, *names], len(table), predictor.grade_embeds.shape[1]) as writer,
+        open_outputs(outputs, ["img_path", *carried, *names], len(table), predictor.grade_embeds.shape[1]) as writer,
         _progress() as progress,
     ):
         task = progress.add_task("infer", total=len(table))
-        for images in decoded_batches(table.files, predictor.transform, batch_size):
+        for images in prepared_batches(table.files, predictor.transform, batch_size):
             cells, image_embeds = scorer.score(images, summary)
             rows = [[*row, *cell] for row, cell in zip(islice(inputs, len(images)), cells, strict=True)]
             writer.write(rows, [image.image_id for image in images], image_embeds)
@@ -98,33 +99,35 @@ def result_columns(queries: Sequence[str]) -> list[str]:
     return [*scores, "best_query", "kl_grade_predicted", "kl_probability", "status"]
 
 
-def decoded_batches(files: Sequence[Path | None], transform: Transform, batch_size: int) -> Iterator[list[Decoded]]:
+def prepared_batches(
+    files: Sequence[Path | None], transform: Transform, batch_size: int
+) -> Iterator[list[PreparedImage]]:
     """Decode in order, at most `BATCHES_AHEAD` batches (or two images per core, if more) ahead of the reader."""
     workers = available_cores()
-    ahead = max(BATCHES_AHEAD, -(-2 * workers // batch_size))
-    pending: deque[list[Future[Decoded]]] = deque()
+    ahead = max(BATCHES_AHEAD, math.ceil(2 * workers / batch_size))
+    pending: deque[list[Future[PreparedImage]]] = deque()
     # Threads: Pillow, numpy and scipy release the interpreter lock, and nothing has to be copied between processes.
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         for start in range(0, len(files), batch_size):
-            pending.append([pool.submit(decode_file, file, transform) for file in files[start : start + batch_size]])
+            pending.append([pool.submit(prepare_image, file, transform) for file in files[start : start + batch_size]])
             if len(pending) > ahead:
                 yield [future.result() for future in pending.popleft()]
         while pending:
             yield [future.result() for future in pending.popleft()]
 
 
-def decode_file(file: Path | None, transform: Transform) -> Decoded:
+def prepare_image(file: Path | None, transform: Transform) -> PreparedImage:
     """Read one image; whatever is wrong with it becomes the `error` of its row."""
     if file is None:
-        return Decoded(None, "", "img_path is empty")
+        return PreparedImage(None, "", "img_path is empty")
     try:
         data = read_bytes(file)
         pixels = transform(decode(data, file).grey)
     except ImageError as error:
-        return Decoded(None, "", _one_line(error))
+        return PreparedImage(None, "", _one_line(error))
     except Exception as error:  # one odd file must not end a run over thousands; its row says what it was
-        return Decoded(None, "", f"{file}: {type(error).__name__}: {_one_line(error)}")
-    return Decoded(pixels, hashlib.sha256(data).hexdigest())
+        return PreparedImage(None, "", f"{file}: {type(error).__name__}: {_one_line(error)}")
+    return PreparedImage(pixels, hashlib.sha256(data).hexdigest())
 
 
 def _one_line(error: Exception) -> str:
@@ -139,7 +142,7 @@ class _Scorer:
         self.queries = queries
         self.query_embeds = predictor.embed_queries(queries)
 
-    def score(self, images: list[Decoded], summary: Summary) -> tuple[list[list[str]], np.ndarray]:
+    def score(self, images: list[PreparedImage], summary: Summary) -> tuple[list[list[str]], np.ndarray]:
         """B images to B rows of result cells and (B, D) embeddings, NaN for the failed; counts into `summary`."""
         cells = [[""] * (2 * len(self.queries) + 3) + [image.error] for image in images]
         embeds = np.full((len(images), self.query_embeds.shape[1]), np.nan, dtype=np.float32)

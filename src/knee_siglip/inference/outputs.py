@@ -1,18 +1,18 @@
-"""The files of a batch. They grow under a `.partial` name and get their own at the end of the run.
+"""The files of a batch. They grow under names of their own that end with `.partial` and get theirs at the end.
 
-A run that is killed leaves no half `results.csv`, and what it had done can be read in `results.csv.partial`.
+A run that is killed leaves no half `results.csv`, and what it had done can be read in `results.csv.*.partial`.
 """
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, BinaryIO, Self, TextIO
 
 import numpy as np
 
-from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import atomic_file, atomic_text
 
 
 @dataclass(frozen=True)
@@ -35,61 +35,55 @@ class Outputs:
         )
 
 
-class OutputWriter:
-    """Appends a batch at a time; leaving the `with` block without an error puts the finished files in place.
+@contextmanager
+def open_outputs(outputs: Outputs, columns: Sequence[str], count: int, width: int) -> Iterator["OutputWriter"]:
+    """A writer of N = `count` rows; the finished files take their places when the block ends without an error.
+
+    Of two runs with the same outputs the later one's files stay, whole.
 
     Args:
-        outputs: where to.
         columns: header of the results.
-        count: rows N there will be.
         width: D of the embeddings.
-    """
 
-    def __init__(self, outputs: Outputs, columns: Sequence[str], count: int, width: int) -> None:
-        self.outputs = outputs
-        try:
-            outputs.results.parent.mkdir(parents=True, exist_ok=True)
-            self._results_file = _partial(outputs.results).open("w", newline="", encoding="utf-8")
-            self._ids_file = _partial(outputs.ids).open("w", newline="", encoding="utf-8")
-            self._embeddings: IO[bytes] = _partial(outputs.embeddings).open("wb")
-        except OSError as error:
-            raise UserError(f"{outputs.results} cannot be written: {error.strerror}") from None
-        self._results = csv.writer(self._results_file, lineterminator="\n")
-        self._ids = csv.writer(self._ids_file, lineterminator="\n")
+    Raises:
+        UserError: the files cannot be written.
+    """
+    with (  # the first is placed last: where results.csv is new, the others are too
+        atomic_text(outputs.results, keep_partial=True) as results,
+        atomic_file(outputs.embeddings, keep_partial=True) as embeddings,
+        atomic_text(outputs.ids, keep_partial=True) as ids,
+    ):
+        writer = OutputWriter(results, embeddings, ids)
+        writer.write_headers(columns, count, width)
+        yield writer
+        assert writer.done == count, f"{writer.done} of {count} rows written"
+
+
+class OutputWriter:
+    """Appends a batch at a time to the three files. done: rows written so far."""
+
+    def __init__(self, results: TextIO, embeddings: BinaryIO, ids: TextIO) -> None:
+        self._files = (results, embeddings, ids)
+        self._results = csv.writer(results, lineterminator="\n")
+        self._ids = csv.writer(ids, lineterminator="\n")
+        self._embeddings = embeddings
+        self.done = 0
+
+    def write_headers(self, columns: Sequence[str], count: int, width: int) -> None:
+        """Begin the files, as `open_outputs` is told."""
         self._results.writerow(columns)
         self._ids.writerow(["row", "img_path", "image_id"])
         header: dict[str, Any] = {"descr": "<f2", "fortran_order": False, "shape": (count, width)}
         np.lib.format.write_array_header_1_0(self._embeddings, header)
-        self._count, self._done = count, 0
-
-    def __enter__(self) -> Self:
-        return self
 
     def write(self, results: Sequence[Sequence[str]], image_ids: Sequence[str], image_embeds: np.ndarray) -> None:
         """Append B rows: `results` starts with img_path; `image_embeds` (B, D)."""
         assert len(results) == len(image_ids) == len(image_embeds)
         self._results.writerows(results)
-        numbered = enumerate(zip(results, image_ids, strict=True), start=self._done)
+        numbered = enumerate(zip(results, image_ids, strict=True), start=self.done)
         self._ids.writerows((row, result[0], image_id) for row, (result, image_id) in numbered)
         self._embeddings.write(image_embeds.astype("<f2").tobytes())
-        self._done += len(results)
+        self.done += len(results)
         # A killed run shall leave what it had done, not what happened to be in the buffers.
-        for file in (self._results_file, self._ids_file, self._embeddings):
+        for file in self._files:
             file.flush()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in (self._results_file, self._ids_file, self._embeddings):
-            file.close()
-        if kind is not None:
-            return
-        assert self._done == self._count, f"{self._done} of {self._count} rows written"
-        # results.csv last: where it is new, the others are too.
-        for field in reversed(fields(self.outputs)):
-            path = getattr(self.outputs, field.name)
-            _partial(path).replace(path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")

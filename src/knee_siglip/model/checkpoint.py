@@ -3,7 +3,6 @@
 Loads with `torch.load(weights_only=True)`: plain containers and tensors, nothing that runs code.
 """
 
-import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.initialization import no_init_weights
 
 from knee_siglip import __version__
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import atomic_file
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.device import place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
@@ -69,13 +69,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
             "transformers": transformers.__version__,
         },
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(content, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:

@@ -7,7 +7,6 @@ Every knee has a random stream of its own, keyed by (seed, patient, knee), so th
 
 import json
 import multiprocessing
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pandas as pd
 from PIL import Image
 from rich.progress import track
 
+from knee_siglip.core.files import atomic_file, atomic_folder
 from knee_siglip.core.threads import available_cores
 from knee_siglip.sample.findings import SIDES, Labels, draw_labels
 from knee_siglip.sample.impression import draw_text, text_alternatives
@@ -100,17 +100,12 @@ def write_sample(folder: Path, *, patients: int, seed: int, size: int, workers: 
     Images are complete or absent: they are drawn aside and moved, and the CSV that names them comes last.
     """
     folder = Path(folder)
-    aside = folder / ".images.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     table = label_table(patients=patients, seed=seed)
-    findings = _draw_all(aside, patients=patients, seed=seed, size=size, workers=workers)
+    with atomic_folder(folder / "images") as images:
+        findings = _draw_all(images, patients=patients, seed=seed, size=size, workers=workers)
     table.insert(list(table.columns).index("text_alternatives"), "findings", findings)
-    shutil.rmtree(folder / "images", ignore_errors=True)
-    aside.rename(folder / "images")
-    partial_csv = folder / ".train.csv.partial"
-    table.to_csv(partial_csv, index=False, lineterminator="\n")
-    partial_csv.replace(folder / "train.csv")
+    with atomic_file(folder / "train.csv") as file:
+        table.to_csv(file, index=False, lineterminator="\n")
     return table
 
 

@@ -4,10 +4,8 @@ The decoding workers write pixels into their slots; this process commits what th
 worker waits for the disk. A killed fill loses what was done since the last commit, and its slots are used again.
 """
 
-import fcntl
 import hashlib
-import logging
-import os
+import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,12 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import lock
 from knee_siglip.core.processes import split_chunks, work_in_chunks
 from knee_siglip.imaging.decode.read import ImageError, MissingImageError, decode, read_bytes
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.segments import Record, RowLayout, RowWriter, Segment, Slot, commit, free_slots, pixel_rows
-
-logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 IMAGES_PER_CHUNK = 64
@@ -126,37 +123,19 @@ def _commit_filled(filled: Sequence[Filled]) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(folder: Path, *, wait: float = math.inf) -> Iterator[None]:
     """The right to change a folder of the store, which is made if needed.
 
-    It ends with the process that has it and, where workers are forked, not before the last worker is gone: each shares
-    the descriptor. So nobody gets a slot into which a killed builder's worker may still be writing.
+    Forked workers share the lock, so nobody gets a slot into which a killed builder's worker may still be writing.
 
     Raises:
-        UserError: the folder cannot be written; or, without `wait`, another process has the right.
+        UserError: the folder cannot be written or locked, or another process has the right for `wait` seconds more.
     """
-    descriptor = -1
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        _take_lock(descriptor, folder, wait)
-        yield
+        with lock(folder / LOCK, f"filling {folder}", wait=wait):
+            yield
     except OSError as error:
         raise UserError(f"{_refusal(folder, error)}; make it writable, or set KNEE_SIGLIP_STORE elsewhere") from None
-    finally:
-        if descriptor >= 0:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough while a child has a copy
-            os.close(descriptor)
-
-
-def _take_lock(descriptor: int, folder: Path, wait: bool) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not wait:
-            raise UserError(f"another process is filling {folder}; try again when it is done") from None
-        logger.warning("another process fills %s: waiting for it", folder)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _commit_now_and_then(chunks: Iterator[list[Filled]]) -> Iterator[int]:

@@ -17,8 +17,9 @@ import numpy as np
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import atomic_file
 from knee_siglip.store.filling import locked
-from knee_siglip.store.segments import NOBODY, RowLayout, clean_folder, read_segments, write_atomically
+from knee_siglip.store.segments import NOBODY, RowLayout, clean_folder, read_segments
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,8 @@ class RowStore:
             if lost := sum(segment.lost for segment in self.segments):
                 logger.warning("%d damaged entries of %s are dropped and made again", lost, self.folder)
             clean_folder(self.folder, self.segments, self.layout)
-            facts = json.dumps(self._facts, indent=2).encode()
-            write_atomically(self._facts_file, lambda file: file.write(facts))
+            with atomic_file(self._facts_file) as file:
+                file.write(json.dumps(self._facts, indent=2).encode())
             yield
 
     def locate(self, image_ids: Sequence[str]) -> np.ndarray:

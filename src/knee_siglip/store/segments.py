@@ -11,25 +11,23 @@ import math
 import os
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import PARTIAL, atomic_file, flush_to_disk
 
-PIXELS, FEATURES, IDS, TEMPORARY = ".pixels", ".features", ".ids", ".tmp"
+PIXELS, FEATURES, IDS = ".pixels", ".features", ".ids"
 
 SEGMENT_BYTES = 2**30
 """Few large segments: a batch is gathered from few maps, and few files are kept open."""
 
 NOBODY = "0" * 64
 """Id of a row that was found damaged: never given out, and never used again while a reader may hold it."""
-
-NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
-"""What network and FUSE file systems answer that cannot fsync a folder; the files themselves are safe."""
 
 _ROW, _HASH, _CRC = 8, 64, 8
 _BODY = _ROW + 1 + _HASH + 1 + _HASH
@@ -138,7 +136,7 @@ class RowWriter:
 
 def commit(file: Path, records: Iterable[Record]) -> None:
     """Bring a segment's rows to the disk, then add the rows to its log. `OSError` where the system refuses."""
-    _flush(file)
+    flush_to_disk(file)
     log = file.with_suffix(IDS)
     is_new = not log.exists()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -154,13 +152,13 @@ def commit(file: Path, records: Iterable[Record]) -> None:
     finally:
         os.close(descriptor)
     if is_new:
-        _flush(file.parent)
+        flush_to_disk(file.parent)
 
 
 def rewrite_log(file: Path, records: Iterable[Record]) -> None:
     """Replace a segment's log in one step."""
-    lines = _to_lines(records)
-    write_atomically(file.with_suffix(IDS), lambda out: out.write(lines))
+    with atomic_file(file.with_suffix(IDS)) as log:
+        log.write(_to_lines(records))
 
 
 def clean_folder(folder: Path, segments: Sequence[Segment], layout: RowLayout) -> None:
@@ -173,31 +171,8 @@ def clean_folder(folder: Path, segments: Sequence[Segment], layout: RowLayout) -
                 rewrite_log(segment.file, segment.records)
             _cut_after_last_row(segment, layout)
     for file in folder.iterdir():
-        if file.suffix in (layout.ending, IDS, TEMPORARY) and file not in kept:
+        if file.suffix in (layout.ending, IDS, PARTIAL) and file not in kept:
             file.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`write` into a temporary file beside `path`, flush it to the disk, rename: all of the file or nothing.
-
-    Raises:
-        UserError: the system refuses; the temporary file is removed.
-    """
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _flush(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}; free some space or check the rights"
-            ) from None
-        raise
 
 
 def _read_segment(ids_file: Path, layout: RowLayout) -> Segment | None:
@@ -210,7 +185,7 @@ def _read_segment(ids_file: Path, layout: RowLayout) -> Segment | None:
         rows = _map(file, max((record.row + 1 for record in records), default=0), layout)
     except FileNotFoundError:
         return None
-    return Segment(file, rows, records, lost=-(-len(content) // _LINE) - len(records))
+    return Segment(file, rows, records, lost=math.ceil(len(content) / _LINE) - len(records))
 
 
 def _map(file: Path, rows: int, layout: RowLayout) -> np.ndarray:
@@ -241,15 +216,3 @@ def _cut_after_last_row(segment: Segment, layout: RowLayout) -> None:
     end = len(segment.rows) * layout.nbytes
     if segment.file.stat().st_size > end:
         os.truncate(segment.file, end)
-
-
-def _flush(path: Path) -> None:
-    """fsync of a file, or of a folder: without the latter a power loss may take a new file's name."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in NOT_FOR_FOLDERS):
-            raise
-    finally:
-        os.close(descriptor)

@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from knee_siglip.tracking.runlog import Event
-
-TITLES = {"mlflow": "MLflow", "wandb": "W&B", "dvclive": "DVCLive"}
 
 
 class Point(NamedTuple):
@@ -36,21 +34,6 @@ class Backend(Protocol):
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
-
-
-def create_backend(name: str, options: dict[str, Any]) -> Backend:
-    """The backend of that name; its library, which takes seconds to import, is imported here and nowhere else."""
-    if name == "mlflow":
-        from knee_siglip.tracking.mlflow_run import MlflowRun
-
-        return MlflowRun(**options)
-    if name == "wandb":
-        from knee_siglip.tracking.wandb_run import WandbRun
-
-        return WandbRun(**options)
-    from knee_siglip.tracking.dvclive_run import DvcliveRun
-
-    return DvcliveRun(**options)
 
 
 def later_tags(start: Event) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """MLflow: one run by its client, without the global state (active run, tracking URI) of MLflow's fluent interface."""
 
-import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from knee_siglip.core.files import lock, sha256
 from knee_siglip.tracking.backend import Point, later_tags
-from knee_siglip.tracking.runlog import Event, last_id, sha256
+from knee_siglip.tracking.runlog import Event, last_id
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -123,18 +124,12 @@ class MlflowRun:
         return self.known.get((point.key, point.step)) == point.value
 
 
-@contextlib.contextmanager
-def _creation_lock(uri: str) -> Iterator[None]:
+def _creation_lock(uri: str) -> AbstractContextManager[None]:
     """Two processes that create one SQLite database at once crash each other; a server sees to that itself."""
     if not uri.startswith("sqlite:///"):
-        yield
-        return
-    from filelock import FileLock
-
-    database = Path(uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{database}.lock", timeout=SECONDS_FOR_LOCK):
-        yield
+        return nullcontext()
+    database = uri.removeprefix("sqlite:///")
+    return lock(Path(f"{database}.lock"), f"creating {database}", wait=SECONDS_FOR_LOCK)
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

@@ -1,4 +1,7 @@
-"""The training side of a sender: starts it, asks without waiting whether it still works, and ends it within a time."""
+"""The training side of a sender: starts it, asks without waiting whether it still works, and ends it within a time.
+
+Nothing here imports the sender or a tracker's library, so a change to those retrains nothing.
+"""
 
 import contextlib
 import json
@@ -8,16 +11,26 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from knee_siglip.tracking.backend import TITLES
 from knee_siglip.tracking.runlog import RunLog
-from knee_siglip.tracking.sender import Orders
 
 SOURCES = Path(__file__).parents[2]
+TITLES = {"mlflow": "MLflow", "wandb": "W&B", "dvclive": "DVCLive"}
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What one sender does: which tracker, with which settings, for which session of which log."""
+
+    backend: str
+    log: str
+    session: str
+    options: dict[str, Any]
 
 
 class SenderProcess:

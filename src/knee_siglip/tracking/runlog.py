@@ -6,15 +6,14 @@ later its evaluation ... Events: `start` (run, name, project, stage, tags, confi
 (backend, cause).
 """
 
-import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from knee_siglip.core.files import atomic_file
 from knee_siglip.core.paths import store_root
 
 Event = dict[str, Any]
@@ -96,13 +95,10 @@ def write_pointer(key: str, run_id: str) -> None:
     """Note that `key` (the sha256 of a model file, the fingerprint of a training) belongs to a run.
 
     Raises:
-        OSError: the folder is not writable.
+        UserError: the folder is not writable.
     """
-    path = tracking_folder() / f"{key}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps({"run": run_id}))
-    part.replace(path)
+    with atomic_file(tracking_folder() / f"{key}.json") as file:
+        file.write(json.dumps({"run": run_id}).encode())
 
 
 def read_pointer(key: str) -> str | None:
@@ -111,12 +107,6 @@ def read_pointer(key: str) -> str | None:
         return str(json.loads((tracking_folder() / f"{key}.json").read_text())["run"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _number(value: object) -> float | None:

@@ -11,26 +11,16 @@ import re
 import select
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from knee_siglip.tracking.backend import Backend, Point, create_backend
+from knee_siglip.tracking.backend import Backend, Point
+from knee_siglip.tracking.process import Orders
 from knee_siglip.tracking.runlog import Event, RunLog, Tail, decode_values
 
 POLL_SECONDS = 0.25
 LONGEST_CAUSE = 200  # characters
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What one sender does: which tracker, with which settings, for which session of which log."""
-
-    backend: str
-    log: str
-    session: str
-    options: dict[str, Any]
 
 
 def send(orders: Orders, alive: Callable[[], bool]) -> bool:
@@ -46,6 +36,21 @@ def send(orders: Orders, alive: Callable[[], bool]) -> bool:
         log.write("failed", backend=orders.backend, cause=_cause(error))
         return False
     return True
+
+
+def create_backend(name: str, options: dict[str, Any]) -> Backend:
+    """The backend of that name; its library, which takes seconds to import, is imported here and nowhere else."""
+    if name == "mlflow":
+        from knee_siglip.tracking.mlflow_run import MlflowRun
+
+        return MlflowRun(**options)
+    if name == "wandb":
+        from knee_siglip.tracking.wandb_run import WandbRun
+
+        return WandbRun(**options)
+    from knee_siglip.tracking.dvclive_run import DvcliveRun
+
+    return DvcliveRun(**options)
 
 
 def _follow(backend: Backend, log: RunLog, orders: Orders, alive: Callable[[], bool]) -> None:

@@ -15,22 +15,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from knee_siglip.core.errors import Interrupted
+from knee_siglip.core.errors import Interrupted, UserError
+from knee_siglip.core.files import sha256
 from knee_siglip.core.nesting import flatten
 from knee_siglip.core.paths import TRAIN_REPORT, tracking_root
+from knee_siglip.core.processes import is_first_process
 from knee_siglip.params.sections import Params, TrackingParams
-from knee_siglip.tracking.process import SenderProcess, end_senders, start_senders
+from knee_siglip.tracking.process import Orders, SenderProcess, end_senders, start_senders
 from knee_siglip.tracking.runlog import (
     Event,
     RunLog,
     encode_values,
     last_step,
     read_pointer,
-    sha256,
     tracking_folder,
     write_pointer,
 )
-from knee_siglip.tracking.sender import Orders
 
 SECONDS_TO_END = 30.0
 SECONDS_TO_RESEND = 600.0
@@ -160,7 +160,7 @@ def resend(log_path: Path, params: Params) -> bool:
 
 def _start(params: Params, stage: str, facts: Mapping[str, Any], run_id: str, live: Path | None) -> Tracker:
     """Write the session's first event, then start the senders, which read it. Of several processes the first logs."""
-    first = _is_first_process()
+    first = is_first_process()
     folder = tracking_folder()
     log = RunLog(folder / f"{run_id}.jsonl" if first else Path(os.devnull), f"{stage}-{secrets.token_hex(4)}")
     tracker = Tracker(log, params.tracking.log_checkpoints, last_step(log.read()))
@@ -219,17 +219,12 @@ def _finished(run_id: str) -> bool:
     return any(event["event"] == "end" and event["status"] == "FINISHED" for event in events)
 
 
-def _is_first_process() -> bool:
-    """Of those that torchrun started; else the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _remember(key: str, run_id: str) -> None:
-    if not _is_first_process():
+    if not is_first_process():
         return
     try:
         write_pointer(key, run_id)
-    except OSError as error:
+    except UserError as error:
         _logger.warning("run %s cannot be remembered (%s); later stages will open a run of their own", run_id, error)
 
 

@@ -1,22 +1,20 @@
 """SIGTERM (SLURM's pre-emption), Ctrl-C, and the death of `dvc`: training saves its state, says so, and ends."""
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from knee_siglip.core.processes import die_with_parent
+
 ASKING_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """SIGUSR1: what `sbatch --signal=USR1@120` sends before the time is up."""
 
 IMPATIENCE = 1.0
 """Seconds after which a second signal is a person who will not wait; torchrun hands one Ctrl-C on twice at once."""
-
-PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
@@ -50,11 +48,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def die_with_parent() -> None:
+def die_with_dvc() -> None:
     """As a stage of DVC: let the kernel send SIGTERM when `dvc` is killed, or training would go on as an orphan.
 
     Only there: under `nohup` a training must outlive the shell that started it. dvc.yaml says `exec`, or a shell that
     DVC puts between would be the parent. What takes this process's place, such as torchrun, is told in the same way.
     """
-    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if "DVC_STAGE" in os.environ:
+        die_with_parent(signal.SIGTERM)

@@ -18,11 +18,6 @@ def is_launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def is_first() -> bool:
-    """Whether this process writes, logs and shows: the first of those that were started together, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def hand_over(command: list[str]) -> None:
     """Let the launcher run `command` (a script, or `-m` and a module, and arguments) in the place of this process.
 

@@ -6,11 +6,9 @@ git revision, so a commit in between costs nothing. The folder is locked while a
 training has succeeded.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,9 +21,8 @@ from typing import IO, Any, cast
 import torch
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import PARTIAL, atomic_file, link_or_copy, lock, sha256
 from knee_siglip.params.sections import Params
-from knee_siglip.store.segments import TEMPORARY, write_atomically
-from knee_siglip.tracking.runlog import sha256
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +96,10 @@ class StateSaver:
         try:
             if self.best_model.exists():
                 link_or_copy(self.best_model, file.with_suffix(BEST))
-            write_atomically(file, lambda out: torch.save(dict(state), cast(IO[bytes], _Hashing(out, digest))))
-            write_atomically(file.with_suffix(DIGEST), lambda out: out.write(digest.hexdigest().encode()))
+            with atomic_file(file) as out:
+                torch.save(dict(state), cast(IO[bytes], _Hashing(out, digest)))
+            with atomic_file(file.with_suffix(DIGEST)) as out:
+                out.write(digest.hexdigest().encode())
         # torch has an error of its own for a disk that refuses
         except (UserError, RuntimeError) as error:
             logger.warning("step %d could not be saved, the state before it is kept: %s", step, error)
@@ -137,30 +136,10 @@ def open_run(root: Path, name: str, minutes: float, *, wait: float = SECONDS_TO_
         UserError: another process trains the same, or the folder cannot be written.
     """
     folder = root / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}, from which a killed training goes on ({error.strerror}); make it writable, or set "
-            "KNEE_SIGLIP_STORE to another folder"
-        ) from None
-    with lock:
-        _take(lock, folder, wait)
-        for leftover in folder.glob(f"*{TEMPORARY}"):
+    with lock(folder / LOCK, "running this very training", wait=wait):
+        for leftover in folder.glob(f"*{PARTIAL}"):
             leftover.unlink(missing_ok=True)
         yield StateSaver(folder, minutes)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """The file under a second name, in the place of what had it; no second copy where the file system can share one."""
-    temporary = target.with_name(target.name + TEMPORARY)
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
 
 
 @dataclass(frozen=True)
@@ -196,25 +175,6 @@ def _examine(folder: Path) -> Unfinished:
     sizes = {stat.st_ino: stat.st_blocks * 512 for stat in stats}
     newest = datetime.fromtimestamp(max(stat.st_mtime for stat in stats))
     return Unfinished(folder, max(steps, default=None), sum(sizes.values()), newest)
-
-
-def _take(lock: IO[str], folder: Path, wait: float) -> None:
-    deadline = time.monotonic() + wait
-    told = False
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"another process is running this very training (its lock: {folder / LOCK}); wait for it, or "
-                    "stop it and start again: it goes on where that one was"
-                ) from None
-        if not told:
-            logger.warning("another process is running this very training; waiting up to %.0f s for its end", wait)
-            told = True
-        time.sleep(0.2)
 
 
 class _Hashing:

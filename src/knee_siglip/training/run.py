@@ -15,6 +15,7 @@ import torch
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import Interrupted, UserError
+from knee_siglip.core.files import link_or_copy
 from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
@@ -31,7 +32,7 @@ from knee_siglip.training.features import frozen_features
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.interruption import stop_on_signals
 from knee_siglip.training.optimizer import freeze_towers
-from knee_siglip.training.resume import StateSaver, fingerprint, link_or_copy, open_run
+from knee_siglip.training.resume import StateSaver, fingerprint, open_run
 from knee_siglip.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knee_siglip.core.errors import UsageError, UserError
+from knee_siglip.core.errors import UsageError
+from knee_siglip.core.files import atomic_text
 
 # pandas is imported inside the functions: `--help` must not wait for it.
 if TYPE_CHECKING:
@@ -175,21 +176,13 @@ def _moved(names: "pd.Series", old: Path, new: Path) -> "pd.Series":
 
 
 def _write(table: "pd.DataFrame", path: Path) -> None:
-    """UTF-8, under a name of its own until it is complete."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    """Write the whole CSV or nothing."""
     # Python before 3.13 leaves a lone carriage return unquoted, and a reader takes it for the end of the row.
     odd = any("\r" in cell for name in table.columns for cell in (name, *table[name]))
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
-            writer.writerow(table.columns)
-            writer.writerows(table.itertuples(index=False, name=None))
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written: {error.strerror}; is there space, and may you write there?"
-        ) from None
+    with atomic_text(path) as file:
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
+        writer.writerow(table.columns)
+        writer.writerows(table.itertuples(index=False, name=None))
 
 
 def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -> None:

@@ -93,7 +93,7 @@ def remove_shelf(shelf: Shelf) -> None:
     Raises:
         UserError: another process is filling it just now; the folder cannot be written.
     """
-    with locked(shelf.folder, wait=False):
+    with locked(shelf.folder, wait=0):
         for file in sorted(
             _content(shelf.folder), key=lambda file: file.suffix != IDS
         ):  # logs first: readers see all or none

@@ -15,17 +15,16 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import atomic_file
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.filling import add_rows
 from knee_siglip.store.pixels import PixelStore, read_cache_facts
-from knee_siglip.store.segments import write_atomically
 from knee_siglip.tables.manifest import read_manifest
 
 FORMAT = 1
@@ -72,17 +71,13 @@ def pack(root: Path, files: CacheFiles, out: Path) -> int:
     facts = {"format": FORMAT, "transform": store.transform.to_dict(), "images": len(ids)}
     lines = "".join(f"{image_id} {pixel_hash}\n" for image_id, pixel_hash in zip(ids, hashes, strict=True))
 
-    def write(file: BinaryIO) -> None:
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            _add(tar, HEADER, json.dumps(facts, indent=2).encode())
-            _add(tar, IDS, lines.encode())
-            for name, path in files.by_name().items():
-                _add(tar, FILES + name, _read_file(path))
-            size = len(ids) * store.transform.image_size**2
-            _add_stream(tar, PIXELS, size, _checked_rows(store, ids, hashes))
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, write)
+    with atomic_file(out) as file, tarfile.open(fileobj=file, mode="w") as tar:
+        _add(tar, HEADER, json.dumps(facts, indent=2).encode())
+        _add(tar, IDS, lines.encode())
+        for name, path in files.by_name().items():
+            _add(tar, FILES + name, _read_file(path))
+        size = len(ids) * store.transform.image_size**2
+        _add_stream(tar, PIXELS, size, _checked_rows(store, ids, hashes))
     return len(ids)
 
 
@@ -106,8 +101,8 @@ def unpack(source: Path, root: Path, files: CacheFiles, on_difference: OnDiffere
     except (tarfile.TarError, KeyError, TypeError, ValueError, EOFError) as error:
         raise UserError(f"{source} is damaged or was not written by `store pack` ({error}); copy it again") from None
     for path, content in changed.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, partial(_write, content))
+        with atomic_file(path) as file:
+            file.write(content)
     return Unpacked(facts["images"], added, list(changed))
 
 
@@ -144,10 +139,6 @@ def _checked_rows(store: PixelStore, ids: Sequence[str], hashes: Sequence[str]) 
             if hashlib.sha256(square.data).hexdigest() != pixel_hash:
                 raise UserError(f"{store.folder}: pixels of image {image_id} are damaged; run store verify --repair")
         yield pixels.tobytes()
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
 
 
 def _header(tar: tarfile.TarFile) -> dict[str, Any]:

@@ -9,13 +9,14 @@ import hashlib
 import logging
 import uuid
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
+from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import atomic_file
 from knee_siglip.imaging import decode
 from knee_siglip.validation import images
 
@@ -62,16 +63,12 @@ def save_facts(folder: Path, facts: Iterable[dict[str, object]]) -> None:
         return
     old = {file: table for file in sorted(folder.glob("*.parquet")) if (table := _read(file)) is not None}
     united = pd.concat([*old.values(), new]).drop_duplicates("image_id")
-    temporary = folder / f"{uuid.uuid4().hex}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        united.to_parquet(temporary, index=False)
-        temporary.rename(temporary.with_suffix(".parquet"))
-        for file in old:
-            file.unlink(missing_ok=True)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
+        with atomic_file(folder / f"{uuid.uuid4().hex}.parquet") as file:
+            united.to_parquet(file, index=False)
+        for united_file in old:
+            united_file.unlink(missing_ok=True)
+    except (UserError, OSError) as error:
         logger.warning("facts about images could not be kept in %s (%s); they will be read again", folder, error)
 
 

@@ -1,0 +1,196 @@
+"""Files: one way to write them whole, one lock between processes, one hash."""
+
+import fcntl
+import hashlib
+import io
+import logging
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from errno import EACCES, EBADF, EINVAL, ENOSYS, ENOTSUP, EPERM
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from knee_siglip.core.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PARTIAL = ".partial"
+"""How the names of unfinished files and folders end; git ignores them."""
+
+NOT_FOR_FOLDERS = (EINVAL, ENOTSUP, ENOSYS, EBADF, EACCES, EPERM)
+"""What network and FUSE file systems answer that cannot fsync a folder; the files themselves are safe."""
+
+POLL_SECONDS = 0.2
+
+
+@contextmanager
+def atomic_file(path: Path, *, keep_partial: bool = False) -> Iterator[BinaryIO]:
+    """Write a file whole or not at all, even if the process is killed or the power fails. Its folder is made if needed.
+
+    Until the block ends, the content lies under a name of its own beside `path`, so two writers never mix: the later
+    one's file stays. After an error that partial file is removed, unless `keep_partial`.
+
+    Raises:
+        UserError: the system refuses.
+    """
+    partial = _partial_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        flush_to_disk(path.parent)
+    except BaseException as error:
+        if not keep_partial:
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _refusal(path, error) from None
+        raise
+
+
+@contextmanager
+def atomic_text(path: Path, *, keep_partial: bool = False) -> Iterator[TextIO]:
+    """Like `atomic_file`, for UTF-8 text whose line ends are written as they are."""
+    with atomic_file(path, keep_partial=keep_partial) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        yield text
+        text.detach()  # flushes, and leaves closing to `atomic_file`
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a new folder that takes the place of `path` when the block ends; after an error the old one stays.
+
+    Raises:
+        UserError: the system refuses.
+    """
+    partial = _partial_name(path)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    except OSError as error:
+        raise _refusal(path, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give the file a second name, replacing what has that name; a copy only where the file system has no hard links.
+
+    Raises:
+        UserError: the system refuses.
+    """
+    partial = _partial_name(target)
+    try:
+        os.link(source, partial)
+        partial.replace(target)
+    except OSError:
+        with atomic_file(target) as copy, source.open("rb") as original:
+            shutil.copyfileobj(original, copy)
+    finally:
+        partial.unlink(missing_ok=True)  # rename does nothing where both names are already the same file
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync of a file, or of a folder: without the latter a power failure may lose a new file's name."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in NOT_FOR_FOLDERS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(path: Path, doing: str, *, wait: float = math.inf) -> Iterator[None]:
+    """Keep other processes out while the block runs. The lock file and its folder are made if needed.
+
+    The system frees the lock when the process ends, however that happens; forked workers share it, so it is not free
+    before the last of them is gone.
+
+    Args:
+        doing: what the holder does, for the messages to others: "filling the store".
+        wait: seconds to wait for another holder.
+
+    Raises:
+        UserError: another process still holds it, the folder cannot be written, or its file system has no locks.
+    """
+    descriptor = _acquire(path, doing, wait)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough while a child has a copy
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _acquire(path: Path, doing: str, wait: float) -> int:
+    deadline = time.monotonic() + wait
+    told = False
+    while (descriptor := _try_lock(path)) is None:
+        if time.monotonic() >= deadline:
+            raise UserError(f"another process is {doing} (its lock: {path}); wait for it, or stop it, then start again")
+        if not told:
+            limit = "" if math.isinf(wait) else f" up to {wait:.0f} s"
+            logger.warning("another process is %s; waiting%s for its end", doing, limit)
+            told = True
+        time.sleep(POLL_SECONDS)
+    return descriptor
+
+
+def _try_lock(path: Path) -> int | None:
+    """The descriptor that holds the lock; None while another process does."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path.parent}: {error.strerror}; make it writable, or set KNEE_SIGLIP_STORE to another one"
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_still(path, descriptor):
+            return descriptor
+    except BlockingIOError:
+        pass
+    except OSError as error:  # ENOLCK, ENOSYS: Lustre mounted without flock, NFS without its lock service
+        os.close(descriptor)
+        raise UserError(
+            f"cannot lock {path}: {error.strerror}; its file system has no file locks, so use a folder on another disk "
+            "(KNEE_SIGLIP_STORE moves the store)"
+        ) from None
+    os.close(descriptor)
+    return None
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """False where the last holder removed the lock file together with its folder."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
+
+
+def _refusal(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error}; free some space or check the rights")
