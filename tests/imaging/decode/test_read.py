@@ -215,6 +215,19 @@ def test_truncated_file_is_refused(save, name, kept):
     assert_refused(path, "damaged|no image")
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_changed_byte_of_a_png_is_refused_or_changes_no_pixel(save, dtype):
+    """Pillow alone passes over the checksums of pixel chunks."""
+    path = save(np.arange(24 * 32).reshape(24, 32).astype(dtype), "a.png")
+    data, grey = path.read_bytes(), read_grey(path)
+    for position in range(len(data)):
+        try:
+            read = decode(data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :], path).grey
+        except ImageError:
+            continue
+        assert np.array_equal(read, grey), position
+
+
 def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -3,6 +3,7 @@
 import faulthandler
 import mmap
 import os
+import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +19,7 @@ def frame_size(frame: bytes) -> tuple[int, int] | None:
     """(rows, columns) from a JPEG, JPEG-LS or JPEG 2000 frame's own header; None where it has none (RLE)."""
     siz = frame.find(JPEG_2000_SIZE, 0, 4096)  # some files wrap the codestream into a JP2 file
     if siz >= 0:
-        right, bottom, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in range(siz + 8, siz + 24, 4))
+        right, bottom, left, top = struct.unpack_from(">4I", frame, siz + 8)
         return bottom - top, right - left
     return _jpeg_size(frame) if frame[:2] == b"\xff\xd8" else None
 

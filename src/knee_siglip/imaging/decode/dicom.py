@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from knee_siglip.imaging.decode.codestream import decode_apart, decode_extended_jpeg, frame_size
-from knee_siglip.imaging.decode.exposure import Decoded, ImageError, check_size, shown
+from knee_siglip.imaging.decode.decoded import Decoded, ImageError, check_size, shown
 from knee_siglip.imaging.decode.presentation import grey_of
 from knee_siglip.imaging.decode.raster import is_picture
 

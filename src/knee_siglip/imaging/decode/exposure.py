@@ -1,18 +1,10 @@
-"""What every image format shares: the error, the size limit, and the step from deep greys to 8 bits."""
+"""From deep greys to 8 bits: the exposed field of a radiograph sets black and white."""
 
+import math
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-
-from knee_siglip.core.errors import UserError
-
-MAX_PIXELS = 100_000_000
-"""A long-leg radiograph has 30 million; a file that claims more than this is damaged or a decompression bomb."""
-
-LONGEST_PATH, NAMED = 4096, 100
 
 TAIL_PERCENT = 0.1
 """Share of the pixels at either end that may clip: hot pixels do not squeeze the knee into a few greys, a lead marker
@@ -49,38 +41,6 @@ NESTED_BORDERS = 2
 """Padding around a collimator's border."""
 
 
-class ImageError(UserError):
-    """An image that cannot be read; the message names the file and what is wrong with it."""
-
-
-class MissingImageError(ImageError):
-    """There is no such file."""
-
-
-class Decoded(NamedTuple):
-    """An image file's content. grey: uint8 (H, W), upright; bits: per sample in the file; kind: `PNG I;16`."""
-
-    grey: np.ndarray
-    bits: int
-    kind: str
-
-
-def shown(path: Path) -> str:
-    """The path as a message may hold it: line breaks, control characters and undecodable bytes are escaped.
-
-    Of a path that is longer than any file's, beginning and end.
-    """
-    name = str(path)
-    name = name if name.isprintable() else repr(name)
-    return name if len(name) <= LONGEST_PATH else f"{name[:NAMED]}...{name[-NAMED:]}"
-
-
-def check_size(width: int, height: int, path: Path) -> None:
-    """Raise `ImageError` before a decoder allocates memory for an absurd size."""
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise ImageError(f"{shown(path)}: claims {width} x {height} pixels; 1 to {MAX_PIXELS:,} are read")
-
-
 def stretch(values: np.ndarray, usable: np.ndarray | None = None) -> np.ndarray:
     """Deep greys (H, W), integer or float, to uint8: `grey_range` becomes 0-255; NaN becomes 0."""
     return to_uint8(values, *grey_range(values, usable))
@@ -106,7 +66,7 @@ def grey_range(values: np.ndarray, usable: np.ndarray | None = None) -> tuple[fl
 
 def thinned(values: np.ndarray) -> np.ndarray:
     """Every n-th row and column of (H, W), at most `SAMPLE_SIDE` of either."""
-    steps = (-(-side // SAMPLE_SIDE) for side in values.shape)
+    steps = [math.ceil(side / SAMPLE_SIDE) for side in values.shape]
     return values[tuple(slice(step // 2, None, step) for step in steps)]
 
 
@@ -160,7 +120,7 @@ def _levels(values: np.ndarray, usable: np.ndarray) -> np.ndarray | None:
     centre = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
     if min(height, width) < 32 or not usable[centre].any():
         return None
-    low, high = (float(value) for value in np.percentile(values[centre][usable[centre]], [1, 99]))
+    low, high = np.percentile(values[centre][usable[centre]], [1, 99]).tolist()
     if not high > low:
         return None
     with np.errstate(over="ignore", invalid="ignore"):

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms
+from PIL import Image, ImageChops, ImageCms, ImageOps
 
-from knee_siglip.imaging.decode.exposure import MAX_PIXELS, ImageError, bands, shown, stretch
+from knee_siglip.imaging.decode.decoded import MAX_PIXELS, ImageError, shown
+from knee_siglip.imaging.decode.exposure import bands, stretch
 
 DEEP_BITS = {"I": 32, "F": 32}
 """Bits per sample of Pillow's modes with more than 8; every `I;16...` has 16."""
@@ -17,17 +18,6 @@ COLOURS = ("LA", "RGB", "RGBA", "CMYK", "LAB", "YCbCr")
 
 PHOTOMETRIC, BITS_PER_SAMPLE, SAMPLE_FORMAT, ORIENTATION = 262, 258, 339, 274
 """TIFF tags; the last one is also EXIF's."""
-
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What an EXIF orientation asks for."""
 
 OTHER_BYTE = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
 """Pillow unpacks the first or the last byte of a 16-bit colour: reading it the other way round gives the low byte."""
@@ -105,8 +95,9 @@ def _deep_grey(image: Image.Image, tags: dict[int, object], transparent: object)
 
 def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
     """`source`, loaded, knows the orientation. (A TIFF turns itself when it is loaded and then forgets its tag.)"""
-    turn = TURNS.get(source.getexif().get(ORIENTATION, 1))
-    return image if turn is None else image.transpose(turn)
+    image.getexif()[ORIENTATION] = source.getexif().get(ORIENTATION, 1)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def deep_colour(image: Image.Image, data: bytes, path: Path) -> np.ndarray:

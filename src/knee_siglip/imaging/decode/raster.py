@@ -8,9 +8,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from knee_siglip.imaging.decode.exposure import Decoded, ImageError, check_size, shown
+from knee_siglip.imaging.decode.decoded import Decoded, ImageError, check_size, shown
 from knee_siglip.imaging.decode.modes import COLOURS, deep_colour, grey_of, sample_bits
-from knee_siglip.imaging.decode.png import decode_png
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 """Raster formats only: Pillow's EPS would start Ghostscript, and rare formats are rarely tested decoders."""
@@ -27,7 +26,7 @@ SIGNATURES = {
     b"\xff\x4f\xff\x51": "JPEG2000",
 }
 
-STRANGERS = {
+OTHER_FILES = {
     b"%PDF": "a PDF document",
     b"PK\x03\x04": "a ZIP archive",
     b"\x1f\x8b": "a gzip archive",
@@ -60,8 +59,6 @@ def decode_picture(data: bytes, path: Path) -> Decoded:
     Raises:
         ImageError: no image of `FORMATS`, damaged, too large, several frames.
     """
-    if plain := decode_png(data):
-        return plain
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -74,7 +71,7 @@ def decode_picture(data: bytes, path: Path) -> Decoded:
         except ImageError:
             raise
         except UnidentifiedImageError:
-            raise ImageError(f"{shown(path)}: {_stranger(data)}") from None
+            raise ImageError(f"{shown(path)}: {_other_file(data)}") from None
         except Image.DecompressionBombError:
             raise ImageError(f"{shown(path)}: has far too many pixels for a radiograph") from None
         except MemoryError:
@@ -91,9 +88,9 @@ def _reason(error: Exception) -> str:
     return text if text and len(text) < 60 and text.isascii() and text.isprintable() else type(error).__name__
 
 
-def _stranger(data: bytes) -> str:
+def _other_file(data: bytes) -> str:
     start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for signature, name in STRANGERS.items():
+    for signature, name in OTHER_FILES.items():
         if start.startswith(signature.lower()):
             return f"is no image but {name}"
     for signature, name in SIGNATURES.items():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from knee_siglip.imaging.decode.decoded import Decoded, ImageError, MissingImageError, shown
 from knee_siglip.imaging.decode.dicom import decode_dicom, is_dicom
-from knee_siglip.imaging.decode.exposure import Decoded, ImageError, MissingImageError, shown
 from knee_siglip.imaging.decode.raster import decode_picture
 
 __all__ = ["Decoded", "ImageError", "MissingImageError", "decode", "read_bytes", "read_grey"]
@@ -16,9 +16,9 @@ MAX_BYTES = 512 * 1024**2
 
 
 def read_grey(path: Path) -> np.ndarray:
-    """Read any supported file (see `pictures.FORMATS`, and DICOM) as grey.
+    """Read any supported file (`raster.FORMATS`, and DICOM) as grey.
 
-    Returns uint8 (H, W), upright. 8-bit greys stay as they are; deeper ones are stretched (see `grey.stretch`).
+    Returns uint8 (H, W), upright. 8-bit greys stay as they are; deeper ones are stretched (`exposure.stretch`).
 
     Raises:
         ImageError: the file is missing, empty, truncated, damaged, too large, no image or several.

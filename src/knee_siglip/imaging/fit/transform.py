@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from knee_siglip.imaging.decode.exposure import ImageError
+from knee_siglip.imaging.decode.decoded import ImageError
 from knee_siglip.imaging.decode.inversion import inversion_probability
 from knee_siglip.imaging.decode.read import read_grey
 from knee_siglip.imaging.fit.contrast import local_contrast

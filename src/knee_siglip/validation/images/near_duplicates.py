@@ -16,7 +16,7 @@ from PIL import Image
 
 from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.core.threads import available_cores
-from knee_siglip.imaging.decode.exposure import ImageError
+from knee_siglip.imaging.decode.decoded import ImageError
 from knee_siglip.imaging.decode.read import read_grey
 from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.images.candidates import ORIENTATIONS, RELATIONS, nearest
