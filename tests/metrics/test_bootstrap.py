@@ -12,7 +12,6 @@ from knee_siglip.metrics.bootstrap import (
     kappa_statistic,
     macro_auroc_statistic,
     mean_statistic,
-    number_patients,
     patient_draws,
     percentile_interval,
     resample,
@@ -136,12 +135,6 @@ def test_patients_may_be_any_subset_of_numbers():
     assert interval_of(mean_statistic(values), np.array([7, 7, 90])) == interval_of(
         mean_statistic(values), np.array([0, 0, 1])
     )
-
-
-def test_rows_without_a_patient_stand_for_themselves():
-    assert number_patients(["a", "", "b", "a", ""], 5).tolist() == [0, 1, 2, 0, 3]
-    assert number_patients(None, 3).tolist() == [0, 1, 2]
-    assert len(set(number_patients(["1", ""], 2))) == 2  # an id that looks like a row number is none
 
 
 def test_rows_without_a_value_take_no_part(graded):

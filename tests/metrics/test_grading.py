@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -12,7 +13,6 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from knee_siglip.metrics.calibration import softmax
 from knee_siglip.metrics.grading import (
     grade_confusion,
     grade_metrics,
@@ -59,7 +59,7 @@ def test_figures_of_each_grade_equal_scikit_learn():
 
 def test_osteoarthritis_by_the_summed_probability_equals_scikit_learn():
     scores, grades = graded_scores()
-    probabilities = softmax(scores)
+    probabilities = softmax(scores, axis=1)
     score, truth = probabilities[:, 2:].sum(axis=1), grades >= 2
     (true_negative, false_positive), (false_negative, true_positive) = confusion_matrix(truth, score > 0.5)
     assert osteoarthritis_metrics(probabilities, grades) == pytest.approx(

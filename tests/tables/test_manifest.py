@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.tables.manifest import read_manifest, write_manifest
+from knee_siglip.tables.manifest import number_groups, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -53,3 +53,11 @@ def test_another_file_is_no_manifest(tmp_path, manifest):
         read_manifest(tmp_path / "text.parquet")
     with pytest.raises(UserError, match="lacks image_file"):
         read_manifest(tmp_path / "other.parquet")
+
+
+def test_rows_without_a_patient_are_groups_of_their_own():
+    table = pd.DataFrame({"patient_id": ["a", "", "b", "a", None]})
+    assert number_groups(table, "patient_id").tolist() == [0, 1, 2, 0, 3]
+    assert number_groups(table, "study_id").tolist() == [0, 1, 2, 3, 4]
+    table = pd.DataFrame({"patient_id": ["1", ""]})  # an id that looks like a row number is none
+    assert number_groups(table, "patient_id").tolist() == [0, 1]

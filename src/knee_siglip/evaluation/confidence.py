@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from scipy.special import softmax
 
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.calibration import (
@@ -10,7 +11,6 @@ from knee_siglip.metrics.calibration import (
     expected_calibration_error,
     fit_temperature,
     reliability_bins,
-    softmax,
 )
 from knee_siglip.metrics.selective import RiskCoverage, risk_coverage
 
@@ -69,7 +69,7 @@ def temperature_for(split: EmbeddedSplit, data: EmbeddedData) -> float | None:
 
 def scaled_probabilities(split: EmbeddedSplit, temperature: float) -> np.ndarray:
     """(G, 5) grade probabilities of the graded rows, their logits divided by the temperature."""
-    return softmax(split.logit_scale * split.grade_scores[split.graded] / temperature)
+    return np.asarray(softmax(split.logit_scale * split.grade_scores[split.graded] / temperature, axis=1))
 
 
 def measure_selective(split: EmbeddedSplit, _: EmbeddedData) -> dict[str, float]:

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import track
+from scipy.special import softmax
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.metrics.bootstrap import number_patients
-from knee_siglip.metrics.calibration import softmax
 from knee_siglip.metrics.grading import GRADES, predicted_grades
 from knee_siglip.metrics.matching.retrieval import Correct, FirstCorrect, find_first_correct, number_texts
 from knee_siglip.metrics.matching.similarity import cosine_scores
@@ -20,6 +19,7 @@ from knee_siglip.model.checkpoint import Checkpoint
 from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
 from knee_siglip.params.sections import EvaluateParams, Grade
 from knee_siglip.store.pixels import CachedPixels
+from knee_siglip.tables.manifest import number_groups
 
 IMAGES_AT_ONCE = 64
 
@@ -75,14 +75,12 @@ class EmbeddedSplit:
     @cached_property
     def patients(self) -> np.ndarray:
         """(N,) integers, equal for rows of one patient; a row without one stands for itself."""
-        known = "patient_id" in self.rows
-        return number_patients(self.rows["patient_id"].fillna("").tolist() if known else None, len(self))
+        return number_groups(self.rows, "patient_id")
 
     @cached_property
     def study_ids(self) -> np.ndarray:
         """(N,) integers, equal for images of one study; an image without one stands for itself."""
-        known = "study_id" in self.rows
-        return number_patients(self.rows["study_id"].fillna("").tolist() if known else None, len(self))
+        return number_groups(self.rows, "study_id")
 
     @cached_property
     def graded(self) -> np.ndarray:
@@ -107,7 +105,7 @@ class EmbeddedSplit:
     @cached_property
     def grade_probabilities(self) -> np.ndarray:
         """(N, 5) softmax over the grades' logits; the bias cancels out."""
-        return softmax(self.logit_scale * self.grade_scores)
+        return np.asarray(softmax(self.logit_scale * self.grade_scores, axis=1))
 
     @cached_property
     def predicted(self) -> np.ndarray:

@@ -16,12 +16,12 @@ from knee_siglip.metrics.bootstrap import (
     kappa_statistic,
     macro_auroc_statistic,
     mean_statistic,
-    number_patients,
     percentile_interval,
     resample,
     value_of,
 )
 from knee_siglip.metrics.grading import GRADES
+from knee_siglip.tables.manifest import number_groups
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,6 @@ def grades_and_predicted(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return grades, table["kl_grade_predicted"].to_numpy()
 
 
-def table_patients(table: pd.DataFrame) -> np.ndarray:
-    """(N,) integers, equal for rows of one patient; a row without one stands for itself."""
-    known = table["patient_id"].fillna("").tolist() if "patient_id" in table else None
-    return number_patients(known, len(table))
-
-
 def headline_from_predictions(table: pd.DataFrame, names: Iterable[str] = tuple(HEADLINES)) -> dict[str, float]:
     """Headline metrics of one split's rows of the predictions table, or a subgroup's; undefined ones are left out."""
     values = {name: value_of(HEADLINES[name](table), len(table)) for name in names}
@@ -85,5 +79,5 @@ def headline_figures(
 ) -> dict[str, Figure]:
     """As `headline_from_predictions`, with intervals from one set of draws of patients for all metrics."""
     values = headline_from_predictions(table, names)
-    drawn = resample([HEADLINES[name](table) for name in values], table_patients(table), resamples, seed)
+    drawn = resample([HEADLINES[name](table) for name in values], number_groups(table, "patient_id"), resamples, seed)
     return {name: Figure(values[name], percentile_interval(row)) for name, row in zip(values, drawn, strict=True)}

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip.evaluation.headline import HEADLINES, grades_and_predicted, table_patients
+from knee_siglip.evaluation.headline import HEADLINES, grades_and_predicted
 from knee_siglip.metrics.bootstrap import RESAMPLES, Interval, Statistic, percentile_interval, resample, value_of
 from knee_siglip.metrics.significance import holm_adjusted, normal_p_value
+from knee_siglip.tables.manifest import number_groups
 
 FEWEST_ROWS = 30
 """Figures of smaller groups say little and may point at persons: they are suppressed."""
@@ -64,7 +65,7 @@ def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int 
     }
     tested = [key for key, gap in gaps.items() if gap.p is not None]
     adjusted = dict(zip(tested, holm_adjusted([gaps[key].p or 0.0 for key in tested]), strict=True))
-    patients = table_patients(table)
+    patients = number_groups(table, "patient_id")
     rows: list[dict[str, Any]] = []
     for group in found:
         key = (group.column, group.name)
@@ -111,7 +112,7 @@ def _gaps(table: pd.DataFrame, group: Subgroup, resamples: int) -> dict[str, Gap
     names = [name for name, value in values.items() if np.isfinite(value) and name not in left_out]
     statistics = [_restricted(inside[name], group.rows) for name in names]
     statistics += [_restricted(outside[name], others) for name in names]
-    drawn, drawn_outside = np.split(resample(statistics, table_patients(table), resamples), 2)
+    drawn, drawn_outside = np.split(resample(statistics, number_groups(table, "patient_id"), resamples), 2)
     gaps = {}
     for name, mine, theirs in zip(names, drawn, drawn_outside, strict=True):
         difference = values[name] - value_of(outside[name], len(others))

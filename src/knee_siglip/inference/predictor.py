@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import expit, softmax
 
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.imaging.fit.transform import Transform, load_pixels
@@ -82,13 +83,12 @@ class Predictor:
     def probabilities(self, similarities: np.ndarray) -> np.ndarray:
         """Cosines of any shape to the probability that text and image belong together; Zhai et al. 2023, eq. 1."""
         logits = self._logit_scale * similarities.astype(np.float64) + self.checkpoint.model.logit_bias.item()
-        return 1 / (1 + np.exp(-logits))
+        return np.asarray(expit(logits))
 
     def grade_probabilities(self, image_embeds: np.ndarray) -> np.ndarray:
         """(B, D) to (B, 5): softmax over the logits of the five prompt ensembles; the bias cancels out."""
         logits = self._logit_scale * (image_embeds @ self.grade_embeds.T).astype(np.float64)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return weights / weights.sum(axis=1, keepdims=True)
+        return np.asarray(softmax(logits, axis=1))
 
     def rank_queries(self, image_path: Path, queries: Sequence[str] = USUAL_QUERIES) -> Prediction:
         """Compare one image with texts, best first, and grade it.
@@ -139,7 +139,5 @@ def distinct_queries(queries: Sequence[str]) -> list[str]:
 def _resized(checkpoint: Checkpoint, image_size: int | None) -> Transform:
     if image_size is None:
         return checkpoint.transform
-    if image_size <= 0:
-        raise UsageError(f"image_size = {image_size}: must be a positive number of pixels")
     check_divisible(image_size, checkpoint.model.vision.patch, "this checkpoint")
     return replace(checkpoint.transform, image_size=image_size)

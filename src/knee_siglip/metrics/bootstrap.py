@@ -31,15 +31,6 @@ class Interval:
     high: float
 
 
-def number_patients(patient_ids: Sequence[str | None] | None, count: int) -> np.ndarray:
-    """(N,) integers 0 ... P-1, equal for rows of one patient; a row without a patient counts as one of its own."""
-    if patient_ids is None:
-        return np.arange(count)
-    keys = [("row", str(row)) if not patient else ("patient", patient) for row, patient in enumerate(patient_ids)]
-    numbers: dict[tuple[str, str], int] = {}
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
-
-
 def patient_draws(patients: int, resamples: int = RESAMPLES, seed: int | np.random.Generator = 0) -> np.ndarray:
     """(R, P) how often each resample draws each of P patients; each resample draws P of them.
 

@@ -21,12 +21,6 @@ class ReliabilityBin:
     rows: int
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, C) logits to probabilities that sum to 1 in each row."""
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
 def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[ReliabilityBin]:
     """Bins of equal mass, the least confident rows first: their sizes differ by one at most.
 

@@ -26,6 +26,8 @@ def vision_patch_size(vision: str) -> int | None:
 
 def check_divisible(image_size: int, patch: int, source: str) -> None:
     """Raise `UsageError` where whole patches do not fill the image: the encoder would drop the rest without a word."""
+    if image_size <= 0:
+        raise UsageError(f"image_size = {image_size}: must be a positive number of pixels")
     if image_size % patch:
         low = image_size // patch * patch
         near = [str(size) for size in (low, low + patch) if size > 0]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
@@ -39,6 +40,15 @@ def write_manifest(manifest: pd.DataFrame, path: Path = MANIFEST) -> None:
     """Write the manifest; the file's bytes depend on its content alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest.reset_index(drop=True).to_parquet(path, index=False)
+
+
+def number_groups(table: pd.DataFrame, column: str) -> np.ndarray:
+    """(N,) integers from 0, equal for rows of one group (patient, study); a row without one is a group of its own."""
+    if column not in table:
+        return np.arange(len(table))
+    numbers: dict[str | int, int] = {}
+    names = table[column].fillna("").tolist()
+    return np.array([numbers.setdefault(name or row, len(numbers)) for row, name in enumerate(names)], dtype=np.int64)
 
 
 def add_flag(table: pd.DataFrame, rows: pd.Index, flag: str) -> pd.DataFrame:

@@ -127,10 +127,10 @@ def _knows(files: "DVCFileSystem", name: str) -> bool:
 
 
 def _facts(rows: "pd.DataFrame", split: str) -> dict[str, str | int]:
-    from knee_siglip.evaluation.headline import table_patients
     from knee_siglip.metrics.bootstrap import RESAMPLES
+    from knee_siglip.tables.manifest import number_groups
 
-    patients = len(set(table_patients(rows).tolist()))
+    patients = len(set(number_groups(rows, "patient_id").tolist()))
     return {"split": split, "rows": len(rows), "patients": patients, "resamples": RESAMPLES}
 
 

@@ -11,10 +11,11 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.evaluation.headline import HEADLINES, headline_from_predictions, table_patients
+from knee_siglip.evaluation.headline import HEADLINES, headline_from_predictions
 from knee_siglip.metrics.bootstrap import RESAMPLES, percentile_interval, resample
 from knee_siglip.metrics.grading import GRADES
 from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
+from knee_siglip.tables.manifest import number_groups
 
 KEY = ["image_id", "text"]
 TRUTHS = ("patient_id", "study_id", "kl_grade")
@@ -129,7 +130,7 @@ def _paired_differences(
 ) -> dict[str, np.ndarray]:
     """B minus A in the resamples that define both; metrics of which there are none are left out."""
     statistics = [HEADLINES[name](table) for table in (a, b) for name in names]
-    drawn_a, drawn_b = np.split(resample(statistics, table_patients(a), resamples, seed), 2)
+    drawn_a, drawn_b = np.split(resample(statistics, number_groups(a, "patient_id"), resamples, seed), 2)
     defined = {name: row[np.isfinite(row)] for name, row in zip(names, drawn_b - drawn_a, strict=True)}
     return {name: values for name, values in defined.items() if len(values)}
 

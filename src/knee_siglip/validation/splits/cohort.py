@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.tables.manifest import SPLITS, number_groups
 from knee_siglip.validation.splits.leakage import id_key
 
 DECIMALS = 4
@@ -40,10 +40,7 @@ def counts(rows: pd.DataFrame) -> dict[str, int]:
 
 def patient_numbers(table: pd.DataFrame) -> np.ndarray:
     """(N,) integers 0 ... P-1, equal for the rows of one patient; a row of an unknown patient is one of its own."""
-    keys = table["patient_id"].map(id_key).tolist()
-    named = [("patient", key) if key else ("row", str(row)) for row, key in enumerate(keys)]
-    numbers: dict[tuple[str, str], int] = {}
-    return np.array([numbers.setdefault(name, len(numbers)) for name in named], dtype=np.int64)
+    return number_groups(table.assign(patient_id=table["patient_id"].map(id_key)), "patient_id")
 
 
 def text_words(table: pd.DataFrame) -> pd.Series:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from knee_siglip.metrics.significance import holm_adjusted
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.splits.cohort import patient_numbers, text_words
 
@@ -97,7 +98,9 @@ def check_shift(table: pd.DataFrame) -> tuple[dict[str, Any], list[Issue]]:
     rows = rows.assign(text_words=text_words(rows), patient=patient_numbers(rows))
     parts = dict(list(rows.groupby("split")))
     pairs = [(split, parts["train"], parts[split]) for split in ("val", "test") if {"train", split} <= set(parts)]
-    comparisons = _holm([comparison for pair in pairs for comparison in _compare(*pair)])
+    compared = [comparison for pair in pairs for comparison in _compare(*pair)]
+    corrected = holm_adjusted([each.p for each in compared])
+    comparisons = [replace(each, p=p) for each, p in zip(compared, corrected, strict=True)]
     figures: dict[str, Any] = {}
     for each in comparisons:
         feature = figures.setdefault(each.split, {}).setdefault(each.feature, {})
@@ -173,15 +176,6 @@ def _gather_rare(counts: pd.DataFrame) -> pd.DataFrame:
         rarest = counts.index == counts.sum(axis=1).idxmin()
         counts = counts + np.outer(rarest, others)
     return counts
-
-
-def _holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons with corrected p: the smallest times their number, the next times one less, never decreasing."""
-    corrected, highest = list(comparisons), 0.0
-    for rank, place in enumerate(np.argsort([each.p for each in comparisons], kind="stable")):
-        highest = max(highest, min(1.0, comparisons[place].p * (len(comparisons) - rank)))
-        corrected[place] = replace(comparisons[place], p=highest)
-    return corrected
 
 
 def _issues(comparisons: Sequence[Comparison]) -> list[Issue]:
