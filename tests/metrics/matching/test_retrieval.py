@@ -174,9 +174,6 @@ class TestRetrieval:
         correct = Correct(ids, np.arange(50) // 2, strict)
         whole = [find_first_correct(images, texts, correct), find_first_correct(texts, images, correct)]
         monkeypatch.setattr("knee_siglip.metrics.matching.retrieval.QUERIES_AT_ONCE", 7)
-        monkeypatch.setattr("knee_siglip.metrics.matching.level_counts.CANDIDATES_AT_ONCE", 3)
-        monkeypatch.setattr("knee_siglip.metrics.matching.level_counts.LEVELS_AT_ONCE", 2)
-        monkeypatch.setattr("knee_siglip.metrics.matching.similarity.PAIRS_AT_ONCE", 5)
         chunked = [find_first_correct(images, texts, correct), find_first_correct(texts, images, correct)]
         for one, other in zip(whole, chunked, strict=True):
             np.testing.assert_equal(asdict(one), asdict(other))

@@ -13,11 +13,11 @@ import numpy as np
 from scipy.special import digamma
 
 from knee_siglip.metrics.matching.correctness import Correct, CorrectCandidates
-from knee_siglip.metrics.matching.level_counts import DistinctRows, count_at_levels, distinct_rows
-from knee_siglip.metrics.matching.similarity import cosine_scores, score_levels
+from knee_siglip.metrics.matching.distinct import DistinctRows, distinct_rows
+from knee_siglip.metrics.matching.similarity import cosine_scores
 
 BATCH_SIZE = 64
-QUERIES_AT_ONCE = 256
+QUERIES_AT_ONCE = 64
 """Rows of the score matrix held in memory."""
 
 BatchScores = Callable[[np.ndarray], np.ndarray]
@@ -232,8 +232,8 @@ class _Ties:
         """(K,) sum of (position in the tie - 1) / position, divided by (candidates of the tie - 1); 0 with only one."""
         return (self.tied - (self.above + 1) * self.reciprocals) / np.maximum(self.tied - 1, 1)
 
-    def standing(self, ties: slice, correct: np.ndarray) -> tuple[float, ...]:
-        """Fields of `FirstCorrect` of a query that has these ties, of which so many (k,) candidates are correct.
+    def standing(self, correct: np.ndarray) -> tuple[float, ...]:
+        """Fields of `FirstCorrect` of a query that has these ties, of which so many (K,) candidates are correct.
 
         At position p of a tie of m candidates, c of them correct, that begins after N candidates, r of them correct, a
         correct one stands with probability c / m, and then (p - N - 1) (c - 1) / (m - 1) others of the tie stand
@@ -244,9 +244,9 @@ class _Ties:
         best = np.flatnonzero(correct)[-1]
         all_correct = correct.sum()
         correct_above = all_correct - np.cumsum(correct)
-        within = (correct - 1) * self.precisions_within[ties]
-        precisions = correct / self.tied[ties] * ((correct_above + 1) * self.reciprocals[ties] + within)
-        higher, tied, tied_correct = self.above[ties][best], self.tied[ties][best], correct[best]
+        within = (correct - 1) * self.precisions_within
+        precisions = correct / self.tied * ((correct_above + 1) * self.reciprocals + within)
+        higher, tied, tied_correct = self.above[best], self.tied[best], correct[best]
         return higher, tied - tied_correct, tied_correct, all_correct, precisions.sum()
 
 
@@ -254,22 +254,16 @@ def _stand(
     queries: np.ndarray, rows_of: Sequence[np.ndarray], offered: DistinctRows, judge: CorrectCandidates
 ) -> list[tuple[float, ...]]:
     """Standings of the rows of distinct queries (Q, D); a query has several, where they differ in what is correct."""
-    judged = [judge.of_any(rows) for rows in rows_of]
-    asked = np.repeat(np.arange(len(queries)), [len(numbers) for numbers in judged])
-    levels = score_levels(queries, offered.embeds, asked, np.concatenate(judged))
-    (tie_asked, tie_levels), tie_of = np.unique(np.stack([asked, levels]), axis=1, return_inverse=True)
-    ties = _Ties(*count_at_levels(queries, offered, tie_asked, tie_levels))
-    starts = np.searchsorted(tie_asked, np.arange(len(queries) + 1)).tolist()
-    ends = np.searchsorted(asked, np.arange(len(queries) + 1)).tolist()
     place_of = np.zeros(len(offered.embeds), np.int64)
     standings = []
-    for query, rows in enumerate(rows_of):
-        own = slice(starts[query], starts[query + 1])
-        place_of[judged[query]] = tie_of[ends[query] : ends[query + 1]] - own.start
+    for scores, rows in zip(cosine_scores(queries, offered.embeds), rows_of, strict=True):
+        judged = judge.of_any(rows)
+        levels, place_of[judged] = np.unique(scores[judged], return_inverse=True)
+        ties = _Ties(*offered.count_at_levels(scores, levels))
         for row in rows:
             numbers, copies = judge.of(row)
-            correct = np.bincount(place_of[numbers], weights=copies, minlength=own.stop - own.start)
-            standings.append(ties.standing(own, correct))
+            correct = np.bincount(place_of[numbers], weights=copies, minlength=len(levels))
+            standings.append(ties.standing(correct))
     return standings
 
 
