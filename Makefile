@@ -24,9 +24,9 @@ lint: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-# A file's tests stay together: they share what its fixtures make. One thread each, since the processes fill the cores.
+# A file's tests stay together: they share what its fixtures make. The longest come first (tests/conftest.py). One thread each, since the processes fill the cores.
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # Resolve pyproject.toml anew. The CPU build's local version is cut off, so that the pin also fits the CUDA build.
 lock:

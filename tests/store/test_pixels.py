@@ -1,7 +1,11 @@
+"""Pixels that are decoded once: what is in the store, what is missing, and what damage costs."""
+
 import errno
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +16,7 @@ from PIL import Image
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.imaging.fit.transform import Transform, load_pixels
-from knee_siglip.store import filling as store_filling
-from knee_siglip.store import pixels as store
-from knee_siglip.store import segments
+from knee_siglip.store import filling, segments
 from knee_siglip.store.pixels import Counts, PixelStore, build_cache, open_pixels
 
 TRANSFORM = Transform(28, "pad", "local")
@@ -41,19 +43,29 @@ def root(tmp_path: Path) -> Path:
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of three images."""
     monkeypatch.setattr(segments, "SEGMENT_BYTES", 3 * 28 * 28)
-    monkeypatch.setattr(store, "available_cores", lambda: 1)
+
+
+class FailingCall:
+    """`os.pwrite` or `os.fsync` as on a disk that is full at the given call."""
+
+    def __init__(self, real: Callable[..., int | None], failing: int) -> None:
+        self.real, self.failing, self.calls = real, failing, 0
+
+    def __call__(self, *arguments: object) -> int | None:
+        self.calls += 1
+        if self.calls == self.failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.real(*arguments)
 
 
 def expected(files: list[Path], transform: Transform = TRANSFORM) -> np.ndarray:
     return np.stack([load_pixels(file, transform) for file in files])
 
 
-def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise AssertionError("an image was decoded")
-
-    monkeypatch.setattr(store_filling, "_decode_checked", fail)
-    monkeypatch.setattr(store, "available_cores", lambda: 1)
+def remove(files: list[Path]) -> None:
+    """Whatever still wants to decode one of them fails."""
+    for file in files:
+        file.unlink()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -73,9 +85,9 @@ def test_gather_keeps_the_order_and_repeats(root, originals, small_segments):
     assert pixels.gather([]).shape == (0, 28, 28)
 
 
-def test_second_ensure_decodes_nothing(root, originals, monkeypatch):
+def test_second_ensure_decodes_nothing(root, originals):
     PixelStore(root, TRANSFORM).ensure(*originals)
-    forbid_decoding(monkeypatch)
+    remove(originals[1])
     assert PixelStore(root, TRANSFORM).ensure(*originals).decoded == 0
 
 
@@ -96,14 +108,14 @@ def test_an_image_that_two_rows_name_is_decoded_once(root, originals):
     assert PixelStore(root, TRANSFORM).ensure(ids[:2] * 3, files[:2] * 3) == Counts(2, decoded=2)
 
 
-def test_another_transform_has_its_own_folder_and_leaves_this_one(root, originals, monkeypatch):
+def test_another_transform_has_its_own_folder_and_leaves_this_one(root, originals):
     ids, files = originals
     other = Transform(56, "pad", "local")
     PixelStore(root, TRANSFORM).ensure(ids, files)
     large = PixelStore(root, other)
     assert large.ensure(ids, files).decoded == IMAGES
     assert np.array_equal(large.gather(ids), expected(files, other))
-    forbid_decoding(monkeypatch)
+    remove(files)
     assert PixelStore(root, TRANSFORM).ensure(ids, files).decoded == 0
 
 
@@ -201,36 +213,30 @@ def test_slots_of_a_killed_builder_are_used_again(root, originals):
 
 
 def test_too_little_space_is_said_before_anything_is_decoded(root, originals, monkeypatch):
-    forbid_decoding(monkeypatch)
-    monkeypatch.setattr(store_filling.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 5000}))
+    ids, files = originals
+    remove(files)
+    usage = shutil.disk_usage(root.parents[1])._replace(free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage)
     with pytest.raises(UserError, match=r"12 images of 28x28 values need 1\.1 MB, 0\.0 MB are free.*KNEE_SIGLIP_STORE"):
-        PixelStore(root, TRANSFORM).ensure(*originals)
+        PixelStore(root, TRANSFORM).ensure(ids, files)
 
 
-@pytest.mark.parametrize("failing", ["pwrite", "fsync"])
-@pytest.mark.parametrize("call", [1, 2, 5])
-def test_full_disk_is_one_sentence_and_the_next_run_continues(root, originals, monkeypatch, failing, call):
-    real, calls = getattr(os, failing), []
-
-    def fail(*arguments):
-        calls.append(arguments)
-        if len(calls) == call:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*arguments)
-
-    monkeypatch.setattr(store, "available_cores", lambda: 1)
-    monkeypatch.setattr(store_filling, "COMMIT_SECONDS", 0)
-    monkeypatch.setattr(segments.os, failing, fail)
+@pytest.mark.parametrize("function", ["pwrite", "fsync"])
+@pytest.mark.parametrize("failing", [1, 2, 5])
+def test_full_disk_is_one_sentence_and_the_next_run_continues(root, originals, monkeypatch, function, failing):
+    ids, files = originals
+    monkeypatch.setattr(filling, "COMMIT_SECONDS", -1.0)
+    monkeypatch.setattr(os, function, FailingCall(getattr(os, function), failing))
     with pytest.raises(UserError, match="No space left on device"):
-        PixelStore(root, TRANSFORM).ensure(*originals)
-    left = PixelStore(root, TRANSFORM).missing(originals[0])
-    assert PixelStore(root, TRANSFORM).ensure(*originals).decoded == len(left)
-    assert np.array_equal(PixelStore(root, TRANSFORM).gather(originals[0]), expected(originals[1]))
+        PixelStore(root, TRANSFORM).ensure(ids, files, workers=1)
+    left = PixelStore(root, TRANSFORM).missing(ids)
+    assert PixelStore(root, TRANSFORM).ensure(ids, files, workers=1).decoded == len(left)
+    assert np.array_equal(PixelStore(root, TRANSFORM).gather(ids), expected(files))
 
 
 def test_a_part_that_a_filling_disk_took_is_written_on(root, originals, monkeypatch):
     real = os.pwrite
-    monkeypatch.setattr(segments.os, "pwrite", lambda fd, data, offset: real(fd, data[:100], offset))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:100], offset))
     pixels = PixelStore(root, TRANSFORM)
     pixels.ensure(*originals, workers=1)
     assert np.array_equal(pixels.gather(originals[0]), expected(originals[1]))
@@ -244,7 +250,7 @@ def test_file_systems_without_fsync_of_folders_will_do(root, originals, monkeypa
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         real(descriptor)
 
-    monkeypatch.setattr(segments.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     assert PixelStore(root, TRANSFORM).ensure(*originals, workers=1).decoded == IMAGES
 
 
@@ -327,8 +333,7 @@ def test_open_pixels_needs_no_originals_while_the_store_is_whole(originals, cach
     manifest = make_manifest(ids, files)
     build_cache(manifest, TRANSFORM, *cache)
     pixels = expected(files)
-    for file in files:
-        file.unlink()
+    remove(files)
     assert np.array_equal(open_pixels(manifest, cache[1])[np.arange(IMAGES)], pixels)
 
 

@@ -4,10 +4,8 @@ import json
 import logging
 import os
 import random
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 
 from knee_siglip.params.files import parse_params
 from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run
+from mute_server import MuteServer
 
 TRAIN_METRICS = {
     "train": {"loss": 0.1234567890123456},
@@ -23,25 +22,6 @@ TRAIN_METRICS = {
     "best_epoch": 2,
 }
 TEST_METRICS = {"test.loss": 0.7, "test.zero_shot_kl.accuracy": 1 / 3}
-
-
-class Proxy:
-    """Stands where every HTTP client looks for the way out, and counts who comes."""
-
-    def __init__(self) -> None:
-        self.visitors = 0
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self.socket.accept()
-            except OSError:
-                return
-            self.visitors += 1
-            connection.close()
 
 
 @dataclass
@@ -81,7 +61,7 @@ class Warnings(logging.Handler):
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     """A training of three epochs and an evaluation that attaches to it, with the default settings."""
     root = tmp_path_factory.mktemp("project")
-    warnings, proxy = Warnings(), Proxy()
+    warnings, proxy = Warnings(), MuteServer()  # stands where every HTTP client looks for the way out
     logging.getLogger().addHandler(warnings)
     with pytest.MonkeyPatch.context() as patch:
         _isolate(patch, root, proxy.url)

@@ -2,19 +2,18 @@
 
 import hashlib
 import os
-import re
 import time
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from knee_siglip.cli.store.commands import app
 from knee_siglip.core import paths
-from knee_siglip.core.errors import UsageError, UserError
+from knee_siglip.core.errors import EXIT_FAILED, EXIT_USAGE
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.features import FeatureStore
 from knee_siglip.store.pixels import PixelStore, build_cache
@@ -63,14 +62,28 @@ def features(project) -> FeatureStore:
     return store
 
 
-def call(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.output
+@pytest.fixture
+def store(knee_siglip) -> Callable[..., str]:
+    """Runs `knee-siglip store ...`, expects this exit code, and returns what it says (with errors, on one line)."""
+
+    def call(*arguments: str | Path, code: int = 0) -> str:
+        ended, output, errors = knee_siglip("store", *arguments)
+        assert ended == code, output + errors
+        return output if code == 0 else output + " ".join(errors.split())
+
+    return call
 
 
-def error_of(*arguments: str) -> BaseException | None:
-    return CliRunner().invoke(app, arguments).exception
+def rows_of(output: str) -> dict[str, dict[str, str]]:
+    """The printed table: for each `kind key` what stands in its row; `made with` is the second line of the content."""
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+    rows: dict[str, dict[str, str]] = {}
+    for content, *cells in lines:
+        if any(cells):  # else what a row is made with goes on
+            row = rows[content] = dict(zip(("images", "size", "last used", "state"), cells, strict=True), facts="")
+        else:
+            row["facts"] = f"{row['facts']} {content}".strip()
+    return rows
 
 
 def damage(folder: Path) -> None:
@@ -91,117 +104,124 @@ def test_the_project_is_found_from_anywhere_in_it(project, monkeypatch, tmp_path
     assert tmp_path not in paths.find_store_root().parents
 
 
-def test_show_tells_both_transforms_and_which_is_used(project, monkeypatch):
+def test_show_tells_both_transforms_and_which_is_used(project, store, monkeypatch):
     monkeypatch.chdir(project / "data")
-    lines = call("show").splitlines()
-    (used,) = [line for line in lines if TRANSFORM.key in line]
-    (kept,) = [line for line in lines if OTHER.key in line]
-    assert "in use" in used
-    assert re.search(rf"│ pixels {OTHER.key} .*│ {IMAGES} .*│ kept", kept)
-    assert "image_size 42, fit pad, contrast local" in "\n".join(lines)
-    assert re.fullmatch(rf"{project}/\.store: \d+\.\d MB in 2 folders, \S+ [MG]B free on its disk", lines[-1])
+    output = store("show")
+    rows = rows_of(output)
+    used, other = rows[f"pixels {TRANSFORM.key}"], rows[f"pixels {OTHER.key}"]
+    assert (used["state"], other["state"]) == ("in use", "kept")
+    assert other["images"] == str(IMAGES)
+    assert "image_size 42, fit pad, contrast local" in other["facts"]
+    total = output.splitlines()[-1]
+    assert total.startswith(f"{project}/.store: ")
+    assert " MB in 2 folders, " in total
+    assert total.endswith("B free on its disk")
 
 
-def test_show_of_nothing(tmp_path):
-    assert "0.0 MB in 0 folders" in call("show")
+def test_show_of_nothing(tmp_path, store):
+    assert "0.0 MB in 0 folders" in store("show")
 
 
-def test_show_names_what_features_were_made_with(features):
-    output = call("show")
-    assert re.search(rf"│ features {features.folder.name} .*│ {IMAGES} .*│ in use", output)
-    assert f"transform_key {TRANSFORM.key}, weights 0123456789ab, precision float32" in output
+def test_show_names_what_features_were_made_with(features, store):
+    output = store("show")
+    row = rows_of(output)[f"features {features.folder.name}"]
+    assert (row["images"], row["state"]) == (str(IMAGES), "in use")
+    assert row["facts"].startswith(f"transform_key {TRANSFORM.key}, weights 0123456789ab, precision float32")
     assert "in 3 folders" in output
 
 
-def test_show_can_be_read_at_80_columns(features, monkeypatch):
+def test_show_can_be_read_at_80_columns(features, store, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    lines = [line for line in call("show").splitlines() if line.startswith("│")]
-    assert max(map(len, lines)) <= 80
-    for key, kind in {TRANSFORM.key: "pixels", OTHER.key: "pixels", features.folder.name: "features"}.items():
-        (line,) = [line for line in lines if f"{kind} {key}" in line]
-        assert re.search(rf"│ {IMAGES} +│ \d+\.\d MB +│ \d{{4}}-\d\d-\d\d │ (in use|kept)", line)
-    words = " ".join(line.split("│")[1].strip() for line in lines)
-    for facts in ("fit pad, contrast local, inversion keep", f"transform_key {TRANSFORM.key}, weights 0123456789ab,"):
-        assert facts in words
-    assert "…" not in words
+    output = store("show")
+    assert max(len(line) for line in output.splitlines() if "│" in line) <= 80
+    assert "…" not in output
+    rows = rows_of(output)
+    assert rows.keys() == {f"pixels {key}" for key in (TRANSFORM.key, OTHER.key)} | {f"features {features.folder.name}"}
+    for row in rows.values():
+        assert (row["images"], row["size"].split()[1]) == (str(IMAGES), "MB")
+        assert date.fromisoformat(row["last used"])
+        assert row["state"] in ("in use", "kept")
+    assert "fit pad, contrast local, inversion keep" in rows[f"pixels {OTHER.key}"]["facts"]
+    made_with = rows[f"features {features.folder.name}"]["facts"]
+    assert made_with.startswith(f"transform_key {TRANSFORM.key}, weights 0123456789ab,")
 
 
-def test_prune_says_what_would_go_and_does_it_only_with_yes(project):
+def test_prune_says_what_would_go_and_does_it_only_with_yes(project, store):
     folder = project / ".store" / "pixels" / OTHER.key
-    assert "nothing to prune" in call("prune")
-    assert "nothing was removed: add --yes" in call("prune", "--all_but_current")
+    assert "nothing to prune" in store("prune")
+    assert "nothing was removed: add --yes" in store("prune", "--all_but_current")
     assert list(folder.glob("*.pixels"))
-    assert " freed" in call("prune", "--all_but_current", "--yes")
+    assert " freed" in store("prune", "--all_but_current", "--yes")
     assert not list(folder.glob("*.pixels"))
-    assert "in 1 folders" in call("show")
-    assert "nothing to prune" in call("prune", "--older_than", "0", "--yes")
+    assert "in 1 folders" in store("show")
+    assert "nothing to prune" in store("prune", "--older_than", "0", "--yes")
 
 
-def test_prune_takes_features_of_other_transforms(project, features):
+def test_prune_takes_features_of_other_transforms(project, features, store):
     other = FeatureStore(project / ".store" / "features", TOWER | {"transform_key": OTHER.key}, 16)
     other.ensure(features.image_ids, compute)
-    call("prune", "--older_than", "0", "--yes")
+    store("prune", "--older_than", "0", "--yes")
     assert not list(other.folder.glob("*.features"))
     assert list(features.folder.glob("*.features"))
 
 
-def test_verify_of_a_sound_store(project):
-    output = call("verify")
+def test_verify_of_a_sound_store(project, store):
+    output = store("verify")
     assert f"{TRANSFORM.key}: {IMAGES} images, 0 damaged" in output
 
 
-def test_verify_fails_on_damage_until_it_is_repaired(project):
+def test_verify_fails_on_damage_until_it_is_repaired(project, store):
     damage(project / ".store" / "pixels" / TRANSFORM.key)
-    output = call("verify", code=1)
+    output = store("verify", code=EXIT_FAILED)
     assert f"{TRANSFORM.key}: {IMAGES} images, 1 damaged" in output
     assert "--repair" in output
-    call("verify", "--repair")
-    assert f"{TRANSFORM.key}: {IMAGES - 1} images, 0 damaged" in call("verify")
+    store("verify", "--repair")
+    assert f"{TRANSFORM.key}: {IMAGES - 1} images, 0 damaged" in store("verify")
 
 
-def test_verify_hashes_features_too(features):
+def test_verify_hashes_features_too(features, store):
     damage(features.folder)
-    assert f"features {features.folder.name}: {IMAGES} images, 1 damaged" in call("verify", code=1)
-    call("verify", "--repair")
-    assert f"features {features.folder.name}: {IMAGES - 1} images, 0 damaged" in call("verify")
+    assert f"features {features.folder.name}: {IMAGES} images, 1 damaged" in store("verify", code=EXIT_FAILED)
+    store("verify", "--repair")
+    assert f"features {features.folder.name}: {IMAGES - 1} images, 0 damaged" in store("verify")
 
 
-def test_verify_counts_what_was_cut_off(project):
+def test_verify_counts_what_was_cut_off(project, store):
     (pixels,) = (project / ".store" / "pixels" / TRANSFORM.key).glob("*.pixels")
     os.truncate(pixels, 2 * TRANSFORM.image_size**2 + 5)
-    assert f"{TRANSFORM.key}: 2 images, 0 damaged, {IMAGES - 2} lost" in call("verify", code=1)
-    call("verify", "--repair")
-    assert f"{TRANSFORM.key}: 2 images, 0 damaged, 0 lost" in call("verify")
+    assert f"{TRANSFORM.key}: 2 images, 0 damaged, {IMAGES - 2} lost" in store("verify", code=EXIT_FAILED)
+    store("verify", "--repair")
+    assert f"{TRANSFORM.key}: 2 images, 0 damaged, 0 lost" in store("verify")
 
 
-def test_pack_and_unpack_in_another_project(project, tmp_path, monkeypatch):
-    assert f"knees.tar: {IMAGES} images" in call("pack", str(tmp_path / "knees.tar"))
+def test_pack_and_unpack_in_another_project(project, tmp_path, monkeypatch, store):
+    assert f"knees.tar: {IMAGES} images" in store("pack", tmp_path / "knees.tar")
     clone = tmp_path / "clone"
     (clone / ".dvc").mkdir(parents=True)
     (clone / ".dvc" / "config").touch()
     monkeypatch.chdir(clone)
-    output = call("unpack", str(tmp_path / "knees.tar"))
+    output = store("unpack", tmp_path / "knees.tar")
     assert f"{IMAGES} images, {IMAGES} of them new in {clone}/.store/pixels" in output
     for path in (paths.MANIFEST, paths.CACHE_INDEX, paths.CACHE_FACTS):
         assert f"wrote {clone / path}" in output
         assert (clone / path).read_bytes() == (project / path).read_bytes()
-    assert f"{TRANSFORM.key}: {IMAGES} images, 0 damaged" in call("verify")
+    assert f"{TRANSFORM.key}: {IMAGES} images, 0 damaged" in store("verify")
 
 
-def test_files_that_differ_need_a_decision(project, tmp_path):
-    call("pack", str(tmp_path / "knees.tar"))
+def test_files_that_differ_need_a_decision(project, tmp_path, store):
+    store("pack", tmp_path / "knees.tar")
     paths.CACHE_FACTS.write_text("{}")
-    assert isinstance(error_of("unpack", str(tmp_path / "knees.tar")), UserError)
-    call("unpack", str(tmp_path / "knees.tar"), "--pixels_only")
+    assert "differ" in store("unpack", tmp_path / "knees.tar", code=EXIT_FAILED)
+    store("unpack", tmp_path / "knees.tar", "--pixels_only")
     assert paths.CACHE_FACTS.read_text() == "{}"
-    call("unpack", str(tmp_path / "knees.tar"), "--overwrite")
+    store("unpack", tmp_path / "knees.tar", "--overwrite")
     assert TRANSFORM.key in paths.CACHE_FACTS.read_text()
-    assert isinstance(error_of("unpack", "x.tar", "--overwrite", "--pixels_only"), UsageError)
+    assert "exclude each other" in store("unpack", "x.tar", "--overwrite", "--pixels_only", code=EXIT_USAGE)
 
 
-def test_packing_without_a_cache_says_what_to_run(tmp_path, monkeypatch):
+def test_packing_without_a_cache_says_what_to_run(tmp_path, monkeypatch, store):
     monkeypatch.chdir(tmp_path)
-    assert "dvc repro preprocess" in str(error_of("pack", "out.tar"))
+    assert "dvc repro preprocess" in store("pack", "out.tar", code=EXIT_FAILED)
 
 
 @pytest.fixture
@@ -215,19 +235,19 @@ def run(project) -> StateSaver:
     return keeper
 
 
-def test_unfinished_trainings_are_shown_and_pruned_by_age_only(run):
-    assert "unfinished training 0123456789ab: saved at step 20" in call("show")
-    assert "nothing to prune" in call("prune", "--yes", "--older_than", "4")
-    assert "0123456789ab" not in call("prune", "--yes", "--all_but_current")
-    assert "0123456789ab" in call("prune", "--older_than", "2")
+def test_unfinished_trainings_are_shown_and_pruned_by_age_only(run, store):
+    assert "unfinished training 0123456789ab: saved at step 20" in store("show")
+    assert "nothing to prune" in store("prune", "--yes", "--older_than", "4")
+    assert "0123456789ab" not in store("prune", "--yes", "--all_but_current")
+    assert "0123456789ab" in store("prune", "--older_than", "2")
     assert run.load() == {"step": 20}
-    call("prune", "--older_than", "2", "--yes")
+    store("prune", "--older_than", "2", "--yes")
     assert not run.folder.exists()
 
 
-def test_a_training_that_runs_is_not_pruned(run):
+def test_a_training_that_runs_is_not_pruned(run, store):
     with open_run(run.folder.parent, run.folder.name, minutes=5):
         for file in run.folder.iterdir():
             os.utime(file, (0, 0))
-        assert isinstance(error_of("prune", "--older_than", "2", "--yes"), UserError)
+        store("prune", "--older_than", "2", "--yes", code=EXIT_FAILED)
     assert run.load() == {"step": 20}

@@ -10,7 +10,7 @@ from knee_siglip.core.errors import UserError
 from knee_siglip.report.evaluation.learning_curves import learning_curve_rows
 from knee_siglip.report.evaluation.page import SECTIONS
 from knee_siglip.report.evaluation.results import read_results
-from pages import assert_shows_well, assert_stands_alone, open_browser
+from pages import assert_shows_well, assert_stands_alone
 
 HOSTILE = '<script>alert("x")</script>\'"><img src=x onerror=y>'
 RESULTS = Path(__file__).with_name("results")
@@ -25,8 +25,7 @@ def test_it_stands_alone_with_every_section_in_order(evaluation) -> None:
     assert len(page.html) < 2_000_000
 
 
-def test_a_browser_shows_and_prints_it(evaluation, tmp_path: Path) -> None:
-    browser = open_browser(tmp_path)
+def test_a_browser_shows_and_prints_it(browser, evaluation) -> None:
     evaluation.page()
     assert_shows_well(browser, evaluation.page_file)
 

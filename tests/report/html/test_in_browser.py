@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from selenium.webdriver import Chrome
 
-from pages import Page, assert_shows_well, assert_stands_alone, open_browser
+from pages import Page, assert_shows_well, assert_stands_alone
 
-SOUND = """<html><head><meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:"></head>
-<body><h1 id="top">Sound</h1><a href="#top">Up</a>{}</body></html>"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SOUND = f"""<html><head><meta http-equiv="Content-Security-Policy" content="{POLICY}"></head>
+<body><h1 id="top">Sound</h1><a href="#top">Up</a>{{}}</body></html>"""
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
@@ -18,12 +20,17 @@ FAULTS = [
 ]
 
 
-def test_a_sound_page_passes(tmp_path: Path) -> None:
-    html = SOUND.format(f'<img alt="a pixel" src="{PIXEL}">')
-    assert_stands_alone(Page(html))
+SOUND_PAGE = SOUND.format(f'<img alt="a pixel" src="{PIXEL}">')
+
+
+def test_a_sound_page_stands_alone() -> None:
+    assert_stands_alone(Page(SOUND_PAGE))
+
+
+def test_a_sound_page_shows_well(browser: Chrome, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    path.write_text(html)
-    assert_shows_well(open_browser(tmp_path), path)
+    path.write_text(SOUND_PAGE)
+    assert_shows_well(browser, path)
 
 
 @pytest.mark.parametrize(
@@ -35,8 +42,7 @@ def test_a_page_that_does_not_stand_alone_fails(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, '<div style="width: 2000px">wide</div>'])
-def test_a_page_that_a_browser_cannot_show_fails(fault: str, tmp_path: Path) -> None:
-    browser = open_browser(tmp_path)
+def test_a_page_that_a_browser_cannot_show_fails(browser: Chrome, fault: str, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text(SOUND.format(fault))
     with pytest.raises(AssertionError):

@@ -14,7 +14,7 @@ from knee_siglip.report.validation.glossary import GLOSSARY
 from knee_siglip.report.validation.page import write_page, write_validation_page
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.outputs import read_issues, write_results
-from pages import Page, assert_shows_well, assert_stands_alone, open_browser
+from pages import Page, assert_shows_well, assert_stands_alone
 
 CSV = Path("data/train.csv")
 SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
@@ -78,8 +78,7 @@ def test_the_page_asks_for_nothing_outside_itself(table: pd.DataFrame) -> None:
     assert_stands_alone(page, files_beside=frozenset({"issues.csv"}))
 
 
-def test_a_browser_shows_and_prints_it(table: pd.DataFrame, tmp_path: Path) -> None:
-    browser = open_browser(tmp_path)
+def test_a_browser_shows_and_prints_it(browser, table: pd.DataFrame) -> None:
     page_of(table, [Issue("error", "patient_leak", 2, "images/P00.png", "in two", (12,))])
     assert_shows_well(browser, Path("reports/validation/index.html"))
 

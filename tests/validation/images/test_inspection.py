@@ -1,4 +1,7 @@
+"""Every file is decoded once: what is kept of it, and when it is decoded again after all."""
+
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +12,8 @@ from PIL import Image
 from knee_siglip.core import paths
 from knee_siglip.validation.images import facts as facts_cache
 from knee_siglip.validation.images import inspection
+from knee_siglip.validation.images.facts import load_facts, save_facts
 from knee_siglip.validation.images.inspection import Failure, ImageFacts, inspect_images
-
-
-@pytest.fixture(autouse=True)
-def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is patched must be patched where the work is done."""
-    monkeypatch.setattr(inspection, "available_cores", lambda: 1)
 
 
 @pytest.fixture
@@ -27,15 +25,14 @@ def images(tmp_path: Path) -> list[str]:
     return names
 
 
-def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise AssertionError("an image was decoded")
-
-    monkeypatch.setattr(inspection, "decode", fail)
-
-
 def facts_files() -> list[Path]:
     return sorted((paths.store_root() / "facts").glob("*/*.parquet"))
+
+
+def mark_saved_facts() -> None:
+    """Change the saved facts as no decoding would: a mean of -1 then shows that they were taken."""
+    (file,) = facts_files()
+    pd.read_parquet(file).assign(mean=-1.0).to_parquet(file, index=False)
 
 
 def test_facts_are_those_of_the_file_and_of_its_pixels(images):
@@ -67,12 +64,13 @@ def test_unreadable_files_are_failures_that_name_them(images, tmp_path):
     assert all(isinstance(result, Failure) and name in result.message for name, result in results.items())
 
 
-def test_known_images_are_not_decoded_again_whatever_their_name(images, monkeypatch):
+def test_known_images_are_not_decoded_again_whatever_their_name(images):
     first = inspect_images(images)
+    mark_saved_facts()
     moved = Path(images[1]).rename(Path(images[1]).with_name("moved.png"))
-    forbid_decoding(monkeypatch)
     again = inspect_images([images[0], str(moved), *images[2:]])
-    assert again == {**{name: first[name] for name in (images[0], *images[2:])}, str(moved): first[images[1]]}
+    expected = {**{name: first[name] for name in (images[0], *images[2:])}, str(moved): first[images[1]]}
+    assert again == {name: replace(facts, mean=-1.0) for name, facts in expected.items()}
 
 
 def test_a_changed_file_is_decoded_again(images):
@@ -90,24 +88,35 @@ def test_failures_are_looked_at_again(images, tmp_path):
     assert isinstance(inspect_images([str(late)])[str(late)], ImageFacts)
 
 
-def test_other_code_shares_no_facts(images, monkeypatch):
-    inspect_images(images)
-    monkeypatch.setattr(inspection, "facts_key", lambda: "other")
-    forbid_decoding(monkeypatch)
-    with pytest.raises(AssertionError, match="decoded"):
-        inspect_images(images)
+def test_other_code_shares_no_facts(images):
+    first = inspect_images(images)
+    mark_saved_facts()
+    folder = facts_files()[0].parent
+    folder.rename(folder.with_name("0123456789abcdef"))
+    assert inspect_images(images) == first
 
 
-def test_key_follows_code_and_libraries(monkeypatch, tmp_path):
-    key = facts_cache.facts_key.__wrapped__
-    before = key()
+def test_key_follows_code(monkeypatch, tmp_path):
     changed = tmp_path / "images.py"
     changed.write_bytes(facts_cache.SOURCES[0].read_bytes() + b"\n")
-    monkeypatch.setattr(facts_cache, "version", lambda library: "0")
-    other_library = key()
-    monkeypatch.undo()
+    before = fresh_key()
     monkeypatch.setattr(facts_cache, "SOURCES", (changed, *facts_cache.SOURCES[1:]))
-    assert len({before, other_library, key()}) == 3
+    assert fresh_key() != before
+
+
+def test_key_follows_libraries(monkeypatch):
+    before = fresh_key()
+    monkeypatch.setattr(facts_cache, "version", lambda library: "0")
+    assert fresh_key() != before
+
+
+def fresh_key() -> str:
+    """As a new process would make it."""
+    facts_cache.facts_key.cache_clear()
+    try:
+        return facts_cache.facts_key()
+    finally:
+        facts_cache.facts_key.cache_clear()
 
 
 def test_damaged_facts_are_made_again(images):
@@ -124,19 +133,20 @@ def test_facts_of_all_runs_end_in_one_file(images):
     assert len(pd.read_parquet(file)) == 4
 
 
-def test_facts_that_two_processes_save_at_once_are_both_kept(images, monkeypatch):
-    folder = paths.store_root() / "facts" / "key"
+def test_facts_that_two_processes_save_at_once_are_both_kept(tmp_path, monkeypatch):
+    """Another process saves between this one's look at the folder and its writing."""
+    save_facts(tmp_path, [{"image_id": "first"}])
+    others = iter([{"image_id": "other"}])
     read = facts_cache._read
 
     def read_while_another_saves(file, columns=None):
-        monkeypatch.setattr(facts_cache, "_read", read)
-        facts_cache.save_facts(folder, [{"image_id": "other"}])
+        if other := next(others, None):
+            save_facts(tmp_path, [other])
         return read(file, columns)
 
-    facts_cache.save_facts(folder, [{"image_id": "first"}])
     monkeypatch.setattr(facts_cache, "_read", read_while_another_saves)
-    facts_cache.save_facts(folder, [{"image_id": "mine"}])
-    assert set(facts_cache.load_facts(folder).index) == {"first", "mine", "other"}
+    save_facts(tmp_path, [{"image_id": "mine"}])
+    assert set(load_facts(tmp_path).index) == {"first", "mine", "other"}
 
 
 def test_a_store_that_cannot_be_written_costs_a_warning(images, monkeypatch, tmp_path, caplog):
@@ -147,20 +157,29 @@ def test_a_store_that_cannot_be_written_costs_a_warning(images, monkeypatch, tmp
     assert "will be read again" in caplog.text
 
 
-def test_a_killed_run_keeps_what_it_saved_on_the_way(images, monkeypatch):
-    monkeypatch.setattr(inspection, "SAVED_EVERY", -1.0)
-    monkeypatch.setattr(inspection, "IMAGES_PER_CHUNK", 1)
+def test_an_interrupted_run_keeps_what_it_has_read(images, monkeypatch):
+    def interrupted(work, _chunks, _workers, _description):
+        yield work(images[:3])
+        raise KeyboardInterrupt
 
-    def die_at_last(folder: Path, names: list[str]) -> list[tuple[str, ImageFacts]]:
-        if names == [images[3]]:
-            raise KeyboardInterrupt
-        return original(folder, names)
-
-    original = inspection._inspect
-    monkeypatch.setattr(inspection, "_inspect", die_at_last)
+    monkeypatch.setattr(inspection, "work_in_chunks", interrupted)
     with pytest.raises(KeyboardInterrupt):
         inspect_images(images)
-    assert len(facts_cache.load_facts(facts_files()[0].parent)) == 3
+    assert len(load_facts(facts_files()[0].parent)) == 3
+
+
+def test_facts_are_saved_on_the_way_so_that_a_killed_run_keeps_them(images, monkeypatch):
+    saved = []
+
+    def one_by_one(work, _chunks, _workers, _description):
+        for name in images:
+            yield work([name])
+            saved.append(len(load_facts(facts_files()[0].parent)))
+
+    monkeypatch.setattr(inspection, "SAVED_EVERY", -1.0)
+    monkeypatch.setattr(inspection, "work_in_chunks", one_by_one)
+    inspect_images(images)
+    assert saved == [1, 2, 3, 4]
 
 
 def test_facts_lost_between_two_steps_are_made_again(images, monkeypatch):
