@@ -41,9 +41,8 @@ def counts(rows: pd.DataFrame) -> dict[str, int]:
 def patient_numbers(table: pd.DataFrame) -> np.ndarray:
     """(N,) integers 0 ... P-1, equal for the rows of one patient; a row of an unknown patient is one of its own."""
     keys = table["patient_id"].map(id_key).tolist()
-    named = [("patient", key) if key else ("row", str(row)) for row, key in enumerate(keys)]
-    numbers: dict[tuple[str, str], int] = {}
-    return np.array([numbers.setdefault(name, len(numbers)) for name in named], dtype=np.int64)
+    numbers, _ = pd.factorize(pd.Series([key or row for row, key in enumerate(keys)], dtype=object))
+    return numbers.astype(np.int64)
 
 
 def text_words(table: pd.DataFrame) -> pd.Series:

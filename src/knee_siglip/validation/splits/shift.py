@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from knee_siglip.metrics.significance import holm_adjusted
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.splits.cohort import patient_numbers, text_words
 
@@ -97,7 +98,9 @@ def check_shift(table: pd.DataFrame) -> tuple[dict[str, Any], list[Issue]]:
     rows = rows.assign(text_words=text_words(rows), patient=patient_numbers(rows))
     parts = dict(list(rows.groupby("split")))
     pairs = [(split, parts["train"], parts[split]) for split in ("val", "test") if {"train", split} <= set(parts)]
-    comparisons = _holm([comparison for pair in pairs for comparison in _compare(*pair)])
+    bare = [comparison for pair in pairs for comparison in _compare(*pair)]
+    adjusted = holm_adjusted([each.p for each in bare])
+    comparisons = [replace(each, p=p) for each, p in zip(bare, adjusted, strict=True)]
     figures: dict[str, Any] = {}
     for each in comparisons:
         feature = figures.setdefault(each.split, {}).setdefault(each.feature, {})
@@ -143,11 +146,9 @@ def _compare_shares(split: str, feature: str, train: Weighted, other: Weighted) 
 
 def kolmogorov_smirnov(first: Weighted, second: Weighted) -> float:
     """Largest gap between the two weighted cumulative distributions, 0 to 1."""
-    values, places = np.unique(np.concatenate([first.values, second.values]), return_inverse=True)
-    gaps = np.zeros(len(values))
-    np.add.at(gaps, places[: len(first.values)], first.weights / first.weights.sum())
-    np.add.at(gaps, places[len(first.values) :], -second.weights / second.weights.sum())
-    return float(np.abs(gaps.cumsum()).max())
+    _, places = np.unique(np.concatenate([first.values, second.values]), return_inverse=True)
+    shares = np.concatenate([first.weights / first.weights.sum(), -second.weights / second.weights.sum()])
+    return float(np.abs(np.bincount(places, shares).cumsum()).max())
 
 
 def cramers_v(shares: np.ndarray) -> float:
@@ -173,15 +174,6 @@ def _gather_rare(counts: pd.DataFrame) -> pd.DataFrame:
         rarest = counts.index == counts.sum(axis=1).idxmin()
         counts = counts + np.outer(rarest, others)
     return counts
-
-
-def _holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons with corrected p: the smallest times their number, the next times one less, never decreasing."""
-    corrected, highest = list(comparisons), 0.0
-    for rank, place in enumerate(np.argsort([each.p for each in comparisons], kind="stable")):
-        highest = max(highest, min(1.0, comparisons[place].p * (len(comparisons) - rank)))
-        corrected[place] = replace(comparisons[place], p=highest)
-    return corrected
 
 
 def _issues(comparisons: Sequence[Comparison]) -> list[Issue]:
