@@ -19,7 +19,7 @@ from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.decode.exposure import ImageError
 from knee_siglip.imaging.decode.read import read_grey
 from knee_siglip.tables.manifest import SPLITS
-from knee_siglip.validation.images.candidates import ORIENTATIONS, RELATIONS, nearest
+from knee_siglip.validation.images.candidates import RELATIONS, nearest, turned
 from knee_siglip.validation.images.registration import (
     UNMOVED,
     align,
@@ -105,7 +105,7 @@ def similarity(first: np.ndarray, second: np.ndarray, starts: np.ndarray) -> np.
     blocks, because different knees agree in some blocks, and copies in all.
     """
     halves = normalise(_half(first), 2.0), normalise(_half(second), 2.0)
-    one, other = (align(*halves, start, 6) for start in starts)
+    one, other = align(*halves, starts[0], 6), align(*halves, starts[1], 6)
     better = overlap(*halves, one) >= overlap(*halves, other)
     fine = normalise(first, 3.0), normalise(second, 3.0)
     placement = align(*fine, np.where(better[:, None], one, other), 4)
@@ -187,10 +187,10 @@ class _Search:
         order = sorted(fresh.values())
         for start in range(0, len(order), PAIRS_PER_CHUNK):
             part = np.array(order[start : start + PAIRS_PER_CHUNK])
-            turned = [
-                signs[at] * ORIENTATIONS[turns[at]](self.prints[queries[at]]).astype(np.float32) for at in part.tolist()
+            upright = [
+                signs[at] * turned(self.prints[queries[at]], turns[at]).astype(np.float32) for at in part.tolist()
             ]
-            scores, starts = _match(np.stack(turned), self.prints[partners[part]].astype(np.float32))
+            scores, starts = _match(np.stack(upright), self.prints[partners[part]].astype(np.float32))
             for at, begin in zip(part[scores >= PROMISING].tolist(), starts[scores >= PROMISING], strict=True):
                 one, other = int(queries[at]), int(partners[at])
                 files = self.files[one], self.files[other]
@@ -220,11 +220,11 @@ def _compare(suspects: Sequence[Suspect]) -> list[tuple[Suspect, float]]:
     there, first, second = [], [], []
     for suspect in suspects:
         try:
-            one, other = (_read_square(file) for file in suspect.files)
+            one, other = _read_square(suspect.files[0]), _read_square(suspect.files[1])
         except ImageError:  # gone since it was inspected
             continue
         there.append(suspect)
-        first.append(suspect.sign * ORIENTATIONS[suspect.turn](one))
+        first.append(suspect.sign * turned(one, suspect.turn))
         second.append(other)
     if not there:
         return []
@@ -234,7 +234,7 @@ def _compare(suspects: Sequence[Suspect]) -> list[tuple[Suspect, float]]:
 
 
 def _lower_quartile(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of the correlations of all blocks in which both have content; 0 where there is none. (N, S, S) each."""
+    """Lower quartile of the correlations of blocks in which both have content, or 0. (N, S, S) each."""
     count = first.shape[-1] // BLOCK
 
     def summed(product: np.ndarray) -> np.ndarray:
@@ -271,7 +271,6 @@ def _square(grey: np.ndarray, side: int) -> np.ndarray:
 
 def _half(squares: np.ndarray) -> np.ndarray:
     """(N, S, S) to (N, S / 2, S / 2), averaged."""
-    half: np.ndarray = (
-        squares[:, ::2, ::2] + squares[:, 1::2, ::2] + squares[:, ::2, 1::2] + squares[:, 1::2, 1::2]
-    ) / 4
-    return half
+    half = squares.shape[-1] // 2
+    averaged: np.ndarray = squares.reshape(len(squares), half, 2, half, 2).mean(axis=(2, 4))
+    return averaged
