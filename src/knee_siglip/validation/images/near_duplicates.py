@@ -145,7 +145,7 @@ def _distinct_images(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Search:
-    """The pairs found so far, and those already compared."""
+    """The pairs found so far, and the keys (N * first + second) of those already compared."""
 
     def __init__(self, images: pd.DataFrame, threshold: float) -> None:
         self.rows, self.files = images["row"].tolist(), images["image_file"].tolist()
@@ -154,7 +154,7 @@ class _Search:
         joined = np.frombuffer(b"".join(images["fingerprint"]), dtype=np.int8)
         self.prints = joined.reshape(len(images), SIDE, SIDE)
         self.threshold = threshold
-        self.compared: set[tuple[int, int]] = set()
+        self.compared = np.empty(0, dtype=np.int64)
         self.found: dict[tuple[int, int], Pair] = {}
 
     def look(self, queries: np.ndarray, count: int) -> np.ndarray:
@@ -169,24 +169,21 @@ class _Search:
                 if score >= self.threshold:
                     self._keep(suspect, score)
         full = (partners >= 0).all(axis=1) & (count < len(self.rows) - 1)
-        return np.array(
-            [query for query, row in zip(queries[full], partners[full], strict=True) if self._all(query, row)]
-        )
+        own, others = queries[full, None], partners[full]
+        pairs = np.stack([np.minimum(own, others), np.maximum(own, others)], axis=2)
+        return queries[full][[all(tuple(pair) in self.found for pair in row) for row in pairs.tolist()]]
 
     def _promising(
         self, queries: np.ndarray, partners: np.ndarray, turns: np.ndarray, signs: np.ndarray
     ) -> list[Suspect]:
         """Those not compared before whose fingerprints match; sorted, so that a file is read once per chunk."""
-        fresh: dict[tuple[int, int], int] = {}
-        for at, key in enumerate(zip(queries.tolist(), partners.tolist(), strict=True)):
-            ordered = min(key), max(key)
-            if ordered not in self.compared:
-                self.compared.add(ordered)
-                fresh[key] = at
+        keys = np.minimum(queries, partners) * len(self.rows) + np.maximum(queries, partners)
+        distinct, first = np.unique(keys, return_index=True)
+        order = np.sort(first[~np.isin(distinct, self.compared)])
+        self.compared = np.union1d(self.compared, distinct)
         suspects: list[Suspect] = []
-        order = sorted(fresh.values())
         for start in range(0, len(order), PAIRS_PER_CHUNK):
-            part = np.array(order[start : start + PAIRS_PER_CHUNK])
+            part = order[start : start + PAIRS_PER_CHUNK]
             upright = [
                 signs[at] * turned(self.prints[queries[at]], turns[at]).astype(np.float32) for at in part.tolist()
             ]
@@ -203,9 +200,6 @@ class _Search:
         self.found[one, other] = Pair(
             self.rows[one], self.rows[other], score, relation, self.pixels[one], self.pixels[other]
         )
-
-    def _all(self, query: int, partners: np.ndarray) -> bool:
-        return all((min(query, other), max(query, other)) in self.found for other in partners.tolist())
 
 
 def _match(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ gives no alarm.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -187,10 +187,7 @@ def _with_lower_ends(examined: Sequence[tuple[Shortcut, float]]) -> list[Shortcu
     from scipy.stats import norm
 
     width = float(norm.isf(ERROR_RATE / len(examined)))
-    return [
-        Shortcut(each.target, each.feature, each.label, each.auroc, each.auroc - width * error)
-        for each, error in examined
-    ]
+    return [replace(each, low=each.auroc - width * error) for each, error in examined]
 
 
 def _figures(classes: Sequence[Shortcut]) -> dict[str, float]:
