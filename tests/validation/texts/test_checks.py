@@ -46,7 +46,7 @@ def test_every_check_is_called(tokenizer):
         ("train", "nan"),
         ("train", "Clinical correlation recommended."),
         ("train", "OA &amp; effusion"),
-        ("train", "Gonarthrose rechts ohne Erguss"),
+        ("train", "Mäßige Gonarthrose rechts ohne Erguss"),
         ("train", "Mrs Doe"),
         ("train", "Normal right knee."),
         ("train", "KL 2"),

@@ -1,7 +1,7 @@
 """Small charts as inline SVG, coloured by the page's style sheet.
 
-Own code, since what is needed is a few rectangles: matplotlib takes a second and more to import, draws text as
-outlines that no screen reader reads, and needs tens of kB for each chart. Series differ in lightness, fill and dash as
+Own code, since what is needed is a few rectangles: matplotlib's SVG is eight times as large, takes a hundred times as
+long, and fixes its colours in the file (benchmarks/libraries.py). Series differ in lightness, fill and dash as
 well as in colour, for readers who see no colours and for printers.
 """
 

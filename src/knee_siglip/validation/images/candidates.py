@@ -5,8 +5,6 @@ and its own crop. What tells them apart is found by a linear discriminant analys
 the classes are an image and its simulated crops): after it an image's copy is nearest by far.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy.linalg import eigh
 
@@ -25,15 +23,6 @@ LEAST_COSINE = 0.45
 QUERIES_PER_BLOCK = 256
 
 
-def _orientation(turns: int, mirrored: bool) -> Callable[[np.ndarray], np.ndarray]:
-    def turn(image: np.ndarray) -> np.ndarray:
-        turned: np.ndarray = np.rot90(image[..., ::-1] if mirrored else image, turns, (-2, -1))
-        return turned
-
-    return turn
-
-
-ORIENTATIONS = tuple(_orientation(turns, mirrored) for mirrored in (False, True) for turns in range(4))
 RELATIONS = (
     "as it is",
     "turned by 90 degrees",
@@ -44,6 +33,13 @@ RELATIONS = (
     "upside down",
     "mirrored and turned by 270 degrees",
 )
+"""The eight orientations of an image."""
+
+
+def turned(images: np.ndarray, orientation: int) -> np.ndarray:
+    """Images (..., S, S) in the orientation of that number in RELATIONS."""
+    mirrored, turns = divmod(orientation, 4)
+    return np.rot90(images[..., ::-1] if mirrored else images, turns, (-2, -1))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -90,8 +86,8 @@ def nearest(
         _nearest_block(prints, gallery, projection, block, splits, count, least)
         for block in np.split(queries, range(QUERIES_PER_BLOCK, len(queries), QUERIES_PER_BLOCK))
     ]
-    images, orientations, signs = (np.concatenate(parts) for parts in zip(*results, strict=True))
-    return images, orientations, signs
+    images, orientations, signs = zip(*results, strict=True)
+    return np.concatenate(images), np.concatenate(orientations), np.concatenate(signs)
 
 
 def _nearest_block(
@@ -103,10 +99,11 @@ def _nearest_block(
     count: int,
     least: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    turned = [unit(_flat(turn(prints[block])) @ projection) for turn in ORIENTATIONS]
+    oriented = range(len(RELATIONS))
+    queries = [unit(_flat(turned(prints[block], orientation)) @ projection) for orientation in oriented]
     best = np.zeros((len(block), len(gallery)), dtype=np.float32)
     product = np.empty_like(best)
-    for vectors in turned:
+    for vectors in queries:
         np.matmul(vectors, gallery.T, out=product)
         np.abs(product, out=product)
         np.maximum(best, product, out=best)
@@ -114,7 +111,7 @@ def _nearest_block(
     best[np.arange(len(block)), block] = -1
     images = np.argpartition(-best, count - 1, axis=1)[:, :count]
     scores = np.take_along_axis(best, images, axis=1)
-    products = np.einsum("oqd,qkd->oqk", np.stack(turned), gallery[images])
+    products = np.einsum("oqd,qkd->oqk", np.stack(queries), gallery[images])
     orientations = np.abs(products).argmax(axis=0)
     signs = np.sign(np.take_along_axis(products, orientations[None], axis=0)[0])
     return np.where(scores < least, -1, images), orientations, signs

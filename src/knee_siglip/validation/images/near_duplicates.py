@@ -19,7 +19,7 @@ from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.decode.decoded import ImageError
 from knee_siglip.imaging.decode.read import read_grey
 from knee_siglip.tables.manifest import SPLITS
-from knee_siglip.validation.images.candidates import ORIENTATIONS, RELATIONS, nearest
+from knee_siglip.validation.images.candidates import RELATIONS, nearest, turned
 from knee_siglip.validation.images.registration import (
     UNMOVED,
     align,
@@ -105,7 +105,7 @@ def similarity(first: np.ndarray, second: np.ndarray, starts: np.ndarray) -> np.
     blocks, because different knees agree in some blocks, and copies in all.
     """
     halves = normalise(_half(first), 2.0), normalise(_half(second), 2.0)
-    one, other = (align(*halves, start, 6) for start in starts)
+    one, other = align(*halves, starts[0], 6), align(*halves, starts[1], 6)
     better = overlap(*halves, one) >= overlap(*halves, other)
     fine = normalise(first, 3.0), normalise(second, 3.0)
     placement = align(*fine, np.where(better[:, None], one, other), 4)
@@ -145,7 +145,7 @@ def _distinct_images(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Search:
-    """The pairs found so far, and those already compared."""
+    """The pairs found so far, and the keys (N * first + second) of those already compared."""
 
     def __init__(self, images: pd.DataFrame, threshold: float) -> None:
         self.rows, self.files = images["row"].tolist(), images["image_file"].tolist()
@@ -154,7 +154,7 @@ class _Search:
         joined = np.frombuffer(b"".join(images["fingerprint"]), dtype=np.int8)
         self.prints = joined.reshape(len(images), SIDE, SIDE)
         self.threshold = threshold
-        self.compared: set[tuple[int, int]] = set()
+        self.compared = np.empty(0, dtype=np.int64)
         self.found: dict[tuple[int, int], Pair] = {}
 
     def look(self, queries: np.ndarray, count: int) -> np.ndarray:
@@ -169,28 +169,25 @@ class _Search:
                 if score >= self.threshold:
                     self._keep(suspect, score)
         full = (partners >= 0).all(axis=1) & (count < len(self.rows) - 1)
-        return np.array(
-            [query for query, row in zip(queries[full], partners[full], strict=True) if self._all(query, row)]
-        )
+        own, others = queries[full, None], partners[full]
+        pairs = np.stack([np.minimum(own, others), np.maximum(own, others)], axis=2)
+        return queries[full][[all(tuple(pair) in self.found for pair in row) for row in pairs.tolist()]]
 
     def _promising(
         self, queries: np.ndarray, partners: np.ndarray, turns: np.ndarray, signs: np.ndarray
     ) -> list[Suspect]:
         """Those not compared before whose fingerprints match; sorted, so that a file is read once per chunk."""
-        fresh: dict[tuple[int, int], int] = {}
-        for at, key in enumerate(zip(queries.tolist(), partners.tolist(), strict=True)):
-            ordered = min(key), max(key)
-            if ordered not in self.compared:
-                self.compared.add(ordered)
-                fresh[key] = at
+        keys = np.minimum(queries, partners) * len(self.rows) + np.maximum(queries, partners)
+        distinct, first = np.unique(keys, return_index=True)
+        order = np.sort(first[~np.isin(distinct, self.compared)])
+        self.compared = np.union1d(self.compared, distinct)
         suspects: list[Suspect] = []
-        order = sorted(fresh.values())
         for start in range(0, len(order), PAIRS_PER_CHUNK):
-            part = np.array(order[start : start + PAIRS_PER_CHUNK])
-            turned = [
-                signs[at] * ORIENTATIONS[turns[at]](self.prints[queries[at]]).astype(np.float32) for at in part.tolist()
+            part = order[start : start + PAIRS_PER_CHUNK]
+            upright = [
+                signs[at] * turned(self.prints[queries[at]], turns[at]).astype(np.float32) for at in part.tolist()
             ]
-            scores, starts = _match(np.stack(turned), self.prints[partners[part]].astype(np.float32))
+            scores, starts = _match(np.stack(upright), self.prints[partners[part]].astype(np.float32))
             for at, begin in zip(part[scores >= PROMISING].tolist(), starts[scores >= PROMISING], strict=True):
                 one, other = int(queries[at]), int(partners[at])
                 files = self.files[one], self.files[other]
@@ -203,9 +200,6 @@ class _Search:
         self.found[one, other] = Pair(
             self.rows[one], self.rows[other], score, relation, self.pixels[one], self.pixels[other]
         )
-
-    def _all(self, query: int, partners: np.ndarray) -> bool:
-        return all((min(query, other), max(query, other)) in self.found for other in partners.tolist())
 
 
 def _match(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,11 +214,11 @@ def _compare(suspects: Sequence[Suspect]) -> list[tuple[Suspect, float]]:
     there, first, second = [], [], []
     for suspect in suspects:
         try:
-            one, other = (_read_square(file) for file in suspect.files)
+            one, other = _read_square(suspect.files[0]), _read_square(suspect.files[1])
         except ImageError:  # gone since it was inspected
             continue
         there.append(suspect)
-        first.append(suspect.sign * ORIENTATIONS[suspect.turn](one))
+        first.append(suspect.sign * turned(one, suspect.turn))
         second.append(other)
     if not there:
         return []
@@ -234,7 +228,7 @@ def _compare(suspects: Sequence[Suspect]) -> list[tuple[Suspect, float]]:
 
 
 def _lower_quartile(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of the correlations of all blocks in which both have content; 0 where there is none. (N, S, S) each."""
+    """Lower quartile of the correlations of blocks in which both have content, or 0. (N, S, S) each."""
     count = first.shape[-1] // BLOCK
 
     def summed(product: np.ndarray) -> np.ndarray:
@@ -271,7 +265,6 @@ def _square(grey: np.ndarray, side: int) -> np.ndarray:
 
 def _half(squares: np.ndarray) -> np.ndarray:
     """(N, S, S) to (N, S / 2, S / 2), averaged."""
-    half: np.ndarray = (
-        squares[:, ::2, ::2] + squares[:, 1::2, ::2] + squares[:, ::2, 1::2] + squares[:, 1::2, 1::2]
-    ) / 4
-    return half
+    half = squares.shape[-1] // 2
+    averaged: np.ndarray = squares.reshape(len(squares), half, 2, half, 2).mean(axis=(2, 4))
+    return averaged

@@ -70,14 +70,9 @@ def placed(second: np.ndarray, placement: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def continued(squares: np.ndarray, both: np.ndarray) -> np.ndarray:
     """(N, S, S) with the edge of the box `both` going on beyond it: there, what only one image shows must not tell."""
-    result = np.empty_like(squares)
-    for index, (square, box) in enumerate(zip(squares, both, strict=True)):
-        rows, columns = np.flatnonzero(box.any(axis=1)), np.flatnonzero(box.any(axis=0))
-        if not len(rows):
-            result[index] = 0
-            continue
-        points = np.arange(len(square))
-        result[index] = square[np.ix_(points.clip(rows[0], rows[-1]), points.clip(columns[0], columns[-1]))]
+    rows, columns = _nearest_true(np.any(both, axis=2)), _nearest_true(np.any(both, axis=1))
+    result: np.ndarray = squares[np.arange(len(squares))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    result[~both.any(axis=(1, 2))] = 0
     return result
 
 
@@ -91,13 +86,13 @@ def align(first: np.ndarray, second: np.ndarray, placement: np.ndarray, rounds: 
     """Improve placements (N, 4), each by `rounds` steps of Gauss-Newton. first, second: local contrast (N, S, S)."""
     size = first.shape[-1]
     at = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
-    slopes = np.gradient(second, axis=1) * size, np.gradient(second, axis=2) * size
+    down_slope, right_slope = np.gradient(second, axis=1) * size, np.gradient(second, axis=2) * size
     for _ in range(rounds):
         rows, columns = _axes(size, placement)
         both = _inside(rows, columns)
         turned = columns.transpose(0, 2, 1)
         moved, target = (rows @ second @ turned) * both, first * both
-        down, right = ((rows @ slope @ turned) * both for slope in slopes)
+        down, right = (rows @ down_slope @ turned) * both, (rows @ right_slope @ turned) * both
         gain = (target * moved).sum(axis=(1, 2)) / ((moved * moved).sum(axis=(1, 2)) + np.float32(1e-6))
         gain = np.maximum(gain, LEAST_GAIN)[:, None]
         jacobian = np.stack([down * at[:, None], down, right * at, right], axis=1).reshape(len(first), 4, -1)
@@ -116,13 +111,21 @@ def coarse_match(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.
 
 def _axes(size: int, placement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N, S, S) each: linear interpolation of rows and of columns, nothing beyond the edge."""
-    at = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
+    return _axis(size, placement[:, :1], placement[:, 1:2]), _axis(size, placement[:, 2:3], placement[:, 3:])
+
+
+def _axis(size: int, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
     points = np.arange(size, dtype=np.float32)
-    rows, columns = (
-        np.maximum(1 - np.abs(((scale * at + shift + 0.5) * size - 0.5)[:, :, None] - points), 0)
-        for scale, shift in ((placement[:, :1], placement[:, 1:2]), (placement[:, 2:3], placement[:, 3:]))
-    )
-    return rows, columns
+    at = (points + 0.5) / size - 0.5
+    places = (scale * at + shift + 0.5) * size - 0.5
+    return np.maximum(1 - np.abs(places[:, :, None] - points), 0)
+
+
+def _nearest_true(marked: np.ndarray) -> np.ndarray:
+    """For each place the nearest one that is marked, of one run of marks in each row. marked: (N, S), bool."""
+    size = marked.shape[1]
+    first, last = marked.argmax(axis=1), size - 1 - marked[:, ::-1].argmax(axis=1)
+    return np.clip(np.arange(size), first[:, None], last[:, None])
 
 
 def _inside(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

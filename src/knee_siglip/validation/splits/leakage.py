@@ -165,7 +165,7 @@ def _alike(table: pd.DataFrame, pairs: Sequence[Pair]) -> Iterator[Leak]:
     alike = [pair for pair in pairs if pair.pixels_a and pair.pixels_b]
     groups = table[table["split"].isin(SPLITS)].groupby("pixel_id").groups if alike else {}
     for pair in alike:
-        first, second = (list(groups.get(pixels, [])) for pixels in (pair.pixels_a, pair.pixels_b))
+        first, second = list(groups.get(pair.pixels_a, [])), list(groups.get(pair.pixels_b, []))
         group = table.loc[sorted(first + second)]
         if first and second and group["split"].nunique() > 1:
             one, other = table.loc[first], table.loc[second]
@@ -177,7 +177,7 @@ def _alike(table: pd.DataFrame, pairs: Sequence[Pair]) -> Iterator[Leak]:
 
 
 def _drop(table: pd.DataFrame, leaks: Sequence[Leak]) -> tuple[pd.DataFrame, list[Issue]]:
-    """Of each leak the rows that are not in the highest split of those still there."""
+    """Drop the rows of each leak that are not in the highest split of those still there."""
     rank = table["split"].map(RANK)
     gone: dict[int, Issue] = {}
     for leak in sorted(leaks, key=lambda leak: -int(rank[leak.rows].max())):

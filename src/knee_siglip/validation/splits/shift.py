@@ -146,11 +146,9 @@ def _compare_shares(split: str, feature: str, train: Weighted, other: Weighted) 
 
 def kolmogorov_smirnov(first: Weighted, second: Weighted) -> float:
     """Largest gap between the two weighted cumulative distributions, 0 to 1."""
-    values, places = np.unique(np.concatenate([first.values, second.values]), return_inverse=True)
-    gaps = np.zeros(len(values))
-    np.add.at(gaps, places[: len(first.values)], first.weights / first.weights.sum())
-    np.add.at(gaps, places[len(first.values) :], -second.weights / second.weights.sum())
-    return float(np.abs(gaps.cumsum()).max())
+    _, places = np.unique(np.concatenate([first.values, second.values]), return_inverse=True)
+    shares = np.concatenate([first.weights / first.weights.sum(), -second.weights / second.weights.sum()])
+    return float(np.abs(np.bincount(places, shares).cumsum()).max())
 
 
 def cramers_v(shares: np.ndarray) -> float:

@@ -9,7 +9,7 @@ gives no alarm.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -152,33 +152,33 @@ def _enough(patients: np.ndarray, rest: np.ndarray) -> bool:
     return min(len(np.unique(patients)), len(np.unique(rest))) >= MIN_PATIENTS
 
 
-def _folds(truth: np.ndarray, patients: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of each fold; a patient is in one fold, and the classes are spread over all."""
+def _folds(truth: np.ndarray, patients: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers fitted on and held out; a patient is held out once, and the classes are spread over all folds."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a class with fewer rows than folds; it is not predicted
-        return [held_out for _, held_out in splitter.split(truth, truth, patients)]
+        return list(splitter.split(truth, truth, patients))
 
 
-def _out_of_fold(values: np.ndarray, truth: np.ndarray, folds: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def _out_of_fold(
+    values: np.ndarray, truth: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]
+) -> dict[str, np.ndarray]:
     """For each class the (N,) predicted probability of every row, by a tree fitted on the other folds.
 
     values: (N, F).
     """
+    from sklearn.model_selection import cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
 
-    scores = {str(label): np.zeros(len(truth)) for label in np.unique(truth)}
-    for held_out in folds:
-        fitted = np.setdiff1d(np.arange(len(truth)), held_out)
-        tree = DecisionTreeClassifier(
-            max_depth=DEPTH, min_samples_leaf=MIN_LEAF, class_weight="balanced", random_state=SEED
-        )
-        predicted = tree.fit(values[fitted], truth[fitted]).predict_proba(values[held_out])
-        for column, label in enumerate(tree.classes_):
-            scores[str(label)][held_out] = predicted[:, column]
-    return scores
+    tree = DecisionTreeClassifier(
+        max_depth=DEPTH, min_samples_leaf=MIN_LEAF, class_weight="balanced", random_state=SEED
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a class that is in one fold alone is never predicted: 0
+        predicted = cross_val_predict(tree, values, truth, cv=folds, method="predict_proba")
+    return dict(zip(map(str, np.unique(truth)), predicted.T, strict=True))
 
 
 def _with_lower_ends(examined: Sequence[tuple[Shortcut, float]]) -> list[Shortcut]:
@@ -187,10 +187,7 @@ def _with_lower_ends(examined: Sequence[tuple[Shortcut, float]]) -> list[Shortcu
     from scipy.stats import norm
 
     width = float(norm.isf(ERROR_RATE / len(examined)))
-    return [
-        Shortcut(each.target, each.feature, each.label, each.auroc, each.auroc - width * error)
-        for each, error in examined
-    ]
+    return [replace(each, low=each.auroc - width * error) for each, error in examined]
 
 
 def _figures(classes: Sequence[Shortcut]) -> dict[str, float]:
