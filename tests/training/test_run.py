@@ -63,7 +63,7 @@ def test_the_average_of_the_weights_is_kept_where_it_is_what_counts(files, make_
     averaged = weights(files.final_model)
     assert not torch.equal(raw["visual_projection.weight"], averaged["visual_projection.weight"])
     model = load_checkpoint(files.final_model)
-    assert model.metrics["val_ema.loss"] == pytest.approx(figures["val_ema.loss"])
+    assert model.metrics["val_ema.loss"] == pytest.approx(figures["val_ema.loss"], rel=1e-3)
 
 
 def test_features_of_a_frozen_tower_are_computed_once_and_give_what_the_tower_gives(files, make_params, caplog):
