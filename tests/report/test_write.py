@@ -5,18 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from knee_siglip.core.metrics_file import write_metrics
-from knee_siglip.params.sections import Params
-from knee_siglip.report import write as write_module
-from knee_siglip.report.write import ReportFiles, write_report
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.outputs import write_results
 
@@ -68,17 +62,3 @@ def test_a_validation_that_left_nothing_has_no_page(project: Path) -> None:
     done = run_stage("--failed-validation")
     assert done.returncode == 1
     assert "failed before it checked anything" in done.stderr
-
-
-def test_the_page_is_logged_to_the_run_that_trained_the_model(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: list[tuple[str, str, str]] = []
-
-    @contextmanager
-    def attach(params: Params, stage: str, model_sha256: str) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(log_artifact=lambda path, kind: logged.append((model_sha256, path.name, kind)))
-
-    monkeypatch.setattr(write_module, "attach_tracker_by_hash", attach)
-    reports = project / "reports"
-    files = ReportFiles(reports / "validation", reports / "train", reports / "evaluation", reports / "metrics.json")
-    write_report(Params(), files)
-    assert logged == [("9876beef", "index.html", "report")]

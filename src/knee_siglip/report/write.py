@@ -9,7 +9,6 @@ from knee_siglip.report.evaluation.page import write_page
 from knee_siglip.report.evaluation.results import read_results
 from knee_siglip.report.headline import headline_metrics
 from knee_siglip.report.validation.page import write_validation_page
-from knee_siglip.tracking.tracker import attach_tracker_by_hash
 
 
 @dataclass(frozen=True)
@@ -26,17 +25,15 @@ class ReportFiles:
 
 
 def write_report(params: Params, files: ReportFiles) -> None:
-    """Write both pages and the headline metrics, and log the evaluation's page to the run that trained the model.
+    """Write both pages and the headline metrics.
+
+    Trackers get no page: to open a run in them takes longer than all of this, and the page shows patients.
 
     Raises:
         UserError: nothing was evaluated.
     """
     write_validation_page(files.validation, Path(params.data.csv))
     results = read_results(files.evaluation, files.training / "live")
-    page = files.evaluation / "index.html"
-    write_page(page, results)
+    write_page(files.evaluation / "index.html", results)
     metrics = [read_json(folder / "metrics.json") for folder in (files.evaluation, files.training, files.validation)]
     write_metrics(files.headline, headline_metrics(*metrics))
-    if model := results.facts.get("model_sha256"):
-        with attach_tracker_by_hash(params, stage="report", model_sha256=model) as tracker:
-            tracker.log_artifact(page, kind="report")

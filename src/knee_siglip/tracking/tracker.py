@@ -131,12 +131,7 @@ def open_tracker(
 
 def attach_tracker(params: Params, *, stage: str, model_path: Path) -> Tracker:
     """Go on with the run that trained this model file, known by the file's sha256; a new run where it is unknown."""
-    return attach_tracker_by_hash(params, stage=stage, model_sha256=sha256(model_path))
-
-
-def attach_tracker_by_hash(params: Params, *, stage: str, model_sha256: str) -> Tracker:
-    """Do the same where the model file itself is not at hand."""
-    return _start(params, stage, {}, read_pointer(model_sha256) or _new_run_id(), live=None)
+    return _start(params, stage, {}, read_pointer(sha256(model_path)) or _new_run_id(), live=None)
 
 
 def remember_run(tracker: Tracker, model_path: Path) -> None:
