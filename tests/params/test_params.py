@@ -41,7 +41,7 @@ def test_rad_dino_preset_has_the_references_values_and_asks_for_revisions():
         ({"train": {"mixed_precision": "fp8"}}, "train.mixed_precision = 'fp8': Input should be 'auto', 'bf16'"),
         ({"model": {"bias_init": "x"}}, "model.bias_init = 'x'"),
         ({"train": None}, "train = None"),
-        ({"evaluate": {"kl_prompts": {0: ["a"]}}}, "no prompts for grade 1, 2, 3, 4"),
+        ({"evaluate": {"label_prompts": {0: ["a"]}}}, "evaluate.label_prompts: no prompts for 1, 2, 3, 4"),
         ([1], "must hold sections"),
     ],
 )

@@ -85,7 +85,7 @@ def test_all_errors_are_told_at_once_and_no_manifest_is_written(project, capsys)
     project.image(6).write_bytes(b"")
     outcome = project.run()
     assert sorted((issue["check"], issue["row"]) for issue in outcome.issues) == [
-        ("bad_kl_grade", "4"),
+        ("bad_label", "4"),
         ("empty_text", "3"),
         ("missing_image", "5"),
         ("unknown_split", "2"),

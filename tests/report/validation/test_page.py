@@ -169,7 +169,7 @@ def test_findings_and_pictures_are_capped_and_the_rest_is_counted(
     monkeypatch.setattr(pictured_issues, "PICTURES_SHOWN", 9)
     checks = ("flat_image", "inverted_image", "repeated_image")
     issues = [Issue("warning", check, 2 + n % 12, "images/a.png", f"no. {n}") for check in checks for n in range(70)]
-    issues += [Issue("error", "bad_kl_grade", 2, "images/a.png", f"grade {n}") for n in range(70)]
+    issues += [Issue("error", "bad_label", 2, "images/a.png", f"grade {n}") for n in range(70)]
     page = page_of(table, issues)
     assert page.text.count("The first 50 of 70; the other 20 are in issues.csv.") == 4
     pictured = page.html[: page.html.index('id="examples"')]

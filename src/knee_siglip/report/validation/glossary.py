@@ -37,9 +37,7 @@ GLOSSARY = {
         "Training needs rows in train and val, evaluation needs some in test.",
         "Give the split rows, or draw the splits anew with knee-siglip split.",
     ),
-    "bad_kl_grade": Entry(
-        "Not a KL grade", "A Kellgren-Lawrence grade is 0, 1, 2, 3, 4 or empty.", "Correct the cell."
-    ),
+    "bad_label": Entry("Not a KL grade", "A Kellgren-Lawrence grade is 0, 1, 2, 3, 4 or empty.", "Correct the cell."),
     "duplicate_row": Entry(
         "Repeated row", "The row repeats an earlier one in every cell, and weighs twice.", "Take one of them out."
     ),
@@ -183,7 +181,7 @@ GLOSSARY = {
         "Val or test are drawn from other images or patients than train; their figures then measure this as well.",
         "Say so where it is meant, else draw the splits anew.",
     ),
-    "kl_grade_shortcut": Entry(
+    "grade_shortcut": Entry(
         "Grade can be told from the file",
         "How the files were made gives the grade away: a model can score well without looking at the knee.",
         "Bring all files to one format and source.",
