@@ -91,8 +91,8 @@ def _directions(split: EmbeddedSplit, data: EmbeddedData, names: set[str]) -> di
     known = {name: split.prompts.findings[name] for name in sorted(names & set(split.prompts.findings))}
     unknown = sorted(names - set(known))
     texts = embed_texts(data.checkpoint, [name.replace("_", " ") for name in unknown])
-    # without grades nothing is known to be normal: then the name alone points the way
-    normal = split.prompts.grade_ensembles[0] if split.task.labels else np.float32(0)
+    graded = bool(split.task.labels)
+    normal = split.prompts.grade_ensembles[0] if graded else embed_texts(data.checkpoint, [split.task.normal])[0]
     return {name: positive - negative for name, (positive, negative) in known.items()} | {
         name: text - normal for name, text in zip(unknown, texts, strict=True)
     }

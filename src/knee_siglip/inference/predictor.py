@@ -103,7 +103,9 @@ class Predictor:
         return self.predict(load_pixels(image_path, self.transform)[None], queries)[0]
 
     def predict(self, pixels: np.ndarray, queries: Sequence[str] | None = None) -> list[Prediction]:
-        """Compare images with texts, by default the task's, best first, and grade them. pixels: (B, S, S) uint8, as `transform` gives them.
+        """Compare images with texts, by default the task's, best first, and grade them.
+
+        pixels: (B, S, S) uint8, as `transform` gives them.
 
         Raises:
             UsageError: there is no query, or one is empty.

@@ -70,7 +70,8 @@ class TaskParams(Section):
     `labels`: of the column `label_column`, as it writes them, in order of severity, with a word for each; none: images
     have no grades. `label_patterns`: label to the regular expression by which an impression names it, or
     `kellgren-lawrence`, which reads impressions of knees. `side_words`: regular expression of the anatomy that `left`
-    and `right` are said of; null: images have no side. `queries`: what an image is compared with when nothing is asked.
+    and `right` are said of; null: images have no side. `normal`: a text for an image without any finding, against which
+    a phrase is held. `queries`: what an image is compared with when nothing is asked.
     """
 
     subject: Annotated[str, Field(min_length=1)] = knee.SUBJECT
@@ -81,6 +82,7 @@ class TaskParams(Section):
     positive: PositiveParams | None = PositiveParams(**knee.OSTEOARTHRITIS)
     label_patterns: Literal["kellgren-lawrence"] | Annotated[dict[LabelName, str], ByLabel] = "kellgren-lawrence"
     side_words: str | None = knee.SIDE_WORDS
+    normal: Annotated[str, Field(min_length=1)] = knee.NORMAL
     queries: list[str] = list(knee.USUAL_QUERIES)
 
     @model_validator(mode="before")
@@ -94,6 +96,7 @@ class TaskParams(Section):
             "positive": None,
             "label_patterns": {},
             "side_words": None,
+            "normal": f"Normal {value['subject']}.",
             "queries": [],
         }
         return nothing | {"label_column": "grade", "label_title": "grade", "label_short": "grade"} | value

@@ -37,5 +37,6 @@ def _task(section: TaskParams, prompts: Mapping[str, list[str]], findings: Mappi
         positive=Positive(asked.name, asked.title, labels.position(asked.lowest)) if asked else None,
         findings={name: Finding(**finding.model_dump()) for name, finding in findings.items()},
         side_words=section.side_words,
+        normal=section.normal,
         queries=section.queries,
     )

@@ -56,9 +56,7 @@ class KneeModel:
         """What a phrase is held against by default: a text for an image without any finding."""
         return self.predictor.task.normal
 
-    def explain(
-        self, image: Image, phrase: str, against: str | None = None, method: str = "occlusion"
-    ) -> Explanation:
+    def explain(self, image: Image, phrase: str, against: str | None = None, method: str = "occlusion") -> Explanation:
         """Map where the image speaks for `phrase` rather than `against`; for the methods see docs/metrics.md.
 
         Raises:

@@ -123,9 +123,7 @@ def match_rows(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataF
         )
     labels_a, labels_b = Labels.of_predictions(a.columns), Labels.of_predictions(b.columns)
     if labels_a != labels_b:
-        raise UserError(
-            f"A predicts {_task_name(labels_a)}, B {_task_name(labels_b)}; not the same task"
-        )
+        raise UserError(f"A predicts {_task_name(labels_a)}, B {_task_name(labels_b)}; not the same task")
     a = a.sort_values(KEY, kind="stable", ignore_index=True)
     b = b.sort_values(KEY, kind="stable", ignore_index=True)
     for column in (*TRUTHS, labels_a.column):
