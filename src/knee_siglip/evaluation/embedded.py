@@ -117,7 +117,9 @@ class EmbeddedSplit:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """(N,) zero-shot grade."""
+        """(N,) zero-shot grade, -1 without labels."""
+        if not self.task.labels:
+            return np.full(len(self), -1)
         return predicted_grades(self.grade_scores)
 
     @cached_property

@@ -14,7 +14,7 @@ def task_of(params: Params) -> Task:
 
 def saved_task(saved: Mapping[str, Any]) -> Task:
     """The task of a checkpoint's params; one of before there were other tasks is about the knee."""
-    evaluate = {name: value for name, value in saved["evaluate"].items() if name in SAVED}
+    evaluate = {name: value for name, value in saved.get("evaluate", {}).items() if name in SAVED}
     known = EvaluateParams.model_validate(evaluate)
     return _task(TaskParams.model_validate(saved.get("task", {})), known.label_prompts, known.findings)
 
