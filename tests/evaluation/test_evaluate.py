@@ -45,7 +45,7 @@ def test_metrics_on_disk_are_what_is_returned_and_logged(files, params, monkeypa
     assert tracker.summary == flatten(returned)
     assert written["test"]["rows"] == 8
     assert written["test"]["graded_rows"] == 7
-    assert tracker.artifacts["kl_confusion.png"] == "figure"
+    assert tracker.artifacts["confusion.png"] == "figure"
     assert {"metrics.json", "predictions.parquet", "embeddings.parquet", "retrieval.csv"} <= tracker.artifacts.keys()
 
 
