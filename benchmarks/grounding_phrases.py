@@ -64,7 +64,7 @@ def main() -> None:
     os.environ["KNEE_SIGLIP_STORE"] = str(paths.find_store_root())
     report = paths.EVALUATION_REPORT
     files = EvaluateFiles(paths.MANIFEST, paths.CACHE_FACTS, paths.BEST_MODEL, paths.BACKBONES, report)
-    data = embed(load_params().evaluate, files)
+    data = embed(load_params(), files)
     right, wrong = measure(data.splits[args.split], data)
     facts: dict[str, Any] = {}
     for method in dict.fromkeys(row["method"] for row in right):

@@ -76,7 +76,7 @@ def train_and_evaluate(length: int, epochs: int) -> dict[str, Any]:
         cache, model = folder / "cache/cache.json", folder / "best_model.pt"
         nowhere = folder / "not needed"
         files = EvaluateFiles(folder / "manifest.parquet", cache, model, nowhere, nowhere)
-        data = embed(params.evaluate, files, "cpu")
+        data = embed(params, files, "cpu")
         test = data.splits["test"]
         figures = measure(test, data) | measure_headline(predictions_of(test, data.params))
     return {"training_seconds": seconds} | {figure: figures[figure] for figure in REPORTED}

@@ -24,12 +24,11 @@ def main() -> None:
     from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.predictor import Predictor
     from knee_siglip.inference.rows import read_rows
-    from knee_siglip.task.queries import USUAL_QUERIES
     from knee_siglip.tracking.tracker import attach_tracker
 
     table = read_rows(Path(params.infer.csv_path), params.infer.split)
     outputs = Outputs.beside(paths.INFERENCE_REPORT / "results.csv")
-    queries = params.infer.queries or USUAL_QUERIES
+    queries = params.infer.queries or params.task.queries
     summary = infer_batch(Predictor(paths.BEST_MODEL), table, queries, outputs, params.infer.batch_size)
     metrics = summary.metrics()
     write_metrics(paths.INFERENCE_REPORT / "metrics.json", metrics)

@@ -17,6 +17,7 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError, run_stage
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import Params
+from knee_siglip.params.tasks import task_of
 from knee_siglip.report.validation.page import write_validation_page
 from knee_siglip.report.write import ReportFiles, write_report
 
@@ -36,7 +37,7 @@ def fail_with_page(params: Params) -> None:
     Raises:
         UserError: always.
     """
-    page = write_validation_page(paths.VALIDATION_REPORT, Path(params.data.csv))
+    page = write_validation_page(paths.VALIDATION_REPORT, Path(params.data.csv), task_of(params))
     raise UserError(f"validation failed; see {page}" if page else "validation failed before it checked anything")
 
 

@@ -1,6 +1,7 @@
 """Splits made of arithmetic, as if they had been embedded, and what is measured on them: shared fixtures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from knee_siglip.evaluation.measurement import measure, measure_headline, measur
 from knee_siglip.evaluation.outputs import Artifact, write_results
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.params.sections import EvaluateParams
+from knee_siglip.task.task import Finding
+from toys import KNEE
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -24,7 +27,14 @@ def make_split() -> Callable[..., EmbeddedSplit]:
     """N pairs, two per patient, with `wordings` texts for each of the five grades; `noise` hides both in the image."""
 
     def make(
-        count: int = 160, noise: float = 0.5, seed: int = 0, graded: bool = True, wordings: int = 1, **changes
+        count: int = 160,
+        noise: float = 0.5,
+        seed: int = 0,
+        graded: bool = True,
+        wordings: int = 1,
+        findings: Mapping[str, Finding] | None = None,
+        label_prompts: Sequence[Sequence[str]] = tuple([f"grade {grade}"] for grade in range(5)),
+        **changes,
     ) -> EmbeddedSplit:
         rng = np.random.default_rng(seed)
         grades, wording = rng.integers(0, 5, count), rng.integers(0, wordings, count)
@@ -49,6 +59,7 @@ def make_split() -> Callable[..., EmbeddedSplit]:
             "image_embeds": unit(meant + noise * rng.normal(size=meant.shape)),
             "text_embeds": unit(meant),
             "numbers": np.arange(count),
+            "task": replace(KNEE, label_prompts=label_prompts, findings=findings or {}),
             "prompts": PromptEmbeds([unit(anchors[grade : grade + 1]) for grade in range(5)], {}),
             "logit_scale": 10.0,
             "logit_bias": -2.0,
@@ -64,9 +75,7 @@ def data_of() -> Callable[..., EmbeddedData]:
     """Splits as if they had been embedded: of black images, and without a checkpoint."""
 
     def make(*splits: EmbeddedSplit, **params) -> EmbeddedData:
-        prompts = {str(grade): [f"grade {grade}"] for grade in range(5)}
-        defaults = {"splits": [splits[0].name], "findings": {}, "kl_prompts": prompts}
-        defaults |= {"robustness": False, "grounding": {"images": 0}}
+        defaults = {"splits": [splits[0].name], "robustness": False, "grounding": {"images": 0}}
         values = EvaluateParams(**defaults | params)
         pixels = np.zeros((max(len(split) for split in splits), 28, 28), dtype=np.uint8)
         return EmbeddedData(values, {split.name: split for split in splits}, checkpoint=None, pixels=pixels)

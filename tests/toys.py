@@ -8,6 +8,8 @@ from transformers import Dinov2Config, SiglipTextConfig
 
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.pairs.batches import PairDataset
+from knee_siglip.params.sections import Params
+from knee_siglip.params.tasks import task_of
 from knee_siglip.training.accumulation import GradientCache
 from knee_siglip.training.contrastive import contrastive_loss
 from knee_siglip.training.distributed import Ranks
@@ -16,6 +18,9 @@ from knee_siglip.training.encoder import LocalBatch, PairEncoder
 IMAGE_SIZE = 28
 POSITIONS = 8
 VOCABULARY = 32
+
+KNEE = task_of(Params())
+"""The task of the defaults."""
 
 
 def toy_model(

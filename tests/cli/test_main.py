@@ -15,7 +15,7 @@ from knee_siglip import __version__
 from knee_siglip.cli import doctor
 from knee_siglip.cli import train as pipeline
 from knee_siglip.params.sections import Params
-from knee_siglip.task.queries import USUAL_QUERIES
+from knee_siglip.task.knee import USUAL_QUERIES
 
 COMMAND = [sys.executable, "-c", "from knee_siglip.cli.main import main; main()"]
 

@@ -14,7 +14,7 @@ from knee_siglip.core.nesting import flatten
 from knee_siglip.evaluation import evaluate as evaluate_module
 from knee_siglip.evaluation.evaluate import embed, evaluate
 from knee_siglip.imaging.fit.transform import Transform
-from knee_siglip.params.sections import EvaluateParams
+from knee_siglip.params.sections import Params
 from knee_siglip.store.pixels import build_cache
 from knee_siglip.tables.manifest import read_manifest, write_manifest
 
@@ -45,7 +45,7 @@ def test_metrics_on_disk_are_what_is_returned_and_logged(files, params, monkeypa
     assert tracker.summary == flatten(returned)
     assert written["test"]["rows"] == 8
     assert written["test"]["graded_rows"] == 7
-    assert tracker.artifacts["kl_confusion.png"] == "figure"
+    assert tracker.artifacts["confusion.png"] == "figure"
     assert {"metrics.json", "predictions.parquet", "embeddings.parquet", "retrieval.csv"} <= tracker.artifacts.keys()
 
 
@@ -54,7 +54,9 @@ def test_with_the_real_tracker_switched_off_two_runs_are_equal(files, params):
 
 
 def test_every_split_has_its_rows_in_the_order_of_the_manifest(files):
-    test, val = embed(EvaluateParams(splits=["test", "val", "test"]), files, device="cpu").evaluated
+    test, val = embed(
+        Params.model_validate({"evaluate": {"splits": ["test", "val", "test"]}}), files, device="cpu"
+    ).evaluated
     manifest = read_manifest(files.manifest)
     assert test.rows["image_id"].tolist() == manifest["image_id"][:8].tolist()
     assert val.rows["image_id"].tolist() == manifest["image_id"][8:].tolist()
@@ -62,7 +64,7 @@ def test_every_split_has_its_rows_in_the_order_of_the_manifest(files):
 
 
 def test_equal_texts_have_equal_embeddings(files):
-    (test,) = embed(EvaluateParams(), files, device="cpu").evaluated
+    (test,) = embed(Params(), files, device="cpu").evaluated
     assert test.texts[0] == test.texts[3]
     np.testing.assert_array_equal(test.text_embeds[0], test.text_embeds[3])
 
@@ -72,7 +74,7 @@ def test_images_of_other_splits_are_not_needed(files, tmp_path, monkeypatch, cap
     monkeypatch.setenv("KNEE_SIGLIP_STORE", str(tmp_path / "empty store"))
     for name in read_manifest(files.manifest)["image_file"][8:]:
         (tmp_path / name).unlink()
-    data = embed(EvaluateParams(), files, device="cpu")
+    data = embed(Params(), files, device="cpu")
     assert {name: len(split) for name, split in data.splits.items()} == {"test": 8}
     assert "whose images are missing" in caplog.text
 
@@ -88,15 +90,15 @@ def test_a_cache_of_another_size_is_refused(files, params, tmp_path):
 def test_a_missing_column_is_named_before_anything_is_embedded(files, monkeypatch):
     monkeypatch.setattr(evaluate_module, "embed_split", None)
     with pytest.raises(UserError, match=r"evaluate\.subgroups names scanner, but the CSV has no such column"):
-        embed(EvaluateParams(subgroups=["side", "scanner"]), files, device="cpu")
+        embed(Params.model_validate({"evaluate": {"subgroups": ["side", "scanner"]}}), files, device="cpu")
     known_by_column = {"cyst": {"positive": ["a cyst"], "negative": ["none"], "column": "cyst"}}
     with pytest.raises(UserError, match=r"evaluate\.findings\.cyst\.column = 'cyst': the manifest has no such column"):
-        embed(EvaluateParams(findings=known_by_column), files, device="cpu")
+        embed(Params.model_validate({"evaluate": {"findings": known_by_column}}), files, device="cpu")
 
 
 def test_an_empty_split_is_named(files):
     with pytest.raises(UserError, match=r"evaluate\.splits names train"):
-        embed(EvaluateParams(splits=["train"]), files, device="cpu")
+        embed(Params.model_validate({"evaluate": {"splits": ["train"]}}), files, device="cpu")
 
 
 def test_a_diverged_model_is_refused(files):
@@ -104,7 +106,7 @@ def test_a_diverged_model_is_refused(files):
     content["weights"]["visual_projection.weight"].fill_(float("nan"))
     torch.save(content, files.model)
     with pytest.raises(UserError, match="not finite"):
-        embed(EvaluateParams(), files, device="cpu")
+        embed(Params(), files, device="cpu")
 
 
 def test_a_manifest_with_neither_patients_nor_grades_is_evaluated(files, params):

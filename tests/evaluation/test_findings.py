@@ -11,10 +11,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.embedded import PromptEmbeds
 from knee_siglip.evaluation.findings import finding_truth, finding_truth_and_scores, is_affirmed, measure_findings
-from knee_siglip.params.sections import FindingParams
+from knee_siglip.task.task import Finding
 
 SEVERE = {"positive": ["severe"], "negative": ["normal"]}
-BY_TEXT = {"severe": FindingParams(**SEVERE, text="grade 4")}
+BY_TEXT = {"severe": Finding(**SEVERE, text="grade 4")}
 
 
 @pytest.fixture
@@ -24,14 +24,14 @@ def with_finding(make_split):
     def make(**changes):
         anchors = np.eye(5, 6, dtype=np.float32)
         prompts = PromptEmbeds([anchors[grade : grade + 1] for grade in range(5)], {"severe": anchors[[4, 0]]})
-        return make_split(prompts=prompts, **changes)
+        return make_split(prompts=prompts, **{"findings": BY_TEXT} | changes)
 
     return make
 
 
 def test_figures_equal_scikit_learn(with_finding, data_of):
     split = with_finding(noise=0.8)
-    metrics = measure_findings(split, data_of(split, findings=BY_TEXT))
+    metrics = measure_findings(split, data_of(split))
     truth = split.grades == 4
     score = split.image_embeds @ (split.prompts.findings["severe"][0] - split.prompts.findings["severe"][1])
     name = "zero_shot_findings.severe"
@@ -46,7 +46,7 @@ def test_shuffled_images_are_at_chance(with_finding, data_of):
     split = with_finding(count=2000, noise=0.1)
     shuffled = np.random.default_rng(0).permutation(2000)
     split = dataclasses.replace(split, image_embeds=split.image_embeds[shuffled])
-    metrics = measure_findings(split, data_of(split, findings=BY_TEXT))
+    metrics = measure_findings(split, data_of(split))
     assert metrics["zero_shot_findings.severe.auroc"] == pytest.approx(0.5, abs=0.04)
     assert metrics["zero_shot_findings.severe.auroc_ci_low"] < 0.5 < metrics["zero_shot_findings.severe.auroc_ci_high"]
 
@@ -60,7 +60,7 @@ def test_two_knees_of_a_patient_widen_the_interval(with_finding, data_of):
     alone = dataclasses.replace(pairs, rows=rows.assign(patient_id=""))
     widths = []
     for each in (pairs, alone):
-        metrics = measure_findings(each, data_of(each, findings=BY_TEXT))
+        metrics = measure_findings(each, data_of(each))
         widths.append(
             metrics["zero_shot_findings.severe.auroc_ci_high"] - metrics["zero_shot_findings.severe.auroc_ci_low"]
         )
@@ -70,16 +70,15 @@ def test_two_knees_of_a_patient_widen_the_interval(with_finding, data_of):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("text", ["no such words", "grade"])
 def test_a_finding_of_all_or_none_is_left_out(with_finding, data_of, text):
-    split = with_finding()
-    findings = {"severe": FindingParams(**SEVERE, text=text)}
-    assert measure_findings(split, data_of(split, findings=findings)) == {}
-    truth, score = finding_truth_and_scores(split, data_of(split, findings=findings).params)["severe"]
+    split = with_finding(findings={"severe": Finding(**SEVERE, text=text)})
+    assert measure_findings(split, data_of(split)) == {}
+    truth, score = finding_truth_and_scores(split)["severe"]
     assert truth.shape == score.shape == (160,)
 
 
 def test_no_findings_and_no_rows(with_finding, data_of):
-    split = with_finding()
-    assert measure_findings(split, data_of(split, findings={})) == {}
+    split = with_finding(findings={})
+    assert measure_findings(split, data_of(split)) == {}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_no_findings_and_no_rows(with_finding, data_of):
 def test_cells_of_a_column(with_finding, cell, present):
     split = with_finding(count=3)
     split.rows["seen"] = np.array([cell, "yes", "no"], dtype=object)
-    truth = finding_truth(split, "severe", FindingParams(**SEVERE, column="seen"))
+    truth = finding_truth(split, "severe", Finding(**SEVERE, column="seen"))
     assert truth.tolist() == [present, True, False]
     assert truth.dtype == bool
 
@@ -106,12 +105,12 @@ def test_a_cell_that_is_neither_yes_nor_no_is_named(with_finding, cell):
     split = with_finding(count=3)
     split.rows["seen"] = ["1", cell, "0"]
     with pytest.raises(UserError, match=rf"images/1\.png: seen = '{re.escape(cell)}' does not say .* severe"):
-        finding_truth(split, "severe", FindingParams(**SEVERE, column="seen"))
+        finding_truth(split, "severe", Finding(**SEVERE, column="seen"))
 
 
 def test_a_missing_column_is_named(with_finding):
     with pytest.raises(UserError, match=r"findings\.severe\.column = 'sen': the manifest has no such column"):
-        finding_truth(with_finding(), "severe", FindingParams(**SEVERE, column="sen"))
+        finding_truth(with_finding(), "severe", Finding(**SEVERE, column="sen"))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def cell(*boxes):
 
 @pytest.fixture
 def data(files, params):
-    return embed(params.evaluate, files, device="cpu")
+    return embed(params, files, device="cpu")
 
 
 @pytest.fixture

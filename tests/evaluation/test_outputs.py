@@ -34,7 +34,7 @@ def test_two_evaluations_are_equal_bytes(make_split, data_of, write, tmp_path):
 def test_plots_and_examples_are_of_the_test_split_and_predictions_of_all(make_split, data_of, write, tmp_path):
     data = data_of(make_split(count=20, seed=1, name="val"), make_split(count=30), gallery=25)
     write(replace(data, params=data.params.model_copy(update={"splits": ["val", "test"]})), tmp_path)
-    assert len(pd.read_csv(tmp_path / "plots/kl_confusion.csv")) == 30
+    assert len(pd.read_csv(tmp_path / "plots/confusion.csv")) == 30
     assert len(json.loads((tmp_path / "examples.json").read_text())["gallery"]) == 25
     assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 50
     baselines = pd.read_csv(tmp_path / "tables/baselines.csv")
@@ -44,7 +44,7 @@ def test_plots_and_examples_are_of_the_test_split_and_predictions_of_all(make_sp
 def test_without_grades_every_plot_has_its_columns(make_split, data_of, write, tmp_path):
     artifacts = write(data_of(make_split(graded=False)), tmp_path)
     assert (tmp_path / "figures").is_dir()
-    assert (tmp_path / "plots/kl_confusion.csv").read_text() == "actual,predicted\n"
+    assert (tmp_path / "plots/confusion.csv").read_text() == "actual,predicted\n"
     assert (tmp_path / "plots/risk_coverage.csv").read_text() == "coverage,risk\n"
     assert all(artifact.path.is_file() for artifact in artifacts)
 
@@ -72,4 +72,4 @@ def test_nothing_of_an_older_evaluation_is_left(make_split, data_of, write, tmp_
     write(data_of(make_split()), tmp_path)
     write(data_of(make_split(graded=False)), tmp_path)
     assert not (tmp_path / "tables/calibration.csv").exists()
-    assert not (tmp_path / "figures/kl_confusion.png").exists()
+    assert not (tmp_path / "figures/confusion.png").exists()

@@ -11,22 +11,18 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
 from knee_siglip.evaluation.embedded import PromptEmbeds
-from knee_siglip.evaluation.headline import HEADLINES, headline_figures, headline_from_predictions
+from knee_siglip.evaluation.headline import headline_figures, headline_from_predictions, headlines
 from knee_siglip.evaluation.predictions import embeddings_table, predictions_table, write_predictions
+from knee_siglip.task.task import Finding
+from toys import KNEE
 
-SEVERE = {"severe": {"positive": ["severe"], "negative": ["normal"], "text": "grade [34]"}}
-
-
-@pytest.fixture
-def data_of(data_of):
-    """With a finding to look for."""
-    return lambda *splits, **params: data_of(*splits, **{"findings": SEVERE} | params)
+SEVERE = {"severe": Finding(positive=["severe"], negative=["normal"], text="grade [34]")}
 
 
 @pytest.fixture
 def split(make_split):
     """150 pairs, of which 22 fall out of the batches and 15 have no grade; with a column that nobody asked for."""
-    split = make_split(count=150, noise=0.6, wordings=10)
+    split = make_split(count=150, noise=0.6, wordings=10, findings=SEVERE)
     split.rows["image_id"] = [f"{row:064x}" for row in range(150)]
     split.rows["side"] = ["left", "right"] * 75
     split.rows["scanner"] = "A"
@@ -61,7 +57,7 @@ def recomputed(table):
 
 def test_the_file_gives_every_headline_number_again(split, measured, stored):
     metrics = measured(split)
-    expected = {name: metrics[name] for name in HEADLINES}
+    expected = {name: metrics[name] for name in headlines(KNEE.labels)}
     assert recomputed(stored) == pytest.approx(expected)
     assert headline_from_predictions(stored) == pytest.approx(expected)
     assert 0.2 < expected["zero_shot_kl.accuracy"] < 0.95  # neither is trivial
@@ -145,7 +141,7 @@ def test_equal_predictions_give_equal_bytes(split, data_of, tmp_path):
 
 def test_every_headline_lies_in_its_interval(stored):
     figures = headline_figures(stored, resamples=200)
-    assert list(figures) == list(HEADLINES)
+    assert list(figures) == list(headlines(KNEE.labels))
     for name, figure in figures.items():
         assert figure.interval.low < figure.value < figure.interval.high, name
 
@@ -178,8 +174,8 @@ def test_subgroups_leave_out_what_they_do_not_define(stored, chosen):
 def test_without_grades_and_patients_the_rest_is_there(make_split, data_of):
     split = make_split(graded=False)
     del split.rows["patient_id"]
-    table = predictions_table(data_of(split, findings={}))
+    table = predictions_table(data_of(split))
     assert "kl_grade" not in table
-    assert [name for name in HEADLINES if not name.startswith("zero_shot")] == list(
+    assert [name for name in headlines(KNEE.labels) if not name.startswith("zero_shot")] == list(
         headline_figures(table, resamples=9)
     )

@@ -20,7 +20,7 @@ METRICS = ["contrastive_accuracy", "zero_shot_kl.accuracy", "zero_shot_kl.quadra
 
 @pytest.fixture
 def data(files, params):
-    return embed(params.evaluate, files, device="cpu")
+    return embed(params, files, device="cpu")
 
 
 def identity(pixels, _):

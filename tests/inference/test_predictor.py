@@ -10,7 +10,7 @@ import pytest
 from knee_siglip.core.errors import UsageError
 from knee_siglip.imaging.decode.read import ImageError
 from knee_siglip.inference.predictor import Predictor, distinct_queries
-from knee_siglip.task.queries import USUAL_QUERIES
+from knee_siglip.task.knee import USUAL_QUERIES
 
 SCALE, BIAS = 10.0, -2.0  # the fake checkpoint's, in conftest.py
 
@@ -34,8 +34,8 @@ def test_probability_is_the_sigmoid_of_scale_times_similarity_plus_bias(
 def test_grade_is_that_of_the_nearest_prompt_ensemble(predictor: Predictor, grey_image: Callable[[int], Path]) -> None:
     for grade in range(5):
         prediction = predictor.rank_queries(grey_image(grade * 60), ["at 0"])
-        assert prediction.kl_grade == grade
-        assert sum(prediction.kl_probabilities) == pytest.approx(1.0)
+        assert prediction.label == grade
+        assert sum(prediction.probabilities) == pytest.approx(1.0)
 
 
 def test_grade_probabilities_are_the_softmax_over_the_prompt_logits(predictor: Predictor) -> None:

@@ -17,7 +17,7 @@ from knee_siglip.metrics.grading import (
     grade_confusion,
     grade_metrics,
     kappa_from_confusion,
-    osteoarthritis_metrics,
+    positive_metrics,
     weighted_macro_auroc,
     zero_shot_metrics,
 )
@@ -48,7 +48,7 @@ def test_figures_equal_scikit_learn():
 
 def test_figures_of_each_grade_equal_scikit_learn():
     scores, grades = graded_scores()
-    metrics = grade_metrics(scores, grades)
+    metrics = grade_metrics(scores, grades, "01234")
     recalls = recall_score(grades, scores.argmax(axis=1), average=None)
     for grade in range(5):
         truth, score = grades == grade, scores[:, grade]
@@ -62,7 +62,7 @@ def test_osteoarthritis_by_the_summed_probability_equals_scikit_learn():
     probabilities = softmax(scores, axis=1)
     score, truth = probabilities[:, 2:].sum(axis=1), grades >= 2
     (true_negative, false_positive), (false_negative, true_positive) = confusion_matrix(truth, score > 0.5)
-    assert osteoarthritis_metrics(probabilities, grades) == pytest.approx(
+    assert positive_metrics(probabilities, grades, 2) == pytest.approx(
         {
             "accuracy": (true_positive + true_negative) / 200,
             "sensitivity": true_positive / (true_positive + false_negative),
@@ -75,7 +75,7 @@ def test_osteoarthritis_by_the_summed_probability_equals_scikit_learn():
 
 def test_grades_that_share_the_probability_are_added_for_osteoarthritis():
     probabilities = np.array([[0.4, 0.0, 0.2, 0.2, 0.2]])  # the likeliest single grade is 0
-    assert osteoarthritis_metrics(probabilities, np.array([3])) == {"accuracy": 1.0, "sensitivity": 1.0}
+    assert positive_metrics(probabilities, np.array([3]), 2) == {"accuracy": 1.0, "sensitivity": 1.0}
 
 
 def test_constant_scores_are_at_chance():
@@ -85,7 +85,7 @@ def test_constant_scores_are_at_chance():
     assert metrics["quadratic_weighted_kappa"] == pytest.approx(0)
     assert metrics["macro_auroc"] == pytest.approx(1 / 2)
     assert metrics["macro_auprc"] == pytest.approx(1 / 5)  # the mean prevalence
-    assert osteoarthritis_metrics(np.full((200, 5), 0.2), grades)["auroc"] == pytest.approx(1 / 2)
+    assert positive_metrics(np.full((200, 5), 0.2), grades, 2)["auroc"] == pytest.approx(1 / 2)
 
 
 def test_shuffled_grades_are_at_chance():
@@ -101,7 +101,7 @@ def test_shuffled_grades_are_at_chance():
 def test_perfect_scores_are_perfect():
     metrics = zero_shot_metrics(np.eye(5), np.arange(5))
     assert metrics.pop("mae") == 0
-    metrics |= grade_metrics(np.eye(5), np.arange(5)) | osteoarthritis_metrics(np.eye(5), np.arange(5))
+    metrics |= grade_metrics(np.eye(5), np.arange(5), "01234") | positive_metrics(np.eye(5), np.arange(5), 2)
     assert set(metrics.values()) == {1.0}
 
 
@@ -115,17 +115,17 @@ def test_only_grades_that_occur_count():
 @pytest.mark.filterwarnings("error")
 def test_what_is_undefined_is_left_out():
     nothing = np.zeros((0, 5)), np.zeros(0, dtype=int)
-    assert zero_shot_metrics(*nothing) == grade_metrics(*nothing) == osteoarthritis_metrics(*nothing) == {}
+    assert zero_shot_metrics(*nothing) == grade_metrics(*nothing, "01234") == positive_metrics(*nothing, 2) == {}
     agreeing = zero_shot_metrics(np.eye(5)[[2, 2]], np.array([2, 2]))
     assert agreeing == {"accuracy": 1.0, "balanced_accuracy": 1.0, "adjacent_accuracy": 1.0, "mae": 0.0}
-    assert grade_metrics(np.eye(5)[[2, 2]], np.array([2, 2])) == {"grade_2.recall": 1.0}
-    assert osteoarthritis_metrics(np.eye(5)[[1]], np.array([0])) == {"accuracy": 1.0, "specificity": 1.0}
+    assert grade_metrics(np.eye(5)[[2, 2]], np.array([2, 2]), "01234") == {"grade_2.recall": 1.0}
+    assert positive_metrics(np.eye(5)[[1]], np.array([0]), 2) == {"accuracy": 1.0, "specificity": 1.0}
     assert zero_shot_metrics(np.eye(5)[[2, 3]], np.array([2, 2]))["quadratic_weighted_kappa"] == 0
 
 
 def test_kappa_of_many_confusions_at_once_equals_scikit_learn():
     pairs = [graded_scores(50, seed) for seed in range(3)]
-    confusions = np.stack([grade_confusion(grades, scores.argmax(axis=1)) for scores, grades in pairs])
+    confusions = np.stack([grade_confusion(grades, scores.argmax(axis=1), 5) for scores, grades in pairs])
     expected = [cohen_kappa_score(grades, scores.argmax(axis=1), weights="quadratic") for scores, grades in pairs]
     np.testing.assert_allclose(kappa_from_confusion(confusions), expected)
     assert np.isnan(kappa_from_confusion(np.diag([0, 7, 0, 0, 0])))

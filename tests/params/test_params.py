@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from knee_siglip.core.nesting import flatten, nest
 from knee_siglip.params.checks import check_inputs
 from knee_siglip.params.files import load_params, parse_params
 from knee_siglip.params.sections import Params
+from knee_siglip.params.tasks import saved_task, task_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +29,33 @@ def test_rad_dino_preset_has_the_references_values_and_asks_for_revisions():
     assert (train.weight_decay, train.warmup_ratio, train.gradient_accumulation_steps) == (0.01, 0.05, 1)
 
 
+HIP = {"subject": "hip", "label_column": "hip_grade", "labels": {1: "mild", 2: "severe"}, "queries": ["Normal hip."]}
+PROMPTS = {"1": ["Mild OA of the hip."], "2": ["Severe OA of the hip."]}
+
+
+def test_another_task_takes_nothing_from_the_knee():
+    params = parse_params({"task": HIP, "evaluate": {"label_prompts": PROMPTS}})
+    task = task_of(params)
+    assert (task.labels.column, task.labels.values, task.label_words) == ("hip_grade", ("1", "2"), ("mild", "severe"))
+    assert (task.findings, task.positive, task.side_words, task.label_patterns) == ({}, None, None, {})
+    assert (task.label_prompts, task.normal) == (tuple(PROMPTS.values()), "Normal hip.")
+    assert params.evaluate.subgroups == ["side", "view", "hip_grade"]
+    assert "knee" not in str({"task": params.to_dict()["task"], "evaluate": params.to_dict()["evaluate"]}).lower()
+
+
+def test_a_task_of_a_checkpoint_is_that_of_its_params():
+    saved = parse_params({"task": HIP, "evaluate": {"label_prompts": PROMPTS}})
+    assert saved_task(saved.to_dict()) == task_of(saved)
+
+
+def test_checkpoints_from_before_there_were_tasks_are_about_the_knee():
+    saved = {
+        "evaluate": {"kl_prompts": {str(grade): [f"grade {grade}"] for grade in range(5)}, "of_a_later_version": 1}
+    }
+    task = saved_task(saved)
+    assert task == replace(task_of(Params()), label_prompts=tuple([f"grade {grade}"] for grade in range(5)))
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -41,7 +70,14 @@ def test_rad_dino_preset_has_the_references_values_and_asks_for_revisions():
         ({"train": {"mixed_precision": "fp8"}}, "train.mixed_precision = 'fp8': Input should be 'auto', 'bf16'"),
         ({"model": {"bias_init": "x"}}, "model.bias_init = 'x'"),
         ({"train": None}, "train = None"),
-        ({"evaluate": {"kl_prompts": {0: ["a"]}}}, "no prompts for grade 1, 2, 3, 4"),
+        ({"evaluate": {"label_prompts": {0: ["a"]}}}, "evaluate.label_prompts: no prompts for 1, 2, 3, 4"),
+        ({"evaluate": {"label_prompts": {n: ["a"] for n in range(6)}}}, "prompts for 5, but task.labels are 0, 1"),
+        ({"task": {"subject": "hip"}}, "task.queries: none"),
+        ({"task": HIP | {"labels": {"1": "a"}}}, "labels has a single one"),
+        ({"task": HIP | {"positive": {"name": "x", "title": "x", "lowest": 1}}}, "positive.lowest = '1': must be one"),
+        ({"task": HIP | {"label_patterns": "kellgren-lawrence"}}, "needs the labels 0, 1, 2, 3, 4"),
+        ({"task": HIP | {"label_patterns": {"9": "x"}}}, "label_patterns has '9', which is none of labels"),
+        ({"task": HIP | {"side_words": "("}}, r"side_words = '\(' is no regular expression"),
         ([1], "must hold sections"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from knee_siglip.core.nesting import nest
 from knee_siglip.report.headline import headline_metrics
+from toys import KNEE
 
 EVALUATED = {
     "zero_shot_kl.quadratic_weighted_kappa": 0.89,
@@ -27,7 +28,7 @@ TRAINED = {"val": {"loss": 9.0}, "best": {"val_loss": 1.7}, "best_epoch": 6}
 
 
 def test_they_are_in_the_order_in_which_people_read_them() -> None:
-    found = headline_metrics({"test": nest(EVALUATED)}, TRAINED, {"errors": 0})
+    found = headline_metrics({"test": nest(EVALUATED)}, TRAINED, {"errors": 0}, KNEE)
     assert list(found.items()) == [
         ("quadratic_weighted_kappa", 0.89),
         ("quadratic_weighted_kappa_ci_low", 0.84),
@@ -52,7 +53,7 @@ def test_they_are_in_the_order_in_which_people_read_them() -> None:
 
 def test_without_grades_there_are_fewer() -> None:
     evaluated = {name: value for name, value in EVALUATED.items() if not name.startswith("zero_shot_kl")}
-    found = headline_metrics({"test": nest(evaluated)}, TRAINED, {})
+    found = headline_metrics({"test": nest(evaluated)}, TRAINED, {}, KNEE)
     assert "worst_grade_recall" not in found
     assert next(iter(found)) == "contrastive_accuracy"
     assert "validation_errors" not in found
@@ -60,6 +61,6 @@ def test_without_grades_there_are_fewer() -> None:
 
 def test_the_test_split_counts_and_another_only_in_its_place() -> None:
     val, test = {"contrastive_accuracy": 0.5}, {"contrastive_accuracy": 0.6}
-    assert headline_metrics({"val": val, "test": test}, {}, {}) == test
-    assert headline_metrics({"val": val}, {}, {}) == val
-    assert headline_metrics({}, {}, {}) == {}
+    assert headline_metrics({"val": val, "test": test}, {}, {}, KNEE) == test
+    assert headline_metrics({"val": val}, {}, {}, KNEE) == val
+    assert headline_metrics({}, {}, {}, KNEE) == {}

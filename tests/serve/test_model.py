@@ -47,8 +47,8 @@ def test_predictions_are_in_the_order_of_the_images(model: KneeModel, grey: np.n
     together = model.predict(images, QUERIES)
     alone = [model.predict([image], QUERIES)[0] for image in images]
     for one, other in zip(together, alone, strict=True):
-        assert one.kl_probabilities == pytest.approx(other.kl_probabilities, abs=1e-6)
-    assert together[0].kl_probabilities != pytest.approx(together[1].kl_probabilities, abs=1e-6)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+    assert together[0].probabilities != pytest.approx(together[1].probabilities, abs=1e-6)
 
 
 def test_no_image_gives_no_prediction(model: KneeModel) -> None:

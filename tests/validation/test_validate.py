@@ -9,6 +9,7 @@ from PIL import Image
 from knee_siglip.report.validation.page import write_validation_page
 from knee_siglip.tables.manifest import read_manifest
 from knee_siglip.tables.text import normalise_text
+from toys import KNEE
 
 MANIFEST = Path("data/validated/manifest.parquet")
 
@@ -85,7 +86,7 @@ def test_all_errors_are_told_at_once_and_no_manifest_is_written(project, capsys)
     project.image(6).write_bytes(b"")
     outcome = project.run()
     assert sorted((issue["check"], issue["row"]) for issue in outcome.issues) == [
-        ("bad_kl_grade", "4"),
+        ("bad_label", "4"),
         ("empty_text", "3"),
         ("missing_image", "5"),
         ("unknown_split", "2"),
@@ -265,7 +266,7 @@ def test_the_page_repeats_no_personal_data(project):
     outcome = project.run()
     assert outcome.of("personal_data")
     assert outcome.of("grade_contradiction")
-    page = write_validation_page(Path("reports/validation"), Path("data/train.csv")).read_text()
+    page = write_validation_page(Path("reports/validation"), Path("data/train.csv"), KNEE).read_text()
     assert "hidden" in page
     assert "Muster" not in page
     assert "1956" not in page

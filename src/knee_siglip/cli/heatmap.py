@@ -13,7 +13,6 @@ from knee_siglip.core.errors import UsageError
 
 # torch and transformers are imported inside the functions: `--help` must not wait for them.
 
-AGAINST = "Normal knee joint."
 SUFFIXES = (".jpg", ".jpeg")
 
 
@@ -22,8 +21,9 @@ def draw_map(
     image_path: Annotated[Path, typer.Option("--image_path", help="One radiograph.")],
     phrase: Annotated[str, typer.Option("--phrase", help="What to look for.")],
     against: Annotated[
-        str, typer.Option("--against", help="A text without it; the map shows what speaks for the one over the other.")
-    ] = AGAINST,
+        str | None,
+        typer.Option("--against", help="A text without it, such as the default, the task's normal image."),
+    ] = None,
     method: Annotated[
         str, typer.Option("--method", help="occlusion, gradient or raw: see docs/metrics.md.")
     ] = "occlusion",
@@ -38,6 +38,7 @@ def draw_map(
     from knee_siglip.serve.model import check_question, load
 
     check_question(phrase, against, method)
-    explanation = load(model_path, device=device).explain(image_path, phrase, against, method)
-    output_path.write_bytes(explanation.overlay())
+    model = load(model_path, device=device)
+    against = model.normal if against is None else against
+    output_path.write_bytes(model.explain(image_path, phrase, against, method).overlay())
     typer.echo(f"{output_path}: the image as the model sees it, and under the map of {phrase!r} against {against!r}")

@@ -76,7 +76,7 @@ def infer(
         Path | None, typer.Option("--csv_path", help="A batch: a CSV with img_path (from its folder), or a manifest.")
     ] = None,
     query: Annotated[
-        list[str] | None, typer.Option("--query", help="A text to compare with, repeatable. None: ten usual ones.")
+        list[str] | None, typer.Option("--query", help="A text to compare with, repeatable. None: those of the task.")
     ] = None,
     image_size: Annotated[
         int | None, typer.Option("--image_size", help="A multiple of the vision patch. None: the checkpoint's.")
@@ -101,10 +101,13 @@ def infer(
         )
     elif image_path:
         from knee_siglip.inference.predictor import Predictor
-        from knee_siglip.task.queries import USUAL_QUERIES
 
-        prediction = Predictor(model_path, image_size, device).rank_queries(image_path, query or USUAL_QUERIES)
-        _show_json(_as_dict(image_path, prediction)) if as_json else _show_prediction(image_path, prediction)
+        predictor = Predictor(model_path, image_size, device)
+        prediction = predictor.rank_queries(image_path, query or predictor.task.queries)
+        if as_json:
+            _show_json(_as_dict(image_path, prediction))
+        else:
+            _show_prediction(image_path, prediction, predictor.task.label_title)
 
 
 def _infer_csv(
@@ -121,32 +124,29 @@ def _infer_csv(
     from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.predictor import Predictor
     from knee_siglip.inference.rows import read_rows
-    from knee_siglip.task.queries import USUAL_QUERIES
 
     if output_path.is_dir() or output_path.resolve() == csv_path.resolve():
         raise UsageError(f"--output_path {output_path} is a folder or the input itself; name a new CSV file")
     table, outputs = read_rows(csv_path), Outputs.beside(output_path)
     predictor = Predictor(model_path, image_size, device)
-    summary = infer_batch(predictor, table, query or USUAL_QUERIES, outputs, batch_size)
+    summary = infer_batch(predictor, table, query or predictor.task.queries, outputs, batch_size)
     _show_json(summary.metrics() | summary.speed()) if as_json else _show_summary(summary, outputs)
     if summary.failed:
         raise typer.Exit(EXIT_ROWS_FAILED)
 
 
 def _as_dict(image_path: Path, prediction: "Prediction") -> dict[str, Any]:
-    return {
-        "image": str(image_path),
-        "queries": [vars(ranked) for ranked in prediction.ranking],
-        "kl_grade": prediction.kl_grade,
-        "kl_probabilities": {str(grade): value for grade, value in enumerate(prediction.kl_probabilities)},
-    }
+    labels = prediction.labels
+    probabilities = dict(zip(labels.values, prediction.probabilities, strict=True))
+    graded = {labels.column: prediction.label, f"{labels.prefix}_probabilities": probabilities} if labels else {}
+    return {"image": str(image_path), "queries": [vars(ranked) for ranked in prediction.ranking], **graded}
 
 
 def _show_json(values: dict[str, Any]) -> None:
     typer.echo(json.dumps(values, indent=2))
 
 
-def _show_prediction(image_path: Path, prediction: "Prediction") -> None:
+def _show_prediction(image_path: Path, prediction: "Prediction", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -156,11 +156,11 @@ def _show_prediction(image_path: Path, prediction: "Prediction") -> None:
         table.add_row(Text(ranked.query), f"{ranked.similarity:+.3f}", f"{ranked.probability:.3f}")
     console = Console()
     console.print(table)
-    grades = ", ".join(f"{grade}: {value:.2f}" for grade, value in enumerate(prediction.kl_probabilities))
     console.print("Probability: that text and image are a pair, by the model; the order counts.", style="dim")
-    console.print(
-        f"Kellgren-Lawrence grade {prediction.kl_grade} (zero-shot; {grades})", highlight=False, soft_wrap=True
-    )
+    if prediction.labels:
+        pairs = zip(prediction.labels.values, prediction.probabilities, strict=True)
+        grades = ", ".join(f"{label}: {value:.2f}" for label, value in pairs)
+        console.print(f"{title} {prediction.label} (zero-shot; {grades})", highlight=False, soft_wrap=True)
 
 
 def _show_summary(summary: "Summary", outputs: "Outputs") -> None:

@@ -142,17 +142,18 @@ def prepare(params: Params, folder: Path) -> None:
 
 def _validate(params: Params, folder: Path) -> "pd.DataFrame":
     """Check the data and draw the page of what was found; the manifest where there are no errors."""
+    from knee_siglip.params.tasks import task_of
     from knee_siglip.report.validation.page import write_validation_page
     from knee_siglip.validation.validate import validate
 
-    report, csv = folder / "reports/validation", Path(params.data.csv)
+    report, csv, task = folder / "reports/validation", Path(params.data.csv), task_of(params)
     try:
         manifest = validate(params, folder / MANIFEST, report, folder / BACKBONES / "text")
     except UserError as error:
-        if page := write_validation_page(report, csv):
+        if page := write_validation_page(report, csv, task):
             raise UserError(f"{error}, with pictures in {page}") from None
         raise
-    write_validation_page(report, csv)
+    write_validation_page(report, csv, task)
     return manifest
 
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.embedded import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit, embed_prompts
-from knee_siglip.metrics.grading import GRADES, zero_shot_metrics
+from knee_siglip.metrics.grading import zero_shot_metrics
 from knee_siglip.metrics.matching.retrieval import contrastive_credit, embedding_scores
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint
@@ -36,8 +36,8 @@ from knee_siglip.store.pixels import CachedPixels
 logger = logging.getLogger(__name__)
 
 GRADING = ("accuracy", "balanced_accuracy", "quadratic_weighted_kappa", "macro_auroc")
-JUDGED = ("contrastive_accuracy", "zero_shot_kl.quadratic_weighted_kappa")
-"""What a model must beat every baseline in: matching, and grading."""
+JUDGED = ("contrastive_accuracy", "quadratic_weighted_kappa")
+"""What a model must beat every baseline in: matching, and grading (the last part of the metric's name)."""
 
 THUMBNAIL = 32
 """Side in pixels at which radiographs are compared: more would find the same noise, not the same knee."""
@@ -81,22 +81,26 @@ def beats_baselines(metrics: Mapping[str, float]) -> Figures:
             without any there is no verdict.
     """
     verdicts = []
-    for name in JUDGED:
-        values = [v for key, v in metrics.items() if key.startswith("baseline.") and key.split(".", 2)[2] == name]
-        if values and f"{name}_ci_low" in metrics:
+    of_baselines: dict[str, list[float]] = {}
+    for key, value in metrics.items():
+        if key.startswith("baseline.") and key.endswith(JUDGED):
+            of_baselines.setdefault(key.split(".", 2)[2], []).append(value)
+    for name, values in of_baselines.items():
+        if f"{name}_ci_low" in metrics:
             verdicts.append(metrics[f"{name}_ci_low"] > max(values))
     return {"verdict.beats_baselines": int(all(verdicts))} if verdicts else {}
 
 
 def constant(split: EmbeddedSplit) -> Figures:
-    """Chance. A grade guessed with probability 1/5 each is right as often, and agrees by chance alone: kappa 0."""
+    """Chance. A grade guessed with probability 1/C each is right as often, and agrees by chance alone: kappa 0."""
     nothing = np.ones((len(split), 1), dtype=np.float32)
     figures = _matching(split, nothing, nothing)
     if len(split.graded):
-        guessed = {"accuracy": 1 / GRADES, "balanced_accuracy": 1 / GRADES, "quadratic_weighted_kappa": 0.0}
-        figures |= {f"zero_shot_kl.{name}": value for name, value in guessed.items()}
-    if len(np.unique(split.grades)) > 1:
-        figures["zero_shot_kl.macro_auroc"] = 0.5
+        by_chance = 1 / len(split.task.labels)
+        guessed = {"accuracy": by_chance, "balanced_accuracy": by_chance, "quadratic_weighted_kappa": 0.0}
+        if len(np.unique(split.grades)) > 1:
+            guessed["macro_auroc"] = 0.5
+        figures |= {f"{split.task.labels.metrics}.{name}": value for name, value in guessed.items()}
     return figures
 
 
@@ -107,7 +111,7 @@ def text_prior(split: EmbeddedSplit, train: EmbeddedSplit) -> Figures:
     # vectors of length 1 whose cosine is the share
     texts = np.stack([share, np.sqrt(1 - share**2)], axis=1)
     images = np.tile([1.0, 0.0], (len(split), 1))
-    prior = np.bincount(train.grades, minlength=GRADES)
+    prior = np.bincount(train.grades, minlength=len(split.task.labels))
     return _matching(split, images, texts) | _grading(split, np.tile(prior, (len(split.graded), 1)), train)
 
 
@@ -120,7 +124,7 @@ def pixel_neighbour(split: EmbeddedSplit, train: EmbeddedSplit, pixels: CachedPi
     figures = _matching(split, borrowed, words.transform(split.texts).toarray())
     if len(split.graded) and len(train.graded):
         predicted = train.grades[pairwise_distances_argmin(own[split.graded], others[train.graded])]
-        figures |= _grading(split, np.eye(GRADES)[predicted], train)
+        figures |= _grading(split, np.eye(len(split.task.labels))[predicted], train)
     return figures
 
 
@@ -130,7 +134,7 @@ def untrained(split: EmbeddedSplit, data: EmbeddedData, start: Checkpoint) -> Fi
         split,
         image_embeds=embed_pixels(start, (data.pixels[rows] for rows in split_groups(split.numbers, IMAGES_AT_ONCE))),
         text_embeds=embed_texts(start, split.texts),
-        prompts=embed_prompts(start, data.params),
+        prompts=embed_prompts(start, split.task),
         logit_scale=start.model.logit_scale.exp().item(),
     )
     probabilities = before.grade_probabilities[before.graded]
@@ -182,4 +186,4 @@ def _grading(split: EmbeddedSplit, scores: np.ndarray, learnt_from: EmbeddedSpli
     if not len(learnt_from.graded):
         return {}
     figures = zero_shot_metrics(scores, split.grades)
-    return {f"zero_shot_kl.{name}": figures[name] for name in GRADING if name in figures}
+    return {f"{split.task.labels.metrics}.{name}": figures[name] for name in GRADING if name in figures}

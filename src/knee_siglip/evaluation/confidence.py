@@ -20,6 +20,8 @@ COVERAGES = np.arange(1, 101) / 100
 
 def measure_calibration(split: EmbeddedSplit, data: EmbeddedData) -> dict[str, float]:
     """calibration.{ece,brier} of the grade probabilities; {temperature,ece_scaled,brier_scaled} where one is fitted."""
+    if not split.task.labels:
+        return {}
     probabilities = split.grade_probabilities[split.graded]
     metrics = {
         "calibration.ece": expected_calibration_error(probabilities, split.grades),
@@ -41,6 +43,8 @@ def calibration_table(split: EmbeddedSplit, data: EmbeddedData) -> list[dict[str
 
     `probabilities`: `raw`, and where a temperature is fitted also `scaled`.
     """
+    if not split.task.labels:
+        return []
     kinds = {"raw": split.grade_probabilities[split.graded]}
     temperature = temperature_for(split, data)
     if temperature is not None:
@@ -68,12 +72,14 @@ def temperature_for(split: EmbeddedSplit, data: EmbeddedData) -> float | None:
 
 
 def scaled_probabilities(split: EmbeddedSplit, temperature: float) -> np.ndarray:
-    """(G, 5) grade probabilities of the graded rows, their logits divided by the temperature."""
+    """(G, C) grade probabilities of the graded rows, their logits divided by the temperature."""
     return np.asarray(softmax(split.logit_scale * split.grade_scores[split.graded] / temperature, axis=1))
 
 
 def measure_selective(split: EmbeddedSplit, _: EmbeddedData) -> dict[str, float]:
     """selective.{aurc,accuracy_at_80_percent} of the zero-shot grade."""
+    if not split.task.labels:
+        return {}
     curve = _curve(split)
     return {"selective.aurc": curve.aurc, "selective.accuracy_at_80_percent": curve.accuracy_at(0.8)}
 
@@ -84,6 +90,8 @@ def risk_coverage_table(split: EmbeddedSplit) -> list[dict[str, float]]:
     `threshold`: answer where the probability of the predicted grade is at least this; `n`: rows that are answered then,
     but for ties at the threshold; `risk`: share of wrong grades among them.
     """
+    if not split.task.labels:
+        return []
     curve = _curve(split)
     kept = dict.fromkeys(curve.rows_at(coverage) for coverage in COVERAGES) if len(curve.risk) else {}
     return [

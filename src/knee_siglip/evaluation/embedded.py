@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -12,14 +11,15 @@ from rich.progress import track
 from scipy.special import softmax
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.metrics.grading import GRADES, predicted_grades
+from knee_siglip.metrics.grading import predicted_grades
 from knee_siglip.metrics.matching.retrieval import Correct, FirstCorrect, find_first_correct, number_texts
 from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.model.checkpoint import Checkpoint
 from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
-from knee_siglip.params.sections import EvaluateParams, Grade
+from knee_siglip.params.sections import EvaluateParams
 from knee_siglip.store.pixels import CachedPixels
 from knee_siglip.tables.manifest import number_groups
+from knee_siglip.task.task import Task
 
 IMAGES_AT_ONCE = 64
 
@@ -28,7 +28,7 @@ IMAGES_AT_ONCE = 64
 class PromptEmbeds:
     """Embeddings of the prompts, float32 and L2-normalised.
 
-    grades: of each Kellgren-Lawrence grade its prompts, (P, D) each. findings: name to (2, D), the ensembles for and
+    grades: of each of C grades its prompts, (P, D) each. findings: name to (2, D), the ensembles for and
     against it.
     """
 
@@ -37,7 +37,7 @@ class PromptEmbeds:
 
     @cached_property
     def grade_ensembles(self) -> np.ndarray:
-        """(5, D), one for each grade."""
+        """(C, D), one for each grade."""
         return np.stack([ensemble(prompts) for prompts in self.grades])
 
 
@@ -54,6 +54,7 @@ class EmbeddedSplit:
     numbers: np.ndarray
     image_embeds: np.ndarray
     text_embeds: np.ndarray
+    task: Task
     prompts: PromptEmbeds
     logit_scale: float
     logit_bias: float
@@ -84,32 +85,41 @@ class EmbeddedSplit:
 
     @cached_property
     def graded(self) -> np.ndarray:
-        """(G,) row numbers that have a Kellgren-Lawrence grade 0-4."""
-        if "kl_grade" not in self.rows:
-            return np.zeros(0, dtype=np.int64)
-        grades = pd.to_numeric(self.rows["kl_grade"], errors="coerce")
-        return np.flatnonzero(grades.isin(range(GRADES)).fillna(False).to_numpy(dtype=bool))
+        """(G,) row numbers that have a grade."""
+        return np.flatnonzero(self._positions >= 0)
 
     @cached_property
     def grades(self) -> np.ndarray:
-        """(G,) the grades of the `graded` rows."""
-        if not len(self.graded):
-            return np.zeros(0, dtype=np.int64)
-        return pd.to_numeric(self.rows["kl_grade"].iloc[self.graded]).to_numpy(dtype=np.int64)
+        """(G,) the grades of the `graded` rows: positions in the task's labels."""
+        return self._positions[self.graded]
+
+    @cached_property
+    def _positions(self) -> np.ndarray:
+        """(N,) grades, -1 where there is none."""
+        labels = self.task.labels
+        if labels.column not in self.rows:
+            return np.full(len(self), -1)
+        return np.array(labels.positions(self.rows[labels.column]), dtype=np.int64)
 
     @cached_property
     def grade_scores(self) -> np.ndarray:
-        """(N, 5) cosine of each image with each grade's prompts."""
+        """(N, C) cosine of each image with each grade's prompts."""
+        if not self.task.labels:
+            return np.zeros((len(self), 0))
         return cosine_scores(self.image_embeds, self.prompts.grade_ensembles)
 
     @cached_property
     def grade_probabilities(self) -> np.ndarray:
-        """(N, 5) softmax over the grades' logits; the bias cancels out."""
+        """(N, C) softmax over the grades' logits; the bias cancels out."""
+        if not self.task.labels:
+            return np.zeros((len(self), 0))
         return np.asarray(softmax(self.logit_scale * self.grade_scores, axis=1))
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """(N,) zero-shot grade."""
+        """(N,) zero-shot grade, -1 without labels."""
+        if not self.task.labels:
+            return np.full(len(self), -1)
         return predicted_grades(self.grade_scores)
 
     @cached_property
@@ -148,7 +158,13 @@ class EmbeddedData:
 
 
 def embed_split(
-    name: str, manifest: pd.DataFrame, pixels: CachedPixels, checkpoint: Checkpoint, prompts: PromptEmbeds, batch: int
+    name: str,
+    manifest: pd.DataFrame,
+    pixels: CachedPixels,
+    checkpoint: Checkpoint,
+    task: Task,
+    prompts: PromptEmbeds,
+    batch: int,
 ) -> EmbeddedSplit:
     """Embed the rows of the split `name`; pixels[i] belongs to manifest row i.
 
@@ -163,24 +179,25 @@ def embed_split(
         numbers=numbers,
         image_embeds=embed_pixels(checkpoint, _pixel_batches(pixels, numbers, f"Embedding {name}")),
         text_embeds=embed_texts(checkpoint, rows["text"].tolist()),
+        task=task,
         prompts=prompts,
         logit_scale=checkpoint.model.logit_scale.exp().item(),
         logit_bias=checkpoint.model.logit_bias.item(),
         batch_size=batch,
     )
-    embeds = (split.image_embeds, split.text_embeds, prompts.grade_ensembles)
+    embeds = (split.image_embeds, split.text_embeds, *prompts.grades)
     if not all(np.isfinite(values).all() for values in embeds):
         raise UserError(f"the model's embeddings of the {name} split are not finite numbers: its training diverged")
     return split
 
 
-def embed_prompts(checkpoint: Checkpoint, params: EvaluateParams) -> PromptEmbeds:
-    """The prompts of params.yaml."""
+def embed_prompts(checkpoint: Checkpoint, task: Task) -> PromptEmbeds:
+    """The prompts of grades and findings."""
     findings = {
         name: prompt_embeddings(checkpoint, [finding.positive, finding.negative])
-        for name, finding in params.findings.items()
+        for name, finding in task.findings.items()
     }
-    return PromptEmbeds([embed_texts(checkpoint, params.kl_prompts[grade]) for grade in get_args(Grade)], findings)
+    return PromptEmbeds([embed_texts(checkpoint, prompts) for prompts in task.label_prompts], findings)
 
 
 def _pixel_batches(pixels: CachedPixels, numbers: np.ndarray, description: str) -> Iterator[np.ndarray]:

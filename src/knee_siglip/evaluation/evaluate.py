@@ -16,12 +16,13 @@ from knee_siglip.evaluation.findings import require_column
 from knee_siglip.evaluation.measurement import measure_split
 from knee_siglip.evaluation.outputs import write_results
 from knee_siglip.evaluation.split_metrics import Metrics, count_rows
-from knee_siglip.evaluation.subgroups import NOT_EVERYWHERE
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device
-from knee_siglip.params.sections import EvaluateParams, Params
+from knee_siglip.params.sections import Params
+from knee_siglip.params.tasks import task_of
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.manifest import SPLITS, read_manifest
+from knee_siglip.task.task import Task
 from knee_siglip.tracking.tracker import attach_tracker, git_revision
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict
     Raises:
         UserError: the checkpoint was trained on images prepared otherwise than the cache's, or a split is empty.
     """
-    data = embed(params.evaluate, files, device)
+    data = embed(params, files, device)
     results = [measure_split(split, data, files.backbones) for split in data.evaluated]
     artifacts = write_results(data, results, model_facts(params, data, files.model), files.report)
     metrics = {result.name: result.metrics for result in results}
@@ -84,27 +85,28 @@ def model_facts(params: Params, data: EmbeddedData, model_path: Path) -> dict[st
     }
 
 
-def embed(params: EvaluateParams, files: EvaluateFiles, device: str = "auto") -> EmbeddedData:
+def embed(params: Params, files: EvaluateFiles, device: str = "auto") -> EmbeddedData:
     """All rows of the manifest, embedded: the other splits are what baselines and probes learn from.
 
     Raises:
         UserError: the checkpoint was trained on images prepared otherwise than the cache's, or a split that is to be
             evaluated is empty.
     """
+    wanted, task = params.evaluate, task_of(params)
     checkpoint = load_checkpoint(files.model, device=pick_device(device))
     manifest = read_manifest(files.manifest)
-    if missing := sorted(set(params.splits) - set(manifest["split"])):
+    if missing := sorted(set(wanted.splits) - set(manifest["split"])):
         raise UserError(f"params.yaml: evaluate.splits names {missing[0]}, but no row of the manifest is in that split")
-    require_columns(params, manifest)
-    manifest, pixels = _open_what_is_there(manifest, params.splits, files)
+    require_columns(wanted.subgroups, task, manifest)
+    manifest, pixels = _open_what_is_there(manifest, wanted.splits, files)
     require_same_transform(checkpoint, pixels, files)
-    prompts = embed_prompts(checkpoint, params)
+    prompts = embed_prompts(checkpoint, task)
     splits = {
-        name: embed_split(name, manifest, pixels, checkpoint, prompts, params.batch_size)
+        name: embed_split(name, manifest, pixels, checkpoint, task, prompts, wanted.batch_size)
         for name in SPLITS
         if (manifest["split"] == name).any()
     }
-    return EmbeddedData(params, splits, checkpoint, pixels)
+    return EmbeddedData(wanted, splits, checkpoint, pixels)
 
 
 def _open_what_is_there(
@@ -122,15 +124,17 @@ def _open_what_is_there(
         return rows, pixels
 
 
-def require_columns(params: EvaluateParams, manifest: pd.DataFrame) -> None:
+def require_columns(subgroups: Sequence[str], task: Task, manifest: pd.DataFrame) -> None:
     """Before minutes of embedding: what params.yaml names must be there.
 
     Raises:
         UserError: a column of `subgroups` or `findings` that the CSV has not.
     """
-    if missing := [name for name in params.subgroups if name not in manifest and name not in NOT_EVERYWHERE]:
+    # what the default names is there where the CSV, or the texts, tell it
+    optional = ("side", "view", task.labels.column)
+    if missing := [name for name in subgroups if name not in manifest and name not in optional]:
         raise UserError(f"params.yaml: evaluate.subgroups names {missing[0]}, but the CSV has no such column")
-    for name, finding in params.findings.items():
+    for name, finding in task.findings.items():
         require_column(name, finding, manifest)
 
 

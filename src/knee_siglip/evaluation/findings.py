@@ -11,7 +11,7 @@ from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.bootstrap import auroc_statistic, interval_of
 from knee_siglip.metrics.grading import ranking_areas
 from knee_siglip.metrics.matching.similarity import SCORE_DECIMALS, cosine_scores
-from knee_siglip.params.sections import EvaluateParams, FindingParams
+from knee_siglip.task.task import Finding
 
 PRESENT = frozenset({"1", "1.0", "true", "yes", "y", "present", "positive"})
 ABSENT = frozenset({"", "0", "0.0", "false", "no", "n", "absent", "negative", "none"})
@@ -24,11 +24,9 @@ NEGATION = re.compile(
 CLAUSE_END = re.compile(r"[.;:]|\b(?:but|however|although|though|except|apart from|with)\b")
 """A negation does not reach beyond these: "without OA, but with effusion"."""
 
-Finding = tuple[np.ndarray, np.ndarray]
 
-
-def finding_truth_and_scores(split: EmbeddedSplit, params: EvaluateParams) -> dict[str, Finding]:
-    """Of each finding of params.yaml the truth (N,) bool and the score (N,).
+def finding_truth_and_scores(split: EmbeddedSplit) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each finding of the task the truth (N,) bool and the score (N,).
 
     The score is the cosine with the prompts for it minus that with those against it: above 0, the model says yes.
 
@@ -37,17 +35,17 @@ def finding_truth_and_scores(split: EmbeddedSplit, params: EvaluateParams) -> di
     """
     return {
         name: (finding_truth(split, name, finding), finding_scores(split, name))
-        for name, finding in params.findings.items()
+        for name, finding in split.task.findings.items()
     }
 
 
-def measure_findings(split: EmbeddedSplit, data: EmbeddedData) -> dict[str, float]:
+def measure_findings(split: EmbeddedSplit, _: EmbeddedData) -> dict[str, float]:
     """zero_shot_findings.<name>.{auroc,auprc,prevalence,n}, and the interval of the AUROC over patients.
 
     A finding that all rows or none have is left out.
     """
     metrics: dict[str, float] = {}
-    for name, (truth, score) in finding_truth_and_scores(split, data.params).items():
+    for name, (truth, score) in finding_truth_and_scores(split).items():
         if not (areas := ranking_areas(truth, score)):
             continue
         interval = interval_of(auroc_statistic(score, truth), split.patients)
@@ -63,7 +61,7 @@ def finding_scores(split: EmbeddedSplit, name: str) -> np.ndarray:
     return np.round(cosines[:, 0] - cosines[:, 1], SCORE_DECIMALS)
 
 
-def finding_truth(split: EmbeddedSplit, name: str, finding: FindingParams) -> np.ndarray:
+def finding_truth(split: EmbeddedSplit, name: str, finding: Finding) -> np.ndarray:
     """(N,) bool: who has the finding, by its column or by the impressions.
 
     Raises:
@@ -87,7 +85,7 @@ def finding_truth(split: EmbeddedSplit, name: str, finding: FindingParams) -> np
     return cells.map(known).to_numpy(dtype=bool)
 
 
-def require_column(name: str, finding: FindingParams, rows: pd.DataFrame) -> None:
+def require_column(name: str, finding: Finding, rows: pd.DataFrame) -> None:
     """The column that a finding is known by, where it is known by one.
 
     Raises:

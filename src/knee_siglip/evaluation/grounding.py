@@ -1,6 +1,6 @@
 """Where the model looks: maps of findings over images, against the boxes that were drawn around them.
 
-Each finding is looked for with its prompts in params.yaml, where it has some, else by its name; and against knees
+Each finding is looked for with its prompts in params.yaml, where it has some, else by its name; and against images
 without it, so that the map shows what tells the two apart.
 """
 
@@ -91,7 +91,8 @@ def _directions(split: EmbeddedSplit, data: EmbeddedData, names: set[str]) -> di
     known = {name: split.prompts.findings[name] for name in sorted(names & set(split.prompts.findings))}
     unknown = sorted(names - set(known))
     texts = embed_texts(data.checkpoint, [name.replace("_", " ") for name in unknown])
-    normal = split.prompts.grade_ensembles[0]
+    graded = bool(split.task.labels)
+    normal = split.prompts.grade_ensembles[0] if graded else embed_texts(data.checkpoint, [split.task.normal])[0]
     return {name: positive - negative for name, (positive, negative) in known.items()} | {
         name: text - normal for name, text in zip(unknown, texts, strict=True)
     }

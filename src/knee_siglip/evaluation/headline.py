@@ -20,8 +20,8 @@ from knee_siglip.metrics.bootstrap import (
     resample,
     value_of,
 )
-from knee_siglip.metrics.grading import GRADES
 from knee_siglip.tables.manifest import number_groups
+from knee_siglip.task.task import Labels
 
 
 @dataclass(frozen=True)
@@ -45,39 +45,59 @@ def accuracy(table: pd.DataFrame) -> Statistic:
 
 def macro_auroc(table: pd.DataFrame) -> Statistic:
     """One grade against the rest by its probability, mean over the grades that occur."""
-    probabilities = table[[f"kl_probability_{grade}" for grade in range(GRADES)]].to_numpy()
+    probabilities = table[Labels.of_predictions(table.columns).probabilities].to_numpy()
     return macro_auroc_statistic(probabilities, grades_and_predicted(table)[0])
 
 
-HEADLINES: dict[str, Callable[[pd.DataFrame], Statistic]] = {
+Headlines = dict[str, Callable[[pd.DataFrame], Statistic]]
+
+MATCHING: Headlines = {
     "contrastive_accuracy": contrastive_accuracy,
     "retrieval.image_to_text.recall_at_1": lambda table: mean_statistic(table["image_to_text_recall_at_1"].to_numpy()),
     "retrieval.text_to_image.recall_at_1": lambda table: mean_statistic(table["text_to_image_recall_at_1"].to_numpy()),
-    "zero_shot_kl.accuracy": accuracy,
-    "zero_shot_kl.balanced_accuracy": lambda table: balanced_accuracy_statistic(*grades_and_predicted(table)),
-    "zero_shot_kl.quadratic_weighted_kappa": lambda table: kappa_statistic(*grades_and_predicted(table)),
-    "zero_shot_kl.macro_auroc": macro_auroc,
 }
-"""Name in metrics.json to the statistic over the rows of a predictions table."""
+GRADING: Headlines = {
+    "accuracy": accuracy,
+    "balanced_accuracy": lambda table: balanced_accuracy_statistic(*grades_and_predicted(table)),
+    "quadratic_weighted_kappa": lambda table: kappa_statistic(*grades_and_predicted(table)),
+    "macro_auroc": macro_auroc,
+}
+
+
+def headlines(labels: Labels) -> Headlines:
+    """Name in metrics.json to the statistic over the rows of a predictions table; of no grading without labels."""
+    return MATCHING | {f"{labels.metrics}.{name}": statistic for name, statistic in GRADING.items() if labels}
+
+
+def headlines_of(table: pd.DataFrame) -> Headlines:
+    """Those of the task that a predictions table is about."""
+    return headlines(Labels.of_predictions(table.columns))
 
 
 def grades_and_predicted(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) Kellgren-Lawrence grades 0-4, -1 where there is none, and (N,) predicted ones."""
-    known = "kl_grade" in table
-    grades = table["kl_grade"].fillna(-1).to_numpy(dtype=np.int64) if known else np.full(len(table), -1)
-    return grades, table["kl_grade_predicted"].to_numpy()
+    """(N,) grades, positions in the labels, -1 where there is none, and (N,) predicted ones."""
+    labels = Labels.of_predictions(table.columns)
+    return _positions(table, labels, labels.column), _positions(table, labels, labels.predicted)
 
 
-def headline_from_predictions(table: pd.DataFrame, names: Iterable[str] = tuple(HEADLINES)) -> dict[str, float]:
+def _positions(table: pd.DataFrame, labels: Labels, column: str) -> np.ndarray:
+    if column not in table:
+        return np.full(len(table), -1)
+    return np.array(labels.positions(table[column]), dtype=np.int64)
+
+
+def headline_from_predictions(table: pd.DataFrame, names: Iterable[str] | None = None) -> dict[str, float]:
     """Headline metrics of one split's rows of the predictions table, or a subgroup's; undefined ones are left out."""
-    values = {name: value_of(HEADLINES[name](table), len(table)) for name in names}
+    known = headlines_of(table)
+    values = {name: value_of(known[name](table), len(table)) for name in (known if names is None else names)}
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
 def headline_figures(
-    table: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0, names: Iterable[str] = tuple(HEADLINES)
+    table: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0, names: Iterable[str] | None = None
 ) -> dict[str, Figure]:
     """As `headline_from_predictions`, with intervals from one set of draws of patients for all metrics."""
     values = headline_from_predictions(table, names)
-    drawn = resample([HEADLINES[name](table) for name in values], number_groups(table, "patient_id"), resamples, seed)
+    known = headlines_of(table)
+    drawn = resample([known[name](table) for name in values], number_groups(table, "patient_id"), resamples, seed)
     return {name: Figure(values[name], percentile_interval(row)) for name, row in zip(values, drawn, strict=True)}

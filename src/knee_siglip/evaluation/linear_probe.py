@@ -35,15 +35,16 @@ Row = dict[str, str | int | float]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Graded rows of a split: embeds (G, D), grades (G,), patients (G,)."""
+    """Graded rows of a split: embeds (G, D), grades (G,) of so many classes, patients (G,)."""
 
     embeds: np.ndarray
     grades: np.ndarray
     patients: np.ndarray
+    classes: int
 
     def take(self, rows: np.ndarray) -> "Labelled":
         """Only these rows."""
-        return Labelled(self.embeds[rows], self.grades[rows], self.patients[rows])
+        return Labelled(self.embeds[rows], self.grades[rows], self.patients[rows], self.classes)
 
 
 class Classifier(Protocol):
@@ -118,7 +119,8 @@ def draw_labels(grades: np.ndarray, patients: np.ndarray, share: int, seed: int)
 
 
 def _labelled(split: EmbeddedSplit) -> Labelled:
-    return Labelled(split.image_embeds[split.graded], split.grades, split.patients[split.graded])
+    embeds, patients = split.image_embeds[split.graded], split.patients[split.graded]
+    return Labelled(embeds, split.grades, patients, len(split.task.labels))
 
 
 def _logistic(c: float) -> LogisticRegression:
@@ -136,7 +138,7 @@ def _best(
             classifier.fit(drawn.embeds, drawn.grades)
         tried.append((float((classifier.predict(val.embeds) == val.grades).mean()), value, classifier))
     _, chosen, best = max(tried, key=lambda each: each[0])
-    figures = agreement_metrics(test.grades, best.predict(test.embeds))
+    figures = agreement_metrics(test.grades, best.predict(test.embeds), test.classes)
     return {
         "patients": len(np.unique(drawn.patients)),
         "labels": len(drawn.grades),

@@ -107,7 +107,7 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
         "calibration": calibration_table(split, data),
         "risk_coverage": risk_coverage_table(split),
         "probe": probe_table(split, data),
-        "prompts": prompts_table(split, data),
+        "prompts": prompts_table(split),
         "subgroups": subgroups_table(predictions, data.params.subgroups),
         "robustness": robustness.table,
         "grounding": grounding.table,

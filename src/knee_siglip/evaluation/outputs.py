@@ -81,7 +81,7 @@ def _write_figures(shown: MeasuredSplit, folder: Path) -> list[Path]:
     """Draw the confusion matrix, where there are grades, and write the maps of the grounding."""
     paths = []
     if len(shown.split.graded):
-        paths.append(folder / "kl_confusion.png")
+        paths.append(folder / "confusion.png")
         draw_confusion(shown.split, paths[-1])
     for number, (_, content) in enumerate(shown.overlays, start=1):
         paths.append(folder / f"grounding_{number}.jpg")

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from knee_siglip.evaluation.embedded import EmbeddedSplit
 from knee_siglip.evaluation.measurement import MeasuredSplit
-from knee_siglip.metrics.grading import GRADES, grade_confusion
+from knee_siglip.metrics.grading import grade_confusion
 
 RECALL_CURVE = range(1, 51)
 
 PLOTS = {
-    "kl_confusion": ("actual", "predicted"),
+    "confusion": ("actual", "predicted"),
     "retrieval": ("k", "image_to_text", "text_to_image"),
     "reliability": ("confidence", "accuracy", "n"),
     "reliability_scaled": ("confidence", "accuracy", "n"),
@@ -27,9 +27,10 @@ PLOTS = {
 def plot_rows(measured: MeasuredSplit) -> dict[str, Sequence[Mapping[str, Any]]]:
     """One row per point of each plot; the confusion has one per graded image, as DVC's template counts them itself."""
     split, bins = measured.split, measured.tables["calibration"]
+    labels = split.task.labels
     return {
-        "kl_confusion": [
-            {"actual": int(actual), "predicted": int(predicted)}
+        "confusion": [
+            {"actual": labels.cell(actual), "predicted": labels.cell(predicted)}
             for actual, predicted in zip(split.grades, split.predicted[split.graded], strict=True)
         ],
         "retrieval": recall_curve(split),
@@ -49,7 +50,8 @@ def recall_curve(split: EmbeddedSplit) -> list[dict[str, float]]:
 
 def draw_confusion(split: EmbeddedSplit, path: Path) -> None:
     """Draw the counts per actual and predicted grade; the shade is the share within the actual grade."""
-    counts = grade_confusion(split.grades, split.predicted[split.graded])
+    labels = split.task.labels
+    counts = grade_confusion(split.grades, split.predicted[split.graded], len(labels))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(5, 4.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -58,7 +60,9 @@ def draw_confusion(split: EmbeddedSplit, path: Path) -> None:
     for (actual, predicted), count in np.ndenumerate(counts):
         shade = "white" if shares[actual, predicted] > 0.5 else "black"
         axes.text(predicted, actual, str(count), ha="center", va="center", color=shade)
-    axes.set(xticks=range(GRADES), yticks=range(GRADES), xlabel="zero-shot KL grade", ylabel="actual KL grade")
+    places, short = range(len(labels)), split.task.label_short
+    axes.set(xticks=places, yticks=places, xticklabels=labels.values, yticklabels=labels.values)
+    axes.set(xlabel=f"zero-shot {short}", ylabel=f"actual {short}")
     axes.set_title(f"{len(split.graded)} images")
     figure.colorbar(image, label="share of the actual grade")
     figure.savefig(path, metadata={"Software": None})  # the library's version would change the file's hash

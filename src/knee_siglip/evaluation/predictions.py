@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.findings import finding_truth_and_scores
-from knee_siglip.metrics.grading import GRADES
 from knee_siglip.metrics.matching.retrieval import FirstCorrect, contrastive_credit, embedding_scores
 from knee_siglip.params.sections import EvaluateParams
 
-CARRIED = ("img_path", "image_id", "split", "patient_id", "kl_grade", "side", "view", "text", "study_id")
-"""Columns of the manifest that the table repeats where there are any, beside those of `evaluate.subgroups`."""
+BEFORE_LABEL, AFTER_LABEL = ("img_path", "image_id", "split", "patient_id"), ("side", "view", "text", "study_id")
+"""Columns of the manifest, around that of the labels, that the table repeats where there are any."""
 
 FOUND_COLUMNS: dict[str, Callable[[FirstCorrect], np.ndarray]] = {
     "rank": FirstCorrect.expected_rank,
@@ -29,23 +29,25 @@ FOUND_COLUMNS: dict[str, Callable[[FirstCorrect], np.ndarray]] = {
 def predictions_table(data: EmbeddedData) -> pd.DataFrame:
     """One row per image of the evaluated splits.
 
-    What is known of it (`CARRIED`, `text_id`: equal where the texts of a split are); `kl_score_<g>`: cosine with the
-    prompts of each grade, `kl_probability_<g>`, `kl_grade_predicted`; `FOUND_COLUMNS` of each search and, as
-    `strict_...`, of those where only the very pair is correct; `contrastive_image_to_text`,
-    `contrastive_text_to_image`: credit inside the batch of number `contrastive_batch`, all three empty for rows left
-    over; `finding_<name>_score`: cosine with the prompts for it minus that with those against it, and
-    `finding_<name>_truth`.
+    What is known of it (manifest, `text_id`: equal where the texts of a split are); for each label of the task, such
+    as 3 of `kl_grade`, `kl_score_3`: cosine with its prompts, and `kl_probability_3`; `kl_grade_predicted`;
+    `FOUND_COLUMNS` of each search and, as `strict_...`, of those where only the very pair is correct;
+    `contrastive_image_to_text`, `contrastive_text_to_image`: credit inside the batch of number `contrastive_batch`, all
+    three empty for rows left over; `finding_<name>_score`: cosine with the prompts for it minus that with those against
+    it, and `finding_<name>_truth`.
     """
     return pd.concat([predictions_of(split, data.params) for split in data.evaluated], ignore_index=True)
 
 
 def predictions_of(split: EmbeddedSplit, params: EvaluateParams) -> pd.DataFrame:
     """The rows of one split."""
-    carried = [name for name in dict.fromkeys((*CARRIED, *params.subgroups)) if name in split.rows]
+    labels = split.task.labels
+    names = dict.fromkeys((*BEFORE_LABEL, labels.column, *AFTER_LABEL, *params.subgroups))
+    carried = [name for name in names if name in split.rows]
     columns = {"text_id": split.text_ids} | _grading(split) | _retrieval(split) | _contrastive(split)
-    columns |= _findings(split, params)
+    columns |= _findings(split)
     table = pd.concat([split.rows[carried], pd.DataFrame(columns)], axis=1)
-    return table.assign(kl_grade=_grades(split)) if "kl_grade" in table else table
+    return table.assign(**{labels.column: _grades(split)}) if labels and labels.column in table else table
 
 
 def embeddings_table(data: EmbeddedData) -> pd.DataFrame:
@@ -60,14 +62,26 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
 
 
 def _grades(split: EmbeddedSplit) -> pd.Series:
-    """(N,) Int64, empty for rows that take no part in the grading."""
-    return pd.Series(split.grades, index=split.graded, dtype="Int64").reindex(range(len(split)))
+    """(N,) labels, empty for rows that take no part in the grading."""
+    return _cells(split, split.grades, split.graded).reindex(range(len(split)))
+
+
+def _cells(split: EmbeddedSplit, grades: np.ndarray, rows: np.ndarray) -> pd.Series:
+    """Grades as a column holds them, at these rows."""
+    labels = split.task.labels
+    cells: list[Any] = [labels.cell(grade) for grade in grades.tolist()]
+    return pd.Series(cells, index=rows, dtype="Int64" if labels.are_numbers else "string")
 
 
 def _grading(split: EmbeddedSplit) -> dict[str, np.ndarray]:
-    scores = {f"kl_score_{grade}": split.grade_scores[:, grade] for grade in range(GRADES)}
-    probabilities = {f"kl_probability_{grade}": split.grade_probabilities[:, grade] for grade in range(GRADES)}
-    return scores | probabilities | {"kl_grade_predicted": split.predicted}
+    labels = split.task.labels
+    if not labels:
+        return {}
+    scores = dict(zip(labels.scores, split.grade_scores.T, strict=True))
+    probabilities = dict(zip(labels.probabilities, split.grade_probabilities.T, strict=True))
+    predicted = _cells(split, split.predicted, np.arange(len(split)))
+    kind = np.int64 if labels.are_numbers else object
+    return scores | probabilities | {labels.predicted: predicted.to_numpy(kind)}
 
 
 def _retrieval(split: EmbeddedSplit) -> dict[str, np.ndarray]:
@@ -92,8 +106,8 @@ def _contrastive(split: EmbeddedSplit) -> dict[str, pd.Series]:
     }
 
 
-def _findings(split: EmbeddedSplit, params: EvaluateParams) -> dict[str, np.ndarray]:
-    found = finding_truth_and_scores(split, params)
+def _findings(split: EmbeddedSplit) -> dict[str, np.ndarray]:
+    found = finding_truth_and_scores(split)
     scores = {f"finding_{name}_score": score for name, (_, score) in found.items()}
     return scores | {f"finding_{name}_truth": truth for name, (truth, _) in found.items()}
 

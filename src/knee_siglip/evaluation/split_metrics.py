@@ -7,7 +7,7 @@ import torch
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
-from knee_siglip.metrics.grading import grade_metrics, osteoarthritis_metrics, zero_shot_metrics
+from knee_siglip.metrics.grading import grade_metrics, positive_metrics, zero_shot_metrics
 from knee_siglip.metrics.matching.retrieval import (
     contrastive_accuracy_strict,
     contrastive_credit,
@@ -78,17 +78,20 @@ def measure_retrieval(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
 
 
 def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
-    """Kellgren-Lawrence grade by the most similar prompts, over the rows that have a grade.
+    """Grade by the most similar prompts, over the rows that have a grade.
 
     The AUROC needs scores that compare across images: probabilities, since some images are near to all prompts.
     `grades_predicted`: how many distinct grades the model gives; 1 is a model that has collapsed.
     """
     scores = split.grade_probabilities[split.graded]
-    metrics = zero_shot_metrics(scores, split.grades) | grade_metrics(scores, split.grades)
-    metrics |= {f"oa.{name}": value for name, value in osteoarthritis_metrics(scores, split.grades).items()}
+    labels, asked = split.task.labels, split.task.positive
+    metrics = zero_shot_metrics(scores, split.grades) | grade_metrics(scores, split.grades, labels.values)
+    if asked:
+        found = positive_metrics(scores, split.grades, asked.lowest)
+        metrics |= {f"{asked.name}.{name}": value for name, value in found.items()}
     if len(scores):
         metrics["grades_predicted"] = len(np.unique(split.predicted[split.graded]))
-    return {f"zero_shot_kl.{name}": value for name, value in metrics.items()}
+    return {f"{labels.metrics}.{name}": value for name, value in metrics.items()}
 
 
 def _alternatives(split: EmbeddedSplit, row: int) -> dict[str, float]:

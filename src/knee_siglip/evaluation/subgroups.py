@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip.evaluation.headline import HEADLINES, grades_and_predicted
+from knee_siglip.evaluation.headline import grades_and_predicted, headlines_of
 from knee_siglip.metrics.bootstrap import RESAMPLES, Interval, Statistic, percentile_interval, resample, value_of
 from knee_siglip.metrics.significance import holm_adjusted, normal_p_value
 from knee_siglip.tables.manifest import number_groups
@@ -18,11 +18,8 @@ FEWEST_ROWS = 30
 LEVEL = 0.05
 UNKNOWN = "unknown"
 
-BETWEEN_GRADES = ("zero_shot_kl.balanced_accuracy", "zero_shot_kl.quadratic_weighted_kappa")
-"""Left out where all of a group have one grade: the kappa is then 0 with a single mistake, however small."""
-
-NOT_EVERYWHERE = ("side", "view", "kl_grade")
-"""Columns that a manifest has where the CSV or the texts tell them: the default, without which nothing is wrong."""
+BETWEEN_GRADES = (".balanced_accuracy", ".quadratic_weighted_kappa")
+"""Ends of the metrics left out where all of a group have one grade: the kappa is 0 with a single mistake then."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +102,13 @@ def count_subgroups(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _gaps(table: pd.DataFrame, group: Subgroup, resamples: int) -> dict[str, Gap]:
     """Of every metric that is defined in the group."""
     others = np.setdiff1d(np.arange(len(table)), group.rows)
-    inside = {name: statistic(table.iloc[group.rows]) for name, statistic in HEADLINES.items()}
-    outside = {name: statistic(table.iloc[others]) for name, statistic in HEADLINES.items()}
+    statistics_of = headlines_of(table)
+    inside = {name: statistic(table.iloc[group.rows]) for name, statistic in statistics_of.items()}
+    outside = {name: statistic(table.iloc[others]) for name, statistic in statistics_of.items()}
     values = {name: value_of(statistic, len(group.rows)) for name, statistic in inside.items()}
-    left_out = BETWEEN_GRADES if len(np.unique(grades_and_predicted(table)[0][group.rows])) < 2 else ()
-    names = [name for name, value in values.items() if np.isfinite(value) and name not in left_out]
+    one_grade = len(np.unique(grades_and_predicted(table)[0][group.rows])) < 2
+    left_out = BETWEEN_GRADES if one_grade else ()
+    names = [name for name, value in values.items() if np.isfinite(value) and not name.endswith(left_out)]
     statistics = [_restricted(inside[name], group.rows) for name in names]
     statistics += [_restricted(outside[name], others) for name in names]
     drawn, drawn_outside = np.split(resample(statistics, number_groups(table, "patient_id"), resamples), 2)

@@ -1,32 +1,30 @@
 """How far the zero-shot grades hang on single prompts."""
 
-from typing import get_args
-
-from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.embedded import EmbeddedSplit
 from knee_siglip.metrics.grading import agreement_metrics, predicted_grades
 from knee_siglip.metrics.matching.similarity import cosine_scores
-from knee_siglip.params.sections import Grade
 
 SHOWN = ("accuracy", "quadratic_weighted_kappa")
 
 
-def prompts_table(split: EmbeddedSplit, data: EmbeddedData) -> list[dict[str, str | int | float]]:
-    """One row per Kellgren-Lawrence prompt: the figures when it stands alone for its grade, the others as they are.
+def prompts_table(split: EmbeddedSplit) -> list[dict[str, str | int | float]]:
+    """One row per prompt of a grade: the figures when it stands alone for its grade, the others as they are.
 
     `<figure>_difference`: to the figure of all ensembles. What is undefined is left out; no rows without grades.
     """
     scores, images = split.grade_scores[split.graded], split.image_embeds[split.graded]
-    ensembles = agreement_metrics(split.grades, predicted_grades(scores))
-    if not ensembles:
+    if not len(split.grades):
         return []
+    task, classes = split.task, len(split.task.labels)
+    ensembles = agreement_metrics(split.grades, predicted_grades(scores), classes)
     table: list[dict[str, str | int | float]] = []
     for grade, embeds in enumerate(split.prompts.grades):
         alone = cosine_scores(images, embeds)
-        for number, prompt in enumerate(data.params.kl_prompts[get_args(Grade)[grade]]):
+        for number, prompt in enumerate(task.label_prompts[grade]):
             replaced = scores.copy()
             replaced[:, grade] = alone[:, number]
-            figures = agreement_metrics(split.grades, predicted_grades(replaced))
-            table.append({"grade": grade, "prompt": prompt, **_compared(figures, ensembles)})
+            figures = agreement_metrics(split.grades, predicted_grades(replaced), classes)
+            table.append({"grade": task.labels.cell(grade), "prompt": prompt, **_compared(figures, ensembles)})
     return table
 
 

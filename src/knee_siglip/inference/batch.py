@@ -1,8 +1,8 @@
 """Batch inference: images decoded on all cores ahead of the model, one row of results per input row, whatever happens.
 
 Columns of the results: `img_path`, the input's other columns, per query `similarity: QUERY` (cosine) and
-`probability: QUERY`, then `best_query`, `kl_grade_predicted`, `kl_probability`, `status` (`ok`, or what is wrong with
-that image; its other result cells are empty).
+`probability: QUERY`, then `best_query`, the task's label and its probability (`kl_grade_predicted`, `kl_probability`),
+`status` (`ok`, or what is wrong with that image; its other result cells are empty).
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.inference.outputs import Outputs, open_outputs
 from knee_siglip.inference.predictor import Predictor, distinct_queries
 from knee_siglip.inference.rows import ImageRows, carried_names
+from knee_siglip.task.task import Labels
 
 OK = "ok"
 BATCHES_AHEAD = 2
@@ -34,8 +35,9 @@ BATCHES_AHEAD = 2
 
 @dataclass
 class Summary:
-    """What became of the rows. `grades` counts the predicted Kellgren-Lawrence grades of the `ok` rows."""
+    """What became of the rows. `grades` counts the predicted labels, by position, of the `ok` rows."""
 
+    labels: Labels
     rows: int = 0
     failed: int = 0
     grades: Counter[int] = field(default_factory=Counter)
@@ -43,13 +45,9 @@ class Summary:
 
     def metrics(self) -> dict[str, Any]:
         """Counts, the same in every run over the same rows."""
-        predicted = {str(grade): self.grades[grade] for grade in range(5)}
-        return {
-            "rows": self.rows,
-            "ok": self.rows - self.failed,
-            "failed": self.failed,
-            "kl_grade_predicted": predicted,
-        }
+        predicted = {value: self.grades[grade] for grade, value in enumerate(self.labels.values)}
+        counts: dict[str, Any] = {"rows": self.rows, "ok": self.rows - self.failed, "failed": self.failed}
+        return counts | ({self.labels.predicted: predicted} if self.labels else {})
 
     def speed(self) -> dict[str, float]:
         """What differs from run to run; the checkpoint's loading is not counted."""
@@ -73,14 +71,14 @@ def infer_batch(
     Raises:
         UserError: the outputs cannot be written, or the device runs out of memory.
     """
-    queries = distinct_queries(queries)
-    names = result_columns(queries)
+    queries, labels = distinct_queries(queries), predictor.task.labels
+    names = result_columns(queries, labels)
     carried = carried_names(list(table.rows.columns[1:]), ["img_path", *names])
     scorer = _Scorer(predictor, queries)
-    summary, started = Summary(rows=len(table)), time.monotonic()
+    summary, started = Summary(labels, rows=len(table)), time.monotonic()
     inputs = table.rows.itertuples(index=False, name=None)
     with (
-        open_outputs(outputs, ["img_path", *carried, *names], len(table), predictor.grade_embeds.shape[1]) as writer,
+        open_outputs(outputs, ["img_path", *carried, *names], len(table), scorer.width) as writer,
         _progress() as progress,
     ):
         task = progress.add_task("infer", total=len(table))
@@ -93,10 +91,11 @@ def infer_batch(
     return summary
 
 
-def result_columns(queries: Sequence[str]) -> list[str]:
+def result_columns(queries: Sequence[str], labels: Labels) -> list[str]:
     """Names of the result columns, in order."""
     scores = [f"{kind}: {query}" for query in queries for kind in ("similarity", "probability")]
-    return [*scores, "best_query", "kl_grade_predicted", "kl_probability", "status"]
+    graded = [labels.predicted, labels.probability] if labels else []
+    return [*scores, "best_query", *graded, "status"]
 
 
 def prepared_batches(
@@ -141,11 +140,13 @@ class _Scorer:
         self.predictor = predictor
         self.queries = queries
         self.query_embeds = predictor.embed_queries(queries)
+        self.width = self.query_embeds.shape[1]
+        self.blank = [""] * (len(result_columns(queries, predictor.task.labels)) - 1)
 
     def score(self, images: list[PreparedImage], summary: Summary) -> tuple[list[list[str]], np.ndarray]:
         """B images to B rows of result cells and (B, D) embeddings, NaN for the failed; counts into `summary`."""
-        cells = [[""] * (2 * len(self.queries) + 3) + [image.error] for image in images]
-        embeds = np.full((len(images), self.query_embeds.shape[1]), np.nan, dtype=np.float32)
+        cells = [[*self.blank, image.error] for image in images]
+        embeds = np.full((len(images), self.width), np.nan, dtype=np.float32)
         readable = {row: image.pixels for row, image in enumerate(images) if image.pixels is not None}
         summary.failed += len(images) - len(readable)
         if readable:
@@ -161,9 +162,15 @@ class _Scorer:
         grades = self.predictor.grade_probabilities(image_embeds)
         for cosines, fits, grade in zip(similarities, probabilities, grades, strict=True):
             scores = [f"{value:.6f}" for pair in zip(cosines, fits, strict=True) for value in pair]
-            best = int(grade.argmax())
-            summary.grades[best] += 1
-            yield [*scores, self.queries[int(cosines.argmax())], str(best), f"{grade[best]:.6f}", OK]
+            yield [*scores, self.queries[int(cosines.argmax())], *self._label_cells(grade, summary), OK]
+
+    def _label_cells(self, probabilities: np.ndarray, summary: Summary) -> list[str]:
+        """The most probable label of one image and its probability; nothing without labels."""
+        if not len(probabilities):
+            return []
+        best = int(probabilities.argmax())
+        summary.grades[best] += 1
+        return [self.predictor.task.labels.values[best], f"{probabilities[best]:.6f}"]
 
 
 def _progress() -> Progress:

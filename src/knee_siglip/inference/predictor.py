@@ -1,4 +1,4 @@
-"""One trained checkpoint, asked about radiographs: which texts fit, and which Kellgren-Lawrence grade.
+"""One trained checkpoint, asked about radiographs: which texts fit, and which grade.
 
 Needs the checkpoint file and nothing else: no hub, no params.yaml, no pandas.
 """
@@ -18,7 +18,8 @@ from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
 from knee_siglip.model.device import pick_device
 from knee_siglip.model.embedding import embed_pixels, embed_texts, prompt_embeddings
 from knee_siglip.params.checks import check_divisible
-from knee_siglip.task.queries import USUAL_QUERIES
+from knee_siglip.params.tasks import saved_task
+from knee_siglip.task.task import Labels
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,16 @@ class RankedQuery:
 
 @dataclass(frozen=True)
 class Prediction:
-    """`ranking`: best query first. `kl_probabilities`: one per Kellgren-Lawrence grade 0-4, sum 1."""
+    """`ranking`: best query first. `probabilities`: of each of the `labels`, sum 1; none where there are no labels."""
 
     ranking: list[RankedQuery]
-    kl_probabilities: list[float]
+    labels: Labels
+    probabilities: list[float]
 
     @property
-    def kl_grade(self) -> int:
-        """The most probable grade."""
-        return int(np.argmax(self.kl_probabilities))
+    def label(self) -> int | str | None:
+        """The most probable one."""
+        return self.labels.cell(int(np.argmax(self.probabilities))) if self.labels else None
 
 
 class Predictor:
@@ -60,12 +62,12 @@ class Predictor:
         self.device = pick_device(device)
         self.checkpoint = load_checkpoint(model_path, device=self.device)
         self.transform = _resized(self.checkpoint, image_size)
+        self.task = saved_task(self.checkpoint.params)
 
     @cached_property
     def grade_embeds(self) -> np.ndarray:
-        """(5, D) L2-normalised prompt ensembles of the grades 0-4, from the params the model was trained with."""
-        prompts = self.checkpoint.params["evaluate"]["kl_prompts"]
-        return prompt_embeddings(self.checkpoint, [prompts[grade] for grade in sorted(prompts)])
+        """(C, D) L2-normalised prompt ensembles of the labels, from the params the model was trained with."""
+        return prompt_embeddings(self.checkpoint, self.task.label_prompts)
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (B, S, S) to (B, D) L2-normalised float32."""
@@ -86,30 +88,34 @@ class Predictor:
         return np.asarray(expit(logits))
 
     def grade_probabilities(self, image_embeds: np.ndarray) -> np.ndarray:
-        """(B, D) to (B, 5): softmax over the logits of the five prompt ensembles; the bias cancels out."""
+        """(B, D) to (B, C): softmax over the logits of the labels' prompt ensembles; the bias cancels out."""
+        if not self.task.labels:
+            return np.zeros((len(image_embeds), 0))
         logits = self._logit_scale * (image_embeds @ self.grade_embeds.T).astype(np.float64)
         return np.asarray(softmax(logits, axis=1))
 
-    def rank_queries(self, image_path: Path, queries: Sequence[str] = USUAL_QUERIES) -> Prediction:
-        """Compare one image with texts, best first, and grade it.
+    def rank_queries(self, image_path: Path, queries: Sequence[str] | None = None) -> Prediction:
+        """Compare one image with texts, best first, and grade it; without `queries` with the task's.
 
         Raises:
             ImageError: naming the file and what is wrong with it.
         """
         return self.predict(load_pixels(image_path, self.transform)[None], queries)[0]
 
-    def predict(self, pixels: np.ndarray, queries: Sequence[str] = USUAL_QUERIES) -> list[Prediction]:
-        """Compare images with texts, best first, and grade them. pixels: (B, S, S) uint8, as `transform` gives them.
+    def predict(self, pixels: np.ndarray, queries: Sequence[str] | None = None) -> list[Prediction]:
+        """Compare images with texts, by default the task's, best first, and grade them.
+
+        pixels: (B, S, S) uint8, as `transform` gives them.
 
         Raises:
             UsageError: there is no query, or one is empty.
         """
-        queries = distinct_queries(queries)
+        queries = distinct_queries(self.task.queries if queries is None else queries)
         image_embeds = self.embed_images(pixels)
         similarities = image_embeds @ self.embed_queries(queries).T
         probabilities, grades = self.probabilities(similarities), self.grade_probabilities(image_embeds)
         return [
-            Prediction(_ranked(queries, row.tolist(), fits.tolist()), grade.tolist())
+            Prediction(_ranked(queries, row.tolist(), fits.tolist()), self.task.labels, grade.tolist())
             for row, fits, grade in zip(similarities, probabilities, grades, strict=True)
         ]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from knee_siglip.metrics.grading import GRADES, kappa_from_confusion, weighted_macro_auroc
+from knee_siglip.metrics.grading import kappa_from_confusion, weighted_macro_auroc
 
 RESAMPLES = 2000
 COVERAGE = 0.95
@@ -84,7 +84,7 @@ def mean_statistic(values: np.ndarray) -> Statistic:
 
 
 def kappa_statistic(grades: np.ndarray, predicted: np.ndarray) -> Statistic:
-    """Quadratic-weighted kappa of grades (N,) and predicted (N,), both 0-4; rows with a negative grade take no part."""
+    """Quadratic-weighted kappa of grades (N,) and predicted (N,), from 0; rows with a negative grade take no part."""
     confusion = _confusion_statistic(grades, predicted)
     return lambda weights: kappa_from_confusion(confusion(weights))
 
@@ -103,7 +103,7 @@ def balanced_accuracy_statistic(grades: np.ndarray, predicted: np.ndarray) -> St
 
 
 def macro_auroc_statistic(scores: np.ndarray, grades: np.ndarray) -> Statistic:
-    """Macro one-vs-rest AUROC of scores (N, 5) for grades (N,); rows with a negative grade take no part."""
+    """Macro one-vs-rest AUROC of scores (N, C) for grades (N,); rows with a negative grade take no part."""
     rows = np.flatnonzero(grades >= 0)
     if not len(rows):
         return lambda weights: np.full(len(weights), np.nan)
@@ -123,10 +123,12 @@ def interval_of(
 
 
 def _confusion_statistic(grades: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """(R, N) weights to (R, 5, 5) weighted counts, actual grade down and predicted grade across."""
+    """(R, N) weights to (R, C, C) weighted counts, C as many as occur, actual grade down and predicted grade across."""
     rows = np.flatnonzero(grades >= 0)
-    cells = np.eye(GRADES * GRADES)[grades[rows] * GRADES + predicted[rows]]
-    return lambda weights: (weights[:, rows] @ cells).reshape(-1, GRADES, GRADES)
+    grades, predicted = grades[rows], predicted[rows]
+    classes = int(max(grades.max(initial=0), predicted.max(initial=0))) + 1
+    cells = np.eye(classes * classes)[grades * classes + predicted]
+    return lambda weights: (weights[:, rows] @ cells).reshape(-1, classes, classes)
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -1,4 +1,9 @@
-"""Zero-shot grading: how well the most similar class prompt names the Kellgren-Lawrence grade."""
+"""Zero-shot grading: how well the most similar class prompt names the grade.
+
+Grades are integers 0 ... C-1 in order of severity: the positions of the task's labels.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.metrics import (
@@ -10,24 +15,22 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-GRADES = 5
-OSTEOARTHRITIS = 2
-"""Lowest grade with definite osteoarthritis: Kellgren & Lawrence 1957, doi:10.1136/ard.16.4.494."""
-
 
 def zero_shot_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float]:
     """Figures of the predicted grade argmax(scores).
 
     Args:
-        scores: (N, 5) of each image against each grade's prompts; only their order within a class or a row matters.
-        grades: (N,) integers 0-4.
+        scores: (N, C) of each image against each grade's prompts; only their order within a class or a row matters.
+        grades: (N,).
 
     Returns:
         those of `agreement_metrics`; macro_auroc and macro_auprc, the mean one-vs-rest areas over the grades that
         occur. What is undefined for these grades is left out (all without rows; the areas with a single grade).
     """
-    assert scores.shape == (len(grades), GRADES), (scores.shape, grades.shape)
-    metrics = agreement_metrics(grades, predicted_grades(scores))
+    if not len(grades):
+        return {}
+    assert len(scores) == len(grades), (scores.shape, grades.shape)
+    metrics = agreement_metrics(grades, predicted_grades(scores), scores.shape[1])
     present = np.unique(grades)
     if len(present) > 1:
         areas = [ranking_areas(grades == grade, scores[:, grade]) for grade in present]
@@ -35,8 +38,8 @@ def zero_shot_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float
     return metrics
 
 
-def agreement_metrics(grades: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """How well predicted grades (N,) agree with grades (N,), integers 0-4.
+def agreement_metrics(grades: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
+    """How well predicted grades (N,) agree with grades (N,), of so many classes.
 
     Returns:
         accuracy; balanced_accuracy, the mean recall over the grades that occur; adjacent_accuracy, off by one at most;
@@ -53,41 +56,42 @@ def agreement_metrics(grades: np.ndarray, predicted: np.ndarray) -> dict[str, fl
         "mae": float(off.mean()),
     }
     if len(np.union1d(grades, predicted)) > 1:
-        kappa = cohen_kappa_score(grades, predicted, labels=np.arange(GRADES), weights="quadratic")
+        kappa = cohen_kappa_score(grades, predicted, labels=np.arange(classes), weights="quadratic")
         metrics["quadratic_weighted_kappa"] = float(kappa)
     return metrics
 
 
-def grade_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float]:
-    """grade_<g>.{recall,auroc,auprc} of each grade that occurs, one against the rest.
+def grade_metrics(scores: np.ndarray, grades: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """grade_<name>.{recall,auroc,auprc} of each grade that occurs, one against the rest.
 
     Args:
-        scores: (N, 5), as in `zero_shot_metrics`. grades: (N,) integers 0-4.
+        scores: (N, C), as in `zero_shot_metrics`. grades: (N,). names: of the C grades.
     """
-    assert scores.shape == (len(grades), GRADES), (scores.shape, grades.shape)
+    if not len(grades):
+        return {}
+    assert scores.shape == (len(grades), len(names)), (scores.shape, grades.shape, names)
     predicted = predicted_grades(scores)
     metrics: dict[str, float] = {}
     for grade in np.unique(grades):
         truth = grades == grade
         figures = {"recall": float((predicted[truth] == grade).mean()), **ranking_areas(truth, scores[:, grade])}
-        metrics |= {f"grade_{grade}.{name}": value for name, value in figures.items()}
+        metrics |= {f"grade_{names[grade]}.{name}": value for name, value in figures.items()}
     return metrics
 
 
-def osteoarthritis_metrics(probabilities: np.ndarray, grades: np.ndarray) -> dict[str, float]:
-    """Is there definite osteoarthritis, grade 2 or more? By the summed probability of these grades, yes above 1/2.
+def positive_metrics(probabilities: np.ndarray, grades: np.ndarray, lowest: int) -> dict[str, float]:
+    """Is there the grade `lowest` or more? By the summed probability of these grades, yes above 1/2.
 
     Args:
-        probabilities: (N, 5), rows sum to 1. grades: (N,) integers 0-4.
+        probabilities: (N, C), rows sum to 1. grades: (N,).
 
     Returns:
         accuracy; sensitivity (of those with), specificity (of those without); auroc, auprc; undefined ones left out.
     """
-    assert probabilities.shape == (len(grades), GRADES), (probabilities.shape, grades.shape)
     if not len(grades):
         return {}
-    truth = grades >= OSTEOARTHRITIS
-    score = probabilities[:, OSTEOARTHRITIS:].sum(axis=1)
+    truth = grades >= lowest
+    score = probabilities[:, lowest:].sum(axis=1)
     right = (score > 0.5) == truth
     metrics = {"accuracy": float(right.mean())}
     for name, rows in (("sensitivity", truth), ("specificity", ~truth)):
@@ -107,13 +111,13 @@ def ranking_areas(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
 
 
 def predicted_grades(scores: np.ndarray) -> np.ndarray:
-    """(N, 5) scores to (N,) grades; of equal best scores the lowest grade."""
+    """(N, C) scores to (N,) grades; of equal best scores the lowest grade."""
     return scores.argmax(axis=1)
 
 
-def grade_confusion(grades: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """(5, 5) counts, actual grade down and predicted grade across."""
-    return confusion_matrix(grades, predicted, labels=np.arange(GRADES))
+def grade_confusion(grades: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(C, C) counts, actual grade down and predicted grade across."""
+    return confusion_matrix(grades, predicted, labels=np.arange(classes))
 
 
 def kappa_from_confusion(confusion: np.ndarray) -> np.ndarray:

@@ -37,6 +37,23 @@ def check_divisible(image_size: int, patch: int, source: str) -> None:
         )
 
 
+def check_task(params: Params, source: str) -> None:
+    """Raise `UsageError` where the sections `task` and `evaluate` do not speak of the same labels."""
+    labels, prompts = list(params.task.labels), params.evaluate.label_prompts
+    if missing := [label for label in labels if label not in prompts]:
+        raise UsageError(
+            f"{source}: evaluate.label_prompts: no prompts for {', '.join(missing)}; every one of task.labels "
+            f"({', '.join(labels)}) needs at least one"
+        )
+    if unknown := [label for label in prompts if label not in labels]:
+        raise UsageError(
+            f"{source}: evaluate.label_prompts: prompts for {', '.join(unknown)}, but task.labels are "
+            f"{', '.join(labels) or 'none'}"
+        )
+    if not (params.task.queries or params.infer.queries):
+        raise UsageError(f"{source}: task.queries: none; give the texts that an image is compared with by default")
+
+
 def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
     """Check what the params name outside themselves, before hours are spent: files, folders, hub revisions.
 

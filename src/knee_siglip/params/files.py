@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.core.paths import PARAMS
-from knee_siglip.params.checks import check_image_size
+from knee_siglip.params.checks import check_image_size, check_task
 from knee_siglip.params.sections import Params, Section
 
 
@@ -49,6 +49,7 @@ def parse_params(values: object, source: str = "params") -> Params:
     except ValidationError as error:
         raise UsageError("\n".join(_sentences(source, error))) from None
     check_image_size(params, source)
+    check_task(params, source)
     return params
 
 

@@ -1,12 +1,12 @@
 """Typed, frozen parameters: one class per section of params.yaml, with the defaults of the embedded run."""
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from knee_siglip.core.nesting import flatten
-from knee_siglip.task.knee import FINDINGS, KL_PROMPTS
+from knee_siglip.task import knee
 
 RAD_DINO = "microsoft/rad-dino"
 SIGLIP = "google/siglip-base-patch16-224"
@@ -41,6 +41,95 @@ class SampleParams(Section):
     patients: Annotated[int, Field(ge=8)] = 1060
     seed: Annotated[int, Field(ge=0)] = 0
     size: Annotated[int, Field(ge=512, le=4096)] = 512
+
+
+Prompts = Annotated[list[str], Field(min_length=1)]
+LabelName = Annotated[str, Field(pattern=r"^\w[\w +-]*$")]
+MetricName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+
+
+def _keys_as_text(value: object) -> object:
+    """YAML reads grades as numbers; JSON and checkpoints can only hold text keys."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+
+ByLabel = BeforeValidator(_keys_as_text)
+
+
+class PositiveParams(Section):
+    """The yes-or-no question behind the labels: `lowest` is the first label that counts as yes."""
+
+    name: MetricName
+    title: str
+    lowest: Annotated[LabelName, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
+
+
+class TaskParams(Section):
+    """What is asked of the images. The defaults are osteoarthritis of the knee; for another `subject`, nothing.
+
+    `labels`: of the column `label_column`, as it writes them, in order of severity, with a word for each; none: images
+    have no grades. `label_patterns`: label to the regular expression by which an impression names it, or
+    `kellgren-lawrence`, which reads impressions of knees. `side_words`: regular expression of the anatomy that `left`
+    and `right` are said of; null: images have no side. `normal`: a text for an image without any finding, against which
+    a phrase is held. `queries`: what an image is compared with when nothing is asked.
+    """
+
+    subject: Annotated[str, Field(min_length=1)] = knee.SUBJECT
+    label_column: Annotated[str, Field(pattern=r"^\w+$")] = "kl_grade"
+    label_title: str = "Kellgren-Lawrence grade"
+    label_short: str = "KL grade"
+    labels: Annotated[dict[LabelName, str], ByLabel] = knee.GRADE_WORDS
+    positive: PositiveParams | None = PositiveParams(**knee.OSTEOARTHRITIS)
+    label_patterns: Literal["kellgren-lawrence"] | Annotated[dict[LabelName, str], ByLabel] = "kellgren-lawrence"
+    side_words: str | None = knee.SIDE_WORDS
+    normal: Annotated[str, Field(min_length=1)] = knee.NORMAL
+    queries: list[str] = list(knee.USUAL_QUERIES)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_of_the_knee(cls, value: Any) -> Any:
+        """What is not said of another task must not be the knee's."""
+        if not isinstance(value, dict) or value.get("subject", knee.SUBJECT) == knee.SUBJECT:
+            return value
+        nothing: dict[str, Any] = {
+            "labels": {},
+            "positive": None,
+            "label_patterns": {},
+            "side_words": None,
+            "normal": f"Normal {value['subject']}.",
+            "queries": [],
+        }
+        return nothing | {"label_column": "grade", "label_title": "grade", "label_short": "grade"} | value
+
+    @field_validator("side_words")
+    @classmethod
+    def _side_words_are_an_expression(cls, value: str | None) -> str | None:
+        _check_expression("side_words", value or "")
+        return value
+
+    @model_validator(mode="after")
+    def _all_about_the_same_labels(self) -> Self:
+        labels = list(self.labels)
+        if len(labels) == 1:
+            raise ValueError("labels has a single one: give two or more in order of severity, or none")
+        if self.positive is not None and self.positive.lowest not in labels[1:]:
+            raise ValueError(f"positive.lowest = {self.positive.lowest!r}: must be one of labels, not the first")
+        if isinstance(self.label_patterns, str):
+            if labels != list(knee.GRADE_WORDS):
+                raise ValueError("label_patterns = 'kellgren-lawrence' needs the labels 0, 1, 2, 3, 4; give your own")
+            return self
+        if unknown := sorted(self.label_patterns.keys() - self.labels.keys()):
+            raise ValueError(f"label_patterns has {unknown[0]!r}, which is none of labels")
+        for label, pattern in self.label_patterns.items():
+            _check_expression(f"label_patterns.{label}", pattern)
+        return self
+
+
+def _check_expression(key: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{key} = {pattern!r} is no regular expression: {error}") from None
 
 
 class ValidateParams(Section):
@@ -160,11 +249,6 @@ class TrainParams(Section):
         return self
 
 
-Grade = Literal["0", "1", "2", "3", "4"]
-
-Prompts = Annotated[list[str], Field(min_length=1)]
-
-
 class FindingParams(Section):
     """A finding that is looked for without training: prompts for it and against it, and what knows the truth.
 
@@ -181,15 +265,8 @@ class FindingParams(Section):
     def _one_truth(self) -> Self:
         if (self.column is None) == (self.text is None):
             raise ValueError("give exactly one of column and text, which tells who has the finding")
-        if self.text is not None:
-            try:
-                re.compile(self.text)
-            except re.error as error:
-                raise ValueError(f"text = {self.text!r} is no regular expression: {error}") from None
+        _check_expression("text", self.text or "")
         return self
-
-
-FindingName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 
 
 class GroundingParams(Section):
@@ -204,7 +281,9 @@ class GroundingParams(Section):
 
 
 class EvaluateParams(Section):
-    """`kl_prompts`: the texts whose mean embedding stands for each Kellgren-Lawrence grade.
+    """`label_prompts`: the texts whose mean embedding stands for each of `task.labels`.
+
+    For the knee's grades it may be called `kl_prompts`, as it is in params.yaml.
 
     `findings`: what else is looked for. `subgroups`: columns by whose values the headline metrics are told apart.
     `robustness`: measure disturbed images too. `gallery`: queries shown on the page.
@@ -212,31 +291,28 @@ class EvaluateParams(Section):
 
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["test"]
     batch_size: Annotated[int, Field(ge=2)] = 64
-    kl_prompts: dict[Grade, Prompts] = {grade: KL_PROMPTS[grade] for grade in get_args(Grade)}
-    findings: dict[FindingName, FindingParams] = {name: FindingParams(**values) for name, values in FINDINGS.items()}
+    label_prompts: Annotated[dict[LabelName, Prompts], ByLabel] = knee.KL_PROMPTS
+    findings: dict[MetricName, FindingParams] = {
+        name: FindingParams(**values) for name, values in knee.FINDINGS.items()
+    }
     subgroups: list[str] = ["side", "view", "kl_grade"]
     robustness: bool = True
     grounding: GroundingParams = GroundingParams()
     gallery: Annotated[int, Field(ge=0, le=100)] = 6
 
-    @field_validator("kl_prompts", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _grades_as_text(cls, value: object) -> object:
-        """YAML reads the grades as numbers; JSON and checkpoints can only hold text keys."""
-        return {str(grade): prompts for grade, prompts in value.items()} if isinstance(value, dict) else value
-
-    @field_validator("kl_prompts")
-    @classmethod
-    def _every_grade(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
-        if missing := sorted(set("01234") - set(value)):
-            raise ValueError(f"no prompts for grade {', '.join(missing)}; every grade 0-4 needs at least one")
+    def _knees_name(cls, value: Any) -> Any:
+        """The knee's name of `label_prompts`, which older checkpoints hold too."""
+        if isinstance(value, dict) and "kl_prompts" in value and "label_prompts" not in value:
+            return {"label_prompts" if key == "kl_prompts" else key: item for key, item in value.items()}
         return value
 
 
 class InferParams(Section):
     """`csv_path`: a CSV with `img_path`, or the manifest, of which the rows of `split` are taken.
 
-    No `queries`: the usual ones.
+    No `queries`: the task's.
     """
 
     csv_path: str = "data/validated/manifest.parquet"
@@ -264,6 +340,7 @@ class Params(Section):
     image_size: Annotated[int, Field(ge=28, le=4096)] = 224
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: DataParams = DataParams()
+    task: TaskParams = TaskParams()
     sample: SampleParams = SampleParams()
     validate_: ValidateParams = Field(default=ValidateParams(), alias="validate")
     preprocess: PreprocessParams = PreprocessParams()
@@ -272,6 +349,20 @@ class Params(Section):
     evaluate: EvaluateParams = EvaluateParams()
     infer: InferParams = InferParams()
     tracking: TrackingParams = TrackingParams()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_of_the_knee(cls, value: Any) -> Any:
+        """What is not said of another task must not be the knee's: its prompts, findings and subgroups."""
+        task = value.get("task") if isinstance(value, dict) else None
+        if not isinstance(task, dict) or task.get("subject", knee.SUBJECT) == knee.SUBJECT:
+            return value
+        evaluate = value.get("evaluate", {})
+        if not isinstance(evaluate, dict):
+            return value
+        subgroups = ["side", "view", task.get("label_column", "grade")]
+        nothing = {"label_prompts": {}, "findings": {}, "subgroups": subgroups}
+        return value | {"evaluate": nothing | evaluate}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict with the keys of params.yaml."""

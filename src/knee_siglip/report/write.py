@@ -5,6 +5,7 @@ from pathlib import Path
 
 from knee_siglip.core.metrics_file import read_json, write_metrics
 from knee_siglip.params.sections import Params
+from knee_siglip.params.tasks import task_of
 from knee_siglip.report.evaluation.page import write_page
 from knee_siglip.report.evaluation.results import read_results
 from knee_siglip.report.headline import headline_metrics
@@ -32,8 +33,10 @@ def write_report(params: Params, files: ReportFiles) -> None:
     Raises:
         UserError: nothing was evaluated.
     """
-    write_validation_page(files.validation, Path(params.data.csv))
+    write_validation_page(files.validation, Path(params.data.csv), task_of(params))
     results = read_results(files.evaluation, files.training / "live")
     write_page(files.evaluation / "index.html", results)
-    metrics = [read_json(folder / "metrics.json") for folder in (files.evaluation, files.training, files.validation)]
-    write_metrics(files.headline, headline_metrics(*metrics))
+    evaluation = read_json(files.evaluation / "metrics.json")
+    training = read_json(files.training / "metrics.json")
+    validation = read_json(files.validation / "metrics.json")
+    write_metrics(files.headline, headline_metrics(evaluation, training, validation, results.shown.task))

@@ -14,9 +14,6 @@ from knee_siglip.explain.overlays import draw_overlay, enlarge
 from knee_siglip.imaging.fit.transform import load_pixels
 from knee_siglip.inference.predictor import Prediction, Predictor
 from knee_siglip.tables.text import normalise_text
-from knee_siglip.task.queries import USUAL_QUERIES
-
-NORMAL = "Normal knee joint."
 
 Image = Path | str | np.ndarray
 """A file (PNG, JPEG, TIFF or DICOM), or its greys: uint8 (H, W), bone bright."""
@@ -43,8 +40,8 @@ class KneeModel:
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
-    def predict(self, images: Sequence[Image], queries: Sequence[str] = USUAL_QUERIES) -> list[Prediction]:
-        """Rank the queries for each image, best first, and grade it.
+    def predict(self, images: Sequence[Image], queries: Sequence[str] | None = None) -> list[Prediction]:
+        """Rank the queries, by default the task's, for each image, best first, and grade it.
 
         Raises:
             ImageError: naming the file that cannot be read.
@@ -54,13 +51,19 @@ class KneeModel:
             return []
         return self.predictor.predict(np.stack([self._pixels(image) for image in images]), queries)
 
-    def explain(self, image: Image, phrase: str, against: str = NORMAL, method: str = "occlusion") -> Explanation:
+    @property
+    def normal(self) -> str:
+        """What a phrase is held against by default: a text for an image without any finding."""
+        return self.predictor.task.normal
+
+    def explain(self, image: Image, phrase: str, against: str | None = None, method: str = "occlusion") -> Explanation:
         """Map where the image speaks for `phrase` rather than `against`; for the methods see docs/metrics.md.
 
         Raises:
             ImageError: naming the file that cannot be read.
             UsageError: of `check_question`, or the array is no grey image.
         """
+        against = self.normal if against is None else against
         check_question(phrase, against, method)
         model, pixels = self.predictor.checkpoint.model, self._pixels(image)
         wanted, unwanted = torch.from_numpy(self.predictor.embed_queries((phrase, against))).to(model.device)
@@ -77,14 +80,14 @@ class KneeModel:
         return self.predictor.transform(image)
 
 
-def check_question(phrase: str, against: str, method: str) -> None:
-    """Check what `explain` is asked, before a model is loaded.
+def check_question(phrase: str, against: str | None, method: str) -> None:
+    """Check what `explain` is asked, before a model is loaded; without `against`, the rest.
 
     Raises:
         UsageError: a text is empty, both are the same to the encoder, or there is no such method.
     """
-    texts = [normalise_text(text) for text in (phrase, against)]
-    if not all(texts) or texts[0] == texts[1]:
+    texts = [normalise_text(text) for text in (phrase, against) if text is not None]
+    if not all(texts) or len(set(texts)) < len(texts):
         raise UsageError("phrase and against must be texts, and not the same one")
     if method not in METHODS:
         raise UsageError(f"method = {method!r}: there are {', '.join(METHODS)}")

@@ -19,7 +19,7 @@ original; text: the normalised impression; flags: what was noticed and kept, joi
 
 
 def read_manifest(path: Path = MANIFEST) -> pd.DataFrame:
-    """Rows in the input's order; input columns as text, `kl_grade` as nullable Int64.
+    """Rows in the input's order; input columns as text, labels that are numbers as nullable Int64.
 
     Raises:
         UserError: there is no manifest, or the file is none.

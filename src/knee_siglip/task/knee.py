@@ -1,6 +1,19 @@
-"""Texts that stand for a Kellgren-Lawrence grade or a finding, in the manner of impressions: params.yaml's defaults."""
+"""The task of params.yaml's defaults: osteoarthritis of the knee, graded by Kellgren and Lawrence, and findings."""
 
 from typing import Any
+
+SUBJECT, NORMAL = "knee", "Normal knee joint."
+
+GRADE_WORDS = {"0": "none", "1": "doubtful", "2": "mild", "3": "moderate", "4": "severe"}
+"""Of osteoarthritis by Kellgren and Lawrence 1957, Ann Rheum Dis 16:494."""
+
+OSTEOARTHRITIS = {"name": "oa", "title": "osteoarthritis", "lowest": "2"}
+"""Grade 2 is the lowest with definite osteoarthritis: Kellgren & Lawrence 1957, doi:10.1136/ard.16.4.494."""
+
+SIDE_WORDS = (
+    "knee|joint|genu|tibia|tibial|femur|femoral|fibula|fibular|patella|patellar|patellofemoral|tibiofemoral|"
+    "femorotibial|meniscus|compartment|leg|limb|lower extremity|tka|tkr|gonarthrosis"
+)
 
 KL_WORDINGS: dict[str, tuple[str, ...]] = {
     "0": (
@@ -87,3 +100,20 @@ FINDINGS: dict[str, dict[str, Any]] = {
         ),
     )
 }
+
+USUAL_QUERIES: tuple[str, ...] = (
+    "Normal knee",
+    "Doubtful osteoarthritis of the knee",
+    "Mild osteoarthritis of the knee",
+    "Moderate osteoarthritis of the knee",
+    "Severe osteoarthritis of the knee",
+    "Joint space narrowing",
+    "Osteophytes",
+    "Joint effusion",
+    "Tibial plateau fracture",
+    "Patellofemoral arthritis",
+)
+"""In the manner of the impressions: normal, osteoarthritis by severity (Kellgren-Lawrence 1-4), single findings.
+
+Short texts like those of training; a question, or "an X-ray image of ...", would be far from all of them.
+"""

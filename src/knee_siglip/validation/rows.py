@@ -4,16 +4,17 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, add_flag
+from knee_siglip.task.task import Labels
 from knee_siglip.validation.images.inspection import Failure, Result
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.row_issues import issues_of_rows
 
 REQUIRED = ("img_path", "impression", "split")
-GRADES = range(5)
 
 SPLIT_SYNONYMS = {
     **{split: split for split in SPLITS},
@@ -82,24 +83,25 @@ def check_split_counts(table: pd.DataFrame, csv: Path) -> list[Issue]:
     ]
 
 
-def check_grades(table: pd.DataFrame) -> list[Issue]:
-    """`kl_grade`, where there is one, is 0-4 or empty."""
-    if "kl_grade" not in table.columns:
+def check_labels(table: pd.DataFrame, labels: Labels) -> list[Issue]:
+    """The column of labels, where there is one, holds one of them or nothing."""
+    if not labels or labels.column not in table.columns:
         return []
+    allowed = f"allowed: {', '.join(labels.values)} or empty"
     return [
-        Issue("error", "bad_kl_grade", row, path, f"kl_grade is {shorten(value)!r}; allowed: 0, 1, 2, 3, 4 or empty")
-        for row, path, value in _cells(table, "kl_grade")
-        if value.strip() and parse_grade(value) is None
+        Issue("error", "bad_label", row, path, f"{labels.column} is {shorten(value)!r}; {allowed}")
+        for row, path, value in _cells(table, labels.column)
+        if value.strip() and labels.position(value) < 0
     ]
 
 
-def parse_grade(value: str) -> int | None:
-    """`3` and pandas' `3.0` to 3; None where the cell is empty or no grade."""
-    try:
-        grade = float(value)
-    except ValueError:
-        return None
-    return int(grade) if grade in GRADES else None
+def parse_labels(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
+    """The table with its column of labels, where there is one, as numbers or text; missing where there is none."""
+    if not labels or labels.column not in table.columns:
+        return table
+    grades = labels.positions(table[labels.column])
+    cells: list[Any] = [labels.cell(grade) if grade >= 0 else None for grade in grades]
+    return table.assign(**{labels.column: pd.array(cells, dtype="Int64" if labels.are_numbers else "string")})
 
 
 def check_duplicate_rows(table: pd.DataFrame) -> list[Issue]:

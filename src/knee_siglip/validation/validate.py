@@ -11,9 +11,11 @@ import pandas as pd
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.params.sections import Params
+from knee_siglip.params.tasks import task_of
 from knee_siglip.tables.manifest import write_manifest
 from knee_siglip.tables.table import TableError, read_table
 from knee_siglip.tables.text import load_tokenizer, normalise_text
+from knee_siglip.task.task import Task
 from knee_siglip.validation import rows as checks
 from knee_siglip.validation.images.inspection import NO_FACTS, ImageFacts, Result, inspect_images
 from knee_siglip.validation.images.near_duplicates import near_duplicate_pairs
@@ -84,42 +86,43 @@ def _check(params: Params, text_encoder: Path) -> Outcome:
     if issues := checks.check_columns(table, csv):
         return Outcome(NOTHING_READ, issues, counts(NOTHING_READ), NOTHING_READ)
     carried = table[table.columns.intersection(list(WORKING_COLUMNS))]
+    task = task_of(params)
     patients, unknown = leakage.patient_ids(table, params.data.patient_id_pattern)
     files = checks.image_files(table, csv)
     inspected = inspect_images(name for name in files if name)
     issues = [
         *checks.check_splits(table),
-        *checks.check_grades(table),
+        *checks.check_labels(table, task.labels),
         *checks.check_duplicate_rows(table),
         *unknown,
         *checks.check_images(table, files, inspected),
         *checks.check_outside(files, params.data.images),
     ]
-    table = _add_columns(table, patients, files, inspected)
+    table = checks.parse_labels(_add_columns(table, patients, files, inspected), task.labels)
     pairs = near_duplicate_pairs(table)
     table, leaks = leakage.find_leaks(table, params.validate_.on_leak, pairs)
     issues += [*leaks, *leakage.check_repeated_images(table), *checks.check_split_counts(table, csv)]
-    table, more, figures = _examine(table, params, text_encoder)
+    table, more, figures = _examine(table, params, task, text_encoder)
     return Outcome(table, issues + more, figures, carried)
 
 
 def _examine(
-    table: pd.DataFrame, params: Params, text_encoder: Path
+    table: pd.DataFrame, params: Params, task: Task, text_encoder: Path
 ) -> tuple[pd.DataFrame, list[Issue], dict[str, Any]]:
     """The checks and figures of the rows that stay."""
     tokenizer = load_tokenizer(text_encoder) if text_encoder.is_dir() else None
     length = params.model.max_text_length
     table, looks = checks.check_appearance(table)
-    shift, shifted = check_shift(table)
-    shortcuts, predictable = check_shortcuts(table)
+    shift, shifted = check_shift(table, task)
+    shortcuts, predictable = check_shortcuts(table, task)
     figures = {
         **counts(table),
-        "splits": cohort_metrics(table),
+        "splits": cohort_metrics(table, task),
         "texts": text_metrics(table, tokenizer, length),
         "shift": shift,
         "shortcuts": shortcuts,
     }
-    return table, [*looks, *check_texts(table, tokenizer, length), *shifted, *predictable], figures
+    return table, [*looks, *check_texts(table, tokenizer, length, task), *shifted, *predictable], figures
 
 
 def _add_columns(
@@ -129,7 +132,7 @@ def _add_columns(
     found = [image if isinstance(image := inspected.get(name), ImageFacts) else NO_FACTS for name in files]
     facts = {field.name: [getattr(image, field.name) for image in found] for field in fields(ImageFacts)}
     made = ("image_id", "width", "height", "bits")
-    table = table.assign(
+    return table.assign(
         patient_id=patients,
         image_file=files,
         **{name: facts[name] for name in made},
@@ -137,10 +140,6 @@ def _add_columns(
         flags="",
         **{name: facts[name] for name in WORKING_COLUMNS},
     )
-    if "kl_grade" in table.columns:
-        grades = [checks.parse_grade(value) for value in table["kl_grade"]]
-        table["kl_grade"] = pd.array(grades, dtype="Int64")
-    return table
 
 
 def _summary(errors: Sequence[Issue]) -> str:

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 from knee_siglip.core.paths import PREDICTIONS
-from knee_siglip.evaluation.headline import HEADLINES
+from knee_siglip.evaluation.headline import headlines
 from knee_siglip.metrics.bootstrap import RESAMPLES
+from toys import KNEE
 
 STAGE = f"""
 stages:
@@ -95,7 +96,7 @@ def test_a_branch_and_an_experiment_are_one_table_of_100_columns(compare: Run) -
     lines = printed.splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[:3] == ["A: main", "B: poorer", "70 rows of 35 patients, split test"]
-    for name in HEADLINES:
+    for name in headlines(KNEE.labels):
         (line,) = [line for line in lines if line.startswith(f"{name} ")]
         cells = line.split()
         assert len(cells) == 9
@@ -112,7 +113,7 @@ def test_json_holds_the_figures_unrounded(compare: Run) -> None:
     assert code == 0
     facts = {"a": "v1", "b": "workspace", "split": "test", "rows": 70, "patients": 35, "resamples": RESAMPLES}
     assert answer.items() >= facts.items()
-    assert [row["metric"] for row in answer["metrics"]] == list(HEADLINES)
+    assert [row["metric"] for row in answer["metrics"]] == list(headlines(KNEE.labels))
     (accuracy,) = [row for row in answer["metrics"] if row["metric"] == "zero_shot_kl.accuracy"]
     tables = [predictions(wrong).iloc[:70] for wrong in (0.1, 0.6)]
     expected = [float((table["kl_grade"] == table["kl_grade_predicted"]).mean()) for table in tables]
@@ -156,7 +157,7 @@ def test_the_project_is_found_from_a_folder_in_it(compare: Run, project: Path, m
         ),
         (["main", "poorer", "--metric", "loss"], 2, "loss is no headline metric; there are contrastive_accuracy, "),
         (["main", "poorer", "--csv", "no/such/folder.csv"], 2, "--csv no/such/folder.csv"),
-        (["main", "words.parquet"], 1, "its column kl_grade_predicted holds no numbers"),
+        (["main", "words.parquet"], 1, "its column kl_grade_predicted holds no labels"),
         (["main", "other.parquet"], 1, "holds no predictions of this project: it lacks the column img_path"),
         (["main", "text.parquet"], 1, "the predictions of text.parquet cannot be read as predictions"),
         (["main", "fewer.parquet"], 1, "2 only in A (0.png, 1.png)"),

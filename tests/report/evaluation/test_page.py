@@ -94,7 +94,7 @@ def test_a_mistake_says_what_reader_and_model_saw(evaluation) -> None:
 
 def test_subgroups_flag_gaps_and_list_what_is_too_small(evaluation) -> None:
     page = evaluation.page().section("subgroups")
-    assert "side: right (33 images): grade (Kellgren-Lawrence) exactly right 60.0 %, over all 85.0 %" in page.text
+    assert "side: right (33 images): grade exactly right 60.0 %, over all 85.0 %" in page.text
     assert "Too few images for a figure: view: skyline (3 images)." in page.text
     assert len(page.of("circle", "over")) == 1
     assert len(page.of("svg", "chart")) == 1

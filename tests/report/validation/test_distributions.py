@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from knee_siglip.report.validation.distributions import distribution_charts
+from toys import KNEE
 
 
 def make(**columns: object) -> pd.DataFrame:
@@ -13,11 +14,11 @@ def make(**columns: object) -> pd.DataFrame:
 
 
 def titles(table: pd.DataFrame) -> list[str]:
-    return [chart.title for chart in distribution_charts(table)]
+    return [chart.title for chart in distribution_charts(table, KNEE)]
 
 
 def test_shares_are_of_the_split() -> None:
-    (chart,) = distribution_charts(make(side=["left", "Left ", "right", "right"]))
+    (chart,) = distribution_charts(make(side=["left", "Left ", "right", "right"]), KNEE)
     assert chart.title == "Side"
     for share in ("67 %", "33 %", "100 %", "0 %"):
         assert f">{share}<" in chart.svg
@@ -25,7 +26,7 @@ def test_shares_are_of_the_split() -> None:
 
 
 def test_unknown_grades_are_told_and_not_counted() -> None:
-    (chart,) = distribution_charts(make(kl_grade=pd.array([0, 1, None, 1], dtype="Int64")))
+    (chart,) = distribution_charts(make(kl_grade=pd.array([0, 1, None, 1], dtype="Int64")), KNEE)
     assert ">50 %<" in chart.svg
     assert chart.note == "Left out: rows without a grade (1)."
 
@@ -47,7 +48,7 @@ def test_few_sizes_are_named_and_many_are_histograms() -> None:
 
 def test_rare_values_are_counted_together() -> None:
     table = pd.DataFrame({"split": "train", "image_id": "a", "view": [f"v{number:02d}" for number in range(40)]})
-    (chart,) = distribution_charts(table)
+    (chart,) = distribution_charts(table, KNEE)
     assert ">other<" in chart.svg
     assert chart.note == "40 values; the rarer ones are counted together."
 
@@ -55,7 +56,7 @@ def test_rare_values_are_counted_together() -> None:
 def test_one_huge_value_does_not_squeeze_the_rest() -> None:
     values = np.concatenate([np.linspace(50, 150, 1000), [1e9]])
     table = pd.DataFrame({"split": "train", "image_id": "a", "mean": values})
-    (chart,) = distribution_charts(table)
+    (chart,) = distribution_charts(table, KNEE)
     assert ">100<" in chart.svg
     assert "the outermost bins hold what lies beyond" in chart.note
     assert "1,000,000,000" in chart.note
@@ -63,11 +64,11 @@ def test_one_huge_value_does_not_squeeze_the_rest() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_is_left_out(bad: float) -> None:
-    (chart,) = distribution_charts(make(mean=[bad, 1.0, 2.0, 3.0]))
+    (chart,) = distribution_charts(make(mean=[bad, 1.0, 2.0, 3.0]), KNEE)
     assert ">50 %<" in chart.svg
 
 
 def test_tables_without_rows_splits_or_columns_have_no_charts() -> None:
-    assert distribution_charts(pd.DataFrame()) == []
-    assert distribution_charts(make().iloc[:0]) == []
-    assert distribution_charts(make().drop(columns="image_id")) == []
+    assert distribution_charts(pd.DataFrame(), KNEE) == []
+    assert distribution_charts(make().iloc[:0], KNEE) == []
+    assert distribution_charts(make().drop(columns="image_id"), KNEE) == []

@@ -15,6 +15,7 @@ from knee_siglip.report.validation.page import write_page, write_validation_page
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.outputs import read_issues, write_results
 from pages import Page, assert_shows_well, assert_stands_alone
+from toys import KNEE
 
 CSV = Path("data/train.csv")
 SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
@@ -69,7 +70,7 @@ def page_of(
     table: pd.DataFrame, issues: Sequence[Issue] = (), metrics: dict[str, Any] | None = None, csv: Path = CSV
 ) -> Page:
     path = Path("reports/validation/index.html")
-    write_page(path, csv, table, issues, METRICS if metrics is None else metrics)
+    write_page(path, csv, table, issues, METRICS if metrics is None else metrics, KNEE)
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -95,14 +96,14 @@ def test_what_validation_leaves_on_disk_gives_the_same_page(table: pd.DataFrame)
     write_results(folder, table, issues, {name: value for name, value in METRICS.items() if name not in counted})
     assert read_issues(folder) == issues
     metrics = METRICS | {"errors": 2, "warnings": 2}
-    page = write_validation_page(folder, CSV)
+    page = write_validation_page(folder, CSV, KNEE)
     assert page == folder / "index.html"
     drawn = page.read_text(encoding="utf-8")
     assert drawn == page_of(table, issues, metrics).html
 
 
 def test_without_a_validation_there_is_no_page(tmp_path: Path) -> None:
-    assert write_validation_page(tmp_path, CSV) is None
+    assert write_validation_page(tmp_path, CSV, KNEE) is None
 
 
 def test_both_sides_of_a_leak_stand_beside_each_other(table: pd.DataFrame) -> None:
@@ -110,7 +111,14 @@ def test_both_sides_of_a_leak_stand_beside_each_other(table: pd.DataFrame) -> No
     pair = page.html[page.html.index('class="pair"') :].split("</li>")[0]
     assert pair.count("<img ") == 2
     shown = Page(pair[len('class="pair">') :]).text
-    for words in ("train, row 3, patient Q1", "test, row 12, patient Q10", "P01.png", "P10.png", "KL 1", "KL 4"):
+    for words in (
+        "train, row 3, patient Q1",
+        "test, row 12, patient Q10",
+        "P01.png",
+        "P10.png",
+        "KL grade 1",
+        "KL grade 4",
+    ):
         assert words in shown
 
 
@@ -169,7 +177,7 @@ def test_findings_and_pictures_are_capped_and_the_rest_is_counted(
     monkeypatch.setattr(pictured_issues, "PICTURES_SHOWN", 9)
     checks = ("flat_image", "inverted_image", "repeated_image")
     issues = [Issue("warning", check, 2 + n % 12, "images/a.png", f"no. {n}") for check in checks for n in range(70)]
-    issues += [Issue("error", "bad_kl_grade", 2, "images/a.png", f"grade {n}") for n in range(70)]
+    issues += [Issue("error", "bad_label", 2, "images/a.png", f"grade {n}") for n in range(70)]
     page = page_of(table, issues)
     assert page.text.count("The first 50 of 70; the other 20 are in issues.csv.") == 4
     pictured = page.html[: page.html.index('id="examples"')]

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from knee_siglip.validation.splits.cohort import VALUES_SHOWN, cohort_metrics, counts, patient_numbers
+from toys import KNEE
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def table() -> pd.DataFrame:
 
 
 def test_split_holds_rows_patients_grades_and_images(table: pd.DataFrame) -> None:
-    assert cohort_metrics(table)["train"] == {
+    assert cohort_metrics(table, KNEE)["train"] == {
         "rows": 3,
         "patients": 2,
         "images": 2,
@@ -51,19 +52,19 @@ def test_split_holds_rows_patients_grades_and_images(table: pd.DataFrame) -> Non
 
 
 def test_every_split_has_the_same_views_and_sides(table: pd.DataFrame) -> None:
-    facts = cohort_metrics(table)
+    facts = cohort_metrics(table, KNEE)
     assert facts["test"]["views"] == {"ap": 2, "lateral": 0}
     assert facts["test"]["sides"] == {"left": 1, "right": 0, "unknown": 1}
 
 
 def test_empty_split_and_empty_table_hold_no_nan(table: pd.DataFrame) -> None:
     for rows in (table, table.iloc[:0], table.assign(image_id="")):
-        text = json.dumps(cohort_metrics(rows), allow_nan=False)
+        text = json.dumps(cohort_metrics(rows, KNEE), allow_nan=False)
         assert json.loads(text)["val"]["rows"] == 0
 
 
 def test_columns_that_a_table_lacks_have_no_key(table: pd.DataFrame) -> None:
-    facts = cohort_metrics(table[["split", "patient_id", "image_id", "text"]])
+    facts = cohort_metrics(table[["split", "patient_id", "image_id", "text"]], KNEE)
     assert set(facts["train"]) == {
         "rows",
         "patients",
@@ -78,7 +79,7 @@ def test_free_text_in_a_column_does_not_fill_the_metrics() -> None:
     count = VALUES_SHOWN + 15
     names = [f"view {number}" for number in range(count)]
     table = pd.DataFrame({"split": "train", "patient_id": "", "image_id": "", "text": "a knee", "view": names})
-    views = cohort_metrics(table)["train"]["views"]
+    views = cohort_metrics(table, KNEE)["train"]["views"]
     assert len(views) == VALUES_SHOWN + 1
     assert views["other"] == 15
 

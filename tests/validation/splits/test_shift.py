@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from knee_siglip.validation.splits.shift import Weighted, check_shift, cramers_v, kolmogorov_smirnov
+from toys import KNEE
 
 MakeCohort = Callable[..., pd.DataFrame]
 
@@ -45,7 +46,7 @@ def make_cohort() -> MakeCohort:
 
 
 def _alarms(table: pd.DataFrame) -> list[str]:
-    return [issue.message for issue in check_shift(table)[1]]
+    return [issue.message for issue in check_shift(table, KNEE)[1]]
 
 
 def _in(table: pd.DataFrame, split: str) -> np.ndarray:
@@ -60,7 +61,7 @@ def test_random_splits_give_no_alarm(make_cohort: MakeCohort) -> None:
 def test_brighter_test_images_are_named_with_both_medians(make_cohort: MakeCohort) -> None:
     table = make_cohort()
     table["mean"] += 30 * _in(table, "test")
-    figures, issues = check_shift(table)
+    figures, issues = check_shift(table, KNEE)
     (issue,) = issues
     assert (issue.severity, issue.check, issue.row) == ("warning", "distribution_shift", None)
     assert issue.message.startswith("the mean grey (0-255) differs between train and test: median 1")
@@ -105,7 +106,7 @@ def test_grades_that_gather_at_both_ends_are_named_by_their_share(make_cohort: M
 def test_a_trifle_among_many_rows_is_no_alarm(make_cohort: MakeCohort) -> None:
     table = make_cohort(patients=20_000)
     table["mean"] += 2.5 * _in(table, "test")
-    figures, issues = check_shift(table)
+    figures, issues = check_shift(table, KNEE)
     assert figures["test"]["mean"]["ks_p"] < 0.01
     assert issues == []
 
@@ -120,7 +121,7 @@ def test_many_images_of_a_patient_are_no_evidence_of_their_own(make_cohort: Make
     few["mean"] += 8 * _in(few, "test")
     copies = [few.assign(image_id=few["image_id"] + f"-{copy}") for copy in range(10)]
     many = pd.concat(copies, ignore_index=True)
-    assert check_shift(many)[0] == check_shift(few)[0]
+    assert check_shift(many, KNEE)[0] == check_shift(few, KNEE)[0]
     assert _alarms(few) == _alarms(many) == []
     assert len(_alarms(many.assign(patient_id=""))) > 0
 
@@ -131,7 +132,7 @@ def test_unreadable_images_and_unknown_grades_are_left_out(make_cohort: MakeCoho
     table.loc[broken, ["mean", "width", "height", "std", "file_bytes"]] = 0
     table.loc[broken, "image_id"] = ""
     table.loc[_in(table, "val"), "kl_grade"] = pd.NA
-    figures, issues = check_shift(table)
+    figures, issues = check_shift(table, KNEE)
     assert issues == []
     assert "kl_grade" not in figures["val"]
 
@@ -139,7 +140,7 @@ def test_unreadable_images_and_unknown_grades_are_left_out(make_cohort: MakeCoho
 def test_tables_with_little_in_them_are_not_compared(make_cohort: MakeCohort) -> None:
     table = make_cohort()
     for rows in (table.iloc[:0], table[table["split"] == "train"], table.iloc[:8]):
-        assert check_shift(rows) == ({}, [])
+        assert check_shift(rows, KNEE) == ({}, [])
 
 
 def test_cramers_v_is_zero_for_equal_and_one_for_disjoint_shares() -> None:

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from knee_siglip.validation.splits import shortcuts
 from knee_siglip.validation.splits.shortcuts import check_shortcuts, clustered_auroc
+from toys import KNEE
 
 MakeCohort = Callable[..., pd.DataFrame]
 
@@ -42,7 +43,7 @@ def make_cohort() -> MakeCohort:
 
 
 def _only_alarm(table: pd.DataFrame) -> tuple[str, str]:
-    _, (issue,) = check_shortcuts(table)
+    _, (issue,) = check_shortcuts(table, KNEE)
     assert (issue.severity, issue.row) == ("warning", None)
     return issue.check, issue.message
 
@@ -52,22 +53,22 @@ def test_bit_depth_that_gives_a_grade_away_is_found(make_cohort: MakeCohort) -> 
     deep = (table["kl_grade"] == 4).to_numpy()
     table = table.assign(bits=np.where(deep, 16, 8), kind=np.where(deep, "PNG I;16", "PNG L"))
     check, message = _only_alarm(table)
-    assert check == "kl_grade_shortcut"
+    assert check == "grade_shortcut"
     assert message.startswith("the bit depth and file format tell kl_grade 4 from the rest")
-    assert check_shortcuts(table)[0]["kl_grade"]["depth"]["highest"] == 1.0
+    assert check_shortcuts(table, KNEE)[0]["kl_grade"]["depth"]["highest"] == 1.0
 
 
 def test_file_format_alone_is_found(make_cohort: MakeCohort) -> None:
     table = make_cohort()
     check, message = _only_alarm(table.assign(kind=np.where(table["kl_grade"] >= 2, "JPEG L", "PNG L")))
-    assert check == "kl_grade_shortcut"
+    assert check == "grade_shortcut"
     assert "bit depth and file format" in message
 
 
 def test_mean_grey_that_follows_the_grade_is_found(make_cohort: MakeCohort) -> None:
     table = make_cohort()
     check, message = _only_alarm(table.assign(mean=table["mean"] + 40 * table["kl_grade"].astype(float)))
-    assert check == "kl_grade_shortcut"
+    assert check == "grade_shortcut"
     assert "the mean and spread of the greys" in message
 
 
@@ -76,7 +77,7 @@ def test_a_middle_range_is_found_as_well_as_a_trend(make_cohort: MakeCohort) -> 
     middle = table["file_bytes"].between(62_000, 78_000)
     grades = pd.array(np.where(middle, 3, 0), dtype="Int64")
     check, message = _only_alarm(table.assign(kl_grade=grades))
-    assert check == "kl_grade_shortcut"
+    assert check == "grade_shortcut"
     assert "the file size tells kl_grade" in message
 
 
@@ -101,13 +102,13 @@ def test_features_that_only_together_give_it_away_are_named_as_such(make_cohort:
     table = make_cohort(patients=400)
     large, bright = table["file_bytes"] > 66_000, table["mean"] > 115
     check, message = _only_alarm(table.assign(kl_grade=pd.array(np.where(large != bright, 3, 0), dtype="Int64")))
-    assert check == "kl_grade_shortcut"
+    assert check == "grade_shortcut"
     assert message.startswith("file size, dimensions, bit depth and mean grey together tell kl_grade")
 
 
 def test_shuffled_labels_give_no_alarm(make_cohort: MakeCohort) -> None:
     for seed in range(5):
-        assert check_shortcuts(make_cohort(patients=(30, 60, 150)[seed % 3], seed=seed))[1] == []
+        assert check_shortcuts(make_cohort(patients=(30, 60, 150)[seed % 3], seed=seed), KNEE)[1] == []
 
 
 def test_a_feature_of_the_patient_is_not_learnt_by_heart(make_cohort: MakeCohort) -> None:
@@ -116,18 +117,18 @@ def test_a_feature_of_the_patient_is_not_learnt_by_heart(make_cohort: MakeCohort
     grades = pd.Series(np.random.default_rng(1).choice(2, 60) * 3).repeat(2)
     table = table.assign(kl_grade=pd.array(grades.to_numpy(), dtype="Int64"))
     copies = pd.concat([table] * 6, ignore_index=True)
-    assert check_shortcuts(copies)[0]["kl_grade"]["file_size"]["auroc"] < 0.65
-    assert check_shortcuts(copies)[1] == []
-    assert check_shortcuts(copies.assign(patient_id=""))[1] != []
+    assert check_shortcuts(copies, KNEE)[0]["kl_grade"]["file_size"]["auroc"] < 0.65
+    assert check_shortcuts(copies, KNEE)[1] == []
+    assert check_shortcuts(copies.assign(patient_id=""), KNEE)[1] != []
 
 
 def test_too_few_rows_or_classes_are_left_out(make_cohort: MakeCohort) -> None:
     table = make_cohort()
-    assert check_shortcuts(table.iloc[:0]) == ({}, [])
-    assert check_shortcuts(table.iloc[:40]) == ({}, [])
+    assert check_shortcuts(table.iloc[:0], KNEE) == ({}, [])
+    assert check_shortcuts(table.iloc[:40], KNEE) == ({}, [])
     one_grade = table.assign(kl_grade=pd.array([2] * len(table), dtype="Int64"), split="train")
-    assert check_shortcuts(one_grade) == ({}, [])
-    assert list(check_shortcuts(table.drop(columns="kl_grade"))[0]) == ["split"]
+    assert check_shortcuts(one_grade, KNEE) == ({}, [])
+    assert list(check_shortcuts(table.drop(columns="kl_grade"), KNEE)[0]) == ["split"]
 
 
 def test_a_grade_of_few_patients_gives_no_alarm(make_cohort: MakeCohort) -> None:
@@ -135,14 +136,14 @@ def test_a_grade_of_few_patients_gives_no_alarm(make_cohort: MakeCohort) -> None
     table = make_cohort(patients=300)
     rare = table["patient_id"].isin([f"P{number}" for number in range(5)]).to_numpy()
     grades = pd.array(np.where(rare, 4, 0), dtype="Int64")
-    assert check_shortcuts(table.assign(kl_grade=grades, bits=np.where(rare, 16, 8)))[1] == []
+    assert check_shortcuts(table.assign(kl_grade=grades, bits=np.where(rare, 16, 8)), KNEE)[1] == []
 
 
 def test_unreadable_images_are_no_shortcut(make_cohort: MakeCohort) -> None:
     table = make_cohort()
     broken = (table["split"] == "test").to_numpy() & (np.arange(len(table)) % 3 == 0)
     table.loc[broken, ["width", "height", "bits", "mean", "std", "file_bytes"]] = 0
-    assert check_shortcuts(table.assign(image_id=table["image_id"].where(~broken, "")))[1] == []
+    assert check_shortcuts(table.assign(image_id=table["image_id"].where(~broken, "")), KNEE)[1] == []
 
 
 def test_large_tables_are_sampled_by_patients(make_cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +153,7 @@ def test_large_tables_are_sampled_by_patients(make_cohort: MakeCohort, monkeypat
     rows = shortcuts._draw(table.assign(bits=deep))
     assert 290 <= len(rows) <= 300
     assert (rows.groupby("patient_id").size() == 2).all()
-    assert _only_alarm(table.assign(bits=deep))[0] == "kl_grade_shortcut"
+    assert _only_alarm(table.assign(bits=deep))[0] == "grade_shortcut"
 
 
 def test_clustered_auroc_agrees_with_scikit_learn_and_the_bootstrap() -> None:

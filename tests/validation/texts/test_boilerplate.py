@@ -3,6 +3,7 @@ import pytest
 
 from knee_siglip.tables.text import normalise_text
 from knee_siglip.validation.texts.boilerplate import check_boilerplate, check_missing
+from toys import KNEE
 
 
 def table(*texts: str) -> pd.DataFrame:
@@ -47,14 +48,14 @@ def test_all_errors_are_listed_and_long_cells_are_cut():
     ],
 )
 def test_boilerplate_is_warned_of_and_not_quoted(text):
-    (issue,) = check_boilerplate(table("Normal.", text))
+    (issue,) = check_boilerplate(table("Normal.", text), KNEE)
     assert (issue.severity, issue.check, issue.row) == ("warning", "boilerplate_text", 3)
     assert "Doe" not in issue.message
 
 
 @pytest.mark.parametrize("text", ["See report.", "As above", "dictated", "Please see the full report", "UNCHANGED"])
 def test_text_that_sends_elsewhere_is_warned_of(text):
-    (issue,) = check_boilerplate(table(text))[-1:]
+    (issue,) = check_boilerplate(table(text), KNEE)[-1:]
     assert issue.severity == "warning"
 
 
@@ -71,4 +72,4 @@ def test_text_that_sends_elsewhere_is_warned_of(text):
     ],
 )
 def test_text_that_says_something_is_kept(text):
-    assert check_missing(table(text)) == check_boilerplate(table(text)) == []
+    assert check_missing(table(text)) == check_boilerplate(table(text), KNEE) == []

@@ -5,7 +5,9 @@ import pytest
 
 from knee_siglip.task.knee import KL_WORDINGS
 from knee_siglip.validation import row_issues as row_issues
-from knee_siglip.validation.texts.grades import check_grade, grades_in_text
+from knee_siglip.validation.texts.grades import check_grade
+from knee_siglip.validation.texts.kellgren_lawrence import grades_in_text
+from toys import KNEE
 
 
 def table(*rows: tuple[object, str]) -> pd.DataFrame:
@@ -85,7 +87,7 @@ def test_words_allow_a_grade_to_either_side(text, grades):
 
 
 def test_contradiction_names_both():
-    (issue,) = check_grade(table((1, "Mild OA."), (4, "Mild OA of the left knee."), (None, "Severe OA.")))
+    (issue,) = check_grade(table((1, "Mild OA."), (4, "Mild OA of the left knee."), (None, "Severe OA.")), KNEE)
     assert (issue.severity, issue.check, issue.row) == ("warning", "grade_contradiction", 3)
     assert issue.message == "kl_grade is 4, but the impression says 'mild oa': grades 1-3"
 
@@ -99,9 +101,9 @@ def test_reference_wordings_contradict_every_distant_grade_and_no_near_one(monke
         named = text.format(side="left", Side="Left")
         near.append((grade, named))
         planted.append((rng.choice([other for other in range(5) if abs(other - grade) > 1]), named))
-    assert check_grade(table(*near)) == []
-    assert len(check_grade(table(*planted))) == 200
+    assert check_grade(table(*near), KNEE) == []
+    assert len(check_grade(table(*planted), KNEE)) == 200
 
 
 def test_no_column_no_issue():
-    assert check_grade(table((4, "No OA.")).drop(columns="kl_grade")) == []
+    assert check_grade(table((4, "No OA.")).drop(columns="kl_grade"), KNEE) == []

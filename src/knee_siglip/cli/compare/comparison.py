@@ -11,19 +11,18 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.evaluation.headline import HEADLINES, headline_from_predictions
+from knee_siglip.evaluation.headline import headline_from_predictions, headlines_of
 from knee_siglip.metrics.bootstrap import RESAMPLES, percentile_interval, resample
-from knee_siglip.metrics.grading import GRADES
 from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
 from knee_siglip.tables.manifest import number_groups
+from knee_siglip.task.task import Labels
 
 KEY = ["image_id", "text"]
-TRUTHS = ("patient_id", "study_id", "kl_grade")
-"""What a row's figures are held against, and drawn by: the same in both tables, or nothing is paired."""
+TRUTHS = ("patient_id", "study_id")
+"""What a row's figures are held against, and drawn by, beside its label: the same in both tables, or nothing is paired.
+"""
 
 NUMBERS = (
-    "kl_grade_predicted",
-    *(f"kl_probability_{grade}" for grade in range(GRADES)),
     "image_to_text_recall_at_1",
     "text_to_image_recall_at_1",
     "contrastive_batch",
@@ -64,17 +63,18 @@ def compare(
 
     Args:
         a, b: predictions of the same rows, in any order.
-        metrics: names among `HEADLINES`; without any, all that both tables define.
+        metrics: names among the headlines; without any, all that both tables define.
 
     Raises:
         UsageError: a metric is none of the headline ones.
         UserError: the rows, their patients or grades differ, or the batches do where they matter; or a metric that is
             named is undefined for these rows.
     """
-    if unknown := [name for name in metrics if name not in HEADLINES]:
-        raise UsageError(f"{unknown[0]} is no headline metric; there are {', '.join(HEADLINES)}")
+    known = headlines_of(a)
+    if unknown := [name for name in metrics if name not in known]:
+        raise UsageError(f"{unknown[0]} is no headline metric; there are {', '.join(known)}")
     a, b = match_rows(a, b)
-    names = list(dict.fromkeys(metrics)) or list(HEADLINES)
+    names = list(dict.fromkeys(metrics)) or list(known)
     if IN_BATCHES in names:
         _require_same(a, b, "contrastive_batch", f"{IN_BATCHES} needs the same evaluate.batch_size: ")
     differences = _paired_differences(a, b, names, resamples, seed)
@@ -100,8 +100,11 @@ def read_predictions(source: Path | BinaryIO, name: str) -> pd.DataFrame:
         raise UserError(f"{name} cannot be read as predictions: {error}") from None
     if missing := [column for column in ALWAYS_THERE if column not in table]:
         raise UserError(f"{name} holds no predictions of this project: it lacks the column {missing[0]}")
-    if odd := [column for column in NUMBERS if not is_numeric_dtype(table[column])]:
+    labels = Labels.of_predictions(table.columns)
+    if odd := [column for column in (*NUMBERS, *labels.probabilities) if not is_numeric_dtype(table[column])]:
         raise UserError(f"{name} holds no predictions of this project: its column {odd[0]} holds no numbers")
+    if labels and -1 in labels.positions(table[labels.predicted]):
+        raise UserError(f"{name} holds no predictions of this project: its column {labels.predicted} holds no labels")
     return table
 
 
@@ -118,9 +121,12 @@ def match_rows(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataF
             f"A has {len(a)} rows, B has {len(b)}, and they are not the same images with the same texts: "
             f"{'; '.join(described)}. Only models evaluated on the same rows can be compared"
         )
+    labels_a, labels_b = Labels.of_predictions(a.columns), Labels.of_predictions(b.columns)
+    if labels_a != labels_b:
+        raise UserError(f"A predicts {_task_name(labels_a)}, B {_task_name(labels_b)}; not the same task")
     a = a.sort_values(KEY, kind="stable", ignore_index=True)
     b = b.sort_values(KEY, kind="stable", ignore_index=True)
-    for column in TRUTHS:
+    for column in (*TRUTHS, labels_a.column):
         _require_same(a, b, column)
     return a, b
 
@@ -129,10 +135,15 @@ def _paired_differences(
     a: pd.DataFrame, b: pd.DataFrame, names: Sequence[str], resamples: int, seed: int
 ) -> dict[str, np.ndarray]:
     """B minus A in the resamples that define both; metrics of which there are none are left out."""
-    statistics = [HEADLINES[name](table) for table in (a, b) for name in names]
+    known = headlines_of(a)
+    statistics = [known[name](table) for table in (a, b) for name in names]
     drawn_a, drawn_b = np.split(resample(statistics, number_groups(a, "patient_id"), resamples, seed), 2)
     defined = {name: row[np.isfinite(row)] for name, row in zip(names, drawn_b - drawn_a, strict=True)}
     return {name: values for name, values in defined.items() if len(values)}
+
+
+def _task_name(labels: Labels) -> str:
+    return f"{labels.column} ({', '.join(labels.values)})" if labels else "no grades"
 
 
 def _bounds(values: np.ndarray) -> tuple[float, float]:

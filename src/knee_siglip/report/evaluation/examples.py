@@ -6,8 +6,9 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from knee_siglip.report.evaluation.results import EvaluationResults
-from knee_siglip.report.evaluation.wording import GRADE_WORDS, percentage
+from knee_siglip.report.evaluation.wording import percentage
 from knee_siglip.report.html.pictures import SIDE, Picture, picture_of
+from knee_siglip.task.task import Task
 
 MAP_SIDE = 2 * SIDE
 """A map is two images beside each other, the one without and the one with it."""
@@ -23,7 +24,7 @@ def gallery(results: EvaluationResults) -> list[Card]:
 
 def worst_mistakes(results: EvaluationResults) -> list[Card]:
     """Images whose grade the model mistook, with a `title` that says how."""
-    return [card | {"title": _mistake(card)} for card in _cards(results, "mistakes")]
+    return [card | {"title": _mistake(card, results.shown.task)} for card in _cards(results, "mistakes")]
 
 
 def maps(results: EvaluationResults) -> list[Card]:
@@ -38,14 +39,15 @@ def _cards(results: EvaluationResults, kind: str, side: int = SIDE) -> list[Card
     ]
 
 
-def _mistake(card: Card) -> str:
+def _mistake(card: Card, task: Task) -> str:
     return (
-        f"Reader: {_grade(card['actual'])}. Model: {_grade(card['predicted'])}, {percentage(card['probability'])} sure."
+        f"Reader: {_grade(card['actual'], task)}. Model: {_grade(card['predicted'], task)}, "
+        f"{percentage(card['probability'])} sure."
     )
 
 
-def _grade(grade: int) -> str:
-    return f"{grade} ({GRADE_WORDS[grade]})"
+def _grade(grade: int, task: Task) -> str:
+    return f"{task.labels.values[grade]} ({task.label_words[grade]})"
 
 
 def _load(path: Path, side: int) -> Picture:

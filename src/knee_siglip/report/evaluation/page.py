@@ -49,6 +49,7 @@ def write_page(path: Path, results: EvaluationResults) -> None:
         "knee_siglip.report.evaluation",
         "evaluation.html.j2",
         split=split.name,
+        task=split.task,
         synthetic=at(results.facts, "params.data.csv") == DataParams().csv,
         verdict=verdict(split),
         tiles=[(at(split.metrics, key), name) for key, name in TILES.items() if at(split.metrics, key) is not None],
@@ -72,7 +73,7 @@ def _measured(results: EvaluationResults) -> dict[str, Any]:
         },
         "training": sections.learning_curves(results.live),
         "grades": {
-            "confusion": sections.confusion_table(results.confusion),
+            "confusion": sections.confusion_table(results.confusion, split.task),
             "figures": sections.grade_table(split),
             "each": sections.each_grade_table(split),
         },

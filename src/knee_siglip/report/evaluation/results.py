@@ -8,12 +8,14 @@ from typing import Any
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.metrics_file import read_json
-from knee_siglip.report.evaluation.wording import CHANCE, CHANCE_LEVELS, HEADLINE, at
+from knee_siglip.params.tasks import saved_task
+from knee_siglip.report.evaluation.wording import CHANCE, CHANCE_LEVELS, Metric, at, headline_words
+from knee_siglip.task.task import Task
 
 Row = Mapping[str, Any]
 
 WORDS = {"split", "baseline", "column", "condition", "finding", "group", "level", "method", "metric", "probabilities"}
-WORDS |= {"prompt"}
+WORDS |= {"prompt", "grade"}
 """Columns of tables/*.csv that hold words, even where a word looks like a number."""
 
 
@@ -25,8 +27,18 @@ class SplitResults:
     """
 
     name: str
+    task: Task
     metrics: Mapping[str, Any]
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> dict[str, Metric]:
+        """The words for the task's headline metrics, by dotted name."""
+        return headline_words(self.task)
+
+    def grading(self, name: str) -> Any:
+        """A metric of the zero-shot grade, or None."""
+        return at(self.metrics, f"{self.task.labels.metrics}.{name}") if self.task.labels else None
 
     def table(self, name: str) -> Sequence[Row]:
         """Empty where it was not measured."""
@@ -40,9 +52,11 @@ class SplitResults:
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Baseline to dotted metric to value; chance is known without a measurement where it is so by definition."""
-        found: dict[str, dict[str, float]] = {CHANCE: dict(CHANCE_LEVELS)}
+        labels = self.task.labels
+        levels = {f"{labels.metrics}.{name}": level for name, level in CHANCE_LEVELS.items() if labels}
+        found: dict[str, dict[str, float]] = {CHANCE: levels}
         for baseline, metrics in (at(self.metrics, "baseline") or {}).items():
-            known = {name: value for name in HEADLINE if (value := at(metrics, name)) is not None}
+            known = {name: value for name in self.headline if (value := at(metrics, name)) is not None}
             found[baseline] = found.get(baseline, {}) | known
         return found
 
@@ -51,7 +65,8 @@ class SplitResults:
 class EvaluationResults:
     """An evaluation's folder. splits: as evaluated, at least one. facts, examples: as in the files of these names.
 
-    confusion: (actual, predicted) of each graded image of the split that is shown. live: the training's curves.
+    confusion: (actual, predicted) of each graded image of the split that is shown, as positions in the labels. live:
+    the training's curves.
     """
 
     folder: Path
@@ -77,14 +92,21 @@ def read_results(folder: Path, live: Path) -> EvaluationResults:
     if not metrics:
         raise UserError(f"{folder / 'metrics.json'} does not exist; run the evaluate stage first: dvc repro evaluate")
     tables = {path.stem: _read_table(path) for path in sorted((folder / "tables").glob("*.csv"))}
+    facts, examples = read_json(folder / "facts.json"), read_json(folder / "examples.json")
+    task = saved_task(facts.get("params", {}))
     splits = [
         SplitResults(
-            name, figures, {table: [row for row in rows if row["split"] == name] for table, rows in tables.items()}
+            name,
+            task,
+            figures,
+            {table: [row for row in rows if row["split"] == name] for table, rows in tables.items()},
         )
         for name, figures in metrics.items()
     ]
-    confusion = [(row["actual"], row["predicted"]) for row in _read_table(folder / "plots" / "kl_confusion.csv")]
-    facts, examples = read_json(folder / "facts.json"), read_json(folder / "examples.json")
+    confusion = [
+        (task.labels.position(row["actual"]), task.labels.position(row["predicted"]))
+        for row in _read_table(folder / "plots" / "confusion.csv")
+    ]
     return EvaluationResults(folder, live, splits, facts, examples, confusion)
 
 

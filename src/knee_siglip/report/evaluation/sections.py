@@ -12,12 +12,12 @@ from knee_siglip.report.evaluation.wording import (
     BASELINES,
     CEILING,
     DIRECTIONS,
-    GRADE_FIGURES,
-    GRADE_WORDS,
-    HEADLINE,
+    GRADING,
     RETRIEVAL_FIGURES,
     Metric,
     at,
+    grade_figures,
+    grade_names,
     percentage,
     plural,
 )
@@ -25,6 +25,7 @@ from knee_siglip.report.html.charts import Chart
 from knee_siglip.report.html.numbers import NOTHING, number
 from knee_siglip.report.html.plots import Bin, Line, curves, reliability, strip
 from knee_siglip.report.html.tables import Cell, HeatTable, Table
+from knee_siglip.task.task import Task
 
 CURVE_STYLES = {"train": "train", "val": "val", "val_ema": "test"}
 CURVE_NAMES = {"train": "training images", "val": "validation images", "val_ema": "validation images, averaged weights"}
@@ -45,7 +46,7 @@ class Charts:
 
 def headline_table(split: SplitResults) -> Table | None:
     """Each headline metric with its interval, what has to be beaten, and, where it is known, what can be reached."""
-    names = [name for name in HEADLINE if at(split.metrics, name) is not None]
+    names = [name for name in split.headline if at(split.metrics, name) is not None]
     if not names:
         return None
     baselines = split.baselines()
@@ -55,7 +56,7 @@ def headline_table(split: SplitResults) -> Table | None:
     columns = ["", "Model", "95 % interval", *(BASELINES.get(name, name) for name in known)]
     rows: list[list[Cell]] = []
     for name in names:
-        metric, levels = HEADLINE[name], [baselines[baseline].get(name) for baseline in known]
+        metric, levels = split.headline[name], [baselines[baseline].get(name) for baseline in known]
         row = [_explained(metric, split), metric.shown(at(split.metrics, name)), _interval(split, name)]
         row += [metric.shown(level) for level in levels]
         row += [metric.shown(ceilings[name])] if any(ceilings.values()) else []
@@ -86,23 +87,25 @@ def grade_table(split: SplitResults) -> Table | None:
     """What is known of the zero-shot grade beside the headline."""
     rows = [
         [metric.title, metric.shown(value)]
-        for name, metric in GRADE_FIGURES.items()
-        if (value := at(split.metrics, f"zero_shot_kl.{name}")) is not None
+        for name, metric in grade_figures(split.task).items()
+        if (value := split.grading(name)) is not None
     ]
     return Table("The grade taken from the most similar descriptions.", ["", "Model"], rows) if rows else None
 
 
 def each_grade_table(split: SplitResults) -> Table | None:
-    """How well each grade, and osteoarthritis as a whole, is told from the rest."""
+    """How well each grade, and the positive ones together, are told from the rest."""
     columns = {"recall": "found", "auroc": "AUROC", "auprc": "AUPRC"}
     rows = []
-    for grade, word in enumerate(GRADE_WORDS):
-        if figures := at(split.metrics, f"zero_shot_kl.grade_{grade}"):
+    task = split.task
+    for label, word in zip(task.labels.values, task.label_words, strict=True):
+        if figures := split.grading(f"grade_{label}"):
             cells = [percentage(figures.get("recall")), _area(figures, "auroc"), _area(figures, "auprc")]
-            rows.append([f"Grade {grade} ({word})", *cells])
-    if oa := at(split.metrics, "zero_shot_kl.oa"):
-        cells = [percentage(oa.get("sensitivity")), _area(oa, "auroc"), _area(oa, "auprc")]
-        rows.append(["Osteoarthritis (grade 2 and above)", *cells])
+            rows.append([f"Grade {label} ({word})", *cells])
+    if task.positive and (found := split.grading(task.positive.name)):
+        cells = [percentage(found.get("sensitivity")), _area(found, "auroc"), _area(found, "auprc")]
+        lowest = task.labels.values[task.positive.lowest]
+        rows.append([f"{task.positive.title.capitalize()} (grade {lowest} and above)", *cells])
     caption = "Each grade against all others: share of its images that are found, and areas under the curves."
     return Table(caption, ["", *columns.values()], rows) if rows else None
 
@@ -128,11 +131,11 @@ def learning_curves(live: Path) -> Charts | None:
     return Charts(charts, keys) if charts else None
 
 
-def confusion_table(graded: Sequence[tuple[int, int]]) -> HeatTable | None:
+def confusion_table(graded: Sequence[tuple[int, int]], task: Task) -> HeatTable | None:
     """Counts of actual against predicted grade, from (actual, predicted) of each graded image."""
     if not graded:
         return None
-    names = [f"{grade} {word}" for grade, word in enumerate(GRADE_WORDS)]
+    names = grade_names(task)
     counts = [[0] * len(names) for _ in names]
     for actual, predicted in graded:
         counts[actual][predicted] += 1
@@ -176,7 +179,7 @@ def abstaining_table(split: SplitResults) -> Table | None:
 
 
 def _area(figures: Mapping[str, float], name: str) -> str:
-    return HEADLINE["zero_shot_kl.macro_auroc"].shown(figures.get(name))
+    return GRADING["macro_auroc"].shown(figures.get(name))
 
 
 def _explained(metric: Metric, split: SplitResults) -> Markup:
@@ -187,11 +190,11 @@ def _explained(metric: Metric, split: SplitResults) -> Markup:
 
 def _interval(split: SplitResults, name: str) -> str:
     interval = split.interval(name)
-    return HEADLINE[name].between(*interval) if interval else NOTHING
+    return split.headline[name].between(*interval) if interval else NOTHING
 
 
 def _strip(split: SplitResults, name: str, marks: Sequence[float]) -> Markup:
-    metric, value = HEADLINE[name], at(split.metrics, name)
+    metric, value = split.headline[name], at(split.metrics, name)
     title = f"{metric.title}: {metric.shown(value)}, {_interval(split, name)}"
     return strip(title, value, split.interval(name), marks, metric.ends)
 

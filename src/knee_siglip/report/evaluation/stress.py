@@ -5,7 +5,7 @@ from typing import Any
 
 from knee_siglip.report.evaluation.results import Row, SplitResults
 from knee_siglip.report.evaluation.verdict import worst_condition
-from knee_siglip.report.evaluation.wording import HEADLINE, Metric, at, group_name, named, percentage, plural
+from knee_siglip.report.evaluation.wording import GRADING, Metric, at, group_name, named, percentage, plural
 from knee_siglip.report.html.charts import Chart
 from knee_siglip.report.html.numbers import NOTHING, number
 from knee_siglip.report.html.plots import Estimate, Line, curves, forest, strip
@@ -18,8 +18,8 @@ GROUNDING_FIGURES = {
     "cnr_signed": Metric("The same, negative where it avoids the box", kind="number"),
     "miou": Metric("Overlap with the box (mean IoU)", kind="score"),
 }
-AREA = HEADLINE["zero_shot_kl.macro_auroc"]
-KAPPA = HEADLINE["zero_shot_kl.quadratic_weighted_kappa"]
+AREA = GRADING["macro_auroc"]
+KAPPA = GRADING["quadratic_weighted_kappa"]
 PROBE_METRICS = ("accuracy", "quadratic_weighted_kappa")
 
 
@@ -83,7 +83,7 @@ def grounding_verdict(split: SplitResults) -> str:
 def subgroup_charts(split: SplitResults) -> list[Chart]:
     """A forest plot of every headline metric that is known for a group."""
     charts = []
-    for name, metric in HEADLINE.items():
+    for name, metric in split.headline.items():
         overall = at(split.metrics, name)
         rows = [row for row in _told(split) if row["metric"] == name]
         if overall is None or not rows:
@@ -102,7 +102,7 @@ def flagged_groups(split: SplitResults) -> list[str]:
         f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}): {metric.phrase} "
         f"{metric.shown(row['value'])}, over all {metric.shown(at(split.metrics, row['metric']))}"
         for row in _told(split)
-        if row.get("flagged") and (metric := HEADLINE.get(row["metric"]))
+        if row.get("flagged") and (metric := split.headline.get(row["metric"]))
     ]
 
 
@@ -117,21 +117,21 @@ def suppressed_groups(split: SplitResults) -> list[str]:
 def robustness_table(split: SplitResults) -> Table | None:
     """A row for each disturbance and its strength; of each metric the figure and its change."""
     table = split.table("robustness")
-    metrics = [name for name in HEADLINE if any(row["metric"] == name for row in table)]
+    metrics = [name for name in split.headline if any(row["metric"] == name for row in table)]
     if not metrics:
         return None
     conditions: dict[tuple[Any, Any], dict[str, Row]] = {}
     for row in table:
         conditions.setdefault((row["condition"], row.get("level")), {})[row["metric"]] = row
-    worst = worst_condition(table)
+    worst = worst_condition(split)
     rows: list[list[Cell]] = []
     marked = set()
     for (condition, level), figures in conditions.items():
         if worst is not None and (condition, level) == (worst["condition"], worst.get("level")):
             marked.add(len(rows))
-        cells = [cell for name in metrics for cell in _figure_and_change(figures.get(name, {}), HEADLINE[name])]
+        cells = [cell for name in metrics for cell in _figure_and_change(figures.get(name, {}), split.headline[name])]
         rows.append([named(str(condition)), "" if level is None else number(level), *cells])
-    columns = [title for name in metrics for title in (HEADLINE[name].title, "change")]
+    columns = [title for name in metrics for title in (split.headline[name].title, "change")]
     caption = "200 images at most, disturbed; intervals in brackets. Coloured: the largest fall but for inversion."
     return Table(caption, ["Disturbance", "Strength", *columns], rows, words=2, marked=frozenset(marked))
 
@@ -142,11 +142,11 @@ def probe_table(split: SplitResults) -> Table | None:
     for name, figures in _probes(split):
         cells = []
         for metric in PROBE_METRICS:
-            shown = HEADLINE[f"zero_shot_kl.{metric}"].shown
+            shown = GRADING[metric].shown
             spread = figures.get(f"{metric}_std")
             cells.append(shown(figures.get(metric)) + (f" ± {shown(spread)}" if spread is not None else ""))
         rows.append([name, *cells])
-    columns = ["", *(HEADLINE[f"zero_shot_kl.{metric}"].title for metric in PROBE_METRICS)]
+    columns = ["", *(GRADING[metric].title for metric in PROBE_METRICS)]
     caption = "Mean over the draws of the labels ± their standard deviation, where there are several."
     return Table(caption, columns, rows) if len(rows) > 1 else None
 
@@ -161,7 +161,7 @@ def probe_chart(split: SplitResults) -> Chart | None:
     if len(points) < 2:
         return None
     lines = [Line("linear probe", "train", points)]
-    if (level := at(split.metrics, "zero_shot_kl.accuracy")) is not None:
+    if (level := split.grading("accuracy")) is not None:
         lines.append(Line("no labels (zero-shot)", "val", [(points[0][0], level), (points[-1][0], level)]))
     ticks = {float(place): f"{share} %" for place, (share, _) in enumerate(_shares(split))}
     svg = curves("Grade exactly right over the share of labels", lines, "labels learnt from", (0, 1), ticks, True)
@@ -215,7 +215,7 @@ def _shares(split: SplitResults) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _probes(split: SplitResults) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if figures := at(split.metrics, "zero_shot_kl"):
+    if figures := at(split.metrics, split.task.labels.metrics):
         yield "No labels (zero-shot)", {metric: figures.get(metric) for metric in PROBE_METRICS}
     for share, figures in _shares(split):
         yield f"Linear probe, {share} % of the labels{_label_count(split, share)}", figures

@@ -1,14 +1,12 @@
 """The verdict in three plain sentences: what the model can do, what it beats, where it is weakest."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from knee_siglip.report.evaluation.results import Row, SplitResults
 from knee_siglip.report.evaluation.wording import (
     BASELINES,
     CHANCE,
-    HEADLINE,
     at,
     group_name,
     named,
@@ -51,7 +49,7 @@ def not_beaten(split: SplitResults) -> dict[str, list[str]]:
     """Baseline to the headline metrics in which the model is not surely better: its interval reaches the baseline."""
     lost: dict[str, list[str]] = {}
     for baseline, figures in split.baselines().items():
-        for metric in HEADLINE:
+        for metric in split.headline:
             value, interval = at(split.metrics, metric), split.interval(metric)
             if value is not None and metric in figures:
                 surely = value if interval is None else interval[0]
@@ -63,24 +61,26 @@ def not_beaten(split: SplitResults) -> dict[str, list[str]]:
 def _defeat(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
     if not beaten_by:
         return "This model does not beat every baseline."
-    measured = [metric for metric in HEADLINE if at(split.metrics, metric) is not None]
+    measured = [metric for metric in split.headline if at(split.metrics, metric) is not None]
     if len(beaten_by.get(CHANCE, ())) > len(measured) / 2:
         return "This model is not better than chance."
-    return f"This model is not surely better than {_worst_loss(beaten_by)}."
+    return f"This model is not surely better than {_worst_loss(split, beaten_by)}."
 
 
 def _victory(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
     if beaten_by:
-        return f"On the whole it beats every baseline, but it is not surely better than {_worst_loss(beaten_by)}."
+        return (
+            f"On the whole it beats every baseline, but it is not surely better than {_worst_loss(split, beaten_by)}."
+        )
     others = [name for name in split.baselines() if name != CHANCE]
     more = f" and {plural(len(others), 'other baseline')}" if others else ""
     return f"It does better than chance{more} on every headline figure they are known for."
 
 
-def _worst_loss(beaten_by: dict[str, list[str]]) -> str:
+def _worst_loss(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
     """Chance first: whoever does not beat it need not be compared with more."""
     baseline = CHANCE if CHANCE in beaten_by else max(beaten_by, key=lambda name: len(beaten_by[name]))
-    lost = [HEADLINE[metric].phrase for metric in beaten_by[baseline]]
+    lost = [split.headline[metric].phrase for metric in beaten_by[baseline]]
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     return f"{_baseline(baseline)} at: {lost[0]}{more}"
 
@@ -92,7 +92,7 @@ def _baseline(name: str) -> str:
 def _ability(split: SplitResults) -> str:
     tasks = {
         "retrieval.image_to_text.recall_at_1": f"finds the right text for {{}} {_kind(split)}images",
-        "zero_shot_kl.accuracy": "names the Kellgren-Lawrence grade of {}",
+        f"{split.task.labels.metrics}.accuracy": f"names the {split.task.label_title} of {{}}",
     }
     said = []
     for metric, task in tasks.items():
@@ -134,32 +134,32 @@ def _weakest_group(split: SplitResults) -> str:
         return math.inf if overall is None else float(row["value"]) - float(overall)
 
     flagged = [row for row in split.table("subgroups") if row.get("flagged") and row.get("value") is not None]
-    known = [row for row in flagged if row["metric"] in HEADLINE and math.isfinite(gap(row))]
+    known = [row for row in flagged if row["metric"] in split.headline and math.isfinite(gap(row))]
     if not known:
         return ""
     row = min(known, key=gap)
-    metric, overall = HEADLINE[row["metric"]], at(split.metrics, row["metric"])
+    metric, overall = split.headline[row["metric"]], at(split.metrics, row["metric"])
     return (
         f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}), where “{metric.phrase}” is "
         f"{metric.shown(row['value'])} instead of {metric.shown(overall)}"
     )
 
 
-def worst_condition(rows: Sequence[Row]) -> Row | None:
+def worst_condition(split: SplitResults) -> Row | None:
     """The disturbance under which a headline figure falls most, but for inversion, which no reader takes for usual."""
     known = [
         row
-        for row in rows
-        if row.get("difference") is not None and row["metric"] in HEADLINE and row["condition"] != INVERSION
+        for row in split.table("robustness")
+        if row.get("difference") is not None and row["metric"] in split.headline and row["condition"] != INVERSION
     ]
     return min(known, key=lambda row: float(row["difference"]), default=None)
 
 
 def _weakest_condition(split: SplitResults) -> str:
-    row = worst_condition(split.table("robustness"))
+    row = worst_condition(split)
     if row is None or row["difference"] > -FALL:
         return ""
-    metric, level = HEADLINE[row["metric"]], f", {number(row['level'])}" if row.get("level") else ""
+    metric, level = split.headline[row["metric"]], f", {number(row['level'])}" if row.get("level") else ""
     return (
         f"under “{named(str(row['condition']))}{level}” the figure “{metric.phrase}” falls to "
         f"{metric.shown(row['value'])}, from {metric.shown(row['value'] - row['difference'])}"

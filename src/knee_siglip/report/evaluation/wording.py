@@ -1,10 +1,11 @@
 """Words for what the measurements call by short names, and figures as the page writes them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from knee_siglip.report.html.numbers import NOTHING, number, readable
+from knee_siglip.task.task import Task
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Metric:
         return self.shown(value).removesuffix(" %")
 
 
-HEADLINE: dict[str, Metric] = {
+MATCHING: dict[str, Metric] = {
     "contrastive_accuracy": Metric(
         "Right partner found in a small group",
         "An image among {size} texts, or a text among {size} images: how often the right one comes first.",
@@ -57,26 +58,42 @@ HEADLINE: dict[str, Metric] = {
         "Right image first, for a text",
         "The text is compared with every image of the split: how often a right one comes first.",
     ),
-    "zero_shot_kl.accuracy": Metric(
-        "Grade (Kellgren-Lawrence) exactly right",
-        "The grade whose descriptions are most like the image, without a grade as a number in its training.",
+}
+GRADING: dict[str, Metric] = {
+    "accuracy": Metric(
+        "Grade exactly right",
+        "The {title} whose descriptions are most like the image, without a grade as a number in its training.",
     ),
-    "zero_shot_kl.balanced_accuracy": Metric(
+    "balanced_accuracy": Metric(
         "Grade exactly right, every grade counting alike",
-        "Mean over the grades, however rare they are; 20 % is chance.",
+        "Mean over the grades, however rare they are; {chance:.0f} % is chance.",
     ),
-    "zero_shot_kl.quadratic_weighted_kappa": Metric(
+    "quadratic_weighted_kappa": Metric(
         "Agreement on the grade (weighted kappa)",
         "1 is full agreement, 0 is that of chance; an error of two grades weighs four times one of a single grade.",
         kind="score",
     ),
-    "zero_shot_kl.macro_auroc": Metric(
+    "macro_auroc": Metric(
         "Telling one grade from the others (AUROC)",
         "0.5 is chance, 1 is never mistaken; mean over the grades.",
         kind="score",
     ),
 }
-"""By dotted name, in the order of the page. Intervals exist for these alone."""
+
+
+def headline_words(task: Task) -> dict[str, Metric]:
+    """The headline metrics by dotted name, in the order of the page. Intervals exist for these alone."""
+    labels = task.labels
+    if not labels:
+        return MATCHING
+    chance = 100 / len(labels)
+    return MATCHING | {
+        f"{labels.metrics}.{name}": replace(
+            metric, meaning=metric.meaning.format(title=task.label_title, chance=chance)
+        )
+        for name, metric in GRADING.items()
+    }
+
 
 DIRECTIONS = {"image_to_text": "text for an image", "text_to_image": "image for a text"}
 
@@ -93,10 +110,27 @@ GRADE_FIGURES = {
     "adjacent_accuracy": Metric("At most one grade off"),
     "mae": Metric("Mean error in grades", kind="number"),
     "macro_auprc": Metric("Area under precision and recall (AUPRC), mean over the grades", kind="score"),
-    "oa.accuracy": Metric("Osteoarthritis, yes or no (grade 2 and above): right"),
-    "oa.sensitivity": Metric("Osteoarthritis: sensitivity"),
-    "oa.specificity": Metric("Osteoarthritis: specificity"),
 }
+
+
+def grade_figures(task: Task) -> dict[str, Metric]:
+    """What is known of the grade beside the headline."""
+    asked = task.positive
+    if asked is None:
+        return GRADE_FIGURES
+    title, lowest = asked.title.capitalize(), task.labels.values[asked.lowest]
+    return GRADE_FIGURES | {
+        f"{asked.name}.accuracy": Metric(f"{title}, yes or no (grade {lowest} and above): right"),
+        f"{asked.name}.sensitivity": Metric(f"{title}: sensitivity"),
+        f"{asked.name}.specificity": Metric(f"{title}: specificity"),
+    }
+
+
+def grade_names(task: Task) -> list[str]:
+    """`2 mild` of each label; a label that is its own word stands alone."""
+    pairs = zip(task.labels.values, task.label_words, strict=True)
+    return [label if word == label else f"{label} {word}" for label, word in pairs]
+
 
 CHANCE, CEILING = "constant", "perfect reader"
 
@@ -115,11 +149,8 @@ BASELINE_MEANINGS = {
     "untrained": "the same encoders before this training",
 }
 
-CHANCE_LEVELS = {"zero_shot_kl.quadratic_weighted_kappa": 0.0, "zero_shot_kl.macro_auroc": 0.5}
-"""Chance by definition, where it was not measured."""
-
-GRADE_WORDS = ("none", "doubtful", "mild", "moderate", "severe")
-"""Of Kellgren-Lawrence grades 0-4 (Ann Rheum Dis 1957;16:494)."""
+CHANCE_LEVELS = {"quadratic_weighted_kappa": 0.0, "macro_auroc": 0.5}
+"""Of the grading, chance by definition, where it was not measured."""
 
 METHODS = {
     "raw": "likeness of single patches to the text",

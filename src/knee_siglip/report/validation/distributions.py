@@ -8,6 +8,7 @@ import pandas as pd
 from knee_siglip.report.html.charts import Chart, Series, bars, steps
 from knee_siglip.report.html.numbers import number
 from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.task.task import Task
 from knee_siglip.validation.splits.cohort import text_words
 
 BINS = 30
@@ -20,7 +21,6 @@ TAIL = 0.005
 squeeze all others into one bar."""
 
 CATEGORIES = {
-    "kl_grade": "KL grade",
     "side": "Side",
     "view": "View",
     "size": "Image size in pixels",
@@ -34,14 +34,14 @@ NUMBERS = {
     "std": "Contrast (standard deviation of the greys)",
     "file_bytes": "File size in bytes",
 }
-OF_ROWS = ("kl_grade", "side", "view", "text_words")
-"""Known for every row; the other features for readable images alone."""
+OF_ROWS = ("side", "view", "text_words")
+"""Beside the labels, known for every row; the other features for readable images alone."""
 
 EVERY_SIZE = {"width", "height"}
 """Left out where there are so few sizes that each has a bar of its own."""
 
 
-def distribution_charts(table: pd.DataFrame) -> list[Chart]:
+def distribution_charts(table: pd.DataFrame, task: Task) -> list[Chart]:
     """A chart of every feature that the table knows and of which there are two values or more in any split."""
     rows = table[table["split"].isin(SPLITS)] if "split" in table.columns else table.iloc[:0]
     if rows.empty:
@@ -50,15 +50,19 @@ def distribution_charts(table: pd.DataFrame) -> list[Chart]:
     readable = rows[rows["image_id"] != ""] if "image_id" in rows.columns else rows.iloc[:0]
     few_sizes = "size" in rows.columns and readable["size"].nunique() <= CATEGORIES_SHOWN
     charts = []
-    for feature, title in (CATEGORIES | NUMBERS).items():
-        known = rows if feature in OF_ROWS else readable
+    label = {task.labels.column: task.label_short} if task.labels else {}
+    for feature, title in (label | CATEGORIES | NUMBERS).items():
+        known = rows if feature in (*label, *OF_ROWS) else readable
         if (
             feature not in known.columns
             or (few_sizes and feature in EVERY_SIZE)
             or (feature == "size" and not few_sizes)
         ):
             continue
-        chart = _categories(title, known, feature) if feature in CATEGORIES else _numbers(title, known, feature)
+        if feature in NUMBERS:
+            chart = _numbers(title, known, feature)
+        else:
+            chart = _categories(title, known, feature, feature in label)
         if chart is not None:
             charts.append(chart)
     return charts
@@ -73,10 +77,10 @@ def _with_features(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**made)
 
 
-def _categories(title: str, rows: pd.DataFrame, feature: str) -> Chart | None:
+def _categories(title: str, rows: pd.DataFrame, feature: str, is_label: bool) -> Chart | None:
     """Shares of the most frequent values; the rest counts as `other`."""
     values = rows[feature].astype("string").str.strip()
-    unknown = int(values.isna().sum()) if feature == "kl_grade" else 0
+    unknown = int(values.isna().sum()) if is_label else 0
     values = values.dropna() if unknown else values.fillna("")
     values = values if feature in ("kind", "size") else values.str.lower()
     values = values.mask(values == "", "unknown")

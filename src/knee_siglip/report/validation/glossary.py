@@ -37,8 +37,8 @@ GLOSSARY = {
         "Training needs rows in train and val, evaluation needs some in test.",
         "Give the split rows, or draw the splits anew with knee-siglip split.",
     ),
-    "bad_kl_grade": Entry(
-        "Not a KL grade", "A Kellgren-Lawrence grade is 0, 1, 2, 3, 4 or empty.", "Correct the cell."
+    "bad_label": Entry(
+        "Not a grade", "A grade is one of the task's labels (params.yaml: task.labels) or empty.", "Correct the cell."
     ),
     "duplicate_row": Entry(
         "Repeated row", "The row repeats an earlier one in every cell, and weighs twice.", "Take one of them out."
@@ -79,7 +79,7 @@ GLOSSARY = {
         True,
     ),
     "study_leak": Entry(
-        "Study in two splits", "Images of one examination show the same knee on the same day.", SPLIT_ANEW, True
+        "Study in two splits", "Images of one examination show the same patient on the same day.", SPLIT_ANEW, True
     ),
     "repeated_image": Entry(
         "Same image under several names",
@@ -117,7 +117,9 @@ GLOSSARY = {
         "Write the impression, or take the row out.",
     ),
     "boilerplate_text": Entry(
-        "Nothing but boilerplate", "The text says nothing about the knee.", "Write the impression, or take the row out."
+        "Nothing but boilerplate",
+        "The text says nothing about the image.",
+        "Write the impression, or take the row out.",
     ),
     "referral_text": Entry(
         "Text that refers elsewhere", "What it refers to is not there.", "Write the impression, or take the row out."
@@ -158,11 +160,14 @@ GLOSSARY = {
         "Take it out of the impressions.",
     ),
     "side_contradiction": Entry(
-        "Text speaks of the other knee", "The impression and the column side disagree.", "Look which is right.", True
+        "Text speaks of the other side", "The impression and the column side disagree.", "Look which is right.", True
     ),
     "unknown_side": Entry("Unknown side", "Other words than left and right.", "Write left, right or nothing."),
     "grade_contradiction": Entry(
-        "Text speaks of another grade", "The impression and the column kl_grade disagree.", "Look which is right.", True
+        "Text speaks of another grade",
+        "The impression and the column of grades disagree.",
+        "Look which is right.",
+        True,
     ),
     "truncated_text": Entry(
         "Texts are cut",
@@ -183,9 +188,9 @@ GLOSSARY = {
         "Val or test are drawn from other images or patients than train; their figures then measure this as well.",
         "Say so where it is meant, else draw the splits anew.",
     ),
-    "kl_grade_shortcut": Entry(
+    "grade_shortcut": Entry(
         "Grade can be told from the file",
-        "How the files were made gives the grade away: a model can score well without looking at the knee.",
+        "How the files were made gives the grade away: a model can score well without looking at the image.",
         "Bring all files to one format and source.",
     ),
     "split_shortcut": Entry(

@@ -17,6 +17,7 @@ from knee_siglip.report.validation.distributions import distribution_charts
 from knee_siglip.report.validation.glossary import GLOSSARY, NEEDS_TOKENIZER, Entry
 from knee_siglip.report.validation.pictured_issues import Spot, cards, example_spots, group_issues
 from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.outputs import METRICS, ROWS, read_issues
 from knee_siglip.validation.splits.shift import KS_FLOOR, P_VALUE, V_FLOOR
@@ -47,13 +48,13 @@ SHIFT = (
 )
 SHORTCUTS = (
     "How well grade or split can be predicted, on unseen patients, from how the files were made and without looking at "
-    "the knee: AUROC 0.5 is chance, 1 is certainty. The warning looks at the lower end of the best told class."
+    "what they show: AUROC 0.5 is chance, 1 is certainty. The warning looks at the lower end of the best told class."
 )
 
 HIDDEN = "(hidden: it seems to hold personal data)"
 
 
-def write_validation_page(folder: Path, csv: Path) -> Path | None:
+def write_validation_page(folder: Path, csv: Path, task: Task) -> Path | None:
     """Write index.html beside what validation left in `folder`; None where it left nothing.
 
     csv: the file that was validated, whose folder its images' paths are relative to.
@@ -61,19 +62,21 @@ def write_validation_page(folder: Path, csv: Path) -> Path | None:
     if not (folder / ROWS).is_file():
         return None
     path = folder / "index.html"
-    write_page(path, csv, pd.read_parquet(folder / ROWS), read_issues(folder), read_json(folder / METRICS))
+    write_page(path, csv, pd.read_parquet(folder / ROWS), read_issues(folder), read_json(folder / METRICS), task)
     return path
 
 
-def write_page(path: Path, csv: Path, table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any]) -> None:
+def write_page(
+    path: Path, csv: Path, table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any], task: Task
+) -> None:
     """Write the page: one HTML file that asks for nothing else, and whose bytes depend on its content alone.
 
     csv: shown as given; table: what the checks get, indexed by spreadsheet row, empty where the CSV could not be read;
     metrics: the nested figures of metrics.json. Whatever is absent is left out.
     """
     table = _without_personal_data(table)
-    groups = group_issues(issues, table, csv)
-    examples = example_spots(table)
+    groups = group_issues(issues, table, csv, task)
+    examples = example_spots(table, task)
     pictures = load_pictures(_files([*(spots for group in groups for spots in group.spots), *examples.values()]))
     write_html(
         path,
@@ -87,7 +90,7 @@ def write_page(path: Path, csv: Path, table: pd.DataFrame, issues: Sequence[Issu
         splits=list(metrics.get("splits", {})) or list(SPLITS),
         styles={split: split for split in SPLITS},
         split_groups=side_by_side(metrics.get("splits", {})),
-        charts=distribution_charts(table),
+        charts=distribution_charts(table, task),
         comparisons=list(_comparisons(metrics)),
         texts=_frequent_texts(table, list(metrics.get("splits", {})) or list(SPLITS)),
         text_examples=_text_examples(table),

@@ -11,6 +11,7 @@ import pandas as pd
 from knee_siglip.report.html.pictures import Picture
 from knee_siglip.report.validation.glossary import Entry, explain
 from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
 
 ISSUES_SHOWN = 50
@@ -80,7 +81,7 @@ class Group:
         }
 
 
-def group_issues(issues: Iterable[Issue], table: pd.DataFrame, csv: Path) -> list[Group]:
+def group_issues(issues: Iterable[Issue], table: pd.DataFrame, csv: Path, task: Task) -> list[Group]:
     """Errors, then dropped rows, then warnings; of each the checks with the most issues first."""
     named: dict[tuple[str, str], list[Issue]] = {}
     for issue in issues:
@@ -89,10 +90,10 @@ def group_issues(issues: Iterable[Issue], table: pd.DataFrame, csv: Path) -> lis
     ranked = sorted(named, key=lambda key: (order.index(key[0]), -len(named[key]), key[1]))
     pictured = sum(any(map(_is_pictured, named[key])) for key in ranked)
     limit = min(PICTURES_PER_CHECK, PICTURES_SHOWN // max(1, pictured))
-    return [_group(severity, check, named[severity, check], table, csv, limit) for severity, check in ranked]
+    return [_group(severity, check, named[severity, check], table, csv, task, limit) for severity, check in ranked]
 
 
-def example_spots(table: pd.DataFrame) -> dict[str, list[Spot]]:
+def example_spots(table: pd.DataFrame, task: Task) -> dict[str, list[Spot]]:
     """Readable images of each split, drawn by a fixed seed, in the table's order."""
     if not {"split", "image_id", "image_file"} <= set(table.columns):
         return {}
@@ -101,7 +102,7 @@ def example_spots(table: pd.DataFrame) -> dict[str, list[Spot]]:
         rows = table.index[(table["split"] == split) & (table["image_id"] != "")].to_numpy()
         if len(rows):
             drawn = np.random.default_rng(SEED).choice(rows, min(EXAMPLES_PER_SPLIT, len(rows)), replace=False)
-            examples[split] = [_spot_of_row(table, int(row), with_split=False) for row in sorted(drawn)]
+            examples[split] = [_spot_of_row(table, int(row), task, with_split=False) for row in sorted(drawn)]
     return examples
 
 
@@ -119,14 +120,16 @@ def cards(spots: Sequence[Spot], pictures: Mapping[str, Picture]) -> list[Card]:
     ]
 
 
-def _group(severity: str, check: str, issues: list[Issue], table: pd.DataFrame, csv: Path, limit: int) -> Group:
+def _group(
+    severity: str, check: str, issues: list[Issue], table: pd.DataFrame, csv: Path, task: Task, limit: int
+) -> Group:
     spots: list[list[Spot]] = []
     picturable = [issue for issue in issues if _is_pictured(issue)]
     for issue in picturable:
         rows = list(dict.fromkeys([issue.row, *issue.related]))[:PICTURES_PER_ISSUE]
         if sum(map(len, spots)) + len(rows) > limit:
             break
-        spots.append([_spot(issue, row, table, csv) for row in rows if row is not None])
+        spots.append([_spot(issue, row, table, csv, task) for row in rows if row is not None])
     return Group(check, severity, explain(check), issues[:ISSUES_SHOWN], len(issues), spots, len(picturable))
 
 
@@ -134,10 +137,10 @@ def _is_pictured(issue: Issue) -> bool:
     return issue.row is not None and bool(explain(issue.check).pictured or issue.related)
 
 
-def _spot(issue: Issue, row: int, table: pd.DataFrame, csv: Path) -> Spot:
+def _spot(issue: Issue, row: int, table: pd.DataFrame, csv: Path, task: Task) -> Spot:
     """A row that was dropped is in the table no more: its file is known by the issue alone."""
     if row in table.index and "image_file" in table.columns:
-        return _spot_of_row(table, row)
+        return _spot_of_row(table, row, task)
     known = row == issue.row and issue.file != ""
     title = f"row {row}" + (", dropped" if issue.severity == "dropped" else "")
     if known:
@@ -145,11 +148,12 @@ def _spot(issue: Issue, row: int, table: pd.DataFrame, csv: Path) -> Spot:
     return Spot("", title, "", absent="This row was dropped as well.")
 
 
-def _spot_of_row(table: pd.DataFrame, row: int, with_split: bool = True) -> Spot:
+def _spot_of_row(table: pd.DataFrame, row: int, task: Task, with_split: bool = True) -> Spot:
     values = table.loc[row]
     title = [str(values.get("split", "")) if with_split else "", f"row {row}"]
     title.append(f"patient {patient}" if (patient := str(values.get("patient_id", ""))) else "")
-    title.append("" if pd.isna(grade := values.get("kl_grade")) or str(grade) == "" else f"KL {grade}")
+    grade = task.labels.position(values.get(task.labels.column))
+    title.append(f"{task.label_short} {task.labels.values[grade]}" if grade >= 0 else "")
     absent = "" if str(values.get("image_id", "")) != "" else "This image cannot be read."
     named = ", ".join(part for part in title if part)
     return Spot(

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.tables.manifest import SPLITS, number_groups
+from knee_siglip.task.task import Labels, Task
 from knee_siglip.validation.splits.leakage import id_key
 
 DECIMALS = 4
@@ -14,10 +15,8 @@ DECIMALS = 4
 VALUES_SHOWN = 20
 """Distinct views or sides that get a key of their own; a column of free text must not fill metrics.json."""
 
-GRADES = range(5)
 
-
-def cohort_metrics(table: pd.DataFrame) -> dict[str, Any]:
+def cohort_metrics(table: pd.DataFrame, task: Task) -> dict[str, Any]:
     """Counts and distributions of each split, as nested numbers.
 
     table: what the checks get (split, patient_id, image_id, text; the rest where there is such a column). Rows whose
@@ -25,7 +24,7 @@ def cohort_metrics(table: pd.DataFrame) -> dict[str, Any]:
     key: JSON knows no NaN.
     """
     kept = {column: _common(table[column]) for column in ("view", "side") if column in table.columns}
-    return {split: _split_metrics(table[table["split"] == split], kept) for split in SPLITS}
+    return {split: _split_metrics(table[table["split"] == split], kept, task.labels) for split in SPLITS}
 
 
 def counts(rows: pd.DataFrame) -> dict[str, int]:
@@ -48,11 +47,12 @@ def text_words(table: pd.DataFrame) -> pd.Series:
     return table["text"].map(lambda text: len(text.split())).astype("int64")
 
 
-def _split_metrics(rows: pd.DataFrame, kept: dict[str, list[str]]) -> dict[str, Any]:
+def _split_metrics(rows: pd.DataFrame, kept: dict[str, list[str]], labels: Labels) -> dict[str, Any]:
     images = rows[rows["image_id"] != ""].drop_duplicates("image_id")
     facts: dict[str, Any] = dict(counts(rows))
-    if "kl_grade" in rows.columns:
-        facts["kl_grades"] = {str(grade): int((rows["kl_grade"] == grade).sum()) for grade in GRADES}
+    if labels and labels.column in rows.columns:
+        grades = np.array(labels.positions(rows[labels.column]))
+        facts[f"{labels.column}s"] = {value: int((grades == grade).sum()) for grade, value in enumerate(labels.values)}
     for column, values in kept.items():
         facts[f"{column}s"] = _value_counts(rows[column], values)
     if len(rows):

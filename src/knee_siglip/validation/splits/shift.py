@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.metrics.significance import holm_adjusted
+from knee_siglip.task.task import Labels, Task
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.splits.cohort import patient_numbers, text_words
 
@@ -46,15 +47,18 @@ NUMBERS = {
     "height": "the image height",
     "file_bytes": "the file size in bytes",
     "text_words": "the length of the texts in words",
-    "kl_grade": "the kl_grade",
 }
-CATEGORIES = {
-    "side": "the side",
-    "view": "the view",
-    "kl_grade": "the kl_grade",
+OF_VIEWS = {"side": "the side", "view": "the view"}
+OF_FILES = {
     "bits": "the bit depth",
     "kind": "the file format",
 }
+
+
+def feature_names(labels: Labels) -> tuple[dict[str, str], dict[str, str]]:
+    """Numbers and categories that are compared: column to what sentences call it. Grades are both."""
+    label = {labels.column: f"the {labels.column}"} if labels else {}
+    return NUMBERS | (label if labels.are_numbers else {}), OF_VIEWS | label | OF_FILES
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Comparison:
         return self.p < P_VALUE and self.effect >= (KS_FLOOR if self.test == "ks" else V_FLOOR)
 
 
-def check_shift(table: pd.DataFrame) -> tuple[dict[str, Any], list[Issue]]:
+def check_shift(table: pd.DataFrame, task: Task) -> tuple[dict[str, Any], list[Issue]]:
     """Compare val and test with train, feature by feature.
 
     Returns `{split: {feature: {ks, ks_p, cramers_v, cramers_v_p}}}`, with what could be computed, and a warning for
@@ -98,18 +102,19 @@ def check_shift(table: pd.DataFrame) -> tuple[dict[str, Any], list[Issue]]:
     rows = rows.assign(text_words=text_words(rows), patient=patient_numbers(rows))
     parts = dict(list(rows.groupby("split")))
     pairs = [(split, parts["train"], parts[split]) for split in ("val", "test") if {"train", split} <= set(parts)]
-    compared = [comparison for pair in pairs for comparison in _compare(*pair)]
+    compared = [comparison for pair in pairs for comparison in _compare(*pair, task.labels)]
     corrected = holm_adjusted([each.p for each in compared])
     comparisons = [replace(each, p=p) for each, p in zip(compared, corrected, strict=True)]
     figures: dict[str, Any] = {}
     for each in comparisons:
         feature = figures.setdefault(each.split, {}).setdefault(each.feature, {})
         feature |= {each.test: round(each.effect, DECIMALS), f"{each.test}_p": round(each.p, DECIMALS)}
-    return figures, _issues(comparisons)
+    return figures, _issues(comparisons, task.labels)
 
 
-def _compare(split: str, train: pd.DataFrame, other: pd.DataFrame) -> Iterator[Comparison]:
-    kinds = (("number", NUMBERS, _compare_numbers), ("category", CATEGORIES, _compare_shares))
+def _compare(split: str, train: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> Iterator[Comparison]:
+    numbers, categories = feature_names(labels)
+    kinds = (("number", numbers, _compare_numbers), ("category", categories, _compare_shares))
     for kind, features, compare in kinds:
         for feature in features:
             if feature in train.columns:
@@ -176,16 +181,17 @@ def _gather_rare(counts: pd.DataFrame) -> pd.DataFrame:
     return counts
 
 
-def _issues(comparisons: Sequence[Comparison]) -> list[Issue]:
+def _issues(comparisons: Sequence[Comparison], labels: Labels) -> list[Issue]:
     """One warning for each shifted feature of a split, by its larger effect."""
     largest: dict[tuple[str, str], Comparison] = {}
     for each in sorted((each for each in comparisons if each.shifted), key=lambda each: -each.effect):
         largest.setdefault((each.split, each.feature), each)
-    return [Issue("warning", "distribution_shift", None, "", _sentence(each)) for each in largest.values()]
+    return [Issue("warning", "distribution_shift", None, "", _sentence(each, labels)) for each in largest.values()]
 
 
-def _sentence(shift: Comparison) -> str:
-    name = NUMBERS[shift.feature] if shift.test == "ks" else CATEGORIES[shift.feature]
+def _sentence(shift: Comparison, labels: Labels) -> str:
+    numbers, categories = feature_names(labels)
+    name = (numbers | categories)[shift.feature]
     size = "Kolmogorov-Smirnov" if shift.test == "ks" else "Cramer's V"
     return (
         f"{name} differs between train and {shift.split}: {shift.detail} ({size} {shift.effect:.2f}, corrected p "

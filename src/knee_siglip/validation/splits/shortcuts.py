@@ -1,4 +1,4 @@
-"""Shortcuts: can the grade or the split be told from how the files were made, without looking at the knee?
+"""Shortcuts: can the grade or the split be told from how the files were made, without looking at what they show?
 
 In one public set the bit depth gave the class away, and every model trained on it shone. A shallow decision tree
 (which finds a middle range as easily as a trend) predicts the target from each kind of feature alone and from all
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.splits.cohort import patient_numbers
 
@@ -69,21 +70,21 @@ class Shortcut:
     low: float
 
 
-def check_shortcuts(table: pd.DataFrame) -> tuple[dict[str, Any], list[Issue]]:
-    """Predict kl_grade, kl_grade >= 2 and split from file size, dimensions, depth and intensity.
+def check_shortcuts(table: pd.DataFrame, task: Task) -> tuple[dict[str, Any], list[Issue]]:
+    """Predict the label, whether it is a positive one, and the split from file size, dimensions, depth and intensity.
 
     table: what the checks get; rows without a readable image are left out. Returns `{target: {feature: {auroc, highest,
     highest_low}}}`: the mean over the classes, the best told class, and the lower end of its interval; targets and
     classes with too few rows or patients are absent. And a warning for each feature that gives a class away.
     """
     rows = _draw(table[table["image_id"] != ""])
-    shortcuts = [each for target, labels in _targets(rows) for each in _examine(target, labels, rows)]
+    shortcuts = [each for target, classes in _targets(rows, task) for each in _examine(target, classes, rows)]
     lows = _with_lower_ends(shortcuts)
     figures: dict[str, Any] = {}
     for target, feature in dict.fromkeys((each.target, each.feature) for each in lows):
         classes = [each for each in lows if (each.target, each.feature) == (target, feature)]
         figures.setdefault(target, {})[feature] = _figures(classes)
-    return figures, _issues(lows)
+    return figures, _issues(lows, task)
 
 
 def clustered_auroc(scores: np.ndarray, positive: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
@@ -122,12 +123,16 @@ def _draw(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["patient"].isin(chosen)]
 
 
-def _targets(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+def _targets(rows: pd.DataFrame, task: Task) -> Iterator[tuple[str, pd.Series]]:
     """Name and label of each row; the label is missing where it is unknown."""
-    if "kl_grade" in rows.columns:
-        grades = rows["kl_grade"]
-        yield "kl_grade", grades.astype("string")
-        yield "kl_grade_2_or_more", (grades >= 2).map({True: "2 or more", False: "0 or 1"}).astype("string")
+    labels, asked = task.labels, task.positive
+    if labels and labels.column in rows.columns:
+        yield labels.column, rows[labels.column].astype("string")
+        if asked:
+            negative, lowest = " or ".join(labels.values[: asked.lowest]), labels.values[asked.lowest]
+            sides = [negative] * asked.lowest + [f"{lowest} or more"] * (len(labels) - asked.lowest)
+            named = [sides[grade] if grade >= 0 else None for grade in labels.positions(rows[labels.column])]
+            yield f"{labels.column}_{lowest}_or_more", pd.Series(named, index=rows.index, dtype="string")
     yield "split", rows["split"].where(rows["split"].isin(SPLITS)).astype("string")
 
 
@@ -197,31 +202,32 @@ def _figures(classes: Sequence[Shortcut]) -> dict[str, float]:
     return {name: round(value, DECIMALS) for name, value in figures.items()}
 
 
-def _issues(shortcuts: Sequence[Shortcut]) -> list[Issue]:
+def _issues(shortcuts: Sequence[Shortcut], task: Task) -> list[Issue]:
     """One warning per target and feature, by its surest class; `together` where no feature does it alone."""
     surest: dict[tuple[str, str], Shortcut] = {}
     for each in sorted(shortcuts, key=lambda each: -each.low):
         if each.low > (SPLIT_THRESHOLD if each.target == "split" else GRADE_THRESHOLD):
-            target = "split" if each.target == "split" else "kl_grade"
+            target = "split" if each.target == "split" else "grade"
             surest.setdefault((target, each.feature), each)
     alone = {target for target, feature in surest if feature != TOGETHER}
     return [
-        Issue("warning", f"{target}_shortcut", None, "", _sentence(each))
+        Issue("warning", f"{target}_shortcut", None, "", _sentence(each, task))
         for (target, feature), each in surest.items()
         if feature != TOGETHER or target not in alone
     ]
 
 
-def _sentence(shortcut: Shortcut) -> str:
+def _sentence(shortcut: Shortcut, task: Task) -> str:
     what = f"{NAMES[shortcut.feature]} tell{'s' if shortcut.feature == 'file_size' else ''}"
     sure = f"(AUROC on unseen patients {shortcut.auroc:.2f}, at least {max(0.0, shortcut.low):.2f}; chance is 0.5)"
+    blind = f"without looking at the {task.subject} {sure}"
     if shortcut.target == "split":
         return (
-            f"{what} {shortcut.label} from the other splits, without looking at the knee {sure}: the splits come from "
-            "different sources or were stored differently, so figures on them do not compare; bring all files to one "
-            "format, or draw the splits anew with knee-siglip split"
+            f"{what} {shortcut.label} from the other splits, {blind}: the splits come from different sources or were "
+            "stored differently, so figures on them do not compare; bring all files to one format, or draw the splits "
+            "anew with knee-siglip split"
         )
     return (
-        f"{what} kl_grade {shortcut.label} from the rest, without looking at the knee {sure}: a model can score well "
-        "by how the files were made; bring all files to one format and source, or take every grade from every source"
+        f"{what} {task.labels.column} {shortcut.label} from the rest, {blind}: a model can score well by how the files "
+        "were made; bring all files to one format and source, or take every grade from every source"
     )

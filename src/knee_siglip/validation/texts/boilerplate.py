@@ -1,11 +1,13 @@
-"""Impressions that are none, and impressions that say nothing about the knee."""
+"""Impressions that are none, and impressions that say nothing about what the image shows."""
 
 import re
 from collections.abc import Set
+from functools import lru_cache, partial
 
 import pandas as pd
 
 from knee_siglip.tables.text import normalise_text
+from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.row_issues import issues_of_rows, issues_of_texts
 
@@ -30,7 +32,7 @@ UNSAID = r"(?: (?:is |are )?(?:none|nil|not available|not given|unavailable|na|n
 VIEW = (
     r"(?:one|two|three|four|[1-4]|ap|pa|and|lateral|frontal|oblique|standing|weight bearing|skyline|sunrise|merchant)"
 )
-BOILERPLATE = re.compile(
+GENERAL = (
     r"(?:electronically |digitally )?(?:signed|dictated|transcribed|verified|approved|finali[sz]ed|reviewed)"
     r"(?: (?:off|by|on|electronically|and)\b.*)?"
     r"|(?:clinical|clinico radiological|further)? ?(?:correlation|evaluation|follow ?up)(?: is)?"
@@ -40,10 +42,8 @@ BOILERPLATE = re.compile(
     r"|no (?:(?:prior|previous|earlier|relevant) )*(?:(?:studies|study|films?|radiographs?|examinations?|imaging) )?"
     r"(?:(?:is |are )?available )?for comparison"
     r"|end of (?:report|impression|document)|impression|findings|conclusion|report|thank you(?: for .*)?"
-    rf"|(?:{VIEW} )*views?(?: of (?:the )?(?:left|right|both) knees?)?"
-    rf"|(?:x ?rays?|radiographs?)(?: of)?(?: the)? (?:left|right|both) knees?(?: joints?)?(?: (?:{VIEW}|views?))*"
 )
-"""Whole normalised sentences that say nothing about the knee."""
+"""Whole normalised sentences that say nothing about any image."""
 
 HINT = re.compile(
     r"sign|dictat|transcri|verif|approv|finali|review|correlat|evaluat|follow|compar|indicat|histor|techn|exam|view|"
@@ -53,6 +53,16 @@ HINT = re.compile(
 """In every boilerplate sentence: spares most texts the rest."""
 
 SENTENCE_END = re.compile(r"(?<![.;!?\n\r])[.;!?\n\r]+(?=\s|$)")
+
+
+@lru_cache(maxsize=1)
+def boilerplate(subject: str, has_sides: bool) -> re.Pattern[str]:
+    """Whole normalised sentences that say nothing about the subject (`knee`)."""
+    place = ("(?:left|right|both) " if has_sides else "") + rf"{re.escape(subject)}s?"
+    return re.compile(
+        rf"{GENERAL}|(?:{VIEW} )*views?(?: of (?:the )?{place})?"
+        rf"|(?:x ?rays?|radiographs?)(?: of)?(?: the)? {place}(?: joints?)?(?: (?:{VIEW}|views?))*"
+    )
 
 
 def check_missing(table: pd.DataFrame) -> list[Issue]:
@@ -69,10 +79,11 @@ def check_missing(table: pd.DataFrame) -> list[Issue]:
     ]
 
 
-def check_boilerplate(table: pd.DataFrame) -> list[Issue]:
-    """Warnings for texts that say nothing about the knee: somebody wrote them, and they only thin the data out."""
+def check_boilerplate(table: pd.DataFrame, task: Task) -> list[Issue]:
+    """Warnings for texts that say nothing about the image: somebody wrote them, and they only thin the data out."""
+    describe = partial(_boilerplate, task=task)
     return [
-        *issues_of_texts(table, "boilerplate_text", _boilerplate, "say nothing about the knee"),
+        *issues_of_texts(table, "boilerplate_text", describe, f"say nothing about the {task.subject}"),
         *issues_of_texts(table, "referral_text", _referral, "only send the reader elsewhere", column="text"),
     ]
 
@@ -84,13 +95,13 @@ def _refused(table: pd.DataFrame, check: str, texts: Set[str], reason: str) -> l
     return issues_of_rows(table, check, messages, reason, "error")
 
 
-def _boilerplate(text: str) -> str | None:
+def _boilerplate(text: str, task: Task) -> str | None:
     """Boilerplate is not quoted: signatures are names."""
     if not HINT.search(text):
         return None
     sentences = (sentence for part in SENTENCE_END.split(text) if (sentence := normalise_text(part)))
-    if all(BOILERPLATE.fullmatch(sentence) for sentence in sentences):
-        return "the impression holds nothing but boilerplate, and nothing about the knee"
+    if all(boilerplate(task.subject, task.side_words is not None).fullmatch(sentence) for sentence in sentences):
+        return f"the impression holds nothing but boilerplate, and nothing about the {task.subject}"
     return None
 
 

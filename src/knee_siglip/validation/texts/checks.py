@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.texts.boilerplate import check_boilerplate, check_missing
 from knee_siglip.validation.texts.damage import check_damage
@@ -29,20 +30,22 @@ TEMPLATED_SHARE = 0.5
 """Share of val and test rows whose text is known from train, above which retrieval measures recognition of it."""
 
 
-def check_texts(table: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase | None", max_text_length: int) -> list[Issue]:
+def check_texts(
+    table: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase | None", max_text_length: int, task: Task
+) -> list[Issue]:
     """All checks of the impressions.
 
-    table: img_path, impression, split and text (normalised), and side and kl_grade where there are such; indexed by
-    spreadsheet row. Without a tokenizer what depends on it is left out, and a warning says so.
+    table: img_path, impression, split and text (normalised), and side and the task's labels where there are such;
+    indexed by spreadsheet row. Without a tokenizer what depends on it is left out, and a warning says so.
     """
     return [
         *check_missing(table),
-        *check_boilerplate(table),
+        *check_boilerplate(table, task),
         *check_damage(table),
         *check_language(table),
         *check_personal_data(table),
-        *check_side(table),
-        *check_grade(table),
+        *check_side(table, task),
+        *check_grade(table, task),
         *check_repeated(table),
         *check_templated(table),
         *check_tokens(table, tokenizer, max_text_length),
@@ -94,7 +97,7 @@ def templated_share(table: pd.DataFrame) -> float:
 def check_templated(table: pd.DataFrame) -> list[Issue]:
     """A warning where most of the held-out texts are known from training.
 
-    That is no leak, for equal knees get equal words; but it has to be known when retrieval scores are read.
+    That is no leak, for equal images get equal words; but it has to be known when retrieval scores are read.
     """
     share = templated_share(table)
     if share <= TEMPLATED_SHARE:

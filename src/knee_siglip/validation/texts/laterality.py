@@ -1,13 +1,16 @@
-"""Does an impression speak of the other knee than the column `side`?
+"""Does an impression speak of the other side than the column `side`?
 
-Conservative: a text is only held against its row where it names exactly one side, names it as the knee's, and that is
-the other one. "Both knees", "compared with the left knee", "left-handed" and "left in place" accuse nobody.
+Conservative: a text is only held against its row where it names exactly one side, says it of the task's anatomy,
+and that is the other one. "Both knees", "compared with the left knee", "left-handed" and "left in place" accuse nobody.
 """
 
 import re
+from dataclasses import dataclass
+from functools import lru_cache
 
 import pandas as pd
 
+from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.row_issues import issues_of_rows
 from knee_siglip.validation.texts.plain_text import plain
@@ -16,70 +19,83 @@ SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "righ
 NOT_ONE_SIDE = {"", "both", "bilateral", "b"}
 VALUES_NAMED = 5
 
-ANATOMY = (
-    r"(?:knee|joint|genu|tibia|tibial|femur|femoral|fibula|fibular|patella|patellar|patellofemoral|tibiofemoral|"
-    r"femorotibial|meniscus|compartment|leg|limb|lower extremity|tka|tkr|gonarthrosis)"
-)
 
-NO_SIDE = re.compile(
-    r"\b(?:left|right)[- ]?(?:hand(?:ed)?|foot(?:ed)?)\b"
-    r"|\b(?:was|were|be|been|being|is|are) left\b(?![- ](?:knee|sided))"
-    r"|\bleft (?:in (?:place|situ)|as is|alone|behind|out|over|open|intact|untreated|unremarkable|unchanged)\b"
-    r"|\bright (?:away|angled?|after|now)\b"
-)
-"""Where the words are no sides."""
+@dataclass(frozen=True)
+class Patterns:
+    """What tells the side of one anatomy.
 
-BOTH = re.compile(r"\b(?:both|bilateral(?:ly)?|b/l|each|either|knees|contralateral|opposite|other (?:knee|side))\b")
+    no_side: where left and right are no sides. both: more than one side is meant. word: a side. compared: the side of
+    another image. own: a side said of the anatomy, before or after it, or as the text's heading or last word.
+    """
 
-SIDE_WORD = re.compile(r"\b(left|right|lt|rt)\b|\b([lr])(?=\.? knee\b)|\bknee[ ,(:-]+([lr])\b")
-
-COMPARED = re.compile(
-    r"\b(?:compar(?:e|ed|ing|ison|able)|relative|similar|identical|opposed|contrast\w*|unlike|than|versus|vs)\b\.?"
-    r"(?: (?:with|to|in|on|for|that|those|of|the|prior|previous|earlier|study|radiographs?)){0,6}"
-    r" (?:left|right|lt|rt)\b(?: (?:knee|side|joint))*"
-)
-
-KNEE_SIDE = (
-    re.compile(rf"\b(?:left|right|lt|rt)\b\.?(?:[- ]?sided)?(?:[ -]\w+){{0,3}}?[ -]{ANATOMY}\b"),
-    re.compile(rf"\b{ANATOMY}[ ,(:-]{{1,3}}(?:on the |of the )?(?:left|right|lt|rt)\b"),
-    re.compile(r"\b[lr]\.? knee\b|\bknee[ ,(:-]+[lr]\b"),
-    re.compile(r"^\W*(?:left|right|lt|rt) ?[:.,;(-]"),
-    re.compile(r"[,(-] ?(?:left|right|lt|rt)\)?\W*$|\bof the (?:left|right)\W*$"),
-    re.compile(r"\b(?:left|right)[- ]sided\b"),
-)
-"""A side said of the knee: before or after the anatomy, or as the text's heading or last word."""
+    no_side: re.Pattern[str]
+    both: re.Pattern[str]
+    word: re.Pattern[str]
+    compared: re.Pattern[str]
+    own: tuple[re.Pattern[str], ...]
 
 
-def side_in_text(text: str) -> str | None:
-    """`left` or `right` where the text names that side alone, and as the knee's; otherwise None."""
-    words = NO_SIDE.sub(" ", plain(text))
-    if BOTH.search(words):
+@lru_cache(maxsize=1)
+def side_patterns(subject: str, anatomy: str) -> Patterns:
+    """subject: `knee`. anatomy: regular expression of the words of which a side is said."""
+    subject, anatomy = re.escape(subject), f"(?:{anatomy})"
+    return Patterns(
+        no_side=re.compile(
+            r"\b(?:left|right)[- ]?(?:hand(?:ed)?|foot(?:ed)?)\b"
+            rf"|\b(?:was|were|be|been|being|is|are) left\b(?![- ](?:{subject}|sided))"
+            r"|\bleft (?:in (?:place|situ)|as is|alone|behind|out|over|open|intact|untreated|unremarkable|unchanged)\b"
+            r"|\bright (?:away|angled?|after|now)\b"
+        ),
+        both=re.compile(
+            rf"\b(?:both|bilateral(?:ly)?|b/l|each|either|{subject}s|contralateral|opposite|other (?:{subject}|side))\b"
+        ),
+        word=re.compile(rf"\b(left|right|lt|rt)\b|\b([lr])(?=\.? {subject}\b)|\b{subject}[ ,(:-]+([lr])\b"),
+        compared=re.compile(
+            r"\b(?:compar(?:e|ed|ing|ison|able)|relative|similar|identical|opposed|contrast\w*|unlike|than|versus|vs)\b"
+            r"\.?(?: (?:with|to|in|on|for|that|those|of|the|prior|previous|earlier|study|radiographs?)){0,6}"
+            rf" (?:left|right|lt|rt)\b(?: (?:{subject}|side|joint))*"
+        ),
+        own=(
+            re.compile(rf"\b(?:left|right|lt|rt)\b\.?(?:[- ]?sided)?(?:[ -]\w+){{0,3}}?[ -]{anatomy}\b"),
+            re.compile(rf"\b{anatomy}[ ,(:-]{{1,3}}(?:on the |of the )?(?:left|right|lt|rt)\b"),
+            re.compile(rf"\b[lr]\.? {subject}\b|\b{subject}[ ,(:-]+[lr]\b"),
+            re.compile(r"^\W*(?:left|right|lt|rt) ?[:.,;(-]"),
+            re.compile(r"[,(-] ?(?:left|right|lt|rt)\)?\W*$|\bof the (?:left|right)\W*$"),
+            re.compile(r"\b(?:left|right)[- ]sided\b"),
+        ),
+    )
+
+
+def side_in_text(text: str, patterns: Patterns) -> str | None:
+    """`left` or `right` where the text names that side alone, and says it of the anatomy; otherwise None."""
+    words = patterns.no_side.sub(" ", plain(text))
+    if patterns.both.search(words):
         return None
-    named = {SIDES["".join(match)] for match in SIDE_WORD.findall(words)}
+    named = {SIDES["".join(match)] for match in patterns.word.findall(words)}
     if len(named) != 1:
         return None
-    own = COMPARED.sub(" ", words)
-    return named.pop() if any(pattern.search(own) for pattern in KNEE_SIDE) else None
+    own = patterns.compared.sub(" ", words)
+    return named.pop() if any(pattern.search(own) for pattern in patterns.own) else None
 
 
-def check_side(table: pd.DataFrame) -> list[Issue]:
+def check_side(table: pd.DataFrame, task: Task) -> list[Issue]:
     """Warnings for texts that name only the other side, and one for values of `side` that are none.
 
     A warning, not an error: which of the two is wrong is not known here, and one text may stand for a two-sided study.
     """
-    if "side" not in table.columns:
+    if "side" not in table.columns or task.side_words is None:
         return []
+    patterns = side_patterns(task.subject, task.side_words)
     given = table["side"].str.strip().str.lower()
-    said = table["impression"].map({text: side_in_text(text) for text in table["impression"].unique()})
+    said = table["impression"].map({text: side_in_text(text, patterns) for text in table["impression"].unique()})
     other = said.notna() & given.isin(list(SIDES)) & (said != given.map(SIDES))
+    subject, wrong = task.subject, "one of the two is wrong"
     messages = {
-        int(row): f"side is {SIDES[side]!r}, but the impression names only the {text} knee; one of the two is wrong"
+        int(row): f"side is {SIDES[side]!r}, but the impression names only the {text} {subject}; {wrong}"
         for row, side, text in zip(table.index[other], given[other], said[other], strict=True)
     }
-    return [
-        *_unknown_sides(given),
-        *issues_of_rows(table, "side_contradiction", messages, "name only the other knee than the column side"),
-    ]
+    problem = f"name only the other {subject} than the column side"
+    return [*_unknown_sides(given), *issues_of_rows(table, "side_contradiction", messages, problem)]
 
 
 def _unknown_sides(given: pd.Series) -> list[Issue]:

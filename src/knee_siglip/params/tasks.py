@@ -1,0 +1,42 @@
+"""The task that params describe."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from knee_siglip.params.sections import EvaluateParams, FindingParams, Params, TaskParams
+from knee_siglip.task.task import Finding, Labels, Positive, Task
+
+
+def task_of(params: Params) -> Task:
+    """The task of the sections `task` and `evaluate`."""
+    return _task(params.task, params.evaluate.label_prompts, params.evaluate.findings)
+
+
+def saved_task(saved: Mapping[str, Any]) -> Task:
+    """The task of a checkpoint's params; one of before there were other tasks is about the knee."""
+    evaluate = {name: value for name, value in saved.get("evaluate", {}).items() if name in SAVED}
+    known = EvaluateParams.model_validate(evaluate)
+    return _task(TaskParams.model_validate(saved.get("task", {})), known.label_prompts, known.findings)
+
+
+SAVED = ("label_prompts", "kl_prompts", "findings")
+"""Keys of `evaluate` that a task needs: others may be of another version."""
+
+
+def _task(section: TaskParams, prompts: Mapping[str, list[str]], findings: Mapping[str, FindingParams]) -> Task:
+    labels = Labels(section.label_column, tuple(section.labels))
+    asked = section.positive
+    return Task(
+        subject=section.subject,
+        labels=labels,
+        label_title=section.label_title,
+        label_short=section.label_short,
+        label_words=tuple(section.labels.values()),
+        label_prompts=tuple(prompts[label] for label in labels.values),
+        label_patterns=section.label_patterns,
+        positive=Positive(asked.name, asked.title, labels.position(asked.lowest)) if asked else None,
+        findings={name: Finding(**finding.model_dump()) for name, finding in findings.items()},
+        side_words=section.side_words,
+        normal=section.normal,
+        queries=section.queries,
+    )
