@@ -34,7 +34,7 @@ from knee_siglip.report.evaluation.results import read_results
 IMAGE_COLUMNS = ("img_path", "split", "patient_id", "study_id", "view")
 """What stays with an image when the rest of its row is dealt out anew."""
 
-NO_BETTER = "This model is not better than chance"
+NO_BETTER = "This model is no better than chance"
 
 AT_CHANCE = {
     "zero_shot_kl.quadratic_weighted_kappa": (0.0, 0.15),
@@ -103,7 +103,7 @@ def null_claims(figures: dict[str, Any], is_said: bool) -> Iterator[Claim]:
         excess = figures[name] - figures[f"baseline.constant.{name}"]
         yield Claim(f"null: {name} above that of no information", excess, "<=", 0.03)
     yield Claim("null: beats the baselines", figures["verdict.beats_baselines"], "<=", 0)
-    yield Claim("null: the page says that it is not better than chance", int(is_said), ">=", 1)
+    yield Claim("null: the page says that it is no better than chance", int(is_said), ">=", 1)
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def test_every_metric_is_at_chance_and_the_report_says_so(measured_and_read, shu
     assert metrics["selective.accuracy_at_80_percent"] == pytest.approx(0.2, abs=0.05)
     assert metrics["subgroups.flagged"] == 0
     assert metrics["verdict.beats_baselines"] == 0
-    assert verdict(split).headline == "This model is not better than chance."
+    assert verdict(split).headline == "This model is no better than chance."
 
 
 def test_the_same_model_without_the_shuffling_is_said_to_be_better(measured_and_read, make_split, data_of):

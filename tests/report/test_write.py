@@ -40,7 +40,7 @@ def test_the_stage_writes_both_pages_and_the_headline_without_torch(project: Pat
     done = run_stage()
     assert done.returncode == 0, done.stderr[-2000:]
     assert "a.png cannot be read" in (project / "reports/validation/index.html").read_text()
-    assert "finds the right text for 80 of 100" in (project / "reports/evaluation/index.html").read_text()
+    assert "ranks a right text first for 80 of 100" in (project / "reports/evaluation/index.html").read_text()
     headline = json.loads((project / "reports/metrics.json").read_text())
     assert (headline["quadratic_weighted_kappa"], headline["val_loss"], headline["validation_errors"]) == (0.9, 1.5, 1)
     imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}

@@ -22,24 +22,24 @@ def test_a_good_model_is_told_what_it_can_do_beats_and_fails_at(evaluation) -> N
     found = said(evaluation)
     assert found.tone == "warning"
     assert found.headline == (
-        "The model finds the right text for 80 of 100 unseen images (95 % interval: 75 to 85) and names the "
-        "Kellgren-Lawrence grade of 85 of 100 (95 % interval: 80 to 90)."
+        "The model ranks a right text first for 80 of 100 unseen images (95 % interval 75 to 85) and predicts the "
+        "right Kellgren-Lawrence grade for 85 of 100 (95 % interval 80 to 90)."
     )
-    assert found.advice.startswith("It does better than chance and 3 other baselines on every headline figure")
-    assert "Weakest spot: side: right (33 images)" in found.advice
-    assert "60.0 % instead of 85.0 %" in found.advice
-    disturbed = "“Shift, 10 % of the side” the figure “right partner found in a small group” falls to 50.0 %"
+    assert found.advice.startswith("It beats chance and 3 other baselines in every headline metric measured")
+    assert "Weak spots: side: right (33 images): " in found.advice
+    assert "60.0 %, overall 85.0 %" in found.advice
+    disturbed = "with “Shift, 10 % of the side” contrastive accuracy falls from 90.0 % to 50.0 %"
     assert disturbed in found.advice
 
 
 def test_a_model_without_a_weak_spot_is_good(evaluation) -> None:
     shutil.rmtree(evaluation.folder / "tables")
     found = said(evaluation)
-    assert (found.tone, found.advice.split(". ")[-1]) == ("good", "No weak spot stood out among calibration.")
+    assert (found.tone, found.advice.split(". ")[-1]) == ("good", "No weak spot found (checked: calibration).")
     metrics = evaluation.json("metrics")
     del metrics["test"]["calibration"]
     evaluation.write("metrics", metrics)
-    assert said(evaluation).advice.endswith("Weak spots were not looked for.")
+    assert said(evaluation).advice.endswith("Weak spots were not examined.")
 
 
 def test_a_model_trained_on_shuffled_texts_is_said_to_be_no_better_than_chance(evaluation) -> None:
@@ -48,21 +48,21 @@ def test_a_model_trained_on_shuffled_texts_is_said_to_be_no_better_than_chance(e
     evaluation.write("metrics", {"test": nest(at_level(values) | chance)})
     page = evaluation.page()
     assert page.of("div", "verdict") == [{"class": "verdict error"}]
-    assert page.text.index("This model is not better than chance.") < 150
-    assert "finds the right text for 20 of 100" in page.text
+    assert page.text.index("This model is no better than chance.") < 150
+    assert "ranks a right text first for 20 of 100" in page.text
 
 
 def test_chance_by_definition_need_not_be_measured(evaluation) -> None:
     values = {"zero_shot_kl.quadratic_weighted_kappa": 0.02, "zero_shot_kl.macro_auroc": 0.52}
     evaluation.write("metrics", {"test": nest(at_level(values))})
-    assert said(evaluation).headline == "This model is not better than chance."
+    assert said(evaluation).headline == "This model is no better than chance."
 
 
 def test_one_baseline_that_is_not_beaten_is_named_with_the_metric(evaluation) -> None:
     evaluation.set_metrics({"baseline.pixel_neighbour.contrastive_accuracy": 0.86})
     found = said(evaluation)
-    lost = "the baseline “most alike pixels” at: right partner found in a small group."
-    assert found.headline == f"This model is not surely better than {lost}"
+    lost = "the baseline “nearest neighbour by pixels” in contrastive accuracy."
+    assert found.headline == f"This model is not clearly better than {lost}"
     assert found.tone == "error"
 
 
@@ -70,6 +70,6 @@ def test_the_measured_verdict_counts_more_than_one_baseline(evaluation) -> None:
     evaluation.set_metrics({"baseline.untrained.contrastive_accuracy": 0.86, "verdict.beats_baselines": 1})
     found = said(evaluation)
     assert found.tone == "warning"
-    assert found.advice.startswith("On the whole it beats every baseline, but it is not surely better than")
+    assert found.advice.startswith("Overall it beats every baseline, but it is not clearly better than")
     evaluation.set_metrics({"baseline.untrained.contrastive_accuracy": 0.2, "verdict.beats_baselines": 0})
     assert said(evaluation).headline == "This model does not beat every baseline."

@@ -28,7 +28,7 @@ def test_shares_are_of_the_split() -> None:
 def test_unknown_grades_are_told_and_not_counted() -> None:
     (chart,) = distribution_charts(make(kl_grade=pd.array([0, 1, None, 1], dtype="Int64")), KNEE)
     assert ">50 %<" in chart.svg
-    assert chart.note == "Left out: rows without a grade (1)."
+    assert chart.note == "Rows without a grade are excluded (1)."
 
 
 def test_a_value_that_all_share_needs_no_chart() -> None:
@@ -50,7 +50,7 @@ def test_rare_values_are_counted_together() -> None:
     table = pd.DataFrame({"split": "train", "image_id": "a", "view": [f"v{number:02d}" for number in range(40)]})
     (chart,) = distribution_charts(table, KNEE)
     assert ">other<" in chart.svg
-    assert chart.note == "40 values; the rarer ones are counted together."
+    assert chart.note == "40 values; the rarer ones are grouped as other."
 
 
 def test_one_huge_value_does_not_squeeze_the_rest() -> None:
@@ -58,7 +58,7 @@ def test_one_huge_value_does_not_squeeze_the_rest() -> None:
     table = pd.DataFrame({"split": "train", "image_id": "a", "mean": values})
     (chart,) = distribution_charts(table, KNEE)
     assert ">100<" in chart.svg
-    assert "the outermost bins hold what lies beyond" in chart.note
+    assert "the outermost bins include values beyond" in chart.note
     assert "1,000,000,000" in chart.note
 
 

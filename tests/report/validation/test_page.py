@@ -130,7 +130,7 @@ def test_a_dropped_row_is_shown_though_the_table_has_lost_it(table: pd.DataFrame
 
 def test_another_side_that_was_dropped_as_well_says_so(table: pd.DataFrame) -> None:
     page = page_of(table, [Issue("dropped", "image_leak", 3, "images/P01.png", "dropped", (99,))])
-    assert "This row was dropped as well." in page.text
+    assert "This row was also dropped." in page.text
 
 
 def test_an_unreadable_image_has_a_placeholder_with_the_reason(table: pd.DataFrame) -> None:
@@ -182,7 +182,7 @@ def test_findings_and_pictures_are_capped_and_the_rest_is_counted(
     assert page.text.count("The first 50 of 70; the other 20 are in issues.csv.") == 4
     pictured = page.html[: page.html.index('id="examples"')]
     assert pictured.count("<img ") == 9
-    assert page.text.count("67 more without pictures here.") == 3
+    assert page.text.count("67 more without pictures.") == 3
     assert "grade 49" in page.text
     assert "grade 50" not in page.text
 
@@ -227,12 +227,12 @@ def test_a_known_check_is_explained_and_an_unknown_one_named(table: pd.DataFrame
 def test_what_was_looked_for_in_vain_is_listed(table: pd.DataFrame) -> None:
     silent = page_of(table, [Issue("warning", "tokens_not_checked", None, "", "m")]).text.split("Checks without")[-1]
     assert "Patient in two splits" in silent
-    assert "Texts are cut" not in silent
+    assert "Truncated texts" not in silent
 
 
 def test_the_figures_of_metrics_json_are_there(table: pd.DataFrame) -> None:
     page = page_of(table)
-    for words in ("3 (50 %)", "width: median", "truncated share", "25 %", "Kolmogorov-Smirnov", "best told class"):
+    for words in ("3 (50 %)", "width: median", "truncated share", "25 %", "Kolmogorov-Smirnov", "best class"):
         assert words in page.text
     assert len(page.of("rect", "over")) == 2
     assert len(page.of("rect", "level")) == 1
@@ -272,7 +272,7 @@ def test_a_csv_that_could_not_be_read_gives_a_short_page(table: pd.DataFrame, co
     assert "No row could be checked." in page.text
     assert "line 7: 9 cells" in page.text
     assert page.of("img") == []
-    assert "Checks without an issue" not in page.text
+    assert "Checks without issues" not in page.text
 
 
 @pytest.mark.parametrize("missing", ["image_file", "image_id", "text", "impression", "kl_grade", "split", "img_path"])

@@ -42,7 +42,7 @@ def _cards(results: EvaluationResults, kind: str, side: int = SIDE) -> list[Card
 def _mistake(card: Card, task: Task) -> str:
     return (
         f"Reader: {_grade(card['actual'], task)}. Model: {_grade(card['predicted'], task)}, "
-        f"{percentage(card['probability'])} sure."
+        f"confidence {percentage(card['probability'])}."
     )
 
 

@@ -12,13 +12,13 @@ VALUE_LENGTH = 240
 
 
 def fact_tables(facts: Mapping[str, Any]) -> list[Table]:
-    """Data, prepared images and model, each as far as it is known. facts: as in facts.json."""
-    data = {"hash of the manifest": facts["data_hash"]} if facts.get("data_hash") else {}
-    model = {"revision of the code": facts.get("revision") or "not known"}
-    model |= {"hash of the file (SHA-256)": facts["model_sha256"]} if facts.get("model_sha256") else {}
+    """Data, preprocessed images and model, each as far as it is known. facts: as in facts.json."""
+    data = {"manifest hash": facts["data_hash"]} if facts.get("data_hash") else {}
+    model = {"code revision": facts.get("revision") or "unknown"}
+    model |= {"file hash (SHA-256)": facts["model_sha256"]} if facts.get("model_sha256") else {}
     tables = [
         _table("Data", {**data, **_named(facts.get("counts", {}))}),
-        _table("Prepared images", _named(facts.get("cache", {}))),
+        _table("Preprocessed images", _named(facts.get("cache", {}))),
         _table("Model", {**model, **_named(facts.get("checkpoint", {}))}),
     ]
     return [table for table in tables if table.rows]

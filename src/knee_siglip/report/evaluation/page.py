@@ -16,25 +16,25 @@ TILES = {
     "rows": "images",
     "patients": "patients",
     "distinct_texts": "distinct texts",
-    "graded_rows": "images with a grade",
+    "graded_rows": "graded images",
 }
 
 SECTIONS = {
-    "headline": "Headline figures",
+    "headline": "Headline metrics",
     "training": "Learning curves",
-    "grades": "Grades",
-    "confidence": "Confidence",
-    "gallery": "Retrieval gallery",
-    "mistakes": "Worst mistakes",
-    "findings": "Findings",
-    "grounding": "Where it looks",
+    "grades": "Zero-shot grades",
+    "confidence": "Calibration",
+    "gallery": "Retrieval examples",
+    "mistakes": "Largest grading errors",
+    "findings": "Zero-shot findings",
+    "grounding": "Grounding",
     "subgroups": "Subgroups",
-    "robustness": "Disturbed images",
-    "probes": "Learning from labels",
-    "prompts": "Wording",
+    "robustness": "Robustness",
+    "probes": "Linear probes",
+    "prompts": "Prompt sensitivity",
     "card": "Model card",
 }
-"""Anchor to title, in the order of the page. One without anything measured is named at the end instead."""
+"""Anchor to title, in page order. Sections without measurements are listed at the end instead."""
 
 
 def write_page(path: Path, results: EvaluationResults) -> None:

@@ -28,10 +28,14 @@ from knee_siglip.report.html.tables import Cell, HeatTable, Table
 from knee_siglip.task.task import Task
 
 CURVE_STYLES = {"train": "train", "val": "val", "val_ema": "test"}
-CURVE_NAMES = {"train": "training images", "val": "validation images", "val_ema": "validation images, averaged weights"}
+CURVE_NAMES = {
+    "train": "training images",
+    "val": "validation images",
+    "val_ema": "validation images, averaged weights (EMA)",
+}
 
 PROBABILITY_STYLES = {"raw": "train", "scaled": "val"}
-PROBABILITY_NAMES = {"raw": "as the model says", "scaled": "corrected by a temperature"}
+PROBABILITY_NAMES = {"raw": "uncalibrated", "scaled": "temperature-scaled"}
 
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)
 
@@ -62,7 +66,7 @@ def headline_table(split: SplitResults) -> Table | None:
         row += [metric.shown(ceilings[name])] if any(ceilings.values()) else []
         rows.append([*row, _strip(split, name, [level for level in levels if level is not None])])
     reachable = [CEILING] if any(ceilings.values()) else []
-    caption = "The dot is the model, the bar its 95 % interval, the strokes are the baselines."
+    caption = "Dot: the model. Bar: its 95 % interval. Ticks: the baselines."
     return Table(caption, [*columns, *reachable, ""], rows)
 
 
@@ -70,7 +74,7 @@ def retrieval_table(split: SplitResults) -> Table | None:
     """Both directions, and beside them the stricter reading that only the very pair is right."""
     columns = {
         f"{title}{reading}": figures
-        for section, reading in (("retrieval", ""), ("retrieval_strict", ", only its own"))
+        for section, reading in (("retrieval", ""), ("retrieval_strict", ", exact pair only"))
         for direction, title in DIRECTIONS.items()
         if (figures := at(split.metrics, f"{section}.{direction}"))
     }
@@ -79,8 +83,10 @@ def retrieval_table(split: SplitResults) -> Table | None:
         for name, metric in RETRIEVAL_FIGURES.items()
         if any(name in figures for figures in columns.values())
     ]
-    caption = "Among all texts or images of the split. Right is an equal text or one of the same study; “only its own” "
-    return Table(f"{caption}counts no other as right.", ["", *columns], rows) if rows else None
+    caption = (
+        "Ranked among the whole split. Equal texts and the same study count as right, except for “exact pair only”."
+    )
+    return Table(caption, ["", *columns], rows) if rows else None
 
 
 def grade_table(split: SplitResults) -> Table | None:
@@ -90,12 +96,12 @@ def grade_table(split: SplitResults) -> Table | None:
         for name, metric in grade_figures(split.task).items()
         if (value := split.grading(name)) is not None
     ]
-    return Table("The grade taken from the most similar descriptions.", ["", "Model"], rows) if rows else None
+    return Table("Zero-shot grade, from the most similar prompts.", ["", "Model"], rows) if rows else None
 
 
 def each_grade_table(split: SplitResults) -> Table | None:
     """How well each grade, and the positive ones together, are told from the rest."""
-    columns = {"recall": "found", "auroc": "AUROC", "auprc": "AUPRC"}
+    columns = {"recall": "recall", "auroc": "AUROC", "auprc": "AUPRC"}
     rows = []
     task = split.task
     for label, word in zip(task.labels.values, task.label_words, strict=True):
@@ -106,7 +112,7 @@ def each_grade_table(split: SplitResults) -> Table | None:
         cells = [percentage(found.get("sensitivity")), _area(found, "auroc"), _area(found, "auprc")]
         lowest = task.labels.values[task.positive.lowest]
         rows.append([f"{task.positive.title.capitalize()} (grade {lowest} and above)", *cells])
-    caption = "Each grade against all others: share of its images that are found, and areas under the curves."
+    caption = "Each grade against all others."
     return Table(caption, ["", *columns.values()], rows) if rows else None
 
 
@@ -141,11 +147,10 @@ def confusion_table(graded: Sequence[tuple[int, int]], task: Task) -> HeatTable 
         counts[actual][predicted] += 1
     errors = [abs(actual - predicted) for actual, predicted in graded]
     caption = (
-        f"{plural(sum(error > 0 for error in errors), 'image')} of {len(graded):,} got another grade than the reader "
-        f"gave, {sum(error > 1 for error in errors):,} of them by more than one. The shade is the share within the "
-        "actual grade."
+        f"{sum(error > 0 for error in errors):,} of {plural(len(graded), 'image')} misgraded, "
+        f"{sum(error > 1 for error in errors):,} of them by more than one grade. Shading: share of the actual grade."
     )
-    return HeatTable(caption, "actual ↓, model →", names, counts)
+    return HeatTable(caption, "actual ↓, predicted →", names, counts)
 
 
 def calibration_charts(split: SplitResults) -> Charts | None:
@@ -156,13 +161,20 @@ def calibration_charts(split: SplitResults) -> Charts | None:
         bins.setdefault(style, []).append(Bin(row["confidence"], row["accuracy"], row["n"]))
     charts = []
     if bins:
-        svg = reliability("Share of right grades over stated confidence", bins)
-        charts.append(Chart("Is the model as often right as it says?", svg, _calibration_note(split)))
+        svg = reliability("Reliability diagram: accuracy by confidence", bins)
+        charts.append(Chart("Calibration (reliability diagram)", svg, _calibration_note(split)))
     if points := [(row["coverage"], row["risk"]) for row in split.table("risk_coverage")]:
         shares = {tick / 4: f"{25 * tick} %" for tick in range(5)}
-        svg = curves("Errors among answered images", [Line("", "train", points)], "images answered", None, shares, True)
-        note = "Share of wrong grades if only the images the model is surest of are answered."
-        charts.append(Chart("What abstaining gains", svg, note))
+        svg = curves(
+            "Risk-coverage curve: error rate by coverage",
+            [Line("", "train", points)],
+            "coverage (images answered)",
+            None,
+            shares,
+            True,
+        )
+        note = "Error rate if only the images with the highest confidence are answered."
+        charts.append(Chart("Selective prediction (risk-coverage curve)", svg, note))
     keys = {PROBABILITY_NAMES[kind]: style for kind, style in PROBABILITY_STYLES.items() if style in bins}
     return Charts(charts, keys) if charts else None
 
@@ -174,8 +186,10 @@ def abstaining_table(split: SplitResults) -> Table | None:
         point = next((row for row in split.table("risk_coverage") if row["coverage"] >= coverage - 1e-9), None)
         if point is not None:
             rows.append([percentage(point[name]) for name in ("coverage", "risk", "threshold")])
-    columns = ["Images answered", "Wrong among them", "Answer only if at least so sure"]
-    return Table("What a threshold on the confidence would give.", columns, rows) if rows else None
+    columns = ["Coverage (images answered)", "Error rate", "Confidence threshold"]
+    return (
+        Table("Error rate if only images above a confidence threshold are answered.", columns, rows) if rows else None
+    )
 
 
 def _area(figures: Mapping[str, float], name: str) -> str:
@@ -201,9 +215,12 @@ def _strip(split: SplitResults, name: str, marks: Sequence[float]) -> Markup:
 
 def _calibration_note(split: SplitResults) -> str:
     error, scaled = at(split.metrics, "calibration.ece"), at(split.metrics, "calibration.ece_scaled")
-    parts = ["On the dashed line confidence and truth agree."]
+    parts = ["On the dashed line, confidence equals accuracy."]
     if error is not None:
-        parts.append(f"Mean gap {percentage(error)}" + (f", {percentage(scaled)} after scaling." if scaled else "."))
+        parts.append(
+            f"Expected calibration error {percentage(error)}"
+            + (f", {percentage(scaled)} after scaling." if scaled else ".")
+        )
     if (temperature := at(split.metrics, "calibration.temperature")) is not None:
-        parts.append(f"The temperature {number(temperature)} was fitted on validation images alone.")
+        parts.append(f"The temperature {number(temperature)} was fitted on validation images only.")
     return " ".join(parts)

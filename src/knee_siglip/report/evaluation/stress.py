@@ -1,4 +1,4 @@
-"""Where the model may fail: findings, places in the image, groups of patients, disturbed images, other prompts."""
+"""Where the model may fail: findings, grounding, subgroups, disturbed images, other prompts."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,10 +13,10 @@ from knee_siglip.report.html.tables import Cell, Table
 
 CENTRE_PRIOR = "centre_prior"
 GROUNDING_FIGURES = {
-    "pointing_game": Metric("Brightest spot inside the box"),
-    "cnr": Metric("Contrast-to-noise ratio", kind="number"),
-    "cnr_signed": Metric("The same, negative where it avoids the box", kind="number"),
-    "miou": Metric("Overlap with the box (mean IoU)", kind="score"),
+    "pointing_game": Metric("Pointing game (maximum inside the box)"),
+    "cnr": Metric("Contrast-to-noise ratio (CNR)", kind="number"),
+    "cnr_signed": Metric("Signed CNR (negative if it avoids the box)", kind="number"),
+    "miou": Metric("Mean IoU with the box", kind="score"),
 }
 AREA = GRADING["macro_auroc"]
 KAPPA = GRADING["quadratic_weighted_kappa"]
@@ -38,13 +38,13 @@ def findings_table(split: SplitResults) -> Table | None:
         shown = strip(f"{named(name)}: AUROC {AREA.shown(area)}, {between}", area, interval, [0.5])
         counts = [number(figures.get("n")), percentage(figures.get("prevalence"))]
         rows.append([named(name), *counts, AREA.shown(area), between, AREA.shown(figures.get("auprc")), shown])
-    columns = ["Finding", "Images", "Have it", "AUROC", "95 % interval", "AUPRC", ""]
-    caption = "The stroke is chance. Coloured: the interval reaches it. AUPRC is to be compared with the share."
+    columns = ["Finding", "Images", "Prevalence", "AUROC", "95 % interval", "AUPRC", ""]
+    caption = "Tick: chance. Highlighted: the interval includes chance. Compare AUPRC with the prevalence."
     return Table(caption, columns, rows, marked=frozenset(doubtful)) if rows else None
 
 
 def grounding_table(split: SplitResults) -> Table | None:
-    """Every method beside the guess that everything is in the middle."""
+    """Every method, and the image centre as baseline."""
     rows = split.table("grounding")
     known = {
         name: metric for name, metric in GROUNDING_FIGURES.items() if any(row.get(name) is not None for row in rows)
@@ -56,7 +56,7 @@ def grounding_table(split: SplitResults) -> Table | None:
     ]
     images = at(split.metrics, "grounding.images")
     caption = (
-        f"Over {plural(images, 'image')} with boxes, every finding counting alike."
+        f"Over {plural(images, 'image')} with boxes, each finding counting equally."
         if images
         else "Over the images with boxes."
     )
@@ -64,7 +64,7 @@ def grounding_table(split: SplitResults) -> Table | None:
 
 
 def grounding_verdict(split: SplitResults) -> str:
-    """By which figures which methods do better than always pointing at the middle, in a sentence."""
+    """Say which methods beat always pointing at the image centre, and in which metrics."""
     rows = {str(row["method"]): row for row in split.table("grounding")}
     prior = rows.pop(CENTRE_PRIOR, {})
     better = {
@@ -75,9 +75,9 @@ def grounding_verdict(split: SplitResults) -> str:
     if not better:
         return ""
     if not any(better.values()):
-        return "By no figure is a method better than always pointing at the middle: these maps locate nothing."
+        return "No method beats always pointing at the image centre in any metric: these maps locate nothing."
     told = [f"{figure}: {' and '.join(methods) or 'none'}" for figure, methods in better.items()]
-    return f"Better than always pointing at the middle are, by {'; by '.join(told)}."
+    return f"Methods that beat always pointing at the image centre, by metric: {'; '.join(told)}."
 
 
 def subgroup_charts(split: SplitResults) -> list[Chart]:
@@ -91,16 +91,16 @@ def subgroup_charts(split: SplitResults) -> list[Chart]:
         estimates = [_estimate(row, metric) for row in rows]
         lowest = min(min(each.value if each.low is None else each.low for each in estimates), overall)
         ends = (max(-1.0, _step_down(lowest)), 1.0)
-        note = f"Upright line: all images, {metric.shown(overall)}."
+        note = f"Vertical line: all images, {metric.shown(overall)}."
         charts.append(Chart(metric.title, forest(f"{metric.title} by group", estimates, overall, ends), note))
     return charts
 
 
 def flagged_groups(split: SplitResults) -> list[str]:
-    """Gaps that were flagged, each in words."""
+    """Flagged gaps, each in words."""
     return [
         f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}): {metric.phrase} "
-        f"{metric.shown(row['value'])}, over all {metric.shown(at(split.metrics, row['metric']))}"
+        f"{metric.shown(row['value'])}, overall {metric.shown(at(split.metrics, row['metric']))}"
         for row in _told(split)
         if row.get("flagged") and (metric := split.headline.get(row["metric"]))
     ]
@@ -132,12 +132,12 @@ def robustness_table(split: SplitResults) -> Table | None:
         cells = [cell for name in metrics for cell in _figure_and_change(figures.get(name, {}), split.headline[name])]
         rows.append([named(str(condition)), "" if level is None else number(level), *cells])
     columns = [title for name in metrics for title in (split.headline[name].title, "change")]
-    caption = "200 images at most, disturbed; intervals in brackets. Coloured: the largest fall but for inversion."
+    caption = "At most 200 images; 95 % intervals in brackets. Highlighted: the largest drop, inversion excluded."
     return Table(caption, ["Disturbance", "Strength", *columns], rows, words=2, marked=frozenset(marked))
 
 
 def probe_table(split: SplitResults) -> Table | None:
-    """What a simple classifier on the frozen image embeddings learns from so many labels."""
+    """Results of a linear probe on the frozen image embeddings, for each share of the labels."""
     rows = []
     for name, figures in _probes(split):
         cells = []
@@ -147,7 +147,7 @@ def probe_table(split: SplitResults) -> Table | None:
             cells.append(shown(figures.get(metric)) + (f" ± {shown(spread)}" if spread is not None else ""))
         rows.append([name, *cells])
     columns = ["", *(GRADING[metric].title for metric in PROBE_METRICS)]
-    caption = "Mean over the draws of the labels ± their standard deviation, where there are several."
+    caption = "Mean ± standard deviation over several random draws of the labels."
     return Table(caption, columns, rows) if len(rows) > 1 else None
 
 
@@ -164,12 +164,12 @@ def probe_chart(split: SplitResults) -> Chart | None:
     if (level := split.grading("accuracy")) is not None:
         lines.append(Line("no labels (zero-shot)", "val", [(points[0][0], level), (points[-1][0], level)]))
     ticks = {float(place): f"{share} %" for place, (share, _) in enumerate(_shares(split))}
-    svg = curves("Grade exactly right over the share of labels", lines, "labels learnt from", (0, 1), ticks, True)
-    return Chart("Grade exactly right", svg, "The level line is the grade without any labels.")
+    svg = curves("Grade accuracy by share of labels", lines, "share of labels used", (0, 1), ticks, True)
+    return Chart("Grade accuracy", svg, "Flat line: zero-shot, without labels.")
 
 
 def prompts_table(split: SplitResults) -> Table | None:
-    """What becomes of the grade with each single prompt."""
+    """Grading results with each single prompt."""
     rows = [
         [
             str(row["prompt"]),
@@ -180,8 +180,8 @@ def prompts_table(split: SplitResults) -> Table | None:
         ]
         for row in split.table("prompts")
     ]
-    columns = ["Description", "Of grade", "Exactly right", "Weighted kappa", "Change of kappa"]
-    caption = "The figures if the grade is described by this text alone."
+    columns = ["Prompt", "Grade", "Accuracy", "Quadratic weighted kappa", "Change in kappa"]
+    caption = "Results if this prompt alone stands for its grade."
     return Table(caption, columns, rows) if rows else None
 
 
@@ -220,11 +220,11 @@ def _probes(split: SplitResults) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for share, figures in _shares(split):
         yield f"Linear probe, {share} % of the labels{_label_count(split, share)}", figures
     if figures := at(split.metrics, "knn"):
-        yield "Nearest neighbours, all labels", figures
+        yield "k nearest neighbours, all labels", figures
 
 
 def _label_count(split: SplitResults, share: str) -> str:
-    """How many images a linear probe learnt from, on average over the draws."""
+    """Mean number of training images of a linear probe, over the draws."""
     labels = [
         int(row["labels"])
         for row in split.table("probe")

@@ -1,4 +1,4 @@
-"""The verdict in three plain sentences: what the model can do, what it beats, where it is weakest."""
+"""The verdict in three plain sentences: what the model can do, what it beats, where it is weak."""
 
 import math
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from knee_siglip.report.html.numbers import number
 INVERSION = "inversion"
 
 FALL = 0.05
-"""A change under a disturbance that is worth a sentence."""
+"""Drop under a disturbance that deserves a sentence."""
 
 CALIBRATION_ERROR = 0.05
-"""A mean gap between confidence and truth that is worth a sentence."""
+"""Expected calibration error that deserves a sentence."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Verdict:
 
 
 def verdict(split: SplitResults) -> Verdict:
-    """A model that does not beat the baselines is said not to, before anything else."""
+    """Judge one split. If the model does not beat the baselines, the first sentence says so."""
     beaten_by = not_beaten(split)
     judged = at(split.metrics, "verdict.beats_baselines")
     if judged == 0 or (judged is None and beaten_by):
@@ -46,7 +46,7 @@ def verdict(split: SplitResults) -> Verdict:
 
 
 def not_beaten(split: SplitResults) -> dict[str, list[str]]:
-    """Baseline to the headline metrics in which the model is not surely better: its interval reaches the baseline."""
+    """For each baseline the headline metrics whose interval does not lie above it."""
     lost: dict[str, list[str]] = {}
     for baseline, figures in split.baselines().items():
         for metric in split.headline:
@@ -63,26 +63,24 @@ def _defeat(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
         return "This model does not beat every baseline."
     measured = [metric for metric in split.headline if at(split.metrics, metric) is not None]
     if len(beaten_by.get(CHANCE, ())) > len(measured) / 2:
-        return "This model is not better than chance."
-    return f"This model is not surely better than {_worst_loss(split, beaten_by)}."
+        return "This model is no better than chance."
+    return f"This model is not clearly better than {_worst_loss(split, beaten_by)}."
 
 
 def _victory(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
     if beaten_by:
-        return (
-            f"On the whole it beats every baseline, but it is not surely better than {_worst_loss(split, beaten_by)}."
-        )
+        return f"Overall it beats every baseline, but it is not clearly better than {_worst_loss(split, beaten_by)}."
     others = [name for name in split.baselines() if name != CHANCE]
     more = f" and {plural(len(others), 'other baseline')}" if others else ""
-    return f"It does better than chance{more} on every headline figure they are known for."
+    return f"It beats chance{more} in every headline metric measured for them."
 
 
 def _worst_loss(split: SplitResults, beaten_by: dict[str, list[str]]) -> str:
-    """Chance first: whoever does not beat it need not be compared with more."""
+    """Chance first: a model that does not beat it needs no further comparison."""
     baseline = CHANCE if CHANCE in beaten_by else max(beaten_by, key=lambda name: len(beaten_by[name]))
     lost = [split.headline[metric].phrase for metric in beaten_by[baseline]]
-    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-    return f"{_baseline(baseline)} at: {lost[0]}{more}"
+    more = f" and {plural(len(lost) - 1, 'other metric')}" if len(lost) > 1 else ""
+    return f"{_baseline(baseline)} in {lost[0]}{more}"
 
 
 def _baseline(name: str) -> str:
@@ -91,17 +89,17 @@ def _baseline(name: str) -> str:
 
 def _ability(split: SplitResults) -> str:
     tasks = {
-        "retrieval.image_to_text.recall_at_1": f"finds the right text for {{}} {_kind(split)}images",
-        f"{split.task.labels.metrics}.accuracy": f"names the {split.task.label_title} of {{}}",
+        "retrieval.image_to_text.recall_at_1": f"ranks a right text first for {{}} {_kind(split)}images",
+        f"{split.task.labels.metrics}.accuracy": f"predicts the right {split.task.label_title} for {{}}",
     }
     said = []
     for metric, task in tasks.items():
         if (value := at(split.metrics, metric)) is not None:
             interval = split.interval(metric)
-            sure = f" (95 % interval: {100 * interval[0]:.0f} to {100 * interval[1]:.0f})" if interval else ""
+            sure = f" (95 % interval {100 * interval[0]:.0f} to {100 * interval[1]:.0f})" if interval else ""
             said.append(task.format(of_hundred(value)) + sure)
     if not said:
-        return "What the model can do was not measured."
+        return "Neither retrieval nor grading was measured."
     return f"The model {' and '.join(said)}."
 
 
@@ -110,7 +108,7 @@ def _kind(split: SplitResults) -> str:
 
 
 def _weakest(split: SplitResults) -> str:
-    """The most telling of what was looked for."""
+    """The two most important weak spots, or what was checked without finding one."""
     looked = [
         name
         for name, known in (
@@ -121,11 +119,11 @@ def _weakest(split: SplitResults) -> str:
         if known
     ]
     if not looked:
-        return "Weak spots were not looked for."
+        return "Weak spots were not examined."
     spots = [spot for spot in (_weakest_group(split), _weakest_condition(split), _miscalibration(split)) if spot]
     if not spots:
-        return f"No weak spot stood out among {' and '.join(looked)}."
-    return f"Weakest spot: {'; '.join(spots[:2])}."
+        return f"No weak spot found (checked: {', '.join(looked)})."
+    return f"Weak spots: {'; '.join(spots[:2])}."
 
 
 def _weakest_group(split: SplitResults) -> str:
@@ -140,13 +138,13 @@ def _weakest_group(split: SplitResults) -> str:
     row = min(known, key=gap)
     metric, overall = split.headline[row["metric"]], at(split.metrics, row["metric"])
     return (
-        f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}), where “{metric.phrase}” is "
-        f"{metric.shown(row['value'])} instead of {metric.shown(overall)}"
+        f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}): {metric.phrase} "
+        f"{metric.shown(row['value'])}, overall {metric.shown(overall)}"
     )
 
 
 def worst_condition(split: SplitResults) -> Row | None:
-    """The disturbance under which a headline figure falls most, but for inversion, which no reader takes for usual."""
+    """The disturbance with the largest drop of a headline metric; inversion excluded, as any reader notices it."""
     known = [
         row
         for row in split.table("robustness")
@@ -161,8 +159,8 @@ def _weakest_condition(split: SplitResults) -> str:
         return ""
     metric, level = split.headline[row["metric"]], f", {number(row['level'])}" if row.get("level") else ""
     return (
-        f"under “{named(str(row['condition']))}{level}” the figure “{metric.phrase}” falls to "
-        f"{metric.shown(row['value'])}, from {metric.shown(row['value'] - row['difference'])}"
+        f"with “{named(str(row['condition']))}{level}” {metric.phrase} falls from "
+        f"{metric.shown(row['value'] - row['difference'])} to {metric.shown(row['value'])}"
     )
 
 
@@ -170,4 +168,4 @@ def _miscalibration(split: SplitResults) -> str:
     error = at(split.metrics, "calibration.ece")
     if error is None or error < CALIBRATION_ERROR:
         return ""
-    return f"the model's stated confidence in a grade is off by {percentage(error)} on average"
+    return f"confidence in the grade is off by {percentage(error)} on average (expected calibration error)"

@@ -1,4 +1,4 @@
-"""Words for what the measurements call by short names, and figures as the page writes them."""
+"""Titles and explanations of metrics, and values as the page writes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from knee_siglip.task.task import Task
 
 @dataclass(frozen=True)
 class Metric:
-    """title: a few words for it; meaning: a sentence.
+    """title: the standard term; meaning: a sentence in plain words.
 
-    kind: `share` is read in per cent, `score` lies on a scale up to 1, `number` is any other. ends: of its scale.
+    kind: `share` is shown in per cent, `score` has a scale up to 1, `number` is any other. ends: of the scale.
     """
 
     title: str
@@ -47,35 +47,35 @@ class Metric:
 
 MATCHING: dict[str, Metric] = {
     "contrastive_accuracy": Metric(
-        "Right partner found in a small group",
-        "An image among {size} texts, or a text among {size} images: how often the right one comes first.",
+        "Contrastive accuracy",
+        "How often the right partner comes first: of {size} texts for an image, of {size} images for a text.",
     ),
     "retrieval.image_to_text.recall_at_1": Metric(
-        "Right text first, for an image",
-        "The image is compared with every text of the split: how often a right one comes first.",
+        "Recall@1, image to text",
+        "How often a right text comes first among all texts of the split.",
     ),
     "retrieval.text_to_image.recall_at_1": Metric(
-        "Right image first, for a text",
-        "The text is compared with every image of the split: how often a right one comes first.",
+        "Recall@1, text to image",
+        "How often a right image comes first among all images of the split.",
     ),
 }
 GRADING: dict[str, Metric] = {
     "accuracy": Metric(
-        "Grade exactly right",
-        "The {title} whose descriptions are most like the image, without a grade as a number in its training.",
+        "Grade accuracy",
+        "Zero-shot: the {title} whose prompts are most similar to the image.",
     ),
     "balanced_accuracy": Metric(
-        "Grade exactly right, every grade counting alike",
-        "Mean over the grades, however rare they are; {chance:.0f} % is chance.",
+        "Balanced grade accuracy",
+        "Mean recall of the grades, each counting equally; {chance:.0f} % is chance.",
     ),
     "quadratic_weighted_kappa": Metric(
-        "Agreement on the grade (weighted kappa)",
-        "1 is full agreement, 0 is that of chance; an error of two grades weighs four times one of a single grade.",
+        "Quadratic weighted kappa",
+        "Agreement on the grade: 1 is perfect, 0 is chance; being two grades off counts four times as much as one.",
         kind="score",
     ),
     "macro_auroc": Metric(
-        "Telling one grade from the others (AUROC)",
-        "0.5 is chance, 1 is never mistaken; mean over the grades.",
+        "Macro AUROC of the grades",
+        "Each grade against the others, mean over the grades: 0.5 is chance, 1 is perfect.",
         kind="score",
     ),
 }
@@ -95,21 +95,21 @@ def headline_words(task: Task) -> dict[str, Metric]:
     }
 
 
-DIRECTIONS = {"image_to_text": "text for an image", "text_to_image": "image for a text"}
+DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
 RETRIEVAL_FIGURES = {
-    "recall_at_1": Metric("Right one first"),
-    "recall_at_5": Metric("Right one among the first 5"),
-    "recall_at_10": Metric("Right one among the first 10"),
-    "median_rank": Metric("Median place of the right one", kind="number"),
+    "recall_at_1": Metric("Recall@1 (right one first)"),
+    "recall_at_5": Metric("Recall@5 (right one among the first 5)"),
+    "recall_at_10": Metric("Recall@10 (right one among the first 10)"),
+    "median_rank": Metric("Median rank of the right one", kind="number"),
     "mrr": Metric("Mean reciprocal rank", kind="score"),
     "map": Metric("Mean average precision", kind="score"),
 }
 
 GRADE_FIGURES = {
-    "adjacent_accuracy": Metric("At most one grade off"),
-    "mae": Metric("Mean error in grades", kind="number"),
-    "macro_auprc": Metric("Area under precision and recall (AUPRC), mean over the grades", kind="score"),
+    "adjacent_accuracy": Metric("Adjacent accuracy (at most one grade off)"),
+    "mae": Metric("Mean absolute error in grades", kind="number"),
+    "macro_auprc": Metric("Macro AUPRC of the grades", kind="score"),
 }
 
 
@@ -120,7 +120,7 @@ def grade_figures(task: Task) -> dict[str, Metric]:
         return GRADE_FIGURES
     title, lowest = asked.title.capitalize(), task.labels.values[asked.lowest]
     return GRADE_FIGURES | {
-        f"{asked.name}.accuracy": Metric(f"{title}, yes or no (grade {lowest} and above): right"),
+        f"{asked.name}.accuracy": Metric(f"{title} (grade {lowest} and above): accuracy"),
         f"{asked.name}.sensitivity": Metric(f"{title}: sensitivity"),
         f"{asked.name}.specificity": Metric(f"{title}: specificity"),
     }
@@ -136,32 +136,32 @@ CHANCE, CEILING = "constant", "perfect reader"
 
 BASELINES = {
     CHANCE: "chance",
-    "text_prior": "commonest text or grade",
-    "pixel_neighbour": "most alike pixels",
-    "untrained": "untrained encoders",
+    "text_prior": "most frequent text or grade",
+    "pixel_neighbour": "nearest neighbour by pixels",
+    "untrained": "before training",
 }
 """What a model has to beat."""
 
 BASELINE_MEANINGS = {
-    CHANCE: "the same answer for every image: what ties and luck alone give",
-    "text_prior": "no look at the image: the texts and grades that are most frequent in training",
-    "pixel_neighbour": "the text and grade of the training image whose grey values are most alike",
-    "untrained": "the same encoders before this training",
+    CHANCE: "the same answer for every image",
+    "text_prior": "the most frequent text and grade of the training data, without looking at the image",
+    "pixel_neighbour": "the text and grade of the training image with the most similar grey values",
+    "untrained": "the same model without this training",
 }
 
 CHANCE_LEVELS = {"quadratic_weighted_kappa": 0.0, "macro_auroc": 0.5}
-"""Of the grading, chance by definition, where it was not measured."""
+"""Grading metrics at chance, known without measuring."""
 
 METHODS = {
-    "raw": "likeness of single patches to the text",
-    "gradient": "attention, weighted by gradients",
-    "occlusion": "hiding parts of the image",
-    "centre_prior": "always the middle of the image",
+    "raw": "patch similarity",
+    "gradient": "attention relevance",
+    "occlusion": "occlusion",
+    "centre_prior": "image centre",
 }
-"""Of grounding, the last one being what they must beat."""
+"""Grounding methods; the last one is the baseline."""
 
 NAMES = {"jpeg": "JPEG compression", "none": "undisturbed"}
-"""Of disturbances and findings, where the short name is no word."""
+"""Disturbances and findings whose short name is not a word."""
 
 
 def named(name: str) -> str:
@@ -176,7 +176,7 @@ def group_name(column: object, group: object) -> str:
 
 
 def percentage(value: float | None) -> str:
-    """With a decimal, since differences of a per cent count here."""
+    """With one decimal, because differences of a per cent matter here."""
     return NOTHING if value is None else f"{100 * value:.1f} %"
 
 
@@ -191,7 +191,7 @@ def plural(count: float, noun: str) -> str:
 
 
 def at(metrics: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a dotted name in a nested dict, or None."""
+    """Value of a dotted name in a nested dict, or None."""
     value: Any = metrics
     for key in dotted.split("."):
         if not isinstance(value, Mapping) or key not in value:

@@ -122,7 +122,7 @@ def reliability(title: str, series: Mapping[str, Sequence[Bin]]) -> Markup:
             parts.append(rectangle(x, height - 18 - tall, width, tall, style))
     parts.append(line(LEFT, height - 18, WIDTH - RIGHT, height - 18, "axis"))
     parts.append(words(LEFT, height - floor + 6, f"images in each bin, at most {most:,}", style="value"))
-    return picture(title, WIDTH, height, [*parts, _x_title("how sure the model says it is", height)])
+    return picture(title, WIDTH, height, [*parts, _x_title("confidence", height)])
 
 
 def forest(title: str, rows: Sequence[Estimate], overall: float, ends: Range) -> Markup:

@@ -91,8 +91,8 @@ def _categories(title: str, rows: pd.DataFrame, feature: str, is_label: bool) ->
     kept = ranked[:CATEGORIES_SHOWN]
     values = values.where(values.isin(kept), "other")
     labels = sorted(kept) + (["other"] if len(ranked) > len(kept) else [])
-    note = f"{len(ranked):,} values; the rarer ones are counted together." if len(ranked) > len(kept) else ""
-    note = f"Left out: rows without a grade ({unknown:,})." if unknown else note
+    note = f"{len(ranked):,} values; the rarer ones are grouped as other." if len(ranked) > len(kept) else ""
+    note = f"Rows without a grade are excluded ({unknown:,})." if unknown else note
     svg = bars(f"{title}: share by split", labels, _shares(values, rows.loc[values.index, "split"], labels))
     return Chart(title, svg, note)
 
@@ -116,7 +116,7 @@ def _numbers(title: str, rows: pd.DataFrame, feature: str) -> Chart | None:
     ]
     beyond = values.min() < edges[0] or values.max() > edges[-1]
     note = f"From {number(float(values.min()))} to {number(float(values.max()))}"
-    note += "; the outermost bins hold what lies beyond." if beyond else "."
+    note += "; the outermost bins include values beyond them." if beyond else "."
     return Chart(title, steps(f"{title}: histogram by split", edges, series), note)
 
 

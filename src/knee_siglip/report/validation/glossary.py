@@ -1,4 +1,4 @@
-"""What each check looks for and what to do about it, in the words of a reader who did not write the checks."""
+"""What each check on the validation page looks for, and what to do about it."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from knee_siglip.report.html.numbers import readable
 
 
 class Entry(NamedTuple):
-    """pictured: the offending images are worth a look."""
+    """pictured: the page shows the images concerned."""
 
     title: str
     meaning: str
@@ -15,192 +15,187 @@ class Entry(NamedTuple):
 
 
 NEEDS_TOKENIZER = frozenset({"truncated_text", "unknown_token", "changed_by_tokenizer"})
-"""Checks that do not run where `tokens_not_checked` says so."""
+"""Checks that did not run if there is a `tokens_not_checked`."""
 
-SPLIT_ANEW = "Move all of them to one split, or draw the splits anew with knee-siglip split."
+SPLIT_AGAIN = "Move all of them to one split, or split again with knee-siglip split."
 
 GLOSSARY = {
-    "unreadable_csv": Entry(
-        "The file cannot be read", "The CSV is no table that can be understood.", "Mend the line that is named."
-    ),
+    "unreadable_csv": Entry("Unreadable CSV", "The file is not a valid CSV table.", "Fix the line named below."),
     "missing_column": Entry(
-        "Missing column", "img_path, impression and split are needed.", "Add the column, or rename yours."
+        "Missing column", "img_path, impression and split are required.", "Add the column, or rename yours."
     ),
     "reserved_column": Entry(
-        "Column name taken", "Validation makes a column of this name itself.", "Rename the column of the CSV."
+        "Reserved column name", "Validation adds a column of this name itself.", "Rename the column in the CSV."
     ),
     "unknown_split": Entry(
-        "Unknown split", "Every row belongs to train, val or test.", "Write one of the three into the column split."
+        "Unknown split", "Every row must belong to train, val or test.", "Write one of the three in the column split."
     ),
     "missing_split": Entry(
         "Empty split",
-        "Training needs rows in train and val, evaluation needs some in test.",
-        "Give the split rows, or draw the splits anew with knee-siglip split.",
+        "Training needs rows in train and val, evaluation needs rows in test.",
+        "Add rows to the split, or split again with knee-siglip split.",
     ),
     "bad_label": Entry(
-        "Not a grade", "A grade is one of the task's labels (params.yaml: task.labels) or empty.", "Correct the cell."
+        "Invalid grade", "A grade is one of the task's labels (params.yaml: task.labels) or empty.", "Correct the cell."
     ),
     "duplicate_row": Entry(
-        "Repeated row", "The row repeats an earlier one in every cell, and weighs twice.", "Take one of them out."
+        "Duplicate row", "The row equals an earlier one in every cell, so it counts twice.", "Remove one of them."
     ),
-    "missing_image": Entry("Missing image", "There is no file of this name.", "Correct img_path, or take the row out."),
+    "missing_image": Entry("Missing image", "There is no file of this name.", "Correct img_path, or remove the row."),
     "unreadable_image": Entry(
         "Unreadable image",
-        "The file is damaged, or of a kind that cannot be read.",
-        "Export it anew, or take the row out.",
+        "The file is damaged, or its format is not supported.",
+        "Export it again, or remove the row.",
     ),
     "outside_images": Entry(
-        "Images outside the watched folder", "Changes of these images go unnoticed.", "Set data.images to their folder."
+        "Images outside the watched folder",
+        "DVC does not notice changes to these images.",
+        "Set data.images to their folder.",
     ),
     "unknown_patient": Entry(
         "Unknown patient",
-        "Without patients nobody can tell whether one is in two splits.",
+        "Without patient IDs, patient leakage between splits cannot be checked.",
         "Add a column patient_id, or set data.patient_id_pattern.",
     ),
     "patient_leak": Entry(
         "Patient in two splits",
-        "The model would be tested on people that it has learnt from: its figures would be too good.",
-        SPLIT_ANEW,
+        "The model would be tested on patients it was trained on, and its scores would be too good.",
+        SPLIT_AGAIN,
         True,
     ),
     "image_leak": Entry(
-        "Same file in two splits", "The model would be tested on images that it has learnt.", SPLIT_ANEW, True
+        "Same file in two splits", "The model would be tested on images it was trained on.", SPLIT_AGAIN, True
     ),
     "pixel_leak": Entry(
         "Same pixels in two splits",
-        "Different files, the same image: it would be learnt and tested on.",
-        SPLIT_ANEW,
+        "Different files with the same image: the model would be tested on images it was trained on.",
+        SPLIT_AGAIN,
         True,
     ),
     "near_duplicate_leak": Entry(
-        "Nearly the same image in two splits",
-        "Resized, recompressed, cropped, mirrored or otherwise windowed, but of the same exposure, as it seems.",
-        f"Look at each pair. {SPLIT_ANEW}",
+        "Near-duplicate images in two splits",
+        "Probably the same exposure: resized, recompressed, cropped, mirrored or windowed differently.",
+        f"Look at each pair. {SPLIT_AGAIN}",
         True,
     ),
     "study_leak": Entry(
-        "Study in two splits", "Images of one examination show the same patient on the same day.", SPLIT_ANEW, True
+        "Study in two splits", "Images of one examination show the same patient on the same day.", SPLIT_AGAIN, True
     ),
     "repeated_image": Entry(
         "Same image under several names",
-        "Within a split the image weighs more than others; with different texts it contradicts itself.",
-        "Keep one of the rows where that is not meant.",
+        "Within one split the image counts more than others; with different texts it contradicts itself.",
+        "Unless this is intended, keep one of the rows.",
         True,
     ),
     "repeated_pixels": Entry(
         "Same pixels in several files",
-        "Within a split the image weighs more than others; with different texts it contradicts itself.",
-        "Keep one of the rows where that is not meant.",
+        "Within one split the image counts more than others; with different texts it contradicts itself.",
+        "Unless this is intended, keep one of the rows.",
         True,
     ),
     "constant_image": Entry(
-        "One grey only", "Every pixel is the same: nothing can be seen.", "Take the row out.", True
+        "Constant image", "Every pixel has the same grey: there is nothing to see.", "Remove the row.", True
     ),
     "flat_image": Entry(
         "Nearly flat image",
-        "Next to no contrast; legitimate in washed-out films, else a failed export.",
-        "Look at the images, and export them anew where detail is lost.",
+        "Almost no contrast: a washed-out film, or a failed export.",
+        "Look at the images, and export them again if detail was lost.",
         True,
     ),
     "inverted_image": Entry(
         "Inverted image",
-        "Bone seems dark and the background bright.",
-        "Look at the images; preprocess.inversion: correct turns such images round.",
+        "Bone appears dark and the background bright.",
+        "Look at the images. preprocess.inversion: correct inverts them back.",
         True,
     ),
     "empty_text": Entry(
-        "Empty impression", "There are no words to learn from.", "Write the impression, or take the row out."
+        "Empty impression", "There is no text to learn from.", "Write the impression, or remove the row."
     ),
     "missing_text": Entry(
-        "Stand-in for an impression",
-        "The cell holds what a program writes where there is no text.",
-        "Write the impression, or take the row out.",
+        "Placeholder instead of an impression",
+        "The cell holds what programs write for a missing value.",
+        "Write the impression, or remove the row.",
     ),
     "boilerplate_text": Entry(
-        "Nothing but boilerplate",
-        "The text says nothing about the image.",
-        "Write the impression, or take the row out.",
+        "Boilerplate only", "The text says nothing about the image.", "Write the impression, or remove the row."
     ),
     "referral_text": Entry(
-        "Text that refers elsewhere", "What it refers to is not there.", "Write the impression, or take the row out."
+        "Text refers elsewhere", "What it refers to is not in the CSV.", "Write the impression, or remove the row."
     ),
     "repeated_text": Entry(
-        "One text for most rows",
-        "Whoever always gives this answer is right as often.",
-        "Read figures with that in mind.",
+        "One text in most rows",
+        "Always giving this answer would be right just as often.",
+        "Keep this in mind when you read the metrics.",
     ),
     "templated_texts": Entry(
         "Texts known from training",
-        "Most texts of val and test also stand in train, as with templates: no leak, but retrieval then tells known "
-        "sentences apart.",
-        "Judge the model by grades as well.",
+        "Most texts of val and test also occur in train, as with templates. This is no leak, but retrieval "
+        "then only tells known sentences apart.",
+        "Judge the model by its grades as well.",
     ),
     "mojibake": Entry(
-        "Wrong encoding", "Letters with accents came out as two others.", "Save the CSV as UTF-8 from its source."
+        "Wrong encoding (mojibake)",
+        "Accented letters turned into other characters.",
+        "Save the CSV as UTF-8 from its source.",
     ),
     "replacement_character": Entry(
         "Lost characters",
-        "A program has put a question mark in a diamond for what it could not read.",
-        "Export anew as UTF-8.",
+        "A program wrote a replacement character (a question mark in a diamond) for what it could not read.",
+        "Export the texts again as UTF-8.",
     ),
-    "control_character": Entry("Control characters", "Invisible signs for machines.", "Remove them."),
-    "invisible_character": Entry("Invisible characters", "Zero-width signs or marks of direction.", "Remove them."),
+    "control_character": Entry("Control characters", "Invisible characters meant for devices.", "Remove them."),
+    "invisible_character": Entry("Invisible characters", "Zero-width characters or direction marks.", "Remove them."),
     "html_entity": Entry("HTML entities", "Such as &amp; for an ampersand.", "Unescape them."),
-    "markup": Entry("Markup", "Tags of HTML or RTF would be read as words.", "Export the texts as plain text."),
-    "escape_sequence": Entry("Escape sequences", "Such as a written-out \\n.", "Replace them by what they stand for."),
+    "markup": Entry("Markup", "HTML or RTF tags would be read as words.", "Export the texts as plain text."),
+    "escape_sequence": Entry(
+        "Escape sequences", "Such as a written-out \\n.", "Replace them by the characters they stand for."
+    ),
     "foreign_script": Entry(
-        "Another script", "The text encoders read English.", "Translate the texts, or take the rows out."
+        "Foreign script", "The text encoders read English.", "Translate the texts, or remove the rows."
     ),
     "foreign_language": Entry(
-        "Another language", "The text encoders read English.", "Translate the texts, or take the rows out."
+        "Foreign language", "The text encoders read English.", "Translate the texts, or remove the rows."
     ),
     "personal_data": Entry(
         "Personal data in the text",
-        "What looks like a name, a date, a number or an address; by pattern, so not everything is found.",
-        "Take it out of the impressions.",
+        "Looks like a name, a date, a number or an address. Found by pattern, so some may be missed.",
+        "Remove it from the impressions.",
     ),
     "side_contradiction": Entry(
-        "Text speaks of the other side", "The impression and the column side disagree.", "Look which is right.", True
+        "Text contradicts the side", "The impression and the column side disagree.", "Check which one is right.", True
     ),
-    "unknown_side": Entry("Unknown side", "Other words than left and right.", "Write left, right or nothing."),
+    "unknown_side": Entry("Unknown side", "Something other than left or right.", "Write left, right or nothing."),
     "grade_contradiction": Entry(
-        "Text speaks of another grade",
-        "The impression and the column of grades disagree.",
-        "Look which is right.",
-        True,
+        "Text contradicts the grade", "The impression and the grade column disagree.", "Check which one is right.", True
     ),
     "truncated_text": Entry(
-        "Texts are cut",
-        "What stands behind model.max_text_length tokens is never read.",
-        "Raise it, or shorten the texts.",
+        "Truncated texts",
+        "Text beyond model.max_text_length tokens is never read.",
+        "Raise model.max_text_length, or shorten the texts.",
     ),
-    "unknown_token": Entry(
-        "Unknown words", "The tokenizer takes all unknown words for one.", "Spell them out in common words."
-    ),
-    "changed_by_tokenizer": Entry(
-        "Changed words", "The tokenizer drops characters.", "Spell them out in plain letters."
-    ),
+    "unknown_token": Entry("Unknown words", "The tokenizer maps all unknown words to one token.", "Use common words."),
+    "changed_by_tokenizer": Entry("Changed words", "The tokenizer drops characters.", "Use plain letters."),
     "tokens_not_checked": Entry(
-        "Tokens not checked", "The text encoder's tokenizer was not there.", "Run the backbones stage first."
+        "Tokens not checked", "The text encoder's tokenizer was not available.", "Run the backbones stage first."
     ),
     "distribution_shift": Entry(
-        "Splits differ",
-        "Val or test are drawn from other images or patients than train; their figures then measure this as well.",
-        "Say so where it is meant, else draw the splits anew.",
+        "Distribution shift",
+        "Val or test differ from train in images or patients, so their metrics measure this difference as well.",
+        "Report it if it is intended; otherwise split again.",
     ),
     "grade_shortcut": Entry(
-        "Grade can be told from the file",
-        "How the files were made gives the grade away: a model can score well without looking at the image.",
-        "Bring all files to one format and source.",
+        "Grade shortcut",
+        "File properties predict the grade: a model can score well without looking at the image.",
+        "Convert all files to one format, from one source.",
     ),
     "split_shortcut": Entry(
-        "Split can be told from the file",
-        "The splits come from different sources, or were stored in different ways.",
-        "Bring all files to one format, or draw the splits anew.",
+        "Split shortcut",
+        "File properties predict the split: the splits come from different sources, or were stored differently.",
+        "Convert all files to one format, or split again.",
     ),
 }
 
 
 def explain(check: str) -> Entry:
-    """Of a check that is not in the glossary only its name is known."""
+    """Return the check's entry; a check that is not in the glossary has only its name."""
     return GLOSSARY.get(check, Entry(readable(check).capitalize(), "", ""))

@@ -28,7 +28,7 @@ TEXTS_SHOWN = 15
 TEXT_EXAMPLES = 6
 SEED = 0
 
-COLUMN_NAMES = {"auroc": "mean AUROC", "highest": "best told class", "highest_low": "of it at least"}
+COLUMN_NAMES = {"auroc": "mean AUROC", "highest": "best class", "highest_low": "best class, lower bound"}
 
 SHIFT_FLOORS = {"ks": KS_FLOOR, "cramers_v": V_FLOOR}
 
@@ -43,15 +43,15 @@ TILES = {
 }
 
 SHIFT = (
-    "How far val and test lie from train: 0 is alike, 1 has nothing in common. A warning needs a large and a sure "
-    "difference (small corrected p)."
+    "Distance of val and test from train: 0 means identical, 1 nothing in common. A warning needs a difference that is "
+    "both large and significant (small corrected p)."
 )
 SHORTCUTS = (
-    "How well grade or split can be predicted, on unseen patients, from how the files were made and without looking at "
-    "what they show: AUROC 0.5 is chance, 1 is certainty. The warning looks at the lower end of the best told class."
+    "How well the grade or split of unseen patients can be predicted from file properties alone, without looking at "
+    "what the image shows: AUROC 0.5 is chance, 1 is perfect. The warning uses the lower bound of the best class."
 )
 
-HIDDEN = "(hidden: it seems to hold personal data)"
+HIDDEN = "(hidden: may contain personal data)"
 
 
 def write_validation_page(folder: Path, csv: Path, task: Task) -> Path | None:
@@ -108,7 +108,7 @@ def _verdict(table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str,
     severities = [issue.severity for issue in issues]
     errors, warnings, dropped = (severities.count(name) for name in ("error", "warning", "dropped"))
     if errors:
-        advice = "Mend what the errors below name, in the file or among its images, and run dvc repro again."
+        advice = "Fix the errors below in the CSV or the images, then run dvc repro again."
         if table.empty:
             advice = f"No row could be checked. {advice}"
         return {"tone": "error", "headline": f"{_count(errors, 'error')}: nothing was trained.", "advice": advice}
@@ -121,9 +121,9 @@ def _verdict(table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str,
         return {
             "tone": "good",
             "headline": f"No errors, no warnings: {ready}",
-            "advice": "Nothing stands out; look at the example images all the same.",
+            "advice": "Nothing stands out, but look at the example images anyway.",
         }
-    advice = "Training goes on. Each warning below says what it means and what to do; look at them once."
+    advice = "The pipeline continues. Each warning below says what it means and what to do."
     tone = "warning" if warnings else "dropped"
     return {"tone": tone, "headline": f"No errors, {' and '.join(found)}: {ready}", "advice": advice}
 

@@ -145,7 +145,7 @@ def _spot(issue: Issue, row: int, table: pd.DataFrame, csv: Path, task: Task) ->
     title = f"row {row}" + (", dropped" if issue.severity == "dropped" else "")
     if known:
         return Spot(str(csv.parent / issue.file), title, issue.file)
-    return Spot("", title, "", absent="This row was dropped as well.")
+    return Spot("", title, "", absent="This row was also dropped.")
 
 
 def _spot_of_row(table: pd.DataFrame, row: int, task: Task, with_split: bool = True) -> Spot:
