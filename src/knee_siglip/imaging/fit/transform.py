@@ -18,7 +18,7 @@ from knee_siglip.imaging.fit.resize import resize
 VERSION = 2
 """Of everything between file and pixels. Raise it whenever the same file would give other pixels: it is part of the
 store's key and of every checkpoint, so that old pixels and new code never meet. 2: sums that are exact on any machine
-(resampling.py, contrast.py), `inversion`; in the mean one grey away from 1."""
+(resize.py, contrast.py), `inversion`; in the mean one grey away from 1."""
 
 
 def load_pixels(path: Path, transform: "Transform") -> np.ndarray:
@@ -33,7 +33,7 @@ class Transform:
     fit: `pad` fits the whole image into the square, centred, and fills up with the border's median grey (black beside
     an ordinary radiograph, bright beside an inverted one: no edge that is not in the image); `crop` fills the square
     with the centre. contrast: `local` (see contrast.py) or `none`. inversion: `keep`, or `correct` to invert a
-    radiograph that is probably shown inverted (see polarity.py).
+    radiograph that is probably shown inverted (see inversion.py).
     """
 
     image_size: int
