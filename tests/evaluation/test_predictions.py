@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa
 
 from knee_siglip.evaluation.embedded import PromptEmbeds
 from knee_siglip.evaluation.headline import headline_figures, headline_from_predictions, headlines
-from knee_siglip.evaluation.predictions import embeddings_table, predictions_table, write_predictions
+from knee_siglip.evaluation.predictions import embeddings_table, predictions_of, write_predictions
 from knee_siglip.task.task import Finding
 from toys import KNEE
 
@@ -34,7 +34,7 @@ def split(make_split):
 @pytest.fixture
 def stored(split, data_of, tmp_path):
     """The predictions of the split, read back from the file."""
-    write_predictions(predictions_table(data_of(split)), tmp_path / "new" / "predictions.parquet")
+    write_predictions(predictions_of(split, data_of(split).params), tmp_path / "new" / "predictions.parquet")
     return pd.read_parquet(tmp_path / "new" / "predictions.parquet")
 
 
@@ -109,7 +109,7 @@ def test_what_is_known_of_an_image_is_carried(split, data_of, stored):
     assert {"image_id", "split", "patient_id", "side", "text"} <= set(stored)
     assert "view" not in stored  # the CSV had none
     assert "scanner" not in stored
-    assert "scanner" in predictions_table(data_of(split, subgroups=["scanner", "missing"]))
+    assert "scanner" in predictions_of(split, data_of(split, subgroups=["scanner", "missing"]).params)
 
 
 def test_findings_have_a_score_and_where_it_is_known_a_truth(split, data_of, stored):
@@ -120,22 +120,20 @@ def test_findings_have_a_score_and_where_it_is_known_a_truth(split, data_of, sto
     assert (stored["finding_severe_truth"] == stored["text"].str.contains("grade [34]")).all()
 
 
-def test_several_splits_lie_below_each_other(split, make_split, data_of):
+def test_embeddings_of_several_splits_lie_below_each_other(split, make_split, data_of):
     val = make_split(count=20, seed=1, name="val", wordings=10)
     val.rows["split"] = "val"
     val = replace(val, prompts=split.prompts)
     val.rows["image_id"] = [f"val {row}" for row in range(20)]
     data = replace(data_of(split, val), params=data_of(split).params.model_copy(update={"splits": ["val", "test"]}))
-    table = predictions_table(data)
+    table = embeddings_table(data)
     assert table["split"].tolist() == ["val"] * 20 + ["test"] * 150
-    assert embeddings_table(data)["image_id"].tolist() == table["image_id"].tolist()
-    alone = predictions_table(data_of(split))
-    assert headline_from_predictions(table[table["split"] == "test"]) == headline_from_predictions(alone)
+    assert table["image_id"].tolist() == [*val.rows["image_id"], *split.rows["image_id"]]
 
 
 def test_equal_predictions_give_equal_bytes(split, data_of, tmp_path):
     for name in ("a", "b"):
-        write_predictions(predictions_table(data_of(split)), tmp_path / name)
+        write_predictions(predictions_of(split, data_of(split).params), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -174,7 +172,7 @@ def test_subgroups_leave_out_what_they_do_not_define(stored, chosen):
 def test_without_grades_and_patients_the_rest_is_there(make_split, data_of):
     split = make_split(graded=False)
     del split.rows["patient_id"]
-    table = predictions_table(data_of(split))
+    table = predictions_of(split, data_of(split).params)
     assert "kl_grade" not in table
     assert [name for name in headlines(KNEE.labels) if not name.startswith("zero_shot")] == list(
         headline_figures(table, resamples=9)

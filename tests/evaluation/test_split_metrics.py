@@ -9,7 +9,9 @@ import pytest
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.baselines import constant
 from knee_siglip.evaluation.embedded import PromptEmbeds
-from knee_siglip.evaluation.split_metrics import measure_retrieval
+from knee_siglip.evaluation.split_metrics import measure_retrieval, prompts_table
+from knee_siglip.metrics.grading import zero_shot_metrics
+from knee_siglip.metrics.matching.similarity import cosine_scores
 
 HEADLINES = (
     "contrastive_accuracy",
@@ -19,6 +21,8 @@ HEADLINES = (
     "zero_shot_kl.quadratic_weighted_kappa",
     "zero_shot_kl.macro_auroc",
 )
+
+PROMPTS = [*([f"grade {grade}"] for grade in range(4)), ["good", "bad"]]
 
 
 def test_every_headline_lies_in_its_interval(make_split, measured):
@@ -143,3 +147,44 @@ def test_patients_of_two_knees_are_resampled_together(make_split, measured):
     alone = make_split()
     alone.rows["patient_id"] = ""
     assert (measured(split)["patients"], measured(alone)["patients"]) == (80, 160)
+
+
+@pytest.fixture
+def with_a_bad_prompt(make_split):
+    """The second prompt of grade 4 means grade 0 as well."""
+    anchors = np.eye(5, 6, dtype=np.float32)
+    grades = [anchors[grade : grade + 1] for grade in range(4)] + [np.stack([anchors[4], anchors[0]])]
+    return make_split(noise=0.1, prompts=PromptEmbeds(grades, {}), label_prompts=PROMPTS)
+
+
+def test_each_prompt_has_a_row_and_stands_alone_for_its_grade(with_a_bad_prompt):
+    split = with_a_bad_prompt
+    table = prompts_table(split)
+    assert [(row["grade"], row["prompt"]) for row in table] == [
+        *((grade, f"grade {grade}") for grade in range(4)),
+        (4, "good"),
+        (4, "bad"),
+    ]
+    for row, prompt in ((table[4], 0), (table[5], 1)):
+        scores = split.grade_scores.copy()
+        scores[:, 4] = cosine_scores(split.image_embeds, split.prompts.grades[4])[:, prompt]
+        assert row["accuracy"] == pytest.approx(zero_shot_metrics(scores, split.grades)["accuracy"])
+
+
+def test_a_misleading_prompt_shows(with_a_bad_prompt):
+    *_, good, bad = prompts_table(with_a_bad_prompt)
+    assert bad["accuracy_difference"] < -0.1
+    assert bad["quadratic_weighted_kappa_difference"] < -0.1
+    assert good["accuracy"] == 1
+
+
+def test_the_only_prompt_of_a_grade_differs_in_nothing(with_a_bad_prompt):
+    for row in prompts_table(with_a_bad_prompt)[:4]:
+        assert row["accuracy_difference"] == row["quadratic_weighted_kappa_difference"] == 0
+
+
+def test_what_is_undefined_is_left_out(make_split):
+    ungraded, single = make_split(graded=False), make_split(noise=0)
+    assert prompts_table(ungraded) == []
+    single.rows["kl_grade"] = single.predicted[0]
+    assert all({"accuracy", "accuracy_difference"} <= row.keys() for row in prompts_table(single))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from knee_siglip.evaluation.headline import headline_from_predictions, headlines
-from knee_siglip.evaluation.predictions import predictions_table
+from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.evaluation.subgroups import count_subgroups, find_subgroups, subgroups_table
 from toys import KNEE
 
@@ -22,7 +22,8 @@ def table(make_split, data_of):
         side=["left", "right"] * 80,
         site=["B"] * 40 + ["A"] * 119 + [None],
     )
-    return predictions_table(data_of(replace(split, rows=rows), subgroups=["side", "site"]))
+    split = replace(split, rows=rows)
+    return predictions_of(split, data_of(split, subgroups=["side", "site"]).params)
 
 
 def of(rows, group, metric="zero_shot_kl.accuracy"):

@@ -19,10 +19,13 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import pairwise_distances_argmin
+from torch import nn
 from torch.nn import functional as F
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.embedded import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit, embed_prompts
+from knee_siglip.evaluation.headline import GRADING
+from knee_siglip.evaluation.split_metrics import Metrics
 from knee_siglip.metrics.grading import zero_shot_metrics
 from knee_siglip.metrics.matching.retrieval import contrastive_credit, embedding_scores
 from knee_siglip.model.build import build_model
@@ -35,7 +38,6 @@ from knee_siglip.store.pixels import CachedPixels
 
 logger = logging.getLogger(__name__)
 
-GRADING = ("accuracy", "balanced_accuracy", "quadratic_weighted_kappa", "macro_auroc")
 JUDGED = ("contrastive_accuracy", "quadratic_weighted_kappa")
 """What a model must beat every baseline in: matching, and grading (the last part of the metric's name)."""
 
@@ -44,8 +46,6 @@ THUMBNAIL = 32
 
 WORDS = 2048
 """The most frequent words of train that texts are compared by: bounds the memory."""
-
-Figures = dict[str, float]
 
 
 def baselines_table(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> list[dict[str, str | float]]:
@@ -68,12 +68,12 @@ def baselines_table(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -
     ]
 
 
-def baseline_metrics(table: Sequence[Mapping[str, str | float]]) -> Figures:
+def baseline_metrics(table: Sequence[Mapping[str, str | float]]) -> Metrics:
     """baseline.<name>.<metric>, as metrics.json names the table's values."""
     return {f"baseline.{row['baseline']}.{row['metric']}": float(row["value"]) for row in table}
 
 
-def beats_baselines(metrics: Mapping[str, float]) -> Figures:
+def beats_baselines(metrics: Mapping[str, float]) -> Metrics:
     """verdict.beats_baselines: 1 where the model's lower bound is above every baseline in all of `JUDGED`, else 0.
 
     Args:
@@ -81,30 +81,27 @@ def beats_baselines(metrics: Mapping[str, float]) -> Figures:
             without any there is no verdict.
     """
     verdicts = []
-    of_baselines: dict[str, list[float]] = {}
     for key, value in metrics.items():
         if key.startswith("baseline.") and key.endswith(JUDGED):
-            of_baselines.setdefault(key.split(".", 2)[2], []).append(value)
-    for name, values in of_baselines.items():
-        if f"{name}_ci_low" in metrics:
-            verdicts.append(metrics[f"{name}_ci_low"] > max(values))
+            low = metrics.get(f"{key.split('.', 2)[2]}_ci_low")
+            verdicts += [] if low is None else [low > value]
     return {"verdict.beats_baselines": int(all(verdicts))} if verdicts else {}
 
 
-def constant(split: EmbeddedSplit) -> Figures:
+def constant(split: EmbeddedSplit) -> Metrics:
     """Chance. A grade guessed with probability 1/C each is right as often, and agrees by chance alone: kappa 0."""
     nothing = np.ones((len(split), 1), dtype=np.float32)
-    figures = _matching(split, nothing, nothing)
-    if len(split.graded):
-        by_chance = 1 / len(split.task.labels)
-        guessed = {"accuracy": by_chance, "balanced_accuracy": by_chance, "quadratic_weighted_kappa": 0.0}
-        if len(np.unique(split.grades)) > 1:
-            guessed["macro_auroc"] = 0.5
-        figures |= {f"{split.task.labels.metrics}.{name}": value for name, value in guessed.items()}
-    return figures
+    metrics = _matching(split, nothing, nothing)
+    if not len(split.graded):
+        return metrics
+    by_chance = 1 / len(split.task.labels)
+    guessed = {"accuracy": by_chance, "balanced_accuracy": by_chance, "quadratic_weighted_kappa": 0.0}
+    if len(np.unique(split.grades)) > 1:
+        guessed["macro_auroc"] = 0.5
+    return metrics | {f"{split.task.labels.metrics}.{name}": value for name, value in guessed.items()}
 
 
-def text_prior(split: EmbeddedSplit, train: EmbeddedSplit) -> Figures:
+def text_prior(split: EmbeddedSplit, train: EmbeddedSplit) -> Metrics:
     """Every image gets the same scores: how often train holds each text, and each grade."""
     counts = Counter(train.texts)
     share = np.array([counts[text] for text in split.texts]) / max(counts.values())
@@ -115,7 +112,7 @@ def text_prior(split: EmbeddedSplit, train: EmbeddedSplit) -> Figures:
     return _matching(split, images, texts) | _grading(split, np.tile(prior, (len(split.graded), 1)), train)
 
 
-def pixel_neighbour(split: EmbeddedSplit, train: EmbeddedSplit, pixels: CachedPixels) -> Figures:
+def pixel_neighbour(split: EmbeddedSplit, train: EmbeddedSplit, pixels: CachedPixels) -> Metrics:
     """Text and grade of the nearest train image by Euclidean distance; the grade is that of the nearest graded one."""
     own, others = thumbnails(pixels, split.numbers), thumbnails(pixels, train.numbers)
     words = TfidfVectorizer(max_features=WORDS, token_pattern=r"\w+", dtype=np.float32).fit(train.texts)
@@ -128,7 +125,7 @@ def pixel_neighbour(split: EmbeddedSplit, train: EmbeddedSplit, pixels: CachedPi
     return figures
 
 
-def untrained(split: EmbeddedSplit, data: EmbeddedData, start: Checkpoint) -> Figures:
+def untrained(split: EmbeddedSplit, data: EmbeddedData, start: Checkpoint) -> Metrics:
     """Images, texts and prompts embedded by the model before its training."""
     before = dataclasses.replace(
         split,
@@ -154,11 +151,14 @@ def load_untrained(data: EmbeddedData, backbones: Path) -> Checkpoint | None:
     except UserError as error:
         logger.warning("no baseline of the untrained encoders: %s", error)
         return None
-    shapes, expected = ({n: v.shape for n, v in m.state_dict().items()} for m in (model, trained.model))
-    if shapes != expected:
+    if _shapes(model) != _shapes(trained.model):
         logger.warning("no baseline of the untrained encoders: %s holds others than the model began with", backbones)
         return None
     return dataclasses.replace(trained, model=place(model, trained.model.device).eval(), tokenizer=tokenizer)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: values.shape for name, values in model.state_dict().items()}
 
 
 def thumbnails(pixels: CachedPixels, numbers: np.ndarray) -> np.ndarray:
@@ -170,7 +170,7 @@ def thumbnails(pixels: CachedPixels, numbers: np.ndarray) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros((0, THUMBNAIL**2), dtype=np.float32)
 
 
-def _matching(split: EmbeddedSplit, image_embeds: np.ndarray, text_embeds: np.ndarray) -> Figures:
+def _matching(split: EmbeddedSplit, image_embeds: np.ndarray, text_embeds: np.ndarray) -> Metrics:
     """Contrastive accuracy and recall@1 both ways as if these (N, D) were the split's embeddings."""
     paired = dataclasses.replace(split, image_embeds=image_embeds, text_embeds=text_embeds)
     scores = embedding_scores(image_embeds, text_embeds)
@@ -181,7 +181,7 @@ def _matching(split: EmbeddedSplit, image_embeds: np.ndarray, text_embeds: np.nd
     }
 
 
-def _grading(split: EmbeddedSplit, scores: np.ndarray, learnt_from: EmbeddedSplit) -> Figures:
+def _grading(split: EmbeddedSplit, scores: np.ndarray, learnt_from: EmbeddedSplit) -> Metrics:
     """Of scores (G, 5) of the graded rows; none where there was no grade to learn from."""
     if not len(learnt_from.graded):
         return {}

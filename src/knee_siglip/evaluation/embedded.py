@@ -1,6 +1,5 @@
 """One split, embedded: what every measurement reads."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +15,7 @@ from knee_siglip.metrics.matching.retrieval import Correct, FirstCorrect, find_f
 from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.model.checkpoint import Checkpoint
 from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
+from knee_siglip.pairs.batches import split_groups
 from knee_siglip.params.sections import EvaluateParams
 from knee_siglip.store.pixels import CachedPixels
 from knee_siglip.tables.manifest import number_groups
@@ -173,11 +173,13 @@ def embed_split(
     """
     numbers = np.flatnonzero((manifest["split"] == name).to_numpy())
     rows = manifest.iloc[numbers].reset_index(drop=True)
+    groups = list(split_groups(numbers, IMAGES_AT_ONCE))
+    shown = track(groups, description=f"Embedding {name}", console=Console(stderr=True))
     split = EmbeddedSplit(
         name=name,
         rows=rows,
         numbers=numbers,
-        image_embeds=embed_pixels(checkpoint, _pixel_batches(pixels, numbers, f"Embedding {name}")),
+        image_embeds=embed_pixels(checkpoint, (pixels[group] for group in shown)),
         text_embeds=embed_texts(checkpoint, rows["text"].tolist()),
         task=task,
         prompts=prompts,
@@ -198,9 +200,3 @@ def embed_prompts(checkpoint: Checkpoint, task: Task) -> PromptEmbeds:
         for name, finding in task.findings.items()
     }
     return PromptEmbeds([embed_texts(checkpoint, prompts) for prompts in task.label_prompts], findings)
-
-
-def _pixel_batches(pixels: CachedPixels, numbers: np.ndarray, description: str) -> Iterator[np.ndarray]:
-    starts = range(0, len(numbers), IMAGES_AT_ONCE)
-    for start in track(starts, description=description, console=Console(stderr=True)):
-        yield pixels[numbers[start : start + IMAGES_AT_ONCE]]

@@ -1,4 +1,4 @@
-"""An evaluation from files to files: checkpoint and cache in, metrics, tables and pictures out."""
+"""Evaluate a checkpoint: read it and the cache, write metrics, tables and pictures."""
 
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,6 @@ from knee_siglip.task.task import Task
 from knee_siglip.tracking.tracker import attach_tracker, git_revision
 
 logger = logging.getLogger(__name__)
-
 
 NOT_OF_THE_MODEL = {"infer", "tracking"}
 """Sections of params.yaml that change neither the model nor what is measured on it."""
@@ -112,7 +111,7 @@ def embed(params: Params, files: EvaluateFiles, device: str = "auto") -> Embedde
 def _open_what_is_there(
     manifest: pd.DataFrame, evaluated: Sequence[str], files: EvaluateFiles
 ) -> tuple[pd.DataFrame, CachedPixels]:
-    """The manifest with its pixels; without the training images, where there are none, what can be evaluated."""
+    """The manifest with its pixels, or the evaluated splits alone where images of the others are missing."""
     try:
         return manifest, open_pixels(manifest, files.cache_facts)
     except UserError as error:
@@ -125,7 +124,7 @@ def _open_what_is_there(
 
 
 def require_columns(subgroups: Sequence[str], task: Task, manifest: pd.DataFrame) -> None:
-    """Before minutes of embedding: what params.yaml names must be there.
+    """Check what params.yaml names before minutes of embedding.
 
     Raises:
         UserError: a column of `subgroups` or `findings` that the CSV has not.
@@ -139,7 +138,7 @@ def require_columns(subgroups: Sequence[str], task: Task, manifest: pd.DataFrame
 
 
 def require_same_transform(checkpoint: Checkpoint, pixels: CachedPixels, files: EvaluateFiles) -> None:
-    """Figures on images that the model was not made for would say nothing about it."""
+    """Metrics on images prepared otherwise than in training would say nothing about the model."""
     if checkpoint.transform != pixels.transform:
         raise UserError(
             f"{files.model} was trained on images prepared with {checkpoint.transform.to_dict()}, "

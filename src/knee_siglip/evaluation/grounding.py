@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 
 from knee_siglip.evaluation.embedded import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
@@ -16,6 +17,7 @@ from knee_siglip.explain.maps import METHODS, Method, phrase_maps
 from knee_siglip.explain.overlays import draw_overlay, enlarge
 from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
 from knee_siglip.model.embedding import embed_texts
+from knee_siglip.pairs.batches import split_groups
 
 SHOWN: Method = "occlusion"
 """The method of the pictures: with another finding's phrase its maps change most, see docs/metrics.md."""
@@ -58,7 +60,11 @@ def grounding_report(split: EmbeddedSplit, data: EmbeddedData) -> GroundingRepor
         return GroundingReport({}, [], [], _text_overlays(split, data, min(limit, OVERLAYS)))
     rows = _draw(np.unique([region.row for region in regions]), limit)
     regions = [region for region in regions if region.row in set(rows.tolist())]
-    maps = {method: _region_maps(split, data, regions, method) for method in METHODS}
+    directions = _directions(split, data, {region.finding for region in regions})
+    wanted: dict[int, list[np.ndarray]] = {}
+    for region in regions:
+        wanted.setdefault(region.row, []).append(directions[region.finding])
+    maps = {method: list(_maps(split, data, wanted, method)) for method in METHODS}
     findings = _measure(regions, maps, data.pixels.image_size)
     table = _means(findings)
     figures = {
@@ -73,17 +79,6 @@ def grounding_report(split: EmbeddedSplit, data: EmbeddedData) -> GroundingRepor
 
 def _draw(rows: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(SEED).permutation(rows)[:count])
-
-
-def _region_maps(
-    split: EmbeddedSplit, data: EmbeddedData, regions: Sequence[Region], method: Method
-) -> list[np.ndarray]:
-    """(S, S) of each region's finding, in its image."""
-    directions = _directions(split, data, {region.finding for region in regions})
-    wanted: dict[int, list[np.ndarray]] = {}
-    for region in regions:
-        wanted.setdefault(region.row, []).append(directions[region.finding])
-    return list(_maps(split, data, wanted, method))
 
 
 def _directions(split: EmbeddedSplit, data: EmbeddedData, names: set[str]) -> dict[str, np.ndarray]:
@@ -102,13 +97,10 @@ def _maps(
     split: EmbeddedSplit, data: EmbeddedData, wanted: dict[int, list[np.ndarray]], method: Method
 ) -> Iterator[np.ndarray]:
     """wanted: row to directions (D,). Yields (S, S) for each, row by row."""
-    rows = list(wanted)
-    device = data.checkpoint.model.device
-    for start in range(0, len(rows), IMAGES_AT_ONCE):
-        chunk = rows[start : start + IMAGES_AT_ONCE]
+    device, window = data.checkpoint.model.device, data.params.grounding.window
+    for chunk in split_groups(np.array(list(wanted)), IMAGES_AT_ONCE):
         pixels = torch.from_numpy(data.pixels[split.numbers[chunk]]).to(device)
-        phrases = [torch.from_numpy(np.stack(wanted[row])).to(device) for row in chunk]
-        window = data.params.grounding.window
+        phrases = [torch.from_numpy(np.stack(wanted[row])).to(device) for row in chunk.tolist()]
         for maps in phrase_maps(data.checkpoint.model, pixels, phrases, method, window):
             for patches in maps.cpu().numpy():
                 yield enlarge(patches, data.pixels.image_size)
@@ -146,24 +138,15 @@ def _region_overlays(
     split: EmbeddedSplit, data: EmbeddedData, regions: Sequence[Region], maps: Sequence[np.ndarray]
 ) -> list[tuple[str, bytes]]:
     """One image of each finding, then a second one ..., as far as `OVERLAYS` goes; no image twice while it goes."""
-    order = _in_turns([region.finding for region in regions])[:OVERLAYS]
+    names = pd.Series([region.finding for region in regions], name="finding")
+    in_turns = names.to_frame().assign(turn=names.groupby(names).cumcount()).sort_values(["turn", "finding"])
     return [
         (
             f"{regions[place].finding.replace('_', ' ')}: {split.rows['img_path'].iloc[regions[place].row]}",
             draw_overlay(_pixels(split, data, regions[place].row), maps[place], regions[place].boxes),
         )
-        for place in order
+        for place in in_turns.index[:OVERLAYS]
     ]
-
-
-def _in_turns(names: Sequence[str]) -> list[int]:
-    """Places ordered so that each name comes once before any comes again."""
-    seen: dict[str, int] = {}
-    turns = []
-    for place, name in enumerate(names):
-        turns.append((seen.get(name, 0), name, place))
-        seen[name] = seen.get(name, 0) + 1
-    return [place for *_, place in sorted(turns)]
 
 
 def _text_overlays(split: EmbeddedSplit, data: EmbeddedData, count: int) -> list[tuple[str, bytes]]:

@@ -1,13 +1,13 @@
 """What the image embeddings know of the grade where labels may be learnt from: linear probe and nearest neighbours.
 
-Both read the model's final L2-normalised image embeddings, those that retrieval uses, and leave the model as it is.
-Train gives the labels, val chooses C or k, and the figures are of a third split: of these two there are none.
+Both read the final L2-normalised image embeddings, as retrieval does. Train gives the labels, val chooses C or k, and
+the metrics are of a third split.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -42,19 +42,15 @@ class Labelled:
     patients: np.ndarray
     classes: int
 
+    @classmethod
+    def of(cls, split: EmbeddedSplit) -> "Labelled":
+        """The graded rows of a split."""
+        rows = split.graded
+        return cls(split.image_embeds[rows], split.grades, split.patients[rows], len(split.task.labels))
+
     def take(self, rows: np.ndarray) -> "Labelled":
         """Only these rows."""
         return Labelled(self.embeds[rows], self.grades[rows], self.patients[rows], self.classes)
-
-
-class Classifier(Protocol):
-    """What scikit-learn's classifiers have in common."""
-
-    def fit(self, embeds: np.ndarray, grades: np.ndarray) -> object:
-        """Learn."""
-
-    def predict(self, embeds: np.ndarray) -> np.ndarray:
-        """(G,) grades."""
 
 
 def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
@@ -65,7 +61,7 @@ def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
     """
     if split.name in ("train", "val") or not {"train", "val"} <= data.splits.keys():
         return []
-    train, val, test = (_labelled(each) for each in (data.splits["train"], data.splits["val"], split))
+    train, val, test = (Labelled.of(each) for each in (data.splits["train"], data.splits["val"], split))
     if not (len(train.grades) and len(val.grades) and len(test.grades)):
         return []
     table: list[Row] = []
@@ -73,7 +69,8 @@ def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
         for seed in SEEDS if share < 100 else SEEDS[:1]:
             drawn = train.take(draw_labels(train.grades, train.patients, share, seed))
             if len(np.unique(drawn.grades)) > 1:
-                found = _best(((c, _logistic(c)) for c in C_GRID), drawn, val, test)
+                candidates = [(c, LogisticRegression(C=c, max_iter=MAX_ITERATIONS)) for c in C_GRID]
+                found = _best(candidates, drawn, val, test)
                 table.append({"method": "linear_probe", "share": share, "seed": seed, **found})
     neighbours = [(k, KNeighborsClassifier(k, algorithm="brute")) for k in NEIGHBOURS if k <= len(train.grades)]
     table.append({"method": "knn", "share": 100, "seed": SEEDS[0], **_best(neighbours, train, val, test)})
@@ -118,17 +115,11 @@ def draw_labels(grades: np.ndarray, patients: np.ndarray, share: int, seed: int)
     return np.flatnonzero(np.isin(patient_of, chosen))
 
 
-def _labelled(split: EmbeddedSplit) -> Labelled:
-    embeds, patients = split.image_embeds[split.graded], split.patients[split.graded]
-    return Labelled(embeds, split.grades, patients, len(split.task.labels))
-
-
-def _logistic(c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
-
-
 def _best(
-    candidates: Iterable[tuple[float, Classifier]], drawn: Labelled, val: Labelled, test: Labelled
+    candidates: Sequence[tuple[float, LogisticRegression | KNeighborsClassifier]],
+    drawn: Labelled,
+    val: Labelled,
+    test: Labelled,
 ) -> dict[str, int | float]:
     """Facts and figures of the candidate, (C or k, classifier), that is most accurate on val; of equals the first."""
     tried = []

@@ -1,4 +1,4 @@
-"""All that is measured on one split: metrics, the tables behind them, and pictures."""
+"""Measure one split: metrics, the tables behind them, and pictures."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,15 +30,13 @@ from knee_siglip.evaluation.split_metrics import (
     measure_loss,
     measure_retrieval,
     measure_zero_shot,
+    prompts_table,
 )
 from knee_siglip.evaluation.subgroups import count_subgroups, subgroups_table
-from knee_siglip.evaluation.zero_shot import prompts_table
 
 Row = Mapping[str, Any]
 
-Probe = Callable[[EmbeddedSplit, EmbeddedData], Metrics]
-
-PROBES: tuple[Probe, ...] = (
+PROBES: tuple[Callable[[EmbeddedSplit, EmbeddedData], Metrics], ...] = (
     count_rows,
     measure_loss,
     measure_contrastive,
@@ -49,14 +47,11 @@ PROBES: tuple[Probe, ...] = (
     measure_calibration,
     measure_selective,
 )
-"""Figures that need no table. A new measurement is one more function here; undefined values are left out."""
+"""Metrics that need no table. Add a measurement here; undefined values are left out."""
 
 
 def measure(split: EmbeddedSplit, data: EmbeddedData) -> Metrics:
-    """All probes; what is not a finite number is left out, as JSON has no name for it.
-
-    The headline metrics come from the predictions table.
-    """
+    """All metrics but the headline ones; what is not finite is left out, as JSON cannot hold it."""
     metrics: Metrics = {}
     for probe in PROBES:
         metrics |= probe(split, data)

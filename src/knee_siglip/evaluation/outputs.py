@@ -42,29 +42,21 @@ def write_results(
         the files that trackers get.
     """
     shown = next((result for result in results if result.name == "test"), results[0])
-    _make_empty_folders(folder)
+    for name in FOLDERS:  # an older evaluation's table would pass for this one's
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir(parents=True)
     metrics = {f"{result.name}.{name}": value for result in results for name, value in result.metrics.items()}
     write_metrics(folder / "metrics.json", metrics)
     write_json(folder / "facts.json", facts)
     write_predictions(pd.concat([result.predictions for result in results]), folder / "predictions.parquet")
     write_predictions(embeddings_table(data), folder / "embeddings.parquet")
-    tables = [*_write_plots(shown, folder / "plots"), *_write_tables(results, folder / "tables")]
+    plots = plot_rows(shown)
+    tables = [_write_table(plots[name], columns, folder / f"plots/{name}.csv") for name, columns in PLOTS.items()]
+    tables += _write_tables(results, folder / "tables")
     figures = _write_figures(shown, folder / "figures")
     _write_examples(data, shown, folder)
     files = [folder / name for name in ("metrics.json", "predictions.parquet", "embeddings.parquet")]
     return [*(Artifact(path, "table") for path in files + tables), *(Artifact(path, "figure") for path in figures)]
-
-
-def _make_empty_folders(folder: Path) -> None:
-    """An older evaluation's table would pass for this one's."""
-    for name in FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).mkdir(parents=True)
-
-
-def _write_plots(shown: MeasuredSplit, folder: Path) -> list[Path]:
-    rows = plot_rows(shown)
-    return [_write_table(rows[name], columns, folder / f"{name}.csv") for name, columns in PLOTS.items()]
 
 
 def _write_tables(results: Sequence[MeasuredSplit], folder: Path) -> list[Path]:

@@ -26,44 +26,45 @@ FOUND_COLUMNS: dict[str, Callable[[FirstCorrect], np.ndarray]] = {
 """Of each search a column `<search>_<name>`, whose mean (of the rank: median) is the retrieval metric of that name."""
 
 
-def predictions_table(data: EmbeddedData) -> pd.DataFrame:
-    """One row per image of the evaluated splits.
-
-    What is known of it (manifest, `text_id`: equal where the texts of a split are); for each label of the task, such
-    as 3 of `kl_grade`, `kl_score_3`: cosine with its prompts, and `kl_probability_3`; `kl_grade_predicted`;
-    `FOUND_COLUMNS` of each search and, as `strict_...`, of those where only the very pair is correct;
-    `contrastive_image_to_text`, `contrastive_text_to_image`: credit inside the batch of number `contrastive_batch`, all
-    three empty for rows left over; `finding_<name>_score`: cosine with the prompts for it minus that with those against
-    it, and `finding_<name>_truth`.
-    """
-    return pd.concat([predictions_of(split, data.params) for split in data.evaluated], ignore_index=True)
-
-
 def predictions_of(split: EmbeddedSplit, params: EvaluateParams) -> pd.DataFrame:
-    """The rows of one split."""
-    labels = split.task.labels
+    """One row per image of a split.
+
+    What is known of it (manifest, `text_id`: equal where the texts are); for each label of the task, such as 3 of
+    `kl_grade`, `kl_score_3`: cosine with its prompts, and `kl_probability_3`; `kl_grade_predicted`; `FOUND_COLUMNS` of
+    each search and, as `strict_...`, of those where only the very pair is correct; `contrastive_image_to_text`,
+    `contrastive_text_to_image`: credit inside the batch of number `contrastive_batch`, all three empty for rows left
+    over; `finding_<name>_score`: cosine with the prompts for it minus that with those against it, and
+    `finding_<name>_truth`.
+    """
+    labels, findings = split.task.labels, finding_truth_and_scores(split)
     names = dict.fromkeys((*BEFORE_LABEL, labels.column, *AFTER_LABEL, *params.subgroups))
     carried = [name for name in names if name in split.rows]
     columns = {"text_id": split.text_ids} | _grading(split) | _retrieval(split) | _contrastive(split)
-    columns |= _findings(split)
+    columns |= {f"finding_{name}_score": score for name, (_, score) in findings.items()}
+    columns |= {f"finding_{name}_truth": truth for name, (truth, _) in findings.items()}
     table = pd.concat([split.rows[carried], pd.DataFrame(columns)], axis=1)
-    return table.assign(**{labels.column: _grades(split)}) if labels and labels.column in table else table
+    if not labels or labels.column not in table:
+        return table
+    # empty for rows that take no part in the grading
+    grades = _cells(split, split.grades, split.graded).reindex(range(len(split)))
+    return table.assign(**{labels.column: grades})
 
 
 def embeddings_table(data: EmbeddedData) -> pd.DataFrame:
     """One row per image of the evaluated splits: image_id, split, image_embed and text_embed, (D,) float32 each."""
-    return pd.concat([_embeddings(split) for split in data.evaluated], ignore_index=True)
+    tables = [
+        split.rows[["image_id", "split"]].assign(
+            image_embed=list(split.image_embeds), text_embed=list(split.text_embeds)
+        )
+        for split in data.evaluated
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Write either table as parquet; the file's bytes depend on its content alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_parquet(path, index=False)
-
-
-def _grades(split: EmbeddedSplit) -> pd.Series:
-    """(N,) labels, empty for rows that take no part in the grading."""
-    return _cells(split, split.grades, split.graded).reindex(range(len(split)))
 
 
 def _cells(split: EmbeddedSplit, grades: np.ndarray, rows: np.ndarray) -> pd.Series:
@@ -104,14 +105,3 @@ def _contrastive(split: EmbeddedSplit) -> dict[str, pd.Series]:
         "contrastive_text_to_image": pd.Series(credit.text_to_image, index=credit.rows).reindex(places),
         "contrastive_batch": pd.Series(batches, index=credit.rows, dtype="Int64").reindex(places),
     }
-
-
-def _findings(split: EmbeddedSplit) -> dict[str, np.ndarray]:
-    found = finding_truth_and_scores(split)
-    scores = {f"finding_{name}_score": score for name, (_, score) in found.items()}
-    return scores | {f"finding_{name}_truth": truth for name, (truth, _) in found.items()}
-
-
-def _embeddings(split: EmbeddedSplit) -> pd.DataFrame:
-    embeds = {"image_embed": list(split.image_embeds), "text_embed": list(split.text_embeds)}
-    return split.rows[["image_id", "split"]].assign(**embeds)

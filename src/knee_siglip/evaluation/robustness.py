@@ -1,7 +1,7 @@
-"""The headline figures once more, on images that are shifted, turned, exposed otherwise, noisy, compressed, inverted.
+"""The headline metrics on disturbed images: shifted, turned, exposed otherwise, noisy, compressed, inverted.
 
-The cached pixels are disturbed, after all preprocessing: local contrast normalisation and the correction of inverted
-images, which would undo part of it on an original, do not help here.
+The cached pixels are disturbed, after preprocessing: local contrast normalisation and the correction of inversion,
+which would undo part of it on an original, do not help here.
 """
 
 from collections.abc import Iterator
@@ -52,7 +52,14 @@ def robustness_report(split: EmbeddedSplit, data: EmbeddedData) -> RobustnessRep
     if not data.params.robustness:
         return RobustnessReport({}, [])
     rows = np.random.default_rng(SEED).permutation(len(split))[:IMAGES]
-    chosen = _rows_of(split, np.sort(rows))
+    rows = np.sort(rows)
+    chosen = replace(
+        split,
+        rows=split.rows.iloc[rows].reset_index(drop=True),
+        numbers=split.numbers[rows],
+        image_embeds=split.image_embeds[rows],
+        text_embeds=split.text_embeds[rows],
+    )
     before = _figures(chosen, data)
     table = _lines(*UNDISTURBED, before, before)
     worst: dict[str, float] = {}
@@ -64,16 +71,6 @@ def robustness_report(split: EmbeddedSplit, data: EmbeddedData) -> RobustnessRep
                 if (name := _short(metric)) in WORST:
                     worst[name] = min(worst.get(name, np.inf), figure.value)
     return RobustnessReport({f"robustness.worst_{name}": value for name, value in worst.items()}, table)
-
-
-def _rows_of(split: EmbeddedSplit, rows: np.ndarray) -> EmbeddedSplit:
-    return replace(
-        split,
-        rows=split.rows.iloc[rows].reset_index(drop=True),
-        numbers=split.numbers[rows],
-        image_embeds=split.image_embeds[rows],
-        text_embeds=split.text_embeds[rows],
-    )
 
 
 def _embed(split: EmbeddedSplit, data: EmbeddedData, disturbance: Disturbance) -> np.ndarray:

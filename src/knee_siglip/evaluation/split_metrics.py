@@ -1,4 +1,4 @@
-"""Figures of one embedded split, by dotted metric names. A value that is undefined for this split is left out."""
+"""Metrics of one embedded split, by dotted names. A value that is undefined for this split is left out."""
 
 import json
 
@@ -7,14 +7,21 @@ import torch
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
-from knee_siglip.metrics.grading import grade_metrics, positive_metrics, zero_shot_metrics
+from knee_siglip.metrics.grading import (
+    agreement_metrics,
+    grade_metrics,
+    positive_metrics,
+    predicted_grades,
+    zero_shot_metrics,
+)
 from knee_siglip.metrics.matching.retrieval import (
-    contrastive_accuracy_strict,
+    contrastive_accuracy,
     contrastive_credit,
     perfect_reader_scores,
     retrieval_metrics,
     shuffled_batches,
 )
+from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.model.loss import sigmoid_loss
 from knee_siglip.tables.text import normalise_text
 
@@ -23,9 +30,12 @@ Metrics = dict[str, float]
 ALTERNATIVES_COLUMN = "text_alternatives"
 """JSON object per row: each text that could have been written about this image, with its probability."""
 
+OF_PROMPTS = ("accuracy", "quadratic_weighted_kappa")
+"""Metrics of each single prompt."""
+
 
 def count_rows(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
-    """What the figures stand on."""
+    """Sample sizes."""
     return {
         "rows": len(split),
         "patients": len(np.unique(split.patients)),
@@ -45,13 +55,13 @@ def measure_loss(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
 
 
 def measure_contrastive(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
-    """The reference's contrastive accuracy; the other one is a headline metric.
+    """The reference's contrastive accuracy, in which only the pair itself is correct; the other is a headline metric.
 
     `contrastive_batch_size` is smaller than asked for in a small split.
     """
     return {
-        "contrastive_accuracy_strict": contrastive_accuracy_strict(
-            split.image_embeds, split.text_embeds, split.batch_size
+        "contrastive_accuracy_strict": contrastive_accuracy(
+            split.image_embeds, split.text_embeds, np.arange(len(split)), split.batch_size
         ),
         "contrastive_batch_size": min(split.batch_size, len(split)),
     }
@@ -92,6 +102,31 @@ def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     if len(scores):
         metrics["grades_predicted"] = len(np.unique(split.predicted[split.graded]))
     return {f"{labels.metrics}.{name}": value for name, value in metrics.items()}
+
+
+def prompts_table(split: EmbeddedSplit) -> list[dict[str, str | int | float]]:
+    """One row per prompt of a grade: the metrics when it alone describes its grade, the other grades as they are.
+
+    `<metric>_difference`: to the metric of all ensembles. What is undefined is left out; no rows without grades.
+    """
+    if not len(split.grades):
+        return []
+    scores, images = split.grade_scores[split.graded], split.image_embeds[split.graded]
+    task, classes = split.task, len(split.task.labels)
+    ensembles = agreement_metrics(split.grades, predicted_grades(scores), classes)
+    table: list[dict[str, str | int | float]] = []
+    for grade, embeds in enumerate(split.prompts.grades):
+        alone = cosine_scores(images, embeds)
+        for number, prompt in enumerate(task.label_prompts[grade]):
+            replaced = scores.copy()
+            replaced[:, grade] = alone[:, number]
+            metrics = agreement_metrics(split.grades, predicted_grades(replaced), classes)
+            shown = {name: metrics[name] for name in OF_PROMPTS if name in metrics}
+            changes = {
+                f"{name}_difference": value - ensembles[name] for name, value in shown.items() if name in ensembles
+            }
+            table.append({"grade": task.labels.cell(grade), "prompt": prompt, **shown, **changes})
+    return table
 
 
 def _alternatives(split: EmbeddedSplit, row: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.evaluation.headline import grades_and_predicted, headlines_of
-from knee_siglip.metrics.bootstrap import RESAMPLES, Interval, Statistic, percentile_interval, resample, value_of
+from knee_siglip.metrics.bootstrap import RESAMPLES, Statistic, percentile_interval, resample, value_of
 from knee_siglip.metrics.significance import holm_adjusted, normal_p_value
 from knee_siglip.tables.manifest import number_groups
 
@@ -21,6 +21,9 @@ UNKNOWN = "unknown"
 BETWEEN_GRADES = (".balanced_accuracy", ".quadratic_weighted_kappa")
 """Ends of the metrics left out where all of a group have one grade: the kappa is 0 with a single mistake then."""
 
+MEASURED = ("metric", "value", "low", "high", "difference", "p_holm")
+"""Columns that are empty for a suppressed group."""
+
 
 @dataclass(frozen=True)
 class Subgroup:
@@ -29,16 +32,6 @@ class Subgroup:
     column: str
     name: str
     rows: np.ndarray
-
-
-@dataclass(frozen=True)
-class Gap:
-    """A metric in a subgroup, and how far it lies below (negative) or above that of all other rows."""
-
-    value: float
-    interval: Interval | None
-    difference: float | None
-    p: float | None
 
 
 def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int = RESAMPLES) -> list[dict[str, Any]]:
@@ -53,29 +46,24 @@ def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int 
         and high (95 % bootstrap of patients), difference (to all other rows), p_holm (of no difference, adjusted for
         all groups and metrics of the table), flagged: worse than the others by more than chance.
     """
-    found = list(find_subgroups(table, columns))
-    gaps: dict[tuple[str, str, str | None], Gap] = {
-        (group.column, group.name, metric): gap
-        for group in found
-        if len(group.rows) >= FEWEST_ROWS
-        for metric, gap in _gaps(table, group, resamples).items()
-    }
-    tested = [key for key, gap in gaps.items() if gap.p is not None]
-    adjusted = dict(zip(tested, holm_adjusted([gaps[key].p or 0.0 for key in tested]), strict=True))
     patients = number_groups(table, "patient_id")
     rows: list[dict[str, Any]] = []
-    for group in found:
-        key = (group.column, group.name)
+    for group in find_subgroups(table, columns):
+        suppressed = len(group.rows) < FEWEST_ROWS
         facts = {
             "column": group.column,
             "group": group.name,
             "n": len(group.rows),
             "patients": len(np.unique(patients[group.rows])),
-            "suppressed": len(group.rows) < FEWEST_ROWS,
+            "suppressed": suppressed,
         }
-        metrics = [metric for *of_group, metric in gaps if tuple(of_group) == key] or [None]
-        for metric in metrics:
-            rows.append(facts | _cells(metric, gaps.get((*key, metric)), adjusted.get((*key, metric))))
+        measured = [] if suppressed else _measure(table, group, resamples)
+        rows += [facts | cells for cells in measured or [dict.fromkeys(MEASURED)]]
+    tested = [row for row in rows if row["p_holm"] is not None]
+    for row, p in zip(tested, holm_adjusted([row["p_holm"] for row in tested]), strict=True):
+        row["p_holm"] = p
+    for row in rows:
+        row["flagged"] = row["p_holm"] is not None and row["difference"] < 0 and row["p_holm"] < LEVEL
     return rows
 
 
@@ -99,8 +87,8 @@ def count_subgroups(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {"subgroups.groups": len(shown), "subgroups.flagged": len(flagged)} if rows else {}
 
 
-def _gaps(table: pd.DataFrame, group: Subgroup, resamples: int) -> dict[str, Gap]:
-    """Of every metric that is defined in the group."""
+def _measure(table: pd.DataFrame, group: Subgroup, resamples: int) -> list[dict[str, Any]]:
+    """Cells of every metric that is defined in the group; `p_holm` is not adjusted yet."""
     others = np.setdiff1d(np.arange(len(table)), group.rows)
     statistics_of = headlines_of(table)
     inside = {name: statistic(table.iloc[group.rows]) for name, statistic in statistics_of.items()}
@@ -112,34 +100,18 @@ def _gaps(table: pd.DataFrame, group: Subgroup, resamples: int) -> dict[str, Gap
     statistics = [_restricted(inside[name], group.rows) for name in names]
     statistics += [_restricted(outside[name], others) for name in names]
     drawn, drawn_outside = np.split(resample(statistics, number_groups(table, "patient_id"), resamples), 2)
-    gaps = {}
+    cells = []
     for name, mine, theirs in zip(names, drawn, drawn_outside, strict=True):
         difference = values[name] - value_of(outside[name], len(others))
         differences = (mine - theirs)[np.isfinite(mine - theirs)]
         known = np.isfinite(difference) and len(differences) > 1
-        gaps[name] = Gap(
-            values[name],
-            percentile_interval(mine),
-            difference if known else None,
-            normal_p_value(difference, differences) if known else None,
-        )
-    return gaps
+        gap = (difference, normal_p_value(difference, differences)) if known else (None, None)
+        interval = percentile_interval(mine)
+        bounds = (interval.low, interval.high) if interval else (None, None)
+        cells.append(dict(zip(MEASURED, (name, values[name], *bounds, *gap), strict=True)))
+    return cells
 
 
 def _restricted(statistic: Statistic, rows: np.ndarray) -> Statistic:
     """A statistic of the rows (n,) alone as one that takes the weights of the whole table."""
     return lambda weights: statistic(weights[:, rows])
-
-
-def _cells(metric: str | None, gap: Gap | None, p_holm: float | None) -> dict[str, Any]:
-    interval = gap.interval if gap else None
-    worse = gap is not None and gap.difference is not None and gap.difference < 0
-    return {
-        "metric": metric,
-        "value": gap.value if gap else None,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "difference": gap.difference if gap else None,
-        "p_holm": p_holm,
-        "flagged": worse and p_holm is not None and p_holm < LEVEL,
-    }

@@ -10,7 +10,7 @@ from sklearn.metrics import cohen_kappa_score
 from knee_siglip.cli.compare.comparison import compare
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.evaluation.headline import headlines
-from knee_siglip.evaluation.predictions import predictions_table
+from knee_siglip.evaluation.predictions import predictions_of
 from toys import KNEE
 
 RESAMPLES = 200
@@ -25,7 +25,8 @@ def predict(make_split, data_of):
         split.rows["image_id"] = [f"{row:064x}" for row in range(160)]
         noisy = split.text_embeds + noise * np.random.default_rng(seed).normal(size=split.text_embeds.shape)
         embeds = (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
-        return predictions_table(data_of(replace(split, image_embeds=embeds, **changes)))
+        split = replace(split, image_embeds=embeds, **changes)
+        return predictions_of(split, data_of(split).params)
 
     return predict
 
