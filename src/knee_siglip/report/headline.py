@@ -1,6 +1,6 @@
 """The headline metrics: what people compare experiments by, few enough for one screen."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -39,9 +39,10 @@ def headline_metrics(evaluation: Metrics, training: Metrics, validation: Metrics
     of the evaluated epoch, `best_epoch`.
     """
     measured = flatten(dict(evaluation.get("test") or next(iter(evaluation.values()), {})))
+    areas = _values(measured, "zero_shot_findings.", ".auroc")
     computed = {
         "worst_grade_recall": min(_values(measured, f"{task.labels.metrics}.grade_", ".recall"), default=None),
-        "findings_auroc_mean": _mean(_values(measured, "zero_shot_findings.", ".auroc")),
+        "findings_auroc_mean": fmean(areas) if areas else None,
     }
     trained = flatten(dict(training))
     values = {
@@ -55,8 +56,3 @@ def headline_metrics(evaluation: Metrics, training: Metrics, validation: Metrics
 
 def _values(metrics: Metrics, start: str, end: str) -> list[float]:
     return [value for name, value in metrics.items() if name.startswith(start) and name.endswith(end)]
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    known = list(values)
-    return fmean(known) if known else None

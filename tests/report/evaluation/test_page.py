@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.report.evaluation.learning_curves import learning_curve_rows
 from knee_siglip.report.evaluation.page import SECTIONS
 from knee_siglip.report.evaluation.results import read_results
+from knee_siglip.report.evaluation.sections import read_curve
 from pages import assert_shows_well, assert_stands_alone
 
 HOSTILE = '<script>alert("x")</script>\'"><img src=x onerror=y>'
@@ -70,13 +70,10 @@ def test_learning_curves_and_calibration_have_a_chart_each(evaluation) -> None:
 
 
 def test_learning_curves_are_the_finite_points(evaluation) -> None:
-    rows = learning_curve_rows(evaluation.live)
-    assert rows[:2] == [
-        {"curve": "loss", "split": "train", "step": 25, "value": 3.5},
-        {"curve": "loss", "split": "train", "step": 50, "value": 2.5},
-    ]
-    assert len(rows) == 4
-    assert learning_curve_rows(evaluation.live / "nowhere") == []
+    metrics = evaluation.live / "plots" / "metrics"
+    assert read_curve(metrics / "train" / "loss.tsv", "loss") == [(25, 3.5), (50, 2.5)]
+    assert len(read_curve(metrics / "val" / "loss.tsv", "loss")) == 2
+    assert read_curve(metrics / "nowhere.tsv", "loss") == []
 
 
 def test_the_gallery_shows_which_text_is_right(evaluation) -> None:

@@ -20,7 +20,6 @@ from knee_siglip.core.errors import UsageError, UserError
 # pandas and dvc are imported inside the functions: `--help` must not wait for them.
 if TYPE_CHECKING:
     import pandas as pd
-    from dvc.api import DVCFileSystem
 
     from knee_siglip.cli.compare.comparison import Comparison
 
@@ -100,8 +99,10 @@ def _read_at(root: Path, rev: str) -> bytes:
     name = paths.PREDICTIONS.as_posix()
     try:
         files = DVCFileSystem(str(root), rev=rev)
-        if not _knows(files, name):
-            raise UserError(f"{rev} has no {name}: it was evaluated by an older version, or not at all")
+        try:
+            files.info(name)  # unlike `exists` not silent about a wrong revision
+        except FileNotFoundError:
+            raise UserError(f"{rev} has no {name}: it was evaluated by an older version, or not at all") from None
         content: bytes = files.read_bytes(name)
     except RevError:
         raise UsageError(
@@ -115,15 +116,6 @@ def _read_at(root: Path, rev: str) -> bytes:
     except (DvcException, OSError) as error:
         raise UserError(f"the predictions of {rev} cannot be read through DVC: {error}") from None
     return content
-
-
-def _knows(files: "DVCFileSystem", name: str) -> bool:
-    """Whether there is such a file, in DVC's storage or not; unlike `exists`, not silent about a wrong revision."""
-    try:
-        files.info(name)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _facts(rows: "pd.DataFrame", split: str) -> dict[str, str | int]:

@@ -82,10 +82,14 @@ def compare(
         raise UserError(f"{undefined[0]} is undefined for these {len(a)} rows; leave it out")
     values_a, values_b = headline_from_predictions(a), headline_from_predictions(b)
     p_values = [bootstrap_p_value(values) for values in differences.values()]
-    return [
-        Comparison(name, values_a[name], values_b[name], values_b[name] - values_a[name], *_bounds(values), p, p_holm)
-        for (name, values), p, p_holm in zip(differences.items(), p_values, holm_adjusted(p_values), strict=True)
-    ]
+    comparisons = []
+    for (name, values), p, p_holm in zip(differences.items(), p_values, holm_adjusted(p_values), strict=True):
+        interval = percentile_interval(values)
+        assert interval is not None
+        a_value, b_value = values_a[name], values_b[name]
+        difference = b_value - a_value
+        comparisons.append(Comparison(name, a_value, b_value, difference, interval.low, interval.high, p, p_holm))
+    return comparisons
 
 
 def read_predictions(source: Path | BinaryIO, name: str) -> pd.DataFrame:
@@ -115,8 +119,7 @@ def match_rows(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataF
         UserError: one has rows that the other lacks, or says something else of a row.
     """
     surplus = {"A": _surplus(a, b), "B": _surplus(b, a)}
-    described = [_describe(rows, name) for name, rows in surplus.items() if rows]
-    if described:
+    if described := [f"{len(rows)} only in {name} ({_named(rows)})" for name, rows in surplus.items() if rows]:
         raise UserError(
             f"A has {len(a)} rows, B has {len(b)}, and they are not the same images with the same texts: "
             f"{'; '.join(described)}. Only models evaluated on the same rows can be compared"
@@ -146,12 +149,6 @@ def _task_name(labels: Labels) -> str:
     return f"{labels.column} ({', '.join(labels.values)})" if labels else "no grades"
 
 
-def _bounds(values: np.ndarray) -> tuple[float, float]:
-    interval = percentile_interval(values)
-    assert interval is not None
-    return interval.low, interval.high
-
-
 def _surplus(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
     """img_path of the rows of a that b has not, counting how often a row occurs."""
     left = Counter(b[KEY].itertuples(index=False, name=None))
@@ -162,10 +159,6 @@ def _surplus(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
         else:
             surplus.append(str(img_path))
     return surplus
-
-
-def _describe(rows: list[str], table: str) -> str:
-    return f"{len(rows)} only in {table} ({_named(rows)})"
 
 
 def _require_same(a: pd.DataFrame, b: pd.DataFrame, column: str, why: str = "") -> None:

@@ -37,14 +37,9 @@ class ContrastiveCredit:
     batch_size: int
 
     @property
-    def per_row(self) -> np.ndarray:
-        """(M,) mean of both directions."""
-        return (self.image_to_text + self.text_to_image) / 2
-
-    @property
     def accuracy(self) -> float:
         """Mean over rows and directions; NaN without rows."""
-        return float(self.per_row.mean()) if len(self.rows) else float("nan")
+        return float(((self.image_to_text + self.text_to_image) / 2).mean()) if len(self.rows) else float("nan")
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ class FirstCorrect:
         """(Q,) mean of 1 / position over the orders of the tie."""
         kinds = np.stack([self.higher, self.tied_wrong, self.tied_correct], axis=1)
         distinct, kind_of = np.unique(kinds, axis=0, return_inverse=True)
-        values = np.array([_reciprocal_rank(*(int(count) for count in kind)) for kind in distinct])
+        values = np.array([_reciprocal_rank(*kind) for kind in distinct.tolist()])
         return values[kind_of.reshape(-1)]
 
     def average_precision(self) -> np.ndarray:
@@ -116,11 +111,10 @@ def contrastive_credit(
         correct = text_ids[rows][:, None] == text_ids[rows][None, :]
         to_text.append(_top1_credit(scores, correct))
         to_image.append(_top1_credit(scores.T, correct.T))
-    nothing = [np.zeros(0)]
     return ContrastiveCredit(
         rows=np.concatenate(batches or [np.zeros(0, dtype=np.int64)]),
-        image_to_text=np.concatenate(to_text or nothing),
-        text_to_image=np.concatenate(to_image or nothing),
+        image_to_text=np.concatenate(to_text or [np.zeros(0)]),
+        text_to_image=np.concatenate(to_image or [np.zeros(0)]),
         batch_size=len(batches[0]) if batches else 0,
     )
 
@@ -143,21 +137,11 @@ def contrastive_accuracy(
     Args:
         image_embeds: (N, D), L2-normalised; row i belongs to text i.
         text_embeds: (N, D), L2-normalised.
-        texts: (N,) texts, or integers that are equal where the texts are.
+        texts: (N,) texts, or integers that are equal where the texts are; where all differ, only the pair itself is
+            correct, and an identical text ties with it.
     """
     scores = embedding_scores(image_embeds, text_embeds)
     return contrastive_credit(scores, number_texts(texts), batch_size, seed).accuracy
-
-
-def contrastive_accuracy_strict(
-    image_embeds: np.ndarray, text_embeds: np.ndarray, batch_size: int = BATCH_SIZE, seed: int = 0
-) -> float:
-    """As `contrastive_accuracy`, but only the pair itself is correct: the reference's definition.
-
-    An identical text ties with the pair's own, which is then found with probability 1 / (number of identical texts).
-    """
-    scores = embedding_scores(image_embeds, text_embeds)
-    return contrastive_credit(scores, np.arange(len(image_embeds)), batch_size, seed).accuracy
 
 
 def find_first_correct(queries: np.ndarray, candidates: np.ndarray, correct: Correct) -> FirstCorrect:

@@ -1,16 +1,20 @@
 """The evaluation page: the verdict, what it stands on, where the model fails, and what it is made of."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from knee_siglip.core.nesting import flatten
 from knee_siglip.params.sections import DataParams
 from knee_siglip.report.evaluation import sections, stress
 from knee_siglip.report.evaluation.examples import gallery, maps, worst_mistakes
-from knee_siglip.report.evaluation.facts import fact_tables, params_table
 from knee_siglip.report.evaluation.results import EvaluationResults
 from knee_siglip.report.evaluation.verdict import verdict
 from knee_siglip.report.evaluation.wording import BASELINE_MEANINGS, BASELINES, at
+from knee_siglip.report.html.numbers import leaves, number, readable
 from knee_siglip.report.html.rendering import write_html
+from knee_siglip.report.html.svg import clip
+from knee_siglip.report.html.tables import Table
 
 TILES = {
     "rows": "images",
@@ -36,13 +40,16 @@ SECTIONS = {
 }
 """Anchor to title, in page order. Sections without measurements are listed at the end instead."""
 
+VALUE_LENGTH = 240
+"""Characters of a value that the table of params shows: prompts are long lists."""
+
 
 def write_page(path: Path, results: EvaluationResults) -> None:
     """Write the page: one HTML file that asks for nothing else, and whose bytes depend on its content alone.
 
     Shown in full is the test split, or the first one; of the others the headline metrics.
     """
-    content = {**_measured(results), **_failures(results), "card": fact_tables(results.facts)}
+    content = {**_measured(results), **_failures(results), "card": _fact_tables(results.facts)}
     split = results.shown
     write_html(
         path,
@@ -57,7 +64,7 @@ def write_page(path: Path, results: EvaluationResults) -> None:
         absent=[title for anchor, title in SECTIONS.items() if not _holds(content[anchor])],
         content=content,
         baselines=[(BASELINES[name], text) for name, text in BASELINE_MEANINGS.items() if name in split.baselines()],
-        params=params_table(results.facts),
+        params=_params_table(results.facts),
     )
 
 
@@ -107,3 +114,34 @@ def _failures(results: EvaluationResults) -> dict[str, Any]:
 def _holds(content: Any) -> bool:
     """Whether anything was measured."""
     return any(content.values()) if isinstance(content, dict) else bool(content)
+
+
+def _fact_tables(facts: Mapping[str, Any]) -> list[Table]:
+    """Data, preprocessed images and model, each as far as it is known. facts: as in facts.json."""
+    data = {"manifest hash": facts["data_hash"]} if facts.get("data_hash") else {}
+    model = {"code revision": facts.get("revision") or "unknown"}
+    model |= {"file hash (SHA-256)": facts["model_sha256"]} if facts.get("model_sha256") else {}
+    tables = [
+        _table("Data", {**data, **_named(facts.get("counts", {}))}),
+        _table("Preprocessed images", _named(facts.get("cache", {}))),
+        _table("Model", {**model, **_named(facts.get("checkpoint", {}))}),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _params_table(facts: Mapping[str, Any]) -> Table | None:
+    """Every param of the model and its evaluation by its name in params.yaml."""
+    rows = []
+    for name, value in flatten(dict(facts.get("params", {}))).items():
+        shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        rows.append([name, clip("none" if value is None else shown, VALUE_LENGTH)])
+    return Table("As in params.yaml.", ["Param", "Value"], rows, words=2) if rows else None
+
+
+def _table(caption: str, values: Mapping[str, Any]) -> Table:
+    rows = [[name, number(value)] for name, value in values.items()]
+    return Table(caption, ["", ""], rows, words=2)
+
+
+def _named(nested: Mapping[str, Any]) -> dict[str, Any]:
+    return {": ".join(readable(part.replace(".", "_")) for part in path): value for path, value in leaves(nested)}

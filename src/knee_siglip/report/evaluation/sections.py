@@ -1,12 +1,13 @@
 """The measurements of one split as tables and charts. Whatever was not measured gives nothing."""
 
+import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 
-from knee_siglip.report.evaluation.learning_curves import CURVES, learning_curve_rows
 from knee_siglip.report.evaluation.results import SplitResults
 from knee_siglip.report.evaluation.wording import (
     BASELINES,
@@ -19,14 +20,14 @@ from knee_siglip.report.evaluation.wording import (
     grade_figures,
     grade_names,
     percentage,
-    plural,
 )
 from knee_siglip.report.html.charts import Chart
-from knee_siglip.report.html.numbers import NOTHING, number
+from knee_siglip.report.html.numbers import NOTHING, number, plural
 from knee_siglip.report.html.plots import Bin, Line, curves, reliability, strip
 from knee_siglip.report.html.tables import Cell, HeatTable, Table
 from knee_siglip.task.task import Task
 
+CURVES = {"loss": "loss", "contrastive_accuracy": "contrastive accuracy"}
 CURVE_STYLES = {"train": "train", "val": "val", "val_ema": "test"}
 CURVE_NAMES = {
     "train": "training images",
@@ -118,23 +119,42 @@ def each_grade_table(split: SplitResults) -> Table | None:
 
 def learning_curves(live: Path) -> Charts | None:
     """Loss and accuracy of training and validation over the optimizer's steps."""
+    points = {
+        (curve, split): read_curve(live / "plots" / "metrics" / split / f"{curve}.tsv", curve)
+        for curve in CURVES
+        for split in CURVE_STYLES
+    }
     charts = []
-    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row in learning_curve_rows(live):
-        points.setdefault((row["curve"], row["split"]), []).append((row["step"], row["value"]))
     for curve, title in CURVES.items():
         lines = [
-            Line(split, style, points[curve, split])
-            for split, style in CURVE_STYLES.items()
-            if (curve, split) in points
+            Line(split, style, points[curve, split]) for split, style in CURVE_STYLES.items() if points[curve, split]
         ]
         if lines:
             shares = curve != "loss"
             svg = curves(title, lines, "training step", (0, 1) if shares else None, shares=shares)
             charts.append(Chart(title.capitalize(), svg))
-    drawn = {split for _, split in points}
+    drawn = {split for (_, split), found in points.items() if found}
     keys = {CURVE_NAMES[split]: style for split, style in CURVE_STYLES.items() if split in drawn}
     return Charts(charts, keys) if charts else None
+
+
+def read_curve(path: Path, column: str) -> list[tuple[int, float]]:
+    """(step, value) of a curve that DVCLive wrote, as far as both are numbers; none where there is no such file.
+
+    A killed run leaves a half-written last line.
+    """
+    if not path.is_file():
+        return []
+    points = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            try:
+                step, value = int(row["step"]), float(row[column])
+            except (KeyError, TypeError, ValueError):
+                continue
+            if math.isfinite(value):
+                points.append((step, value))
+    return points
 
 
 def confusion_table(graded: Sequence[tuple[int, int]], task: Task) -> HeatTable | None:

@@ -5,9 +5,9 @@ from typing import Any
 
 from knee_siglip.report.evaluation.results import Row, SplitResults
 from knee_siglip.report.evaluation.verdict import worst_condition
-from knee_siglip.report.evaluation.wording import GRADING, Metric, at, group_name, named, percentage, plural
+from knee_siglip.report.evaluation.wording import GRADING, Metric, at, group_name, named, percentage
 from knee_siglip.report.html.charts import Chart
-from knee_siglip.report.html.numbers import NOTHING, number
+from knee_siglip.report.html.numbers import NOTHING, number, plural
 from knee_siglip.report.html.plots import Estimate, Line, curves, forest, strip
 from knee_siglip.report.html.tables import Cell, Table
 

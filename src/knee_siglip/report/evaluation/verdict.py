@@ -12,9 +12,8 @@ from knee_siglip.report.evaluation.wording import (
     named,
     of_hundred,
     percentage,
-    plural,
 )
-from knee_siglip.report.html.numbers import number
+from knee_siglip.report.html.numbers import number, plural
 
 INVERSION = "inversion"
 

@@ -185,11 +185,6 @@ def of_hundred(value: float) -> str:
     return f"{100 * value:.0f} of 100"
 
 
-def plural(count: float, noun: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{count:,.0f} {noun}{'' if count == 1 else 's'}"
-
-
 def at(metrics: Mapping[str, Any], dotted: str) -> Any:
     """Value of a dotted name in a nested dict, or None."""
     value: Any = metrics

@@ -7,12 +7,25 @@ well as in colour, for readers who see no colours and for printers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from markupsafe import Markup
 
 from knee_siglip.report.html.numbers import percent
-from knee_siglip.report.html.svg import HEIGHT, WIDTH, Axes, clip, line, nice_ticks, picture, rectangle, short, words
+from knee_siglip.report.html.svg import (
+    HEIGHT,
+    WIDTH,
+    Axes,
+    clip,
+    line,
+    nice_ticks,
+    on_scale,
+    picture,
+    rectangle,
+    short,
+    words,
+)
 
 LABEL_WIDTH, LABEL_LENGTH = 128, 17
 """Room left of horizontal bars, and the characters that fit in it."""
@@ -54,8 +67,8 @@ def bars(title: str, labels: Sequence[str], series: Sequence[Series]) -> Markup:
             y, width = top + lane * BAR, share / highest * room
             parts.append(rectangle(LABEL_WIDTH, y, max(width, 0.5), BAR - 1.5, each.style))
             parts.append(words(LABEL_WIDTH + width + 4, y + BAR - 2.5, percent(share), style="value"))
-    axis = line(LABEL_WIDTH, 0, LABEL_WIDTH, len(labels) * block, "axis")
-    return picture(title, WIDTH, max(1, len(labels)) * block, [*parts, axis])
+    parts.append(line(LABEL_WIDTH, 0, LABEL_WIDTH, len(labels) * block, "axis"))
+    return picture(title, WIDTH, max(1, len(labels)) * block, parts)
 
 
 def steps(title: str, edges: np.ndarray, series: Sequence[Series]) -> Markup:
@@ -66,9 +79,11 @@ def steps(title: str, edges: np.ndarray, series: Sequence[Series]) -> Markup:
     axes = Axes((low, high), (0, max(ticks[-1], highest)))
     x_ticks = {tick: short(tick) for tick in nice_ticks(low, high, 6)}
     parts = axes.drawn(x_ticks, {tick: percent(tick) for tick in ticks})
+    xs, floor = [axes.x(edge) for edge in edges], axes.y(0)
     for each in series:
-        heights = [axes.y(share) for share in each.shares]
-        parts.append(_outline([axes.x(edge) for edge in edges], heights, axes.y(0), each.style))
+        tops = "".join(f"V{axes.y(share):.1f}H{x:.1f}" for share, x in zip(each.shares, xs[1:], strict=True))
+        path = Markup('<path class="outline {}" d="M{:.1f} {:.1f}{}V{:.1f}"/>')
+        parts.append(path.format(each.style, xs[0], floor, tops, floor))
     return picture(title, WIDTH, HEIGHT, parts)
 
 
@@ -78,10 +93,7 @@ def meter(value: float, ends: tuple[float, float], mark: float, warned: bool, su
     surely: lower end of the value's interval, where the bar ends and a thin line up to the value starts.
     """
     width, height = 150, 14
-
-    def x(figure: float) -> float:
-        return (min(max(figure, ends[0]), ends[1]) - ends[0]) / (ends[1] - ends[0]) * width
-
+    x = partial(on_scale, ends=ends, start=0, length=width)
     bar = x(value if surely is None else surely)
     parts = [rectangle(0, 4, width, 6, "track"), rectangle(0, 4, max(1, bar), 6, "over" if warned else "level")]
     if surely is not None:
@@ -100,9 +112,3 @@ def legend(series: Mapping[str, str]) -> Markup:
         for name, style in series.items()
     ]
     return Markup('<p class="legend">{}</p>').format(Markup("").join(keys))
-
-
-def _outline(xs: Sequence[float], ys: Sequence[float], floor: float, style: str) -> Markup:
-    corners = [f"M{xs[0]:.1f} {floor:.1f}"]
-    corners += [f"V{y:.1f}H{right:.1f}" for y, right in zip(ys, xs[1:], strict=True)]
-    return Markup('<path class="outline {}" d="{}V{:.1f}"/>').format(style, "".join(corners), floor)

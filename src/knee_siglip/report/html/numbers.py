@@ -107,6 +107,11 @@ def _count(path: Path, family: Sequence[Path], values: Mapping[Path, Any]) -> st
     return f"{number(values[path])} ({percent(values[path] / max(1, sum(values.get(other, 0) for other in family)))})"
 
 
+def plural(count: float, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count:,.0f} {noun}{'' if count == 1 else 's'}"
+
+
 def percent(share: float) -> str:
     """`12 %`; below ten per cent with a decimal where it is not whole."""
     if 0 < share < 0.0005:

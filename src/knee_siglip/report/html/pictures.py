@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -35,7 +36,8 @@ def load_pictures(files: Iterable[str]) -> dict[str, Picture]:
     if not (names := sorted(set(files))):
         return {}
     chunks = split_chunks(names, PICTURES_PER_CHUNK, workers)
-    return dict(pair for pairs in work_in_chunks(_load_chunk, chunks, workers, "Drawing pictures") for pair in pairs)
+    loaded = work_in_chunks(_load_chunk, chunks, workers, "Drawing pictures")
+    return dict(chain.from_iterable(loaded))
 
 
 def load_picture(file: str) -> Picture:

@@ -5,6 +5,7 @@ As in `charts`, series differ in dash and shape as well as in colour.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
@@ -20,6 +21,7 @@ from knee_siglip.report.html.svg import (
     dot,
     line,
     nice_ticks,
+    on_scale,
     picture,
     polyline,
     rectangle,
@@ -129,11 +131,7 @@ def forest(title: str, rows: Sequence[Estimate], overall: float, ends: Range) ->
     """One row for each group: its figure as a dot, its interval as a line; the upright stroke is the overall figure."""
     left, right = GROUP_WIDTH + COUNT_WIDTH, WIDTH - FIGURE_WIDTH
     floor = len(rows) * ROW + 4
-
-    def x(figure: float) -> float:
-        share = (min(max(figure, ends[0]), ends[1]) - ends[0]) / ((ends[1] - ends[0]) or 1)
-        return left + 6 + share * (right - left - 12)
-
+    x = partial(on_scale, ends=ends, start=left + 6, length=right - left - 12)
     parts = [line(x(overall), 0, x(overall), floor, "ideal")]
     for place, row in enumerate(rows):
         middle = place * ROW + ROW / 2 + 2
@@ -154,10 +152,7 @@ def forest(title: str, rows: Sequence[Estimate], overall: float, ends: Range) ->
 
 def strip(title: str, value: float, interval: Range | None, marks: Sequence[float], ends: Range = (0, 1)) -> Markup:
     """A figure with its interval on a scale, among `marks`: what it is to be compared with."""
-
-    def x(figure: float) -> float:
-        return 5 + (min(max(figure, ends[0]), ends[1]) - ends[0]) / (ends[1] - ends[0]) * (STRIP_WIDTH - 10)
-
+    x = partial(on_scale, ends=ends, start=5, length=STRIP_WIDTH - 10)
     middle = STRIP_HEIGHT / 2
     parts = [line(x(ends[0]), middle, x(ends[1]), middle, "grid")]
     parts += [line(x(mark), 2, x(mark), STRIP_HEIGHT - 2, "mark") for mark in marks]

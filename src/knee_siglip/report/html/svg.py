@@ -51,6 +51,11 @@ class Axes:
         return parts
 
 
+def on_scale(value: float, ends: Range, start: float, length: float) -> float:
+    """From a figure to its place on a scale of this length; what lies beyond its ends is drawn at them."""
+    return start + (min(max(value, ends[0]), ends[1]) - ends[0]) / ((ends[1] - ends[0]) or 1) * length
+
+
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers at even distances from at or below `low` to at or above `high`, about as many as asked for."""
     if not high > low:

@@ -10,12 +10,12 @@ from markupsafe import Markup
 
 from knee_siglip.core.metrics_file import read_json
 from knee_siglip.report.html.charts import meter
-from knee_siglip.report.html.numbers import innermost, number, percent, readable, side_by_side
+from knee_siglip.report.html.numbers import innermost, number, percent, plural, readable, side_by_side
 from knee_siglip.report.html.pictures import load_pictures
 from knee_siglip.report.html.rendering import write_html
 from knee_siglip.report.validation.distributions import distribution_charts
 from knee_siglip.report.validation.glossary import GLOSSARY, NEEDS_TOKENIZER, Entry
-from knee_siglip.report.validation.pictured_issues import Spot, cards, example_spots, group_issues
+from knee_siglip.report.validation.pictured_issues import cards, example_spots, group_issues
 from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
@@ -77,7 +77,9 @@ def write_page(
     table = _without_personal_data(table)
     groups = group_issues(issues, table, csv, task)
     examples = example_spots(table, task)
-    pictures = load_pictures(_files([*(spots for group in groups for spots in group.spots), *examples.values()]))
+    wanted = [*(spots for group in groups for spots in group["spots"]), *examples.values()]
+    pictures = load_pictures(spot.file for spots in wanted for spot in spots if not spot.absent)
+    splits = list(metrics.get("splits", {})) or list(SPLITS)
     write_html(
         path,
         "knee_siglip.report.validation",
@@ -85,22 +87,18 @@ def write_page(
         csv=str(csv),
         verdict=_verdict(table, issues, metrics),
         tiles=_tiles(metrics),
-        groups=[group.context(pictures) for group in groups],
+        groups=[{**group, "pictures": [cards(spots, pictures) for spots in group["spots"]]} for group in groups],
         examples={split: cards(spots, pictures) for split, spots in examples.items()},
-        splits=list(metrics.get("splits", {})) or list(SPLITS),
+        splits=splits,
         styles={split: split for split in SPLITS},
         split_groups=side_by_side(metrics.get("splits", {})),
         charts=distribution_charts(table, task),
         comparisons=list(_comparisons(metrics)),
-        texts=_frequent_texts(table, list(metrics.get("splits", {})) or list(SPLITS)),
+        texts=_frequent_texts(table, splits),
         text_examples=_text_examples(table),
         text_figures=_text_figures(metrics),
         silent=_silent(issues) if len(table) else [],
     )
-
-
-def _files(cards_wanted: Sequence[Sequence[Spot]]) -> list[str]:
-    return [spot.file for spots in cards_wanted for spot in spots if not spot.absent]
 
 
 def _verdict(table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -111,12 +109,12 @@ def _verdict(table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str,
         advice = "Fix the errors below in the CSV or the images, then run dvc repro again."
         if table.empty:
             advice = f"No row could be checked. {advice}"
-        return {"tone": "error", "headline": f"{_count(errors, 'error')}: nothing was trained.", "advice": advice}
+        return {"tone": "error", "headline": f"{plural(errors, 'error')}: nothing was trained.", "advice": advice}
     rows = int(metrics.get("rows", len(table)))
-    patients = f" of {_count(people, 'patient')}" if (people := int(metrics.get("patients", 0))) else ""
-    ready = f"{_count(int(metrics.get('images', rows)), 'image')}{patients} {'is' if rows == 1 else 'are'} ready."
-    found = [_count(warnings, "warning")] if warnings else []
-    found += [_count(dropped, "dropped row")] if dropped else []
+    patients = f" of {plural(people, 'patient')}" if (people := int(metrics.get("patients", 0))) else ""
+    ready = f"{plural(int(metrics.get('images', rows)), 'image')}{patients} {'is' if rows == 1 else 'are'} ready."
+    found = [plural(warnings, "warning")] if warnings else []
+    found += [plural(dropped, "dropped row")] if dropped else []
     if not found:
         return {
             "tone": "good",
@@ -126,10 +124,6 @@ def _verdict(table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str,
     advice = "The pipeline continues. Each warning below says what it means and what to do."
     tone = "warning" if warnings else "dropped"
     return {"tone": tone, "headline": f"No errors, {' and '.join(found)}: {ready}", "advice": advice}
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

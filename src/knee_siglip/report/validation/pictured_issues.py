@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.report.html.pictures import Picture
-from knee_siglip.report.validation.glossary import Entry, explain
+from knee_siglip.report.validation.glossary import explain
 from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
@@ -41,48 +41,11 @@ class Spot:
     absent: str = ""
 
 
-@dataclass(frozen=True)
-class Card:
-    """A picture and its caption."""
+def group_issues(issues: Iterable[Issue], table: pd.DataFrame, csv: Path, task: Task) -> list[dict[str, Any]]:
+    """What the template shows of each check: errors, then dropped rows, then warnings; the most frequent ones first.
 
-    picture: Picture
-    alt: str
-    title: str
-    file: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """The issues of one check and severity. spots: of each pictured issue, side by side."""
-
-    check: str
-    severity: str
-    entry: Entry
-    issues: list[Issue]
-    total: int
-    spots: list[list[Spot]]
-    picturable: int
-
-    def context(self, pictures: Mapping[str, Picture]) -> dict[str, Any]:
-        """What the template needs."""
-        return {
-            "check": self.check,
-            "severity": self.severity,
-            "severity_name": SEVERITIES[self.severity][self.total != 1],
-            "title": self.entry.title,
-            "meaning": self.entry.meaning,
-            "advice": self.entry.advice,
-            "issues": self.issues,
-            "total": self.total,
-            "remaining": self.total - len(self.issues),
-            "pictures": [cards(spots, pictures) for spots in self.spots],
-            "unpictured": self.picturable - len(self.spots),
-        }
-
-
-def group_issues(issues: Iterable[Issue], table: pd.DataFrame, csv: Path, task: Task) -> list[Group]:
-    """Errors, then dropped rows, then warnings; of each the checks with the most issues first."""
+    `spots`: of each pictured issue, side by side.
+    """
     named: dict[tuple[str, str], list[Issue]] = {}
     for issue in issues:
         named.setdefault((issue.severity, issue.check), []).append(issue)
@@ -106,23 +69,23 @@ def example_spots(table: pd.DataFrame, task: Task) -> dict[str, list[Spot]]:
     return examples
 
 
-def cards(spots: Sequence[Spot], pictures: Mapping[str, Picture]) -> list[Card]:
+def cards(spots: Sequence[Spot], pictures: Mapping[str, Picture]) -> list[dict[str, Any]]:
     """Spots with their pictures; those that could not be read from the start say so."""
     return [
-        Card(
-            Picture("", spot.absent) if spot.absent else pictures[spot.file],
-            f"Radiograph {spot.name}, {spot.title}",
-            spot.title,
-            spot.name,
-            spot.text,
-        )
+        {
+            "picture": Picture("", spot.absent) if spot.absent else pictures[spot.file],
+            "alt": f"Radiograph {spot.name}, {spot.title}",
+            "title": spot.title,
+            "file": spot.name,
+            "text": spot.text,
+        }
         for spot in spots
     ]
 
 
 def _group(
     severity: str, check: str, issues: list[Issue], table: pd.DataFrame, csv: Path, task: Task, limit: int
-) -> Group:
+) -> dict[str, Any]:
     spots: list[list[Spot]] = []
     picturable = [issue for issue in issues if _is_pictured(issue)]
     for issue in picturable:
@@ -130,7 +93,17 @@ def _group(
         if sum(map(len, spots)) + len(rows) > limit:
             break
         spots.append([_spot(issue, row, table, csv, task) for row in rows if row is not None])
-    return Group(check, severity, explain(check), issues[:ISSUES_SHOWN], len(issues), spots, len(picturable))
+    return {
+        "check": check,
+        "severity": severity,
+        "severity_name": SEVERITIES[severity][len(issues) != 1],
+        **explain(check)._asdict(),
+        "issues": issues[:ISSUES_SHOWN],
+        "total": len(issues),
+        "remaining": max(0, len(issues) - ISSUES_SHOWN),
+        "spots": spots,
+        "unpictured": len(picturable) - len(spots),
+    }
 
 
 def _is_pictured(issue: Issue) -> bool:
