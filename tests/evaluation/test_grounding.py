@@ -98,12 +98,12 @@ def test_the_report_tells_every_method_and_finding(boxed, data):
     assert [(row["finding"], row["method"], row["images"]) for row in report.findings] == [
         (finding, method, 7) for finding in ("effusion", "loose_body") for method in methods
     ]
-    assert report.figures.pop("grounding.images") == 7
-    assert set(report.figures) == {f"grounding.{method}.{name}" for method in methods for name in FIGURES}
+    assert report.metrics.pop("grounding.images") == 7
+    assert set(report.metrics) == {f"grounding.{method}.{name}" for method in methods for name in FIGURES}
     for row in report.table:
         for name in FIGURES:
             parts = [part[name] for part in report.findings if part["method"] == row["method"]]
-            assert row[name] == report.figures[f"grounding.{row['method']}.{name}"] == pytest.approx(np.mean(parts))
+            assert row[name] == report.metrics[f"grounding.{row['method']}.{name}"] == pytest.approx(np.mean(parts))
 
 
 def test_the_centre_prior_is_measured_on_the_same_regions(boxed, data):
@@ -130,8 +130,8 @@ def test_a_map_is_measured_on_the_region_of_its_own_finding_and_image(boxed, dat
 
     monkeypatch.setattr(grounding, "phrase_maps", knows)
     report = grounding_report(split, data)
-    assert report.figures["grounding.gradient.pointing_game"] == 1
-    assert report.figures["grounding.gradient.cnr_signed"] > 1
+    assert report.metrics["grounding.gradient.pointing_game"] == 1
+    assert report.metrics["grounding.gradient.cnr_signed"] > 1
 
 
 def test_a_finding_is_looked_for_with_its_prompts_else_by_its_name(boxed, data):
@@ -144,10 +144,10 @@ def test_a_finding_is_looked_for_with_its_prompts_else_by_its_name(boxed, data):
 
 def test_at_most_so_many_images_are_measured(boxed, data):
     report = grounding_report(boxed, limited(data, 3))
-    assert report.figures["grounding.images"] == 3
+    assert report.metrics["grounding.images"] == 3
     assert {row["images"] for row in report.findings} == {3}
     nothing = grounding_report(boxed, limited(data, 0))
-    assert (nothing.figures, nothing.table, nothing.findings, nothing.overlays) == ({}, [], [], [])
+    assert (nothing.metrics, nothing.table, nothing.findings, nothing.overlays) == ({}, [], [], [])
 
 
 def test_equal_inputs_give_equal_reports(boxed, data):
@@ -169,7 +169,7 @@ def test_without_boxes_there_are_pictures_that_say_so(data, column):
     if column:
         split = replace(split, rows=split.rows.assign(findings=column))
     report = grounding_report(split, data)
-    assert (report.figures, report.table, report.findings) == ({}, [], [])
+    assert (report.metrics, report.table, report.findings) == ({}, [], [])
     assert report.overlays[0][0] == "0.png, its own text, no boxes known: normal knee"
     assert len(report.overlays) == 8
     assert all(sides(picture) == ("JPEG", (420, 208)) for _, picture in report.overlays)

@@ -6,8 +6,6 @@ from dataclasses import replace
 import pandas as pd
 from PIL import Image
 
-from knee_siglip.evaluation.plots import recall_curve
-
 NOT_FOR_TRACKERS = {"facts.json", "examples.json"}
 
 
@@ -15,9 +13,10 @@ def files_below(folder):
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_recall_curve_rises_to_the_metrics(make_split):
+def test_the_recall_curve_rises_to_the_metrics(make_split, data_of, write, tmp_path):
     split = make_split(noise=2.0)
-    curve = pd.DataFrame(recall_curve(split)).set_index("k")
+    write(data_of(split), tmp_path)
+    curve = pd.read_csv(tmp_path / "plots/retrieval.csv", index_col="k", float_precision="round_trip")
     assert curve.index.tolist() == list(range(1, 51))
     assert (curve.diff().dropna() >= -1e-12).all(axis=None)
     assert curve.loc[5, "image_to_text"] == split.searches["image_to_text"].recall_at(5).mean()

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
 from knee_siglip.evaluation.embedded import PromptEmbeds
-from knee_siglip.evaluation.headline import headline_figures, headline_from_predictions, headlines
+from knee_siglip.evaluation.headline import headline_estimates, headline_from_predictions, headlines
 from knee_siglip.evaluation.predictions import embeddings_table, predictions_of, write_predictions
 from knee_siglip.task.task import Finding
 from toys import KNEE
@@ -138,7 +138,7 @@ def test_equal_predictions_give_equal_bytes(split, data_of, tmp_path):
 
 
 def test_every_headline_lies_in_its_interval(stored):
-    figures = headline_figures(stored, resamples=200)
+    figures = headline_estimates(stored, resamples=200)
     assert list(figures) == list(headlines(KNEE.labels))
     for name, figure in figures.items():
         assert figure.interval.low < figure.value < figure.interval.high, name
@@ -147,7 +147,7 @@ def test_every_headline_lies_in_its_interval(stored):
 def test_patients_are_drawn_with_both_knees(stored):
     stored["contrastive_image_to_text"] = stored["contrastive_text_to_image"] = (np.arange(150) // 2 % 2).astype(float)
     both, alone = (
-        headline_figures(table, resamples=500)["contrastive_accuracy"].interval
+        headline_estimates(table, resamples=500)["contrastive_accuracy"].interval
         for table in (stored, stored.drop(columns="patient_id"))
     )
     assert both.high - both.low > 1.25 * (alone.high - alone.low)
@@ -162,7 +162,7 @@ def test_subgroups_leave_out_what_they_do_not_define(stored, chosen):
         "ungraded": stored["kl_grade"].isna(),
         "one grade": stored["kl_grade"] == 2,
     }
-    figures = headline_figures(stored[rows[chosen]], resamples=50)
+    figures = headline_estimates(stored[rows[chosen]], resamples=50)
     assert all(np.isfinite(figure.value) for figure in figures.values())
     assert bool(figures) == (chosen != "none")
     assert ("zero_shot_kl.accuracy" in figures) == (chosen in ("one", "one grade"))
@@ -175,5 +175,5 @@ def test_without_grades_and_patients_the_rest_is_there(make_split, data_of):
     table = predictions_of(split, data_of(split).params)
     assert "kl_grade" not in table
     assert [name for name in headlines(KNEE.labels) if not name.startswith("zero_shot")] == list(
-        headline_figures(table, resamples=9)
+        headline_estimates(table, resamples=9)
     )

@@ -73,7 +73,7 @@ def test_worst_figures_leave_inversion_out(data):
             for line in report.table
             if line["metric"] == metric and line["condition"] not in ("undisturbed", "inversion")
         ]
-        assert report.figures[f"robustness.worst_{name}"] == min(usual)
+        assert report.metrics[f"robustness.worst_{name}"] == min(usual)
 
 
 def test_equal_inputs_give_equal_tables_and_at_most_so_many_rows_count(data, monkeypatch):
@@ -96,7 +96,7 @@ def test_without_grades_there_is_no_grading(data):
     rows = split.rows.drop(columns="kl_grade")
     report = robustness_report(replace(split, rows=rows), data)
     assert {line["metric"] for line in report.table} == {"contrastive_accuracy"}
-    assert set(report.figures) == {"robustness.worst_contrastive_accuracy"}
+    assert set(report.metrics) == {"robustness.worst_contrastive_accuracy"}
 
 
 def test_one_grade_for_all_has_no_kappa(data):
@@ -111,7 +111,7 @@ def test_one_grade_for_all_has_no_kappa(data):
 def test_it_can_be_turned_off(data):
     params = data.params.model_copy(update={"robustness": False})
     report = robustness_report(data.splits["test"], replace(data, params=params))
-    assert report.figures == {}
+    assert report.metrics == {}
     assert report.table == []
 
 

@@ -63,8 +63,8 @@ def baselines_table(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -
         found["untrained"] = untrained(split, data, start)
     return [
         {"baseline": baseline, "metric": metric, "value": value}
-        for baseline, figures in found.items()
-        for metric, value in figures.items()
+        for baseline, metrics in found.items()
+        for metric, value in metrics.items()
     ]
 
 
@@ -118,11 +118,11 @@ def pixel_neighbour(split: EmbeddedSplit, train: EmbeddedSplit, pixels: CachedPi
     words = TfidfVectorizer(max_features=WORDS, token_pattern=r"\w+", dtype=np.float32).fit(train.texts)
     nearest = pairwise_distances_argmin(own, others)
     borrowed = words.transform([train.texts[row] for row in nearest]).toarray()
-    figures = _matching(split, borrowed, words.transform(split.texts).toarray())
+    metrics = _matching(split, borrowed, words.transform(split.texts).toarray())
     if len(split.graded) and len(train.graded):
         predicted = train.grades[pairwise_distances_argmin(own[split.graded], others[train.graded])]
-        figures |= _grading(split, np.eye(len(split.task.labels))[predicted], train)
-    return figures
+        metrics |= _grading(split, np.eye(len(split.task.labels))[predicted], train)
+    return metrics
 
 
 def untrained(split: EmbeddedSplit, data: EmbeddedData, start: Checkpoint) -> Metrics:
@@ -185,5 +185,5 @@ def _grading(split: EmbeddedSplit, scores: np.ndarray, learnt_from: EmbeddedSpli
     """Of scores (G, 5) of the graded rows; none where there was no grade to learn from."""
     if not len(learnt_from.graded):
         return {}
-    figures = zero_shot_metrics(scores, split.grades)
-    return {f"{split.task.labels.metrics}.{name}": figures[name] for name in GRADING if name in figures}
+    metrics = zero_shot_metrics(scores, split.grades)
+    return {f"{split.task.labels.metrics}.{name}": metrics[name] for name in GRADING if name in metrics}

@@ -16,7 +16,7 @@ from knee_siglip.evaluation.findings import require_column
 from knee_siglip.evaluation.measurement import measure_split
 from knee_siglip.evaluation.outputs import write_results
 from knee_siglip.evaluation.split_metrics import Metrics, count_rows
-from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
+from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
@@ -98,7 +98,11 @@ def embed(params: Params, files: EvaluateFiles, device: str = "auto") -> Embedde
         raise UserError(f"params.yaml: evaluate.splits names {missing[0]}, but no row of the manifest is in that split")
     require_columns(wanted.subgroups, task, manifest)
     manifest, pixels = _open_what_is_there(manifest, wanted.splits, files)
-    require_same_transform(checkpoint, pixels, files)
+    if checkpoint.transform != pixels.transform:
+        raise UserError(
+            f"{files.model} was trained on images prepared with {checkpoint.transform.to_dict()}, "
+            f"but {files.cache_facts} describes {pixels.transform.to_dict()}; run dvc repro train"
+        )
     prompts = embed_prompts(checkpoint, task)
     splits = {
         name: embed_split(name, manifest, pixels, checkpoint, task, prompts, wanted.batch_size)
@@ -135,12 +139,3 @@ def require_columns(subgroups: Sequence[str], task: Task, manifest: pd.DataFrame
         raise UserError(f"params.yaml: evaluate.subgroups names {missing[0]}, but the CSV has no such column")
     for name, finding in task.findings.items():
         require_column(name, finding, manifest)
-
-
-def require_same_transform(checkpoint: Checkpoint, pixels: CachedPixels, files: EvaluateFiles) -> None:
-    """Metrics on images prepared otherwise than in training would say nothing about the model."""
-    if checkpoint.transform != pixels.transform:
-        raise UserError(
-            f"{files.model} was trained on images prepared with {checkpoint.transform.to_dict()}, "
-            f"but {files.cache_facts} describes {pixels.transform.to_dict()}; run dvc repro train"
-        )

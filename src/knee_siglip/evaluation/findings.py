@@ -28,15 +28,18 @@ CLAUSE_END = re.compile(r"[.;:]|\b(?:but|however|although|though|except|apart fr
 def finding_truth_and_scores(split: EmbeddedSplit) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of each finding of the task the truth (N,) bool and the score (N,).
 
-    The score is the cosine with the prompts for it minus that with those against it: above 0, the model says yes.
+    The score is the cosine with the prompts for it minus that with those against it, rounded as cosines are: above 0,
+    the model says yes.
 
     Raises:
         UserError: a finding's column is missing, or a cell of it is neither yes nor no.
     """
-    return {
-        name: (finding_truth(split, name, finding), finding_scores(split, name))
-        for name, finding in split.task.findings.items()
-    }
+    found = {}
+    for name, finding in split.task.findings.items():
+        cosines = cosine_scores(split.image_embeds, split.prompts.findings[name])
+        score = np.round(cosines[:, 0] - cosines[:, 1], SCORE_DECIMALS)
+        found[name] = finding_truth(split, name, finding), score
+    return found
 
 
 def measure_findings(split: EmbeddedSplit, _: EmbeddedData) -> dict[str, float]:
@@ -50,15 +53,9 @@ def measure_findings(split: EmbeddedSplit, _: EmbeddedData) -> dict[str, float]:
             continue
         interval = interval_of(auroc_statistic(score, truth), split.patients)
         bounds = {"auroc_ci_low": interval.low, "auroc_ci_high": interval.high} if interval else {}
-        figures = {**areas, **bounds, "prevalence": float(truth.mean()), "n": len(truth)}
-        metrics |= {f"zero_shot_findings.{name}.{figure}": value for figure, value in figures.items()}
+        of_finding = {**areas, **bounds, "prevalence": float(truth.mean()), "n": len(truth)}
+        metrics |= {f"zero_shot_findings.{name}.{metric}": value for metric, value in of_finding.items()}
     return metrics
-
-
-def finding_scores(split: EmbeddedSplit, name: str) -> np.ndarray:
-    """(N,) cosine with the ensemble for the finding minus that with the one against it, rounded as cosines are."""
-    cosines = cosine_scores(split.image_embeds, split.prompts.findings[name])
-    return np.round(cosines[:, 0] - cosines[:, 1], SCORE_DECIMALS)
 
 
 def finding_truth(split: EmbeddedSplit, name: str, finding: Finding) -> np.ndarray:
@@ -86,11 +83,7 @@ def finding_truth(split: EmbeddedSplit, name: str, finding: Finding) -> np.ndarr
 
 
 def require_column(name: str, finding: Finding, rows: pd.DataFrame) -> None:
-    """The column that a finding is known by, where it is known by one.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Raise a UserError where the column that a finding is known by is missing."""
     if finding.column is not None and finding.column not in rows:
         raise UserError(
             f"params.yaml: evaluate.findings.{name}.column = {finding.column!r}: the manifest has no such column; name "
@@ -99,7 +92,7 @@ def require_column(name: str, finding: Finding, rows: pd.DataFrame) -> None:
 
 
 def is_affirmed(pattern: re.Pattern[str], text: str) -> bool:
-    """Does the pattern match somewhere where no negation stands before it in the same clause?
+    """Whether the pattern matches somewhere without a negation before it in the same clause.
 
     "No fracture, effusion or loose body" affirms none of the three.
     """

@@ -33,12 +33,12 @@ Row = dict[str, str | int | float]
 
 @dataclass(frozen=True)
 class GroundingReport:
-    """figures: `grounding.<method>.<figure>`, means over findings. table: these, one row for each method.
+    """metrics: `grounding.<method>.<metric>`, means over findings. table: these, one row for each method.
 
     findings: a row for each finding and method, with the number of its images. overlays: (title, JPEG file).
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     table: list[Row]
     findings: list[Row]
     overlays: list[tuple[str, bytes]]
@@ -67,14 +67,14 @@ def grounding_report(split: EmbeddedSplit, data: EmbeddedData) -> GroundingRepor
     maps = {method: list(_maps(split, data, wanted, method)) for method in METHODS}
     findings = _measure(regions, maps, data.pixels.image_size)
     table = _means(findings)
-    figures = {
+    metrics = {
         f"grounding.{row['method']}.{name}": float(value)
         for row in table
         for name, value in row.items()
         if name != "method"
     }
     overlays = _region_overlays(split, data, regions, maps[SHOWN])
-    return GroundingReport(figures | {"grounding.images": len(rows)}, table, findings, overlays)
+    return GroundingReport(metrics | {"grounding.images": len(rows)}, table, findings, overlays)
 
 
 def _draw(rows: np.ndarray, count: int) -> np.ndarray:
@@ -114,8 +114,8 @@ def _measure(regions: Sequence[Region], maps: dict[Method, list[np.ndarray]], si
     for finding in sorted({region.finding for region in regions}):
         places = [place for place, region in enumerate(regions) if region.finding == finding]
         for method, heats in everything:
-            figures = [grounding_metrics(heats[place], masks[place]) for place in places]
-            rows.append({"finding": finding, "images": len(places), "method": method, **_mean(figures)})
+            metrics = [grounding_metrics(heats[place], masks[place]) for place in places]
+            rows.append({"finding": finding, "images": len(places), "method": method, **_mean(metrics)})
     return rows
 
 
@@ -123,15 +123,15 @@ def _means(findings: Sequence[Row]) -> list[Row]:
     """Over findings, each counting alike, as on MS-CXR: a row for each method."""
     by_method: dict[str, list[dict[str, float]]] = {}
     for row in findings:
-        figures = {name: float(value) for name, value in row.items() if name not in ("finding", "images", "method")}
-        by_method.setdefault(str(row["method"]), []).append(figures)
-    return [{"method": method, **_mean(figures)} for method, figures in by_method.items()]
+        metrics = {name: float(value) for name, value in row.items() if name not in ("finding", "images", "method")}
+        by_method.setdefault(str(row["method"]), []).append(metrics)
+    return [{"method": method, **_mean(metrics)} for method, metrics in by_method.items()]
 
 
-def _mean(figures: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of each figure over those that have it."""
-    names = dict.fromkeys(name for values in figures for name in values)
-    return {name: float(np.mean([values[name] for values in figures if name in values])) for name in names}
+def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over those that have it."""
+    names = dict.fromkeys(name for values in metrics for name in values)
+    return {name: float(np.mean([values[name] for values in metrics if name in values])) for name in names}
 
 
 def _region_overlays(

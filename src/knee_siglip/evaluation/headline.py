@@ -1,4 +1,4 @@
-"""The headline metrics, defined once as statistics of the predictions table: the figure itself, its interval, its
+"""The headline metrics, defined once as statistics of the predictions table: the value, its interval, its
 difference between two models and its values in subgroups all follow from that definition.
 """
 
@@ -25,7 +25,7 @@ from knee_siglip.task.task import Labels
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A metric's value and its 95 % interval; None where no resample defines it."""
 
     value: float
@@ -93,11 +93,11 @@ def headline_from_predictions(table: pd.DataFrame, names: Iterable[str] | None =
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def headline_figures(
+def headline_estimates(
     table: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0, names: Iterable[str] | None = None
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """As `headline_from_predictions`, with intervals from one set of draws of patients for all metrics."""
     values = headline_from_predictions(table, names)
     known = headlines_of(table)
     drawn = resample([known[name](table) for name in values], number_groups(table, "patient_id"), resamples, seed)
-    return {name: Figure(values[name], percentile_interval(row)) for name, row in zip(values, drawn, strict=True)}
+    return {name: Estimate(values[name], percentile_interval(row)) for name, row in zip(values, drawn, strict=True)}

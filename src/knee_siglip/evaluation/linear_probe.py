@@ -54,7 +54,7 @@ class Labelled:
 
 
 def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
-    """One row per fit: `method` (linear_probe or knn), `share` in percent, `seed`, what it learnt from and its figures.
+    """One row per fit: `method` (linear_probe or knn), `share` in percent, `seed`, what it learnt from and its metrics.
 
     `patients`, `labels`: how many it learnt from; `chosen`: C or k. Empty where train, val or the split itself has no
     grades, and for train and val. All labels are drawn once: every seed would give the same.
@@ -78,7 +78,7 @@ def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
 
 
 def probe_metrics(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """linear_probe.share_<percent>.<figure>, the mean over seeds, and <figure>_std; knn.<figure>."""
+    """linear_probe.share_<percent>.<metric>, the mean over seeds, and <metric>_std; knn.<metric>."""
     metrics: dict[str, float] = {}
     for share in SHARES:
         rows = [row for row in table if row["method"] == "linear_probe" and row["share"] == share]
@@ -121,7 +121,7 @@ def _best(
     val: Labelled,
     test: Labelled,
 ) -> dict[str, int | float]:
-    """Facts and figures of the candidate, (C or k, classifier), that is most accurate on val; of equals the first."""
+    """Facts and metrics of the candidate, (C or k, classifier), that is most accurate on val; of equals the first."""
     tried = []
     for value, classifier in candidates:
         with warnings.catch_warnings():
@@ -129,10 +129,10 @@ def _best(
             classifier.fit(drawn.embeds, drawn.grades)
         tried.append((float((classifier.predict(val.embeds) == val.grades).mean()), value, classifier))
     _, chosen, best = max(tried, key=lambda each: each[0])
-    figures = agreement_metrics(test.grades, best.predict(test.embeds), test.classes)
+    metrics = agreement_metrics(test.grades, best.predict(test.embeds), test.classes)
     return {
         "patients": len(np.unique(drawn.patients)),
         "labels": len(drawn.grades),
         "chosen": chosen,
-        **{name: figures[name] for name in SHOWN if name in figures},
+        **{name: metrics[name] for name in SHOWN if name in metrics},
     }

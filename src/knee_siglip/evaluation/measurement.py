@@ -18,7 +18,7 @@ from knee_siglip.evaluation.confidence import (
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.findings import measure_findings
 from knee_siglip.evaluation.grounding import grounding_report
-from knee_siglip.evaluation.headline import headline_figures
+from knee_siglip.evaluation.headline import headline_estimates
 from knee_siglip.evaluation.linear_probe import probe_metrics, probe_table
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.evaluation.robustness import robustness_report
@@ -61,10 +61,10 @@ def measure(split: EmbeddedSplit, data: EmbeddedData) -> Metrics:
 def measure_headline(predictions: pd.DataFrame) -> Metrics:
     """The headline metrics of one split's predictions, with `<metric>_ci_low` and `<metric>_ci_high`."""
     metrics: Metrics = {}
-    for name, figure in headline_figures(predictions).items():
-        metrics[name] = figure.value
-        if figure.interval is not None:
-            metrics |= {f"{name}_ci_low": figure.interval.low, f"{name}_ci_high": figure.interval.high}
+    for name, estimate in headline_estimates(predictions).items():
+        metrics[name] = estimate.value
+        if estimate.interval is not None:
+            metrics |= {f"{name}_ci_low": estimate.interval.low, f"{name}_ci_high": estimate.interval.high}
     return metrics
 
 
@@ -109,7 +109,7 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
         "grounding_findings": grounding.findings,
     }
     metrics = measure_headline(predictions) | measure(split, data)
-    metrics |= probe_metrics(tables["probe"]) | grounding.figures | robustness.figures
+    metrics |= probe_metrics(tables["probe"]) | grounding.metrics | robustness.metrics
     metrics |= count_subgroups(tables["subgroups"]) | baseline_metrics(tables["baselines"])
     metrics |= beats_baselines(metrics)
     return MeasuredSplit(split, metrics, predictions, tables, grounding.overlays)

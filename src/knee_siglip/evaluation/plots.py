@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
 
 from knee_siglip.evaluation.embedded import EmbeddedSplit
 from knee_siglip.evaluation.measurement import MeasuredSplit
-from knee_siglip.metrics.grading import grade_confusion
 
 RECALL_CURVE = range(1, 51)
 
@@ -33,25 +33,20 @@ def plot_rows(measured: MeasuredSplit) -> dict[str, Sequence[Mapping[str, Any]]]
             {"actual": labels.cell(actual), "predicted": labels.cell(predicted)}
             for actual, predicted in zip(split.grades, split.predicted[split.graded], strict=True)
         ],
-        "retrieval": recall_curve(split),
+        "retrieval": [
+            {"k": k, **{name: float(found.recall_at(k).mean()) for name, found in split.searches.items()}}
+            for k in RECALL_CURVE
+        ],
         "reliability": [row for row in bins if row["probabilities"] == "raw"],
         "reliability_scaled": [row for row in bins if row["probabilities"] == "scaled"],
         "risk_coverage": measured.tables["risk_coverage"],
     }
 
 
-def recall_curve(split: EmbeddedSplit) -> list[dict[str, float]]:
-    """Recall at `k` = 1 ... 50, a column for each direction."""
-    return [
-        {"k": k, **{name: float(found.recall_at(k).mean()) for name, found in split.searches.items()}}
-        for k in RECALL_CURVE
-    ]
-
-
 def draw_confusion(split: EmbeddedSplit, path: Path) -> None:
     """Draw the counts per actual and predicted grade; the shade is the share within the actual grade."""
     labels = split.task.labels
-    counts = grade_confusion(split.grades, split.predicted[split.graded], len(labels))
+    counts = confusion_matrix(split.grades, split.predicted[split.graded], labels=range(len(labels)))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(5, 4.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

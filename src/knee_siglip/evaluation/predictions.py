@@ -39,7 +39,7 @@ def predictions_of(split: EmbeddedSplit, params: EvaluateParams) -> pd.DataFrame
     labels, findings = split.task.labels, finding_truth_and_scores(split)
     names = dict.fromkeys((*BEFORE_LABEL, labels.column, *AFTER_LABEL, *params.subgroups))
     carried = [name for name in names if name in split.rows]
-    columns = {"text_id": split.text_ids} | _grading(split) | _retrieval(split) | _contrastive(split)
+    columns = {"text_id": split.text_ids} | _grading(split) | _retrieval(split) | dict(_contrastive(split))
     columns |= {f"finding_{name}_score": score for name, (_, score) in findings.items()}
     columns |= {f"finding_{name}_truth": truth for name, (truth, _) in findings.items()}
     table = pd.concat([split.rows[carried], pd.DataFrame(columns)], axis=1)
@@ -94,14 +94,14 @@ def _retrieval(split: EmbeddedSplit) -> dict[str, np.ndarray]:
     }
 
 
-def _contrastive(split: EmbeddedSplit) -> dict[str, pd.Series]:
+def _contrastive(split: EmbeddedSplit) -> pd.DataFrame:
     credit = contrastive_credit(
         embedding_scores(split.image_embeds, split.text_embeds), split.text_ids, split.batch_size
     )
     batches = np.arange(len(credit.rows)) // max(credit.batch_size, 1)
-    places = range(len(split))
-    return {
-        "contrastive_image_to_text": pd.Series(credit.image_to_text, index=credit.rows).reindex(places),
-        "contrastive_text_to_image": pd.Series(credit.text_to_image, index=credit.rows).reindex(places),
-        "contrastive_batch": pd.Series(batches, index=credit.rows, dtype="Int64").reindex(places),
+    columns = {
+        "contrastive_image_to_text": credit.image_to_text,
+        "contrastive_text_to_image": credit.text_to_image,
+        "contrastive_batch": pd.array(batches, dtype="Int64"),
     }
+    return pd.DataFrame(columns, index=credit.rows).reindex(range(len(split)))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from knee_siglip.evaluation.embedded import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
-from knee_siglip.evaluation.headline import Figure, headline_figures, headlines
+from knee_siglip.evaluation.headline import Estimate, headline_estimates, headlines
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.model.embedding import embed_pixels
 from knee_siglip.pairs.batches import split_groups
@@ -31,23 +31,23 @@ MEASURED = ("contrastive_accuracy", "accuracy", "quadratic_weighted_kappa")
 WORST = ("contrastive_accuracy", "quadratic_weighted_kappa")
 """robustness.worst_<name>: the lowest value of the metric."""
 
-Figures = dict[str, Figure]
+Estimates = dict[str, Estimate]
 
 Line = dict[str, str | float | None]
 
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """figures: `robustness.*`; table: condition, level, metric, value, low, high, difference (to undisturbed)."""
+    """metrics: `robustness.*`; table: condition, level, metric, value, low, high, difference (to undisturbed)."""
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     table: list[Line]
 
 
 def robustness_report(split: EmbeddedSplit, data: EmbeddedData) -> RobustnessReport:
     """Every disturbance on the same rows; empty where `params.robustness` is off.
 
-    The worst figures are those over all disturbances but inversion, which no reader would take for a usual image.
+    The worst values are those over all disturbances but inversion, which no reader would take for a usual image.
     """
     if not data.params.robustness:
         return RobustnessReport({}, [])
@@ -60,16 +60,16 @@ def robustness_report(split: EmbeddedSplit, data: EmbeddedData) -> RobustnessRep
         image_embeds=split.image_embeds[rows],
         text_embeds=split.text_embeds[rows],
     )
-    before = _figures(chosen, data)
+    before = _estimates(chosen, data)
     table = _lines(*UNDISTURBED, before, before)
     worst: dict[str, float] = {}
     for disturbance in DISTURBANCES:
-        after = _figures(replace(chosen, image_embeds=_embed(chosen, data, disturbance)), data)
+        after = _estimates(replace(chosen, image_embeds=_embed(chosen, data, disturbance)), data)
         table += _lines(disturbance.condition, disturbance.level, after, before)
         if disturbance.condition != "inversion":
-            for metric, figure in after.items():
+            for metric, estimate in after.items():
                 if (name := _short(metric)) in WORST:
-                    worst[name] = min(worst.get(name, np.inf), figure.value)
+                    worst[name] = min(worst.get(name, np.inf), estimate.value)
     return RobustnessReport({f"robustness.worst_{name}": value for name, value in worst.items()}, table)
 
 
@@ -84,9 +84,9 @@ def _embed(split: EmbeddedSplit, data: EmbeddedData, disturbance: Disturbance) -
     return embed_pixels(data.checkpoint, batches())
 
 
-def _figures(split: EmbeddedSplit, data: EmbeddedData) -> Figures:
+def _estimates(split: EmbeddedSplit, data: EmbeddedData) -> Estimates:
     measured = [name for name in headlines(split.task.labels) if _short(name) in MEASURED]
-    return headline_figures(predictions_of(split, data.params), names=measured)
+    return headline_estimates(predictions_of(split, data.params), names=measured)
 
 
 def _short(metric: str) -> str:
@@ -94,16 +94,16 @@ def _short(metric: str) -> str:
     return metric.rsplit(".", 1)[-1]
 
 
-def _lines(condition: str, level: str, after: Figures, before: Figures) -> list[Line]:
+def _lines(condition: str, level: str, after: Estimates, before: Estimates) -> list[Line]:
     return [
         {
             "condition": condition,
             "level": level,
             "metric": name,
-            "value": figure.value,
-            "low": figure.interval.low if figure.interval else None,
-            "high": figure.interval.high if figure.interval else None,
-            "difference": figure.value - before[name].value if name in before else None,
+            "value": estimate.value,
+            "low": estimate.interval.low if estimate.interval else None,
+            "high": estimate.interval.high if estimate.interval else None,
+            "difference": estimate.value - before[name].value if name in before else None,
         }
-        for name, figure in after.items()
+        for name, estimate in after.items()
     ]

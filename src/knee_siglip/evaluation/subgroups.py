@@ -13,7 +13,7 @@ from knee_siglip.metrics.significance import holm_adjusted, normal_p_value
 from knee_siglip.tables.manifest import number_groups
 
 FEWEST_ROWS = 30
-"""Figures of smaller groups say little and may point at persons: they are suppressed."""
+"""Metrics of smaller groups say little and may point at persons: they are suppressed."""
 
 LEVEL = 0.05
 UNKNOWN = "unknown"

@@ -2,7 +2,7 @@
 
 Patients are drawn with replacement, with all of their rows, so that a resample is a weight for each row: how often its
 patient was drawn. A `Statistic` turns the weights of many resamples into its values; `resample` gives several of them
-the same draws, so that figures, subgroups and differences of two models come from the same imagined test sets.
+the same draws, so that metrics, subgroups and differences of two models come from the same imagined test sets.
 Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8 (hierarchical data) and 5.3
 (percentiles).
 """
@@ -20,7 +20,7 @@ CELLS_AT_ONCE = 2_000_000
 """Resamples times rows held in memory."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""(R, N) weights of the rows to (R,) values of the figure; NaN where a resample leaves it undefined."""
+"""(R, N) weights of the rows to (R,) values of the metric; NaN where a resample leaves it undefined."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def percentile_interval(values: np.ndarray) -> Interval | None:
 
 
 def value_of(statistic: Statistic, rows: int) -> float:
-    """The figure itself: every one of N rows counts once. NaN where it is undefined."""
+    """Its value where each of N rows counts once. NaN where it is undefined."""
     return float(statistic(np.ones((1, rows)))[0]) if rows else float("nan")
 
 

@@ -10,14 +10,13 @@ from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     cohen_kappa_score,
-    confusion_matrix,
     recall_score,
     roc_auc_score,
 )
 
 
 def zero_shot_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float]:
-    """Figures of the predicted grade argmax(scores).
+    """Metrics of the predicted grade argmax(scores).
 
     Args:
         scores: (N, C) of each image against each grade's prompts; only their order within a class or a row matters.
@@ -74,8 +73,8 @@ def grade_metrics(scores: np.ndarray, grades: np.ndarray, names: Sequence[str]) 
     metrics: dict[str, float] = {}
     for grade in np.unique(grades):
         truth = grades == grade
-        figures = {"recall": float((predicted[truth] == grade).mean()), **ranking_areas(truth, scores[:, grade])}
-        metrics |= {f"grade_{names[grade]}.{name}": value for name, value in figures.items()}
+        found = {"recall": float((predicted[truth] == grade).mean()), **ranking_areas(truth, scores[:, grade])}
+        metrics |= {f"grade_{names[grade]}.{name}": value for name, value in found.items()}
     return metrics
 
 
@@ -113,11 +112,6 @@ def ranking_areas(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
 def predicted_grades(scores: np.ndarray) -> np.ndarray:
     """(N, C) scores to (N,) grades; of equal best scores the lowest grade."""
     return scores.argmax(axis=1)
-
-
-def grade_confusion(grades: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """(C, C) counts, actual grade down and predicted grade across."""
-    return confusion_matrix(grades, predicted, labels=np.arange(classes))
 
 
 def kappa_from_confusion(confusion: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ CENTRE_PRIOR_SIGMA = 0.25
 
 
 def grounding_metrics(heat: np.ndarray, inside: np.ndarray) -> dict[str, float]:
-    """Figures of one map (H, W) and the region (H, W), bool, that it should point at.
+    """Metrics of one map (H, W) and the region (H, W), bool, that it should point at.
 
     Returns:
         cnr, as published: absolute; cnr_signed, negative where the map avoids the region; pointing_game; miou. Empty
@@ -24,8 +24,8 @@ def grounding_metrics(heat: np.ndarray, inside: np.ndarray) -> dict[str, float]:
     if not inside.any() or inside.all():
         return {}
     contrast = contrast_to_noise(heat, inside)
-    figures = {} if contrast is None else {"cnr": abs(contrast), "cnr_signed": contrast}
-    return figures | {"pointing_game": pointing_game(heat, inside), "miou": mean_iou(heat, inside)}
+    found = {} if contrast is None else {"cnr": abs(contrast), "cnr_signed": contrast}
+    return found | {"pointing_game": pointing_game(heat, inside), "miou": mean_iou(heat, inside)}
 
 
 def contrast_to_noise(heat: np.ndarray, inside: np.ndarray) -> float | None:

@@ -48,7 +48,12 @@ def compare(
     a, b = rows_of_split(rev_a, split), rows_of_split(rev_b, split)
     comparisons = compare_tables(a, b, metric or ())
     if csv:
-        _write_csv(comparisons, csv)
+        import pandas as pd
+
+        try:
+            pd.DataFrame([asdict(row) for row in comparisons]).to_csv(csv, index=False, lineterminator="\n")
+        except OSError as error:
+            raise UserError(f"{csv} cannot be written: {error.strerror}") from None
     if as_json:
         facts = {"a": rev_a, "b": rev_b} | _facts(a, split)
         typer.echo(json.dumps(facts | {"metrics": [asdict(row) for row in comparisons]}, indent=2))
@@ -124,15 +129,6 @@ def _facts(rows: "pd.DataFrame", split: str) -> dict[str, str | int]:
 
     patients = len(set(number_groups(rows, "patient_id").tolist()))
     return {"split": split, "rows": len(rows), "patients": patients, "resamples": RESAMPLES}
-
-
-def _write_csv(comparisons: Sequence["Comparison"], path: Path) -> None:
-    import pandas as pd
-
-    try:
-        pd.DataFrame([asdict(row) for row in comparisons]).to_csv(path, index=False, lineterminator="\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _show(comparisons: Sequence["Comparison"], rev_a: str, rev_b: str, facts: dict[str, str | int]) -> None:

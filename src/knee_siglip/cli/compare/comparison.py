@@ -19,7 +19,7 @@ from knee_siglip.task.task import Labels
 
 KEY = ["image_id", "text"]
 TRUTHS = ("patient_id", "study_id")
-"""What a row's figures are held against, and drawn by, beside its label: the same in both tables, or nothing is paired.
+"""Beside its label, what a row is judged against and drawn by: must agree in both tables, or nothing is paired.
 """
 
 NUMBERS = (

@@ -1,7 +1,7 @@
 """Contrastive accuracy and retrieval, aware of duplicate texts and of ties.
 
 Row i of the images and row i of the texts are a pair; a text that equals the pair's own is correct as well. Ties: every
-order of equal scores is taken as equally likely, and each figure is its expected value over these orders. Constant
+order of equal scores is taken as equally likely, and each metric is its expected value over these orders. Constant
 embeddings therefore score exactly at chance, and the order of the rows never matters.
 """
 
@@ -13,8 +13,7 @@ import numpy as np
 from scipy.special import digamma
 
 from knee_siglip.metrics.matching.correctness import Correct, CorrectCandidates
-from knee_siglip.metrics.matching.distinct import DistinctRows, distinct_rows
-from knee_siglip.metrics.matching.similarity import cosine_scores
+from knee_siglip.metrics.matching.similarity import DistinctRows, cosine_scores, distinct_rows
 
 BATCH_SIZE = 64
 QUERIES_AT_ONCE = 64

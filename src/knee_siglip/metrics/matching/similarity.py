@@ -1,4 +1,7 @@
-"""Cosine scores in which equal means equal."""
+"""Cosine scores in which equal means equal: rounded, and repeated candidates scored once."""
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -11,3 +14,44 @@ def cosine_scores(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     assert queries.shape[1] == candidates.shape[1], (queries.shape, candidates.shape)
     cosines = queries.astype(np.float64, copy=False) @ candidates.astype(np.float64, copy=False).T
     return np.round(cosines, SCORE_DECIMALS, out=cosines)
+
+
+@dataclass(frozen=True)
+class DistinctRows:
+    """Embeddings without repetition, the most frequent ones first.
+
+    embeds: (U, D), float64. copies: (U,) how often each occurs. number_of: (N,) which of them each original row is.
+    """
+
+    embeds: np.ndarray
+    copies: np.ndarray
+    number_of: np.ndarray
+
+    @cached_property
+    def _repeats(self) -> np.ndarray:
+        """(R,) copies beyond the first, of the candidates that have any; these come first."""
+        return self.copies[self.copies > 1] - 1
+
+    def count(self, chosen: np.ndarray) -> int:
+        """Rows, copies included, where `chosen` (U,) is true; faster than a product where few are repeated."""
+        return int(np.count_nonzero(chosen) + self._repeats[chosen[: len(self._repeats)]].sum())
+
+    def count_at_levels(self, scores: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each of K levels: how many rows, copies included, score higher, and exactly there; (K,) each.
+
+        scores: (U,) of one query, rounded, so that equal means equal.
+        """
+        above = [self.count(scores > level) for level in levels]
+        tied = [self.count(scores == level) for level in levels]
+        return np.array(above, dtype=np.int64), np.array(tied, dtype=np.int64)
+
+
+def distinct_rows(embeds: np.ndarray) -> DistinctRows:
+    """(N, D) without its repetitions: rows of equal texts, or of a model that gives a constant."""
+    numbers: dict[bytes, int] = {}
+    number_of = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in embeds], dtype=np.int64)
+    _, first, copies = np.unique(number_of, return_index=True, return_counts=True)
+    order = np.argsort(-copies, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return DistinctRows(embeds[first[order]].astype(np.float64), copies[order], place[number_of])

@@ -17,33 +17,22 @@ Card = dict[str, Any]
 """An example of examples.json, whose `picture` is now one."""
 
 
-def gallery(results: EvaluationResults) -> list[Card]:
-    """Images, what was written about each, and the texts that the model found for it."""
-    return _cards(results, "gallery")
-
-
-def worst_mistakes(results: EvaluationResults) -> list[Card]:
-    """Images whose grade the model mistook, with a `title` that says how."""
-    return [card | {"title": _mistake(card, results.shown.task)} for card in _cards(results, "mistakes")]
-
-
-def maps(results: EvaluationResults) -> list[Card]:
-    """The grounding maps, each with its `title`."""
-    return _cards(results, "maps", MAP_SIDE)
-
-
-def _cards(results: EvaluationResults, kind: str, side: int = SIDE) -> list[Card]:
+def cards(results: EvaluationResults, kind: str, side: int = SIDE) -> list[Card]:
+    """Examples of a kind with their pictures: `gallery` (an image and the texts found for it), `mistakes` or `maps`."""
     return [
         {**example, "picture": _load(results.folder / example["picture"], side)}
         for example in results.examples.get(kind, ())
     ]
 
 
-def _mistake(card: Card, task: Task) -> str:
-    return (
-        f"Reader: {_grade(card['actual'], task)}. Model: {_grade(card['predicted'], task)}, "
-        f"confidence {percentage(card['probability'])}."
-    )
+def worst_mistakes(results: EvaluationResults) -> list[Card]:
+    """Images whose grade the model mistook, with a `title` that says how."""
+    task, mistakes = results.shown.task, []
+    for card in cards(results, "mistakes"):
+        reader, model = _grade(card["actual"], task), _grade(card["predicted"], task)
+        title = f"Reader: {reader}. Model: {model}, confidence {percentage(card['probability'])}."
+        mistakes.append(card | {"title": title})
+    return mistakes
 
 
 def _grade(grade: int, task: Task) -> str:

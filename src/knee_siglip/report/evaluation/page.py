@@ -7,7 +7,7 @@ from typing import Any
 from knee_siglip.core.nesting import flatten
 from knee_siglip.params.sections import DataParams
 from knee_siglip.report.evaluation import sections, stress
-from knee_siglip.report.evaluation.examples import gallery, maps, worst_mistakes
+from knee_siglip.report.evaluation.examples import MAP_SIDE, cards, worst_mistakes
 from knee_siglip.report.evaluation.results import EvaluationResults
 from knee_siglip.report.evaluation.verdict import verdict
 from knee_siglip.report.evaluation.wording import BASELINE_MEANINGS, BASELINES, at
@@ -85,7 +85,7 @@ def _measured(results: EvaluationResults) -> dict[str, Any]:
             "each": sections.each_grade_table(split),
         },
         "confidence": {"charts": sections.calibration_charts(split), "table": sections.abstaining_table(split)},
-        "gallery": gallery(results),
+        "gallery": cards(results, "gallery"),
         "mistakes": worst_mistakes(results),
     }
 
@@ -98,7 +98,7 @@ def _failures(results: EvaluationResults) -> dict[str, Any]:
         "grounding": {
             "table": stress.grounding_table(split),
             "verdict": stress.grounding_verdict(split),
-            "maps": maps(results),
+            "maps": cards(results, "maps", MAP_SIDE),
         },
         "subgroups": {
             "charts": stress.subgroup_charts(split),

@@ -15,7 +15,6 @@ from knee_siglip.report.evaluation.wording import (
     DIRECTIONS,
     GRADING,
     RETRIEVAL_FIGURES,
-    Metric,
     at,
     grade_figures,
     grade_names,
@@ -60,12 +59,18 @@ def headline_table(split: SplitResults) -> Table | None:
     ceilings = {name: at(split.metrics, f"ceiling.{name}") for name in names}
     columns = ["", "Model", "95 % interval", *(BASELINES.get(name, name) for name in known)]
     rows: list[list[Cell]] = []
+    size = at(split.metrics, "contrastive_batch_size")
     for name in names:
-        metric, levels = split.headline[name], [baselines[baseline].get(name) for baseline in known]
-        row = [_explained(metric, split), metric.shown(at(split.metrics, name)), _interval(split, name)]
-        row += [metric.shown(level) for level in levels]
+        metric, value, interval = split.headline[name], at(split.metrics, name), split.interval(name)
+        levels = [baselines[baseline].get(name) for baseline in known]
+        meaning = metric.meaning.format(size="some" if size is None else number(size))
+        title = Markup('<b>{}</b><br><span class="soft">{}</span>').format(metric.title, meaning)
+        between = metric.between(*interval) if interval else NOTHING
+        row: list[Cell] = [title, metric.shown(value), between, *map(metric.shown, levels)]
         row += [metric.shown(ceilings[name])] if any(ceilings.values()) else []
-        rows.append([*row, _strip(split, name, [level for level in levels if level is not None])])
+        drawn = f"{metric.title}: {metric.shown(value)}, {between}"
+        marks = [level for level in levels if level is not None]
+        rows.append([*row, strip(drawn, value, interval, marks, metric.ends)])
     reachable = [CEILING] if any(ceilings.values()) else []
     caption = "Dot: the model. Bar: its 95 % interval. Ticks: the baselines."
     return Table(caption, [*columns, *reachable, ""], rows)
@@ -214,23 +219,6 @@ def abstaining_table(split: SplitResults) -> Table | None:
 
 def _area(figures: Mapping[str, float], name: str) -> str:
     return GRADING["macro_auroc"].shown(figures.get(name))
-
-
-def _explained(metric: Metric, split: SplitResults) -> Markup:
-    size = at(split.metrics, "contrastive_batch_size")
-    meaning = metric.meaning.format(size="some" if size is None else number(size))
-    return Markup('<b>{}</b><br><span class="soft">{}</span>').format(metric.title, meaning)
-
-
-def _interval(split: SplitResults, name: str) -> str:
-    interval = split.interval(name)
-    return split.headline[name].between(*interval) if interval else NOTHING
-
-
-def _strip(split: SplitResults, name: str, marks: Sequence[float]) -> Markup:
-    metric, value = split.headline[name], at(split.metrics, name)
-    title = f"{metric.title}: {metric.shown(value)}, {_interval(split, name)}"
-    return strip(title, value, split.interval(name), marks, metric.ends)
 
 
 def _calibration_note(split: SplitResults) -> str:

@@ -88,9 +88,21 @@ def subgroup_charts(split: SplitResults) -> list[Chart]:
         rows = [row for row in _told(split) if row["metric"] == name]
         if overall is None or not rows:
             continue
-        estimates = [_estimate(row, metric) for row in rows]
+        estimates = [
+            Estimate(
+                group_name(row["column"], row["group"]),
+                int(row["n"]),
+                float(row["value"]),
+                row.get("low"),
+                row.get("high"),
+                _with_interval(row, metric),
+                bool(row.get("flagged")),
+            )
+            for row in rows
+        ]
         lowest = min(min(each.value if each.low is None else each.low for each in estimates), overall)
-        ends = (max(-1.0, _step_down(lowest)), 1.0)
+        # the scale begins at the next tenth below
+        ends = (max(-1.0, int(lowest * 10 - (lowest < 0)) / 10), 1.0)
         note = f"Vertical line: all images, {metric.shown(overall)}."
         charts.append(Chart(metric.title, forest(f"{metric.title} by group", estimates, overall, ends), note))
     return charts
@@ -129,7 +141,10 @@ def robustness_table(split: SplitResults) -> Table | None:
     for (condition, level), figures in conditions.items():
         if worst is not None and (condition, level) == (worst["condition"], worst.get("level")):
             marked.add(len(rows))
-        cells = [cell for name in metrics for cell in _figure_and_change(figures.get(name, {}), split.headline[name])]
+        cells = []
+        for name in metrics:
+            row, metric = figures.get(name, {}), split.headline[name]
+            cells += [_with_interval(row, metric), metric.change(row.get("difference"))]
         rows.append([named(str(condition)), "" if level is None else number(level), *cells])
     columns = [title for name in metrics for title in (split.headline[name].title, "change")]
     caption = "At most 200 images; 95 % intervals in brackets. Highlighted: the largest drop, inversion excluded."
@@ -189,22 +204,9 @@ def _told(split: SplitResults) -> list[Row]:
     return [row for row in split.table("subgroups") if not row.get("suppressed") and row.get("value") is not None]
 
 
-def _estimate(row: Row, metric: Metric) -> Estimate:
-    low, high = row.get("low"), row.get("high")
-    between = metric.between(low, high)
-    shown = metric.shown(row["value"]) + (f" ({between})" if between else "")
-    name = group_name(row["column"], row["group"])
-    return Estimate(name, int(row["n"]), float(row["value"]), low, high, shown, bool(row.get("flagged")))
-
-
-def _step_down(value: float) -> float:
-    """To the next tenth below."""
-    return int(value * 10 - (value < 0)) / 10
-
-
-def _figure_and_change(row: Row, metric: Metric) -> tuple[Cell, Cell]:
+def _with_interval(row: Row, metric: Metric) -> str:
     between = metric.between(row.get("low"), row.get("high"))
-    return metric.shown(row.get("value")) + (f" ({between})" if between else ""), metric.change(row.get("difference"))
+    return metric.shown(row.get("value")) + (f" ({between})" if between else "")
 
 
 def _shares(split: SplitResults) -> list[tuple[str, Mapping[str, Any]]]:
@@ -218,16 +220,13 @@ def _probes(split: SplitResults) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if figures := at(split.metrics, split.task.labels.metrics):
         yield "No labels (zero-shot)", {metric: figures.get(metric) for metric in PROBE_METRICS}
     for share, figures in _shares(split):
-        yield f"Linear probe, {share} % of the labels{_label_count(split, share)}", figures
+        # how many images it learnt from, on average over the draws
+        labels = [
+            int(row["labels"])
+            for row in split.table("probe")
+            if row["method"] == "linear_probe" and str(row["share"]) == share
+        ]
+        count = f" ({plural(sum(labels) / len(labels), 'image')})" if labels else ""
+        yield f"Linear probe, {share} % of the labels{count}", figures
     if figures := at(split.metrics, "knn"):
         yield "k nearest neighbours, all labels", figures
-
-
-def _label_count(split: SplitResults, share: str) -> str:
-    """Mean number of training images of a linear probe, over the draws."""
-    labels = [
-        int(row["labels"])
-        for row in split.table("probe")
-        if row["method"] == "linear_probe" and str(row["share"]) == share
-    ]
-    return f" ({plural(sum(labels) / len(labels), 'image')})" if labels else ""

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from knee_siglip.metrics.matching.distinct import distinct_rows
-from knee_siglip.metrics.matching.similarity import cosine_scores
+from knee_siglip.metrics.matching.similarity import cosine_scores, distinct_rows
 
 
 def unit(vectors):
