@@ -8,8 +8,7 @@ import pandas as pd
 
 from knee_siglip.tables.text import normalise_text
 from knee_siglip.task.task import Task
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_rows, issues_of_texts
+from knee_siglip.validation.issue import Issue, issues_of_rows, issues_of_texts
 
 QUOTED = 30
 

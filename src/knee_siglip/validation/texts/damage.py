@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_texts
+from knee_siglip.validation.issue import Issue, issues_of_texts
 
 QUOTED = 12
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from knee_siglip.task.task import Task
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_rows
+from knee_siglip.validation.issue import Issue, issues_of_rows
 from knee_siglip.validation.texts.kellgren_lawrence import Grades, grades_in_text, is_negated
 from knee_siglip.validation.texts.plain_text import plain
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_texts
+from knee_siglip.validation.issue import Issue, issues_of_texts
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier

@@ -11,8 +11,7 @@ from functools import lru_cache
 import pandas as pd
 
 from knee_siglip.task.task import Task
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_rows
+from knee_siglip.validation.issue import Issue, issues_of_rows
 from knee_siglip.validation.texts.plain_text import plain
 
 SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}

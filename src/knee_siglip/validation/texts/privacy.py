@@ -12,8 +12,7 @@ import re
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_texts
+from knee_siglip.validation.issue import Issue, issues_of_texts
 
 KINDS_NAMED = 6
 

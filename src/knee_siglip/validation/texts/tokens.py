@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from knee_siglip.tables.text import token_counts
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_texts, name_rows
+from knee_siglip.validation.issue import Issue, issues_of_texts, name_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
