@@ -30,12 +30,15 @@ from knee_siglip.task.task import Labels
 
 OK = "ok"
 BATCHES_AHEAD = 2
-"""PreparedImage batches that wait for the model: enough that neither waits for the other, and all that memory holds."""
+"""Decoded batches that wait for the model: enough that neither waits for the other; more would only fill memory."""
+
+
+PROGRESS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 @dataclass
 class Summary:
-    """What became of the rows. `grades` counts the predicted labels, by position, of the `ok` rows."""
+    """Counts of the rows; `grades` counts the predicted labels, by position, of the `ok` ones."""
 
     labels: Labels
     rows: int = 0
@@ -50,7 +53,7 @@ class Summary:
         return counts | ({self.labels.predicted: predicted} if self.labels else {})
 
     def speed(self) -> dict[str, float]:
-        """What differs from run to run; the checkpoint's loading is not counted."""
+        """Time and rate, without loading the checkpoint."""
         return {"seconds": round(self.seconds, 2), "images_per_second": round(self.rows / max(self.seconds, 1e-9), 1)}
 
 
@@ -79,7 +82,7 @@ def infer_batch(
     inputs = table.rows.itertuples(index=False, name=None)
     with (
         open_outputs(outputs, ["img_path", *carried, *names], len(table), scorer.width) as writer,
-        _progress() as progress,
+        Progress(*PROGRESS, console=Console(stderr=True)) as progress,
     ):
         task = progress.add_task("infer", total=len(table))
         for images in prepared_batches(table.files, predictor.transform, batch_size):
@@ -171,8 +174,3 @@ class _Scorer:
         best = int(probabilities.argmax())
         summary.grades[best] += 1
         return [self.predictor.task.labels.values[best], f"{probabilities[best]:.6f}"]
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))

@@ -184,10 +184,8 @@ class _Search:
         suspects: list[Suspect] = []
         for start in range(0, len(order), PAIRS_PER_CHUNK):
             part = order[start : start + PAIRS_PER_CHUNK]
-            upright = [
-                signs[at] * turned(self.prints[queries[at]], turns[at]).astype(np.float32) for at in part.tolist()
-            ]
-            scores, starts = _match(np.stack(upright), self.prints[partners[part]].astype(np.float32))
+            upright = np.stack([signs[at] * turned(self.prints[queries[at]], turns[at]) for at in part.tolist()])
+            scores, starts = _match(upright.astype(np.float32), self.prints[partners[part]].astype(np.float32))
             for at, begin in zip(part[scores >= PROMISING].tolist(), starts[scores >= PROMISING], strict=True):
                 one, other = int(queries[at]), int(partners[at])
                 files = self.files[one], self.files[other]
@@ -196,7 +194,8 @@ class _Search:
 
     def _keep(self, suspect: Suspect, score: float) -> None:
         one, other = sorted((suspect.query, suspect.partner))
-        relation = _relation(suspect.turn, suspect.sign)
+        words = ([RELATIONS[suspect.turn]] if suspect.turn else []) + (["inverted"] if suspect.sign < 0 else [])
+        relation = " and ".join(words) or "resized, recompressed, cropped or re-windowed"
         self.found[one, other] = Pair(
             self.rows[one], self.rows[other], score, relation, self.pixels[one], self.pixels[other]
         )
@@ -242,11 +241,6 @@ def _lower_quartile(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     correlations[empty.all(axis=1)] = 0
     quartile: np.ndarray = np.nanquantile(correlations, 0.25, axis=1)
     return quartile
-
-
-def _relation(turn: int, sign: float) -> str:
-    words = ([RELATIONS[turn]] if turn else []) + (["inverted"] if sign < 0 else [])
-    return " and ".join(words) or "resized, recompressed, cropped or re-windowed"
 
 
 @lru_cache(maxsize=512)

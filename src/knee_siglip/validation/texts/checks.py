@@ -1,7 +1,7 @@
-"""What is wrong with the impressions, by themselves and against the other columns.
+"""Checks of the impressions, by themselves and against the other columns.
 
-Errors are texts that are none: nothing is left of them, or they are what a program writes where a text is missing.
-Everything else is a warning: it can be trained on, and only a reader knows whether it should.
+Missing texts are errors: empty ones, and what a program writes instead of nothing. Everything else is a warning: it can
+be trained on, and only a reader knows whether it should.
 """
 
 import pandas as pd
@@ -67,9 +67,7 @@ def check_repeated(table: pd.DataFrame) -> list[Issue]:
     issues = []
     for split in SPLITS:
         rows = table[table["split"] == split]
-        if len(rows) < REPEATED_FROM:
-            continue
-        count = int(rows["text"].value_counts().max())
+        count = int(rows["text"].value_counts().max()) if len(rows) >= REPEATED_FROM else 0
         if count > REPEATED_SHARE * len(rows):
             message = (
                 f"{count:,} of {len(rows):,} rows ({count / len(rows):.1%}) of split {split} have the same text: "

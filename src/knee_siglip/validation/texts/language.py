@@ -1,4 +1,4 @@
-"""Is an impression English? The text encoders are: what they never met, they cannot tell apart.
+"""Impressions in other scripts and languages: the text encoders were trained on English.
 
 Scripts are counted by letter; languages in Latin script are told by py3langid (Lui and Baldwin 2012).
 """

@@ -1,11 +1,10 @@
-"""Personal data in impressions, by pattern: a net with holes, and no anonymisation.
+"""Personal data in impressions, found by pattern. This is no anonymisation: patterns miss some of it.
 
-What the patterns know: names behind a title, a label or a signature; full dates; telephone numbers, e-mail addresses,
-social security numbers; numbers of six and more digits and labelled record numbers; ages over 89 (the limit of HIPAA's
-safe harbour, 45 CFR 164.514(b)). What they do not know: a bare name, a place, a month, a rare disease, other scripts.
-No issue here does not mean that there is no personal data.
+Found: names after a title, a label or a signature; full dates; telephone numbers, e-mail addresses, social security
+numbers; numbers of six and more digits and labelled record numbers; ages over 89 (the limit of HIPAA's safe harbour,
+45 CFR 164.514(b)). Missed: a bare name, a place, a month, a rare disease, other scripts.
 
-The issues tell kind and place, never the text: issues.csv travels further than the data.
+The issues name kind and place, never the text: issues.csv travels further than the data.
 """
 
 import re
