@@ -164,13 +164,10 @@ class _Scorer:
         probabilities = self.predictor.probabilities(similarities)
         grades = self.predictor.grade_probabilities(image_embeds)
         for cosines, fits, grade in zip(similarities, probabilities, grades, strict=True):
-            scores = [f"{value:.6f}" for pair in zip(cosines, fits, strict=True) for value in pair]
-            yield [*scores, self.queries[int(cosines.argmax())], *self._label_cells(grade, summary), OK]
-
-    def _label_cells(self, probabilities: np.ndarray, summary: Summary) -> list[str]:
-        """The most probable label of one image and its probability; nothing without labels."""
-        if not len(probabilities):
-            return []
-        best = int(probabilities.argmax())
-        summary.grades[best] += 1
-        return [self.predictor.task.labels.values[best], f"{probabilities[best]:.6f}"]
+            cells = [f"{value:.6f}" for pair in zip(cosines, fits, strict=True) for value in pair]
+            cells.append(self.queries[int(cosines.argmax())])
+            if len(grade):  # the task has labels
+                best = int(grade.argmax())
+                summary.grades[best] += 1
+                cells += [self.predictor.task.labels.values[best], f"{grade[best]:.6f}"]
+            yield [*cells, OK]

@@ -90,15 +90,10 @@ class TaskParams(Section):
         """Another task must not inherit the knee's defaults."""
         if not isinstance(value, dict) or value.get("subject", knee.SUBJECT) == knee.SUBJECT:
             return value
-        nothing: dict[str, Any] = {
-            "labels": {},
-            "positive": None,
-            "label_patterns": {},
-            "side_words": None,
-            "queries": [],
-        }
-        named = dict.fromkeys(("label_column", "label_title", "label_short"), "grade")
-        return nothing | named | {"normal": f"Normal {value['subject']}."} | value
+        nothing: dict[str, Any] = {"labels": {}, "label_patterns": {}, "queries": []}
+        nothing |= dict.fromkeys(("positive", "side_words"))
+        nothing |= dict.fromkeys(("label_column", "label_title", "label_short"), "grade")
+        return nothing | {"normal": f"Normal {value['subject']}."} | value
 
     @field_validator("side_words")
     @classmethod

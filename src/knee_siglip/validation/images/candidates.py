@@ -65,8 +65,7 @@ def fit_projection(prints: np.ndarray) -> np.ndarray:
     between = whole - np.outer(whole @ mean, mean)
     dimensions = min(DIMENSIONS, len(prints) - 1)
     _, vectors = eigh(between.T @ between / len(between), within, subset_by_index=[size - dimensions, size - 1])
-    projection: np.ndarray = (vectors - np.outer(mean, mean @ vectors)).astype(np.float32)
-    return projection
+    return (vectors - np.outer(mean, mean @ vectors)).astype(np.float32)
 
 
 def nearest(
@@ -118,8 +117,7 @@ def _nearest_block(
 def apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Whether some row of one is in another split than some row of the other; bit masks."""
     alone = (first & (first - 1)) == 0
-    result: np.ndarray = (first != second) | ~alone
-    return result
+    return (first != second) | ~alone
 
 
 def _flat(prints: np.ndarray) -> np.ndarray:

@@ -115,8 +115,7 @@ def similarity(first: np.ndarray, second: np.ndarray, starts: np.ndarray) -> np.
     whole = correlation(normalise(first, 6.0) * both, normalise(moved, 6.0) * both)
     evidence = np.arctanh(np.clip(np.stack([blocks, blocks, whole]), -0.99, 0.995)).mean(axis=0)
     still = np.abs(placement - UNMOVED).max(axis=1) < STILL
-    result: np.ndarray = np.tanh(evidence + BONUS * still)
-    return result
+    return np.tanh(evidence + BONUS * still)
 
 
 def near_duplicate_pairs(table: pd.DataFrame, threshold: float = THRESHOLD) -> list[Pair]:
@@ -239,8 +238,7 @@ def _lower_quartile(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     empty = np.minimum(one, other) < LEAST_CONTENT * BLOCK**2
     correlations[empty] = np.nan
     correlations[empty.all(axis=1)] = 0
-    quartile: np.ndarray = np.nanquantile(correlations, 0.25, axis=1)
-    return quartile
+    return np.nanquantile(correlations, 0.25, axis=1)
 
 
 @lru_cache(maxsize=512)
@@ -260,5 +258,4 @@ def _square(grey: np.ndarray, side: int) -> np.ndarray:
 def _half(squares: np.ndarray) -> np.ndarray:
     """(N, S, S) to (N, S / 2, S / 2), averaged."""
     half = squares.shape[-1] // 2
-    averaged: np.ndarray = squares.reshape(len(squares), half, 2, half, 2).mean(axis=(2, 4))
-    return averaged
+    return squares.reshape(len(squares), half, 2, half, 2).mean(axis=(2, 4))

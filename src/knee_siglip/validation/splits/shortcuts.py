@@ -76,19 +76,22 @@ def check_shortcuts(table: pd.DataFrame, task: Task) -> tuple[dict[str, Any], li
     highest, highest_low}}}` (mean over the classes, best class, lower end of its interval), without targets and classes
     that have too few rows or patients, and a warning for each feature that gives a class away.
     """
+    from scipy.stats import norm
+
     rows = _draw(table[table["image_id"] != ""])
-    shortcuts = [each for target, classes in _targets(rows, task) for each in _examine(target, classes, rows)]
-    lows = _with_lower_ends(shortcuts)
+    examined = [each for target, classes in _targets(rows, task) for each in _examine(target, classes, rows)]
+    width = float(norm.isf(ERROR_RATE / max(1, len(examined))))
+    shortcuts = [replace(each, low=each.auroc - width * error) for each, error in examined]
     metrics: dict[str, Any] = {}
-    for target, feature in dict.fromkeys((each.target, each.feature) for each in lows):
-        classes = [each for each in lows if (each.target, each.feature) == (target, feature)]
+    for target, feature in dict.fromkeys((each.target, each.feature) for each in shortcuts):
+        classes = [each for each in shortcuts if (each.target, each.feature) == (target, feature)]
         best = max(classes, key=lambda each: each.auroc)
         metrics.setdefault(target, {})[feature] = {
             "auroc": round(float(np.mean([each.auroc for each in classes])), DECIMALS),
             "highest": round(best.auroc, DECIMALS),
             "highest_low": round(max(0.0, best.low), DECIMALS),
         }
-    return metrics, _issues(lows, task)
+    return metrics, _issues(shortcuts, task)
 
 
 def clustered_auroc(scores: np.ndarray, positive: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
@@ -117,7 +120,7 @@ def _draw(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(
         patient=patient_numbers(rows),
         aspect=rows["width"] / rows["height"],
-        kind=np.unique(rows["kind"].to_numpy(dtype=str), return_inverse=True)[1] if "kind" in rows.columns else 0,
+        kind=np.unique(rows["kind"].to_numpy(dtype=str), return_inverse=True)[1],
     )
     if len(rows) <= MAX_ROWS:
         return rows
@@ -154,7 +157,7 @@ def _examine(target: str, labels: pd.Series, rows: pd.DataFrame) -> Iterator[tup
         return
     folds = _folds(truth, patients)
     for feature, columns in (FEATURES | {TOGETHER: sum(FEATURES.values(), ())}).items():
-        values = rows[[name for name in columns if name in rows.columns]].to_numpy(dtype=np.float64)
+        values = rows[list(columns)].to_numpy(dtype=np.float64)
         scores = _out_of_fold(values, truth, folds)
         for label in classes[:1] if len(scores) == 2 else classes:  # of two classes both have the same AUROC
             auroc, error = clustered_auroc(scores[label], truth == label, patients)
@@ -185,15 +188,6 @@ def _out_of_fold(
         warnings.simplefilter("ignore", RuntimeWarning)  # a class that is in one fold alone is never predicted: 0
         predicted = cross_val_predict(tree, values, truth, cv=folds, method="predict_proba")
     return dict(zip(map(str, np.unique(truth)), predicted.T, strict=True))
-
-
-def _with_lower_ends(examined: Sequence[tuple[Shortcut, float]]) -> list[Shortcut]:
-    if not examined:
-        return []
-    from scipy.stats import norm
-
-    width = float(norm.isf(ERROR_RATE / len(examined)))
-    return [replace(each, low=each.auroc - width * error) for each, error in examined]
 
 
 def _issues(shortcuts: Sequence[Shortcut], task: Task) -> list[Issue]:
