@@ -21,7 +21,7 @@ SPLIT_SYNONYMS = {
     **dict.fromkeys(("valid", "validation", "validate", "dev", "development"), "val"),
     **dict.fromkeys(("testing", "holdout", "hold-out", "eval", "evaluation"), "test"),
 }
-"""What other projects write; never taken for ours without a word: their `validation` may be our test."""
+"""Names in other projects: only suggested, never converted, since their `validation` may be our test."""
 
 CELL_LENGTH, LISTED_LENGTH = 60, 500
 """Characters of a cell, and of the header, that a sentence quotes."""
@@ -70,7 +70,7 @@ def check_split_counts(table: pd.DataFrame, csv: Path) -> list[Issue]:
 
 
 def check_labels(table: pd.DataFrame, labels: Labels) -> list[Issue]:
-    """The column of labels, where there is one, holds one of them or nothing."""
+    """Every cell of the column of labels is a label or empty."""
     if not labels or labels.column not in table.columns:
         return []
     allowed = f"allowed: {', '.join(labels.values)} or empty"
@@ -82,7 +82,7 @@ def check_labels(table: pd.DataFrame, labels: Labels) -> list[Issue]:
 
 
 def parse_labels(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
-    """The table with its column of labels, where there is one, as numbers or text; missing where there is none."""
+    """The table with its labels as numbers or text; empty cells are missing values."""
     if not labels or labels.column not in table.columns:
         return table
     grades = labels.positions(table[labels.column])
@@ -91,7 +91,7 @@ def parse_labels(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
 
 
 def check_duplicate_rows(table: pd.DataFrame) -> list[Issue]:
-    """Rows that repeat an earlier one in every cell. Kept: they only weigh more."""
+    """Warn of rows that repeat an earlier one in every cell; they are kept."""
     first: dict[tuple[str, ...], int] = {}
     originals = [first.setdefault(record[1:], record[0]) for record in table.itertuples(name=None)]
     return [
@@ -102,12 +102,12 @@ def check_duplicate_rows(table: pd.DataFrame) -> list[Issue]:
 
 
 def image_files(table: pd.DataFrame, csv: Path) -> pd.Series:
-    """`img_path` to a path that works from here: relative ones start at the CSV's folder."""
+    """Resolve `img_path` against the CSV's folder."""
     return table["img_path"].map(lambda name: os.path.normpath(csv.parent / name) if name.strip() else "")
 
 
 def check_outside(files: Iterable[str], images_folder: str) -> list[Issue]:
-    """Images outside `data.images`, the folder whose changes DVC watches."""
+    """Warn of images outside `data.images`, the folder that DVC watches."""
     watched = _absolute(images_folder)
     outside = sorted({name for name in files if name and not _absolute(name).is_relative_to(watched)})
     if not outside:

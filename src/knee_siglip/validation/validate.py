@@ -1,4 +1,4 @@
-"""The validate stage: from the user's CSV to the manifest, or to a list of everything that is wrong with it."""
+"""The validate stage: from the user's CSV to the manifest, or to a list of all its errors."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -54,9 +54,9 @@ def validate(
     report_folder: Path = paths.VALIDATION_REPORT,
     text_encoder: Path = paths.BACKBONES / "text",
 ) -> pd.DataFrame:
-    """Check the whole of `data.csv` and its images; write what was found, then the manifest, and return it.
+    """Check the whole of `data.csv` and its images; write the results, then the manifest, and return it.
 
-    text_encoder: the folder whose tokenizer the texts are measured with; where there is none, that is left out.
+    text_encoder: folder of the tokenizer; if it does not exist, truncation and unknown words are not checked.
 
     Raises:
         UserError: there are errors; all are in issues.csv and the first on the screen; no manifest is written.

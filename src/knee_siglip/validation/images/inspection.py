@@ -64,7 +64,7 @@ Result = ImageFacts | Failure
 
 
 def inspect_images(names: Iterable[str]) -> dict[str, Result]:
-    """Read every distinct file and decode those whose content was never seen. Returns what each name led to."""
+    """Read every distinct file and decode those with new content. Returns the facts or the failure of each name."""
     folder = paths.store_root() / "facts" / facts_key()
     workers = available_cores()
     chunks = split_chunks(sorted(set(names)), IMAGES_PER_CHUNK, workers)

@@ -24,7 +24,7 @@ from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.splits.cohort import DECIMALS, patient_numbers, text_words
 
 P_VALUE = 0.01
-"""After Holm's correction: at most one in a hundred clean data sets is warned about."""
+"""After Holm's correction: at most one in a hundred clean data sets gets a warning."""
 
 KS_FLOOR = 0.15
 """Normal distributions whose means lie 0.38 standard deviations apart: between Cohen's small (0.2) and medium (0.5)."""

@@ -78,7 +78,7 @@ def check_repeated(table: pd.DataFrame) -> list[Issue]:
 
 
 def templated_share(table: pd.DataFrame) -> float:
-    """Share (0-1) of val and test rows whose normalised text also stands in train; 0 where there are none."""
+    """Share (0-1) of val and test rows whose normalised text also stands in train; 0 without such rows."""
     held_out = table[table["split"].isin(["val", "test"])]
     train = table.loc[table["split"] == "train", "text"]
     return float(held_out["text"].isin(train).mean()) if len(held_out) else 0.0
