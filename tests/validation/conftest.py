@@ -91,7 +91,7 @@ def make_table() -> Callable[..., pd.DataFrame]:
     def make(*triples: tuple[str, str, str]) -> pd.DataFrame:
         table = pd.DataFrame(triples, columns=["split", "patient_id", "image_id"], dtype=str)
         names = [f"{number}.png" for number in range(len(table))]
-        table = table.assign(img_path=names, image_file=names, flags="")
+        table = table.assign(img_path=names, image_file=names, flags="", pixel_id="")
         return table.set_index(pd.RangeIndex(2, len(table) + 2, name="row"))
 
     return make

@@ -30,12 +30,15 @@ from knee_siglip.task.task import Labels
 
 OK = "ok"
 BATCHES_AHEAD = 2
-"""PreparedImage batches that wait for the model: enough that neither waits for the other, and all that memory holds."""
+"""Decoded batches that wait for the model: enough that neither waits for the other; more would only fill memory."""
+
+
+PROGRESS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 @dataclass
 class Summary:
-    """What became of the rows. `grades` counts the predicted labels, by position, of the `ok` rows."""
+    """Counts of the rows; `grades` counts the predicted labels, by position, of the `ok` ones."""
 
     labels: Labels
     rows: int = 0
@@ -50,7 +53,7 @@ class Summary:
         return counts | ({self.labels.predicted: predicted} if self.labels else {})
 
     def speed(self) -> dict[str, float]:
-        """What differs from run to run; the checkpoint's loading is not counted."""
+        """Time and rate, without loading the checkpoint."""
         return {"seconds": round(self.seconds, 2), "images_per_second": round(self.rows / max(self.seconds, 1e-9), 1)}
 
 
@@ -79,7 +82,7 @@ def infer_batch(
     inputs = table.rows.itertuples(index=False, name=None)
     with (
         open_outputs(outputs, ["img_path", *carried, *names], len(table), scorer.width) as writer,
-        _progress() as progress,
+        Progress(*PROGRESS, console=Console(stderr=True)) as progress,
     ):
         task = progress.add_task("infer", total=len(table))
         for images in prepared_batches(table.files, predictor.transform, batch_size):
@@ -161,18 +164,10 @@ class _Scorer:
         probabilities = self.predictor.probabilities(similarities)
         grades = self.predictor.grade_probabilities(image_embeds)
         for cosines, fits, grade in zip(similarities, probabilities, grades, strict=True):
-            scores = [f"{value:.6f}" for pair in zip(cosines, fits, strict=True) for value in pair]
-            yield [*scores, self.queries[int(cosines.argmax())], *self._label_cells(grade, summary), OK]
-
-    def _label_cells(self, probabilities: np.ndarray, summary: Summary) -> list[str]:
-        """The most probable label of one image and its probability; nothing without labels."""
-        if not len(probabilities):
-            return []
-        best = int(probabilities.argmax())
-        summary.grades[best] += 1
-        return [self.predictor.task.labels.values[best], f"{probabilities[best]:.6f}"]
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+            cells = [f"{value:.6f}" for pair in zip(cosines, fits, strict=True) for value in pair]
+            cells.append(self.queries[int(cosines.argmax())])
+            if len(grade):  # the task has labels
+                best = int(grade.argmax())
+                summary.grades[best] += 1
+                cells += [self.predictor.task.labels.values[best], f"{grade[best]:.6f}"]
+            yield [*cells, OK]

@@ -1,6 +1,6 @@
-"""The files of a batch. They grow under names of their own that end with `.partial` and get theirs at the end.
+"""The files of a batch: written as `*.partial`, renamed at the end.
 
-A run that is killed leaves no half `results.csv`, and what it had done can be read in `results.csv.*.partial`.
+A killed run leaves no half `results.csv`; what it had done is in `results.csv.*.partial`.
 """
 
 import csv
@@ -37,9 +37,9 @@ class Outputs:
 
 @contextmanager
 def open_outputs(outputs: Outputs, columns: Sequence[str], count: int, width: int) -> Iterator["OutputWriter"]:
-    """A writer of N = `count` rows; the finished files take their places when the block ends without an error.
+    """A writer of N = `count` rows; the files are put in place when the block ends without an error.
 
-    Of two runs with the same outputs the later one's files stay, whole.
+    Of two runs with the same outputs the later one wins, as a whole.
 
     Args:
         columns: header of the results.

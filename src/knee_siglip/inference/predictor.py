@@ -1,4 +1,4 @@
-"""One trained checkpoint, asked about radiographs: which texts fit, and which grade.
+"""Predictions of one checkpoint: which texts fit a radiograph, and which grade.
 
 Needs the checkpoint file and nothing else: no hub, no params.yaml, no pandas.
 """
@@ -13,8 +13,8 @@ import torch
 from scipy.special import expit, softmax
 
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.imaging.fit.transform import Transform, load_pixels
-from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
+from knee_siglip.imaging.fit.transform import load_pixels
+from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
 from knee_siglip.model.embedding import embed_pixels, embed_texts, prompt_embeddings
 from knee_siglip.params.checks import check_divisible
@@ -61,7 +61,10 @@ class Predictor:
     def __init__(self, model_path: Path, image_size: int | None = None, device: str = "auto") -> None:
         self.device = pick_device(device)
         self.checkpoint = load_checkpoint(model_path, device=self.device)
-        self.transform = _resized(self.checkpoint, image_size)
+        self.transform = self.checkpoint.transform
+        if image_size is not None:
+            check_divisible(image_size, self.checkpoint.model.vision.patch, "this checkpoint")
+            self.transform = replace(self.transform, image_size=image_size)
         self.task = saved_task(self.checkpoint.params)
 
     @cached_property
@@ -114,19 +117,16 @@ class Predictor:
         image_embeds = self.embed_images(pixels)
         similarities = image_embeds @ self.embed_queries(queries).T
         probabilities, grades = self.probabilities(similarities), self.grade_probabilities(image_embeds)
-        return [
-            Prediction(_ranked(queries, row.tolist(), fits.tolist()), self.task.labels, grade.tolist())
-            for row, fits, grade in zip(similarities, probabilities, grades, strict=True)
-        ]
+        predictions = []
+        for scores, fits, grade in zip(similarities.tolist(), probabilities.tolist(), grades.tolist(), strict=True):
+            ranking = [RankedQuery(*query) for query in zip(queries, scores, fits, strict=True)]
+            ranking.sort(key=lambda ranked: -ranked.similarity)
+            predictions.append(Prediction(ranking, self.task.labels, grade))
+        return predictions
 
     @property
     def _logit_scale(self) -> float:
         return self.checkpoint.model.logit_scale.detach().exp().item()
-
-
-def _ranked(queries: Sequence[str], similarities: Sequence[float], probabilities: Sequence[float]) -> list[RankedQuery]:
-    scores = zip(queries, similarities, probabilities, strict=True)
-    return sorted((RankedQuery(*score) for score in scores), key=lambda ranked: -ranked.similarity)
 
 
 def distinct_queries(queries: Sequence[str]) -> list[str]:
@@ -140,10 +140,3 @@ def distinct_queries(queries: Sequence[str]) -> list[str]:
     if not queries:
         raise UsageError("there is no query; name at least one text to compare the image with")
     return list(dict.fromkeys(queries))
-
-
-def _resized(checkpoint: Checkpoint, image_size: int | None) -> Transform:
-    if image_size is None:
-        return checkpoint.transform
-    check_divisible(image_size, checkpoint.model.vision.patch, "this checkpoint")
-    return replace(checkpoint.transform, image_size=image_size)

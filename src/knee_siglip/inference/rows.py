@@ -49,7 +49,7 @@ def read_rows(path: Path, split: str | None = None) -> ImageRows:
 
 
 def carried_names(columns: list[str], taken: list[str]) -> list[str]:
-    """Carried columns as results.csv names them: one that a result column needs gets `input_` in front."""
+    """Names of the carried columns in results.csv: one that collides with a result column is prefixed `input_`."""
     reserved, names = {*taken, *columns}, []
     for column in columns:
         name = column

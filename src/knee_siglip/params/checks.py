@@ -1,4 +1,4 @@
-"""What one class cannot check: image size against patch size, files and folders that params name, hub revisions."""
+"""Checks across sections: image size against patch size, files and folders that params name, hub revisions."""
 
 import json
 import re
@@ -10,14 +10,13 @@ from knee_siglip.params.sections import PATCH_SIZES, SMALL, Params
 
 
 def check_image_size(params: Params, source: str) -> None:
-    """Raise `UsageError` where whole patches do not fill the image, as far as the patch size is known already."""
-    patch = vision_patch_size(params.model.vision)
-    if patch:
+    """Raise `UsageError` unless whole patches fill the image, if the patch size is known yet."""
+    if patch := vision_patch_size(params.model.vision):
         check_divisible(params.image_size, patch, source)
 
 
 def vision_patch_size(vision: str) -> int | None:
-    """Patch side in pixels of a vision encoder, or None while it is only a name on the hub."""
+    """Patch side in pixels of a vision encoder; None for one that is still on the hub."""
     if vision in PATCH_SIZES:
         return PATCH_SIZES[vision]
     config = Path(vision) / "config.json"
@@ -25,7 +24,7 @@ def vision_patch_size(vision: str) -> int | None:
 
 
 def check_divisible(image_size: int, patch: int, source: str) -> None:
-    """Raise `UsageError` where whole patches do not fill the image: the encoder would drop the rest without a word."""
+    """Raise `UsageError` unless whole patches fill the image: the encoder would silently drop the rest."""
     if image_size <= 0:
         raise UsageError(f"image_size = {image_size}: must be a positive number of pixels")
     if image_size % patch:
@@ -38,7 +37,7 @@ def check_divisible(image_size: int, patch: int, source: str) -> None:
 
 
 def check_task(params: Params, source: str) -> None:
-    """Raise `UsageError` where the sections `task` and `evaluate` do not speak of the same labels."""
+    """Raise `UsageError` unless the sections `task` and `evaluate` have the same labels."""
     labels, prompts = list(params.task.labels), params.evaluate.label_prompts
     if missing := [label for label in labels if label not in prompts]:
         raise UsageError(
@@ -55,7 +54,7 @@ def check_task(params: Params, source: str) -> None:
 
 
 def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
-    """Check what the params name outside themselves, before hours are spent: files, folders, hub revisions.
+    """Check files, folders and hub revisions that the params name, before hours are spent.
 
     Raises:
         UsageError: naming the key, its value and what to do.

@@ -1,7 +1,4 @@
-"""Params files: read with YAML 1.2 rules, as DVC writes them (`1e-05` is a number), and checked as a whole.
-
-Every mistake is one sentence that names the key.
-"""
+"""Reads and checks params files, with DVC's YAML 1.2 rules (`1e-05` is a number); one sentence per mistake."""
 
 import difflib
 from pathlib import Path
@@ -54,11 +51,11 @@ def parse_params(values: object, source: str = "params") -> Params:
 
 
 PYDANTICS_OWN = ("function-", "literal[", "constrained-", "int", "float")
-"""Beginnings of the parts of a location that name a type of a union, not a key."""
+"""Prefixes of parts of an error's location that name a type of a union, not a key."""
 
 
 def _sentences(source: str, error: ValidationError) -> list[str]:
-    """One per key: what a union of types allows is joined."""
+    """One sentence per key, whatever number of types it allows."""
     reasons: dict[str, list[str]] = {}
     values: dict[str, object] = {}
     for item in error.errors():
@@ -73,16 +70,12 @@ def _sentences(source: str, error: ValidationError) -> list[str]:
             reasons.setdefault(key, []).append(item["msg"].removeprefix("Value error, "))
             if not isinstance(item["input"], dict):  # of a whole section the reason names the key
                 values[key] = item["input"]
-    return [f"{source}: {key}{_shown(key, values)}: {_either(texts)}" for key, texts in reasons.items()]
-
-
-def _shown(key: str, values: dict[str, object]) -> str:
-    return f" = {values[key]!r}" if key in values else ""
-
-
-def _either(texts: list[str]) -> str:
-    first, *others = texts
-    return " or ".join([first, *(text.removeprefix("Input should be ") for text in others)])
+    sentences = []
+    for key, (first, *others) in reasons.items():
+        shown = f" = {values[key]!r}" if key in values else ""
+        either = " or ".join([first, *(text.removeprefix("Input should be ") for text in others)])
+        sentences.append(f"{source}: {key}{shown}: {either}")
+    return sentences
 
 
 def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
@@ -90,8 +83,7 @@ def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
     for name, field in section.model_fields.items():
         key = f"{prefix}{field.alias or name}"
         keys.append(key)
-        kinds = [field.annotation, *get_args(field.annotation)]
-        for kind in kinds:
+        for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, Section):
                 keys += _known_keys(kind, f"{key}.")
     return keys

@@ -65,13 +65,12 @@ class PositiveParams(Section):
 
 
 class TaskParams(Section):
-    """What is asked of the images. The defaults are osteoarthritis of the knee; for another `subject`, nothing.
+    """What is asked of the images: by default osteoarthritis of the knee; another `subject` has no defaults.
 
-    `labels`: of the column `label_column`, as it writes them, in order of severity, with a word for each; none: images
-    have no grades. `label_patterns`: label to the regular expression by which an impression names it, or
-    `kellgren-lawrence`, which reads impressions of knees. `side_words`: regular expression of the anatomy that `left`
-    and `right` are said of; null: images have no side. `normal`: a text for an image without any finding, against which
-    a phrase is held. `queries`: what an image is compared with when nothing is asked.
+    `labels`: the values of column `label_column` in order of severity, with a word for each; empty: no grades.
+    `label_patterns`: label to the regular expression by which an impression names it, or `kellgren-lawrence`, which
+    reads impressions of knees. `side_words`: regular expression of the anatomy that has a left and a right; null: no
+    sides. `normal`: a text for an image without findings, to contrast a phrase with. `queries`: the default texts.
     """
 
     subject: Annotated[str, Field(min_length=1)] = knee.SUBJECT
@@ -88,18 +87,13 @@ class TaskParams(Section):
     @model_validator(mode="before")
     @classmethod
     def _nothing_of_the_knee(cls, value: Any) -> Any:
-        """What is not said of another task must not be the knee's."""
+        """Another task must not inherit the knee's defaults."""
         if not isinstance(value, dict) or value.get("subject", knee.SUBJECT) == knee.SUBJECT:
             return value
-        nothing: dict[str, Any] = {
-            "labels": {},
-            "positive": None,
-            "label_patterns": {},
-            "side_words": None,
-            "normal": f"Normal {value['subject']}.",
-            "queries": [],
-        }
-        return nothing | {"label_column": "grade", "label_title": "grade", "label_short": "grade"} | value
+        nothing: dict[str, Any] = {"labels": {}, "label_patterns": {}, "queries": []}
+        nothing |= dict.fromkeys(("positive", "side_words"))
+        nothing |= dict.fromkeys(("label_column", "label_title", "label_short"), "grade")
+        return nothing | {"normal": f"Normal {value['subject']}."} | value
 
     @field_validator("side_words")
     @classmethod
@@ -166,24 +160,24 @@ Freeze = Literal["none", "all"] | PositiveInt
 
 
 class FreezeParams(Section):
-    """Which weights of each tower are kept: none, all, or (a number n) all but the last n blocks and the final norm."""
+    """Frozen weights of each tower: none, all, or (a number n) all but the last n blocks and the final norm."""
 
     vision: Freeze = "none"
     text: Freeze = "none"
 
 
 class GradientCheckpointingParams(Section):
-    """Towers whose activations are computed again in the backward pass: less memory, about a third more time."""
+    """Towers that recompute activations in the backward pass: less memory, about a third more time."""
 
     vision: bool = False
     text: bool = False
 
 
 class AugmentParams(Section):
-    """Random changes of the training images; each is a maximum, 0 turns it off.
+    """Largest random changes of the training images; 0 turns one off.
 
-    `rotation` in degrees, `shift` and `scale` as a share of the side, `brightness`, `contrast` and `noise` as a share
-    of the grey range, `gamma` as the exponent's distance from 1 on a log scale.
+    `rotation` in degrees; `shift` and `scale` as a share of the side; `brightness`, `contrast` and `noise` as a share
+    of the grey range; `gamma` as the log of the exponent.
     """
 
     rotation: NonNegativeFloat = 5.0
@@ -196,10 +190,10 @@ class AugmentParams(Section):
 
 
 class TrainParams(Section):
-    """Optimisation. `batch_size` pairs times `gradient_accumulation_steps` meet in one exact contrastive batch.
+    """Optimisation. One exact contrastive batch has `batch_size` times `gradient_accumulation_steps` pairs.
 
-    Both count the pairs of all devices together, so that the number of devices changes no result. `micro_batch_size`
-    (pairs that one device encodes at a time) changes none either; `auto` halves it where the GPU's memory ends.
+    Both count the pairs of all devices, so the number of devices does not change the result. Neither does
+    `micro_batch_size`, the pairs that one device encodes at a time; `auto` halves it when the GPU runs out of memory.
     """
 
     batch_size: Annotated[int, Field(ge=2)] = 64
@@ -233,7 +227,7 @@ class TrainParams(Section):
     @field_validator("mixed_precision", mode="before")
     @classmethod
     def _reference_flag(cls, value: object) -> object:
-        """The reference's `true` and `false` live on as `auto` and `none`."""
+        """The reference's `true` and `false` mean `auto` and `none`."""
         return {True: "auto", False: "none"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("micro_batch_size", mode="before")
@@ -250,7 +244,7 @@ class TrainParams(Section):
 
 
 class FindingParams(Section):
-    """A finding that is looked for without training: prompts for it and against it, and what knows the truth.
+    """A zero-shot finding: prompts for it and against it, and its ground truth.
 
     The truth is a `column` (1, true, yes, present; or a JSON list of findings that names this one), or `text`, a
     regular expression that the impression matches somewhere, not negated.
@@ -270,9 +264,9 @@ class FindingParams(Section):
 
 
 class GroundingParams(Section):
-    """Maps of where in the image a finding's prompts look.
+    """Heat maps of findings against their boxes.
 
-    `images`: at most so many with boxes are measured, 0 turns it off. `window`: patches along the side of the square
+    `images`: how many with boxes are measured at most; 0 turns it off. `window`: patches along the side of the square
     that is hidden at a time; null: a quarter of the image's side.
     """
 
@@ -281,12 +275,10 @@ class GroundingParams(Section):
 
 
 class EvaluateParams(Section):
-    """`label_prompts`: the texts whose mean embedding stands for each of `task.labels`.
+    """`label_prompts`: texts whose mean embedding stands for each of `task.labels`; `kl_prompts` is another name.
 
-    For the knee's grades it may be called `kl_prompts`, as it is in params.yaml.
-
-    `findings`: what else is looked for. `subgroups`: columns by whose values the headline metrics are told apart.
-    `robustness`: measure disturbed images too. `gallery`: queries shown on the page.
+    `findings`: zero-shot findings. `subgroups`: columns by which the headline metrics are also reported. `robustness`:
+    measure disturbed images too. `gallery`: queries shown on the page.
     """
 
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["test"]
@@ -303,17 +295,14 @@ class EvaluateParams(Section):
     @model_validator(mode="before")
     @classmethod
     def _knees_name(cls, value: Any) -> Any:
-        """The knee's name of `label_prompts`, which older checkpoints hold too."""
+        """params.yaml and older checkpoints say `kl_prompts`."""
         if isinstance(value, dict) and "kl_prompts" in value and "label_prompts" not in value:
             return {"label_prompts" if key == "kl_prompts" else key: item for key, item in value.items()}
         return value
 
 
 class InferParams(Section):
-    """`csv_path`: a CSV with `img_path`, or the manifest, of which the rows of `split` are taken.
-
-    No `queries`: the task's.
-    """
+    """`csv_path`: a CSV with `img_path`, or the manifest (rows of `split`). Without `queries` the task's are used."""
 
     csv_path: str = "data/validated/manifest.parquet"
     split: Literal["train", "val", "test"] = "test"
@@ -353,16 +342,14 @@ class Params(Section):
     @model_validator(mode="before")
     @classmethod
     def _nothing_of_the_knee(cls, value: Any) -> Any:
-        """What is not said of another task must not be the knee's: its prompts, findings and subgroups."""
+        """Another task must not inherit the knee's prompts, findings and subgroups."""
         task = value.get("task") if isinstance(value, dict) else None
         if not isinstance(task, dict) or task.get("subject", knee.SUBJECT) == knee.SUBJECT:
             return value
-        evaluate = value.get("evaluate", {})
-        if not isinstance(evaluate, dict):
-            return value
         subgroups = ["side", "view", task.get("label_column", "grade")]
         nothing = {"label_prompts": {}, "findings": {}, "subgroups": subgroups}
-        return value | {"evaluate": nothing | evaluate}
+        evaluate = value.get("evaluate", {})
+        return value | {"evaluate": nothing | evaluate} if isinstance(evaluate, dict) else value
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict with the keys of params.yaml."""

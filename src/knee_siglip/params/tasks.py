@@ -13,14 +13,11 @@ def task_of(params: Params) -> Task:
 
 
 def saved_task(saved: Mapping[str, Any]) -> Task:
-    """The task of a checkpoint's params; one of before there were other tasks is about the knee."""
-    evaluate = {name: value for name, value in saved.get("evaluate", {}).items() if name in SAVED}
+    """The task of a checkpoint's params; a checkpoint from before tasks existed is about the knee."""
+    needed = ("label_prompts", "kl_prompts", "findings")  # others may be of another version
+    evaluate = {name: value for name, value in saved.get("evaluate", {}).items() if name in needed}
     known = EvaluateParams.model_validate(evaluate)
     return _task(TaskParams.model_validate(saved.get("task", {})), known.label_prompts, known.findings)
-
-
-SAVED = ("label_prompts", "kl_prompts", "findings")
-"""Keys of `evaluate` that a task needs: others may be of another version."""
 
 
 def _task(section: TaskParams, prompts: Mapping[str, list[str]], findings: Mapping[str, FindingParams]) -> Task:

@@ -41,7 +41,7 @@ KL_WORDINGS: dict[str, tuple[str, ...]] = {
         "{Side} knee: severe OA, large osteophytes, severe sclerosis and bone end deformity.",
     ),
 }
-"""In the manner of impressions and in the words of Kellgren and Lawrence 1957 (Ann Rheum Dis 16:494)."""
+"""Written like impressions, in the words of Kellgren and Lawrence 1957 (Ann Rheum Dis 16:494)."""
 
 
 def both_sides(*texts: str) -> list[str]:
@@ -52,53 +52,37 @@ def both_sides(*texts: str) -> list[str]:
 KL_PROMPTS = {grade: both_sides(*wordings) for grade, wordings in KL_WORDINGS.items()}
 
 WITHOUT = both_sides("Normal {side} knee joint.", "Mild OA of medial compartment of {side} knee joint.")
-"""Against every finding: knees that have none of them, with and without osteoarthritis."""
+"""Negative prompts of every finding: knees that have none of them, with and without osteoarthritis."""
+
+FINDING_WORDINGS: dict[str, tuple[str, ...]] = {
+    "effusion": (
+        "Joint effusion of {side} knee joint without OA.",
+        "Mild OA of medial compartment of {side} knee joint with joint effusion.",
+    ),
+    "arthroplasty": ("Total knee arthroplasty of {side} knee joint.",),
+    "fracture": (
+        "Fracture of medial tibial plateau of {side} knee joint with joint effusion.",
+        "Fracture of lateral tibial plateau of {side} knee joint with joint effusion.",
+    ),
+    "chondrocalcinosis": (
+        "Chondrocalcinosis of {side} knee joint without OA.",
+        "Mild OA of medial compartment of {side} knee joint with chondrocalcinosis.",
+    ),
+    "varus": (
+        "Varus angulation of {side} knee joint without OA.",
+        "Mild OA of medial compartment of {side} knee joint with varus angulation.",
+    ),
+    "valgus": (
+        "Valgus angulation of {side} knee joint without OA.",
+        "Mild OA of lateral compartment of {side} knee joint with valgus angulation.",
+    ),
+}
+NAMED_BY = {"arthroplasty": "arthroplasty|prosthes[ie]s|implant"}
+"""Regular expression by which an impression names a finding, if that is not the finding's own name."""
 
 FINDINGS: dict[str, dict[str, Any]] = {
-    name: {"positive": both_sides(*positive), "negative": WITHOUT, "text": text}
-    for name, text, positive in (
-        (
-            "effusion",
-            "effusion",
-            (
-                "Joint effusion of {side} knee joint without OA.",
-                "Mild OA of medial compartment of {side} knee joint with joint effusion.",
-            ),
-        ),
-        ("arthroplasty", "arthroplasty|prosthes[ie]s|implant", ("Total knee arthroplasty of {side} knee joint.",)),
-        (
-            "fracture",
-            "fracture",
-            (
-                "Fracture of medial tibial plateau of {side} knee joint with joint effusion.",
-                "Fracture of lateral tibial plateau of {side} knee joint with joint effusion.",
-            ),
-        ),
-        (
-            "chondrocalcinosis",
-            "chondrocalcinosis",
-            (
-                "Chondrocalcinosis of {side} knee joint without OA.",
-                "Mild OA of medial compartment of {side} knee joint with chondrocalcinosis.",
-            ),
-        ),
-        (
-            "varus",
-            "varus",
-            (
-                "Varus angulation of {side} knee joint without OA.",
-                "Mild OA of medial compartment of {side} knee joint with varus angulation.",
-            ),
-        ),
-        (
-            "valgus",
-            "valgus",
-            (
-                "Valgus angulation of {side} knee joint without OA.",
-                "Mild OA of lateral compartment of {side} knee joint with valgus angulation.",
-            ),
-        ),
-    )
+    name: {"positive": both_sides(*wordings), "negative": WITHOUT, "text": NAMED_BY.get(name, name)}
+    for name, wordings in FINDING_WORDINGS.items()
 }
 
 USUAL_QUERIES: tuple[str, ...] = (
@@ -113,7 +97,4 @@ USUAL_QUERIES: tuple[str, ...] = (
     "Tibial plateau fracture",
     "Patellofemoral arthritis",
 )
-"""In the manner of the impressions: normal, osteoarthritis by severity (Kellgren-Lawrence 1-4), single findings.
-
-Short texts like those of training; a question, or "an X-ray image of ...", would be far from all of them.
-"""
+"""Short texts like those of training: a question, or "an X-ray image of ...", would be far from all of them."""

@@ -1,6 +1,7 @@
-"""What is asked of the images: labels and findings, the texts that stand for them, and the words for all of it."""
+"""What is asked of the images: labels and findings, their prompts, and their names."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
@@ -72,15 +73,16 @@ class Labels:
         return {value: position for position, value in enumerate(self.values)}
 
     def position(self, cell: object) -> int:
-        """Of a cell's label, -1 where it holds none. `3.0`, as pandas writes a column with gaps, is 3."""
+        """Position of a cell's label, -1 if it has none. `3.0`, as pandas writes a column with gaps, is 3."""
         text = str(cell).strip()
-        position = self._positions.get(text, -1)
-        if position < 0 and self.are_numbers:
-            position = self._positions.get(_whole_number(text), -1)
-        return position
+        if text not in self._positions and self.are_numbers:
+            with suppress(ValueError):
+                number = float(text)
+                text = str(int(number)) if number.is_integer() else ""
+        return self._positions.get(text, -1)
 
     def positions(self, cells: Iterable[object]) -> list[int]:
-        """Of each cell."""
+        """Position of each cell's label."""
         return [self.position(cell) for cell in cells]
 
     def cell(self, position: int) -> int | str:
@@ -91,7 +93,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Positive:
-    """The yes-or-no question behind the labels: is this one, or a worse one, reached?
+    """The yes-or-no question behind the labels: at least this grade?
 
     name: in metrics (`oa`); title: in sentences (`osteoarthritis`); lowest: position of the first positive label.
     """
@@ -103,9 +105,9 @@ class Positive:
 
 @dataclass(frozen=True)
 class Finding:
-    """Looked for without training: prompts for and against it, and what knows the truth, `column` or `text`.
+    """A zero-shot finding: prompts for and against it, and its ground truth, `column` or `text`.
 
-    text: regular expression that the impression matches where there is the finding.
+    text: regular expression that the impression matches if the finding is present.
     """
 
     positive: Sequence[str]
@@ -118,11 +120,10 @@ class Finding:
 class Task:
     """One anatomical question, such as osteoarthritis of the knee. C labels, in order of severity.
 
-    subject: what an image shows, as a word of sentences. label_title and label_short name the grade. label_words: (C,)
-    a word for each label. label_prompts: (C,) the texts whose mean embedding stands for each. label_patterns: the name
-    of a built-in reader, or label to the regular expression by which an impression names it. side_words: regular
-    expression of the anatomy of which `left` and `right` are said; None where images have no side. normal: a text for
-    an image without any finding. queries: what an image is compared with when its reader asks for nothing.
+    subject: what an image shows (`knee`). label_title and label_short name the grade. label_words: (C,) a word for each
+    label. label_prompts: (C,) the texts whose mean embedding stands for each. label_patterns: `kellgren-lawrence`, or
+    label to the regular expression by which an impression names it. side_words: regular expression of the anatomy that
+    has a left and a right; None: no sides. normal: a text for an image without findings. queries: the default texts.
     """
 
     subject: str
@@ -137,12 +138,3 @@ class Task:
     side_words: str | None = None
     normal: str = "Normal."
     queries: Sequence[str] = ()
-
-
-def _whole_number(text: str) -> str:
-    """`3.0` as `3`; empty where the text is no whole number."""
-    try:
-        number = float(text)
-    except ValueError:
-        return ""
-    return str(int(number)) if number.is_integer() else ""

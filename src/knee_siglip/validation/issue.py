@@ -1,9 +1,18 @@
-"""What validation says: one sentence per thing that is wrong, with its row and file."""
+"""Issues: one sentence per thing that is wrong, with its row and file.
 
+What thousands of rows share is said once, with its count and the first rows.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
+
 Severity = Literal["error", "warning", "dropped"]
+
+ROWS_LISTED = 20
+"""More rows than this with the same warning: one sentence names their number, and only the first are listed."""
 
 
 @dataclass(frozen=True)
@@ -19,3 +28,44 @@ class Issue:
     file: str
     message: str
     related: tuple[int, ...] = ()
+
+
+def issues_of_rows(
+    table: pd.DataFrame, check: str, messages: Mapping[int, str], problem: str, severity: Severity = "warning"
+) -> list[Issue]:
+    """An issue for every spreadsheet row in `messages`, in the table's order.
+
+    Errors are all listed, since each has to be mended. Of more than `ROWS_LISTED` warnings the first stay, behind one
+    that counts them: "312 rows (15.6 %) `problem`; the first 20 are listed: rows 2, 7, ...".
+    """
+    rows = [int(row) for row in table.index[table.index.isin(list(messages))]]
+    listed = rows if severity == "error" else rows[:ROWS_LISTED]
+    issues = [
+        Issue(severity, check, row, path, messages[row])
+        for row, path in zip(listed, table.loc[listed, "img_path"].tolist(), strict=True)
+    ]
+    if len(listed) == len(rows):
+        return issues
+    share = f"{len(rows):,} rows ({len(rows) / len(table):.1%}) {problem}"
+    message = f"{share}; the first {ROWS_LISTED} are listed: {name_rows(rows)}"
+    return [Issue(severity, check, None, "", message), *issues]
+
+
+def issues_of_texts(
+    table: pd.DataFrame,
+    check: str,
+    judge: Callable[[str], str | None],
+    problem: str,
+    column: str = "impression",
+) -> list[Issue]:
+    """`judge` every distinct text once; what it says of a text is a warning for all rows that have the text."""
+    verdicts = {text: verdict for text in table[column].unique() if (verdict := judge(text))}
+    guilty = table.loc[table[column].isin(list(verdicts)), column]
+    messages = {int(str(row)): verdicts[text] for row, text in guilty.items()}
+    return issues_of_rows(table, check, messages, problem)
+
+
+def name_rows(rows: list[int]) -> str:
+    """`row 2`, `rows 2, 3, 9 ...`."""
+    more = " ..." if len(rows) > ROWS_LISTED else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:ROWS_LISTED]))}{more}"

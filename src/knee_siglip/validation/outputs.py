@@ -1,4 +1,4 @@
-"""What validation leaves on disk and on the screen: issues, metrics, and the rows that it checked.
+"""Writes and shows the results of validation.
 
 issues.csv is for a spreadsheet, metrics.json for `dvc metrics diff`; the page is drawn from both and from rows.parquet.
 """
@@ -38,12 +38,12 @@ COLOURS = {"error": "red", "warning": "yellow", "dropped": "magenta"}
 
 
 def remove_results(folder: Path) -> None:
-    """Remove what an earlier validation left: it would pass for this one's if this one is cut short."""
+    """Remove an earlier validation's results, which would pass for this one's if it is killed."""
     for name in (ISSUES, METRICS, ROWS):
         (folder / name).unlink(missing_ok=True)
 
 
-def write_results(folder: Path, table: pd.DataFrame, issues: Sequence[Issue], figures: Mapping[str, Any]) -> None:
+def write_results(folder: Path, table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any]) -> None:
     """Write issues.csv, metrics.json and rows.parquet, whether there are errors or not."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ISSUES).open("w", encoding="utf-8", newline="") as file:
@@ -51,7 +51,9 @@ def write_results(folder: Path, table: pd.DataFrame, issues: Sequence[Issue], fi
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(COLUMNS)
         writer.writerows(_cells(issue) for issue in issues)
-    write_metrics(folder / METRICS, {**count_severities(issues), **figures})
+    severities = Counter(issue.severity for issue in issues)
+    counts = {"errors": severities["error"], "warnings": severities["warning"], "dropped": severities["dropped"]}
+    write_metrics(folder / METRICS, {**counts, **metrics})
     table[[name for name in ROWS_COLUMNS if name in table]].to_parquet(folder / ROWS)
 
 
@@ -91,12 +93,6 @@ def _as_meant(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_STARTS) else cell
 
 
-def count_severities(issues: Sequence[Issue]) -> dict[str, int]:
-    """How many errors, warnings and dropped rows."""
-    severities = Counter(issue.severity for issue in issues)
-    return {"errors": severities["error"], "warnings": severities["warning"], "dropped": severities["dropped"]}
-
-
 def _worth_showing(issues: Sequence[Issue]) -> list[Issue]:
     """At most `SHOWN`, errors first: the first of every check, then as many more as there is room for."""
 
@@ -111,7 +107,7 @@ def _worth_showing(issues: Sequence[Issue]) -> list[Issue]:
 
 
 def show(issues: Sequence[Issue], folder: Path) -> None:
-    """The first issues of each check as a table on stderr, errors first: no check hides another."""
+    """Print the first issues of each check as a table on stderr, errors first: no check hides another."""
     if not issues:
         return
     table = Table("severity", "check", "row", "file", "message", show_lines=False)

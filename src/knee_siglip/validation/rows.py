@@ -1,4 +1,4 @@
-"""What a single row can have wrong: columns, splits, texts, grades, images."""
+"""Checks of columns and single rows: splits, grades, duplicates, image files."""
 
 import difflib
 import os
@@ -11,8 +11,7 @@ import pandas as pd
 from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, add_flag
 from knee_siglip.task.task import Labels
 from knee_siglip.validation.images.inspection import Failure, Result
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_rows
+from knee_siglip.validation.issue import Issue, issues_of_rows
 
 REQUIRED = ("img_path", "impression", "split")
 
@@ -22,7 +21,7 @@ SPLIT_SYNONYMS = {
     **dict.fromkeys(("valid", "validation", "validate", "dev", "development"), "val"),
     **dict.fromkeys(("testing", "holdout", "hold-out", "eval", "evaluation"), "test"),
 }
-"""What other projects write; never taken for ours without a word: their `validation` may be our test."""
+"""Names in other projects: only suggested, never converted, since their `validation` may be our test."""
 
 CELL_LENGTH, LISTED_LENGTH = 60, 500
 """Characters of a cell, and of the header, that a sentence quotes."""
@@ -32,7 +31,7 @@ FLAT_STD = 15.0
 
 
 def check_columns(table: pd.DataFrame, csv: Path) -> list[Issue]:
-    """Required columns there, names of made ones free."""
+    """Required columns are present, and no column has the name of one that validation adds."""
     issues = []
     names = list(table.columns)
     for name in REQUIRED:
@@ -52,39 +51,26 @@ def check_columns(table: pd.DataFrame, csv: Path) -> list[Issue]:
 
 
 def check_splits(table: pd.DataFrame) -> list[Issue]:
-    """Every row in train, val or test."""
-    sentences = {split: _unknown_split(split) for split in set(table["split"]) - set(SPLITS)}
-    return [
-        Issue("error", "unknown_split", row, path, sentences[split])
-        for row, path, split in _cells(table, "split")
-        if split in sentences
-    ]
-
-
-def _unknown_split(split: str) -> str:
-    near = SPLIT_SYNONYMS.get(split.strip().casefold())
-    hint = f"; did you mean {near!r}?" if near else ""
-    return f"split is {shorten(split)!r}; allowed: {', '.join(SPLITS)}{hint}"
+    """Every row is in train, val or test."""
+    issues = []
+    for row, path, split in _cells(table, "split"):
+        if split not in SPLITS:
+            near = SPLIT_SYNONYMS.get(split.strip().casefold())
+            hint = f"; did you mean {near!r}?" if near else ""
+            message = f"split is {shorten(split)!r}; allowed: {', '.join(SPLITS)}{hint}"
+            issues.append(Issue("error", "unknown_split", row, path, message))
+    return issues
 
 
 def check_split_counts(table: pd.DataFrame, csv: Path) -> list[Issue]:
     """Every split has a row: training needs train and val, evaluation needs test."""
-    present = set(table["split"])
-    return [
-        Issue(
-            "error",
-            "missing_split",
-            None,
-            str(csv),
-            f"no row is left in split {split!r}; train, val and test are needed",
-        )
-        for split in SPLITS
-        if split not in present
-    ]
+    missing = [split for split in SPLITS if not (table["split"] == split).any()]
+    message = "no row is left in split {!r}; train, val and test are needed"
+    return [Issue("error", "missing_split", None, str(csv), message.format(split)) for split in missing]
 
 
 def check_labels(table: pd.DataFrame, labels: Labels) -> list[Issue]:
-    """The column of labels, where there is one, holds one of them or nothing."""
+    """Every cell of the column of labels is a label or empty."""
     if not labels or labels.column not in table.columns:
         return []
     allowed = f"allowed: {', '.join(labels.values)} or empty"
@@ -96,7 +82,7 @@ def check_labels(table: pd.DataFrame, labels: Labels) -> list[Issue]:
 
 
 def parse_labels(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
-    """The table with its column of labels, where there is one, as numbers or text; missing where there is none."""
+    """The table with its labels as numbers or text; empty cells are missing values."""
     if not labels or labels.column not in table.columns:
         return table
     grades = labels.positions(table[labels.column])
@@ -105,24 +91,23 @@ def parse_labels(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
 
 
 def check_duplicate_rows(table: pd.DataFrame) -> list[Issue]:
-    """Rows that repeat an earlier one in every cell. Kept: they only weigh more."""
+    """Warn of rows that repeat an earlier one in every cell; they are kept."""
     first: dict[tuple[str, ...], int] = {}
-    issues = []
-    for record in table.itertuples(name=None):
-        row, cells = record[0], record[1:]
-        if (earlier := first.setdefault(cells, row)) != row:
-            path = str(table.at[row, "img_path"])
-            issues.append(Issue("warning", "duplicate_row", row, path, f"repeats row {earlier} in every cell"))
-    return issues
+    originals = [first.setdefault(record[1:], record[0]) for record in table.itertuples(name=None)]
+    return [
+        Issue("warning", "duplicate_row", row, path, f"repeats row {original} in every cell")
+        for original, (row, path, _) in zip(originals, _cells(table, "img_path"), strict=True)
+        if original != row
+    ]
 
 
 def image_files(table: pd.DataFrame, csv: Path) -> pd.Series:
-    """`img_path` to a path that works from here: relative ones start at the CSV's folder."""
+    """Resolve `img_path` against the CSV's folder."""
     return table["img_path"].map(lambda name: os.path.normpath(csv.parent / name) if name.strip() else "")
 
 
 def check_outside(files: Iterable[str], images_folder: str) -> list[Issue]:
-    """Images outside `data.images`, the folder whose changes DVC watches."""
+    """Warn of images outside `data.images`, the folder that DVC watches."""
     watched = _absolute(images_folder)
     outside = sorted({name for name in files if name and not _absolute(name).is_relative_to(watched)})
     if not outside:
@@ -138,44 +123,35 @@ def check_outside(files: Iterable[str], images_folder: str) -> list[Issue]:
 def check_images(table: pd.DataFrame, files: pd.Series, inspected: Mapping[str, Result]) -> list[Issue]:
     """An error for every row whose image cannot be used."""
     issues = []
-    for row, path, name in zip(table.index.tolist(), table["img_path"].tolist(), files, strict=True):
+    for (row, path, _), name in zip(_cells(table, "img_path"), files, strict=True):
         result = inspected[name] if name else Failure("missing_image", "img_path is empty")
         if isinstance(result, Failure):
-            issues.append(Issue("error", result.check, row, path, result.message + _path_hint(path)))
+            hint = "; write / instead of \\ in img_path" if "\\" in path else ""
+            if path.strip() and path != path.strip():
+                hint = "; img_path begins or ends with a blank"
+            issues.append(Issue("error", result.check, row, path, result.message + hint))
     return issues
 
 
-def _path_hint(img_path: str) -> str:
-    if img_path.strip() and img_path != img_path.strip():
-        return "; img_path begins or ends with a blank"
-    return "; write / instead of \\ in img_path" if "\\" in img_path else ""
-
-
 def check_appearance(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Issue]]:
-    """Images that show nothing, little, or everything with bright and dark exchanged: flagged and kept."""
+    """Flag constant, nearly flat and inverted images; all are kept."""
     readable = table["image_id"] != ""
     constant = readable & (table["std"] == 0)
     flat = readable & ~constant & (table["std"] < FLAT_STD)
     inverted = readable & (table["inverted"] > 0.5)
-    said = {
-        "constant_image": (constant, "have one grey only", lambda _: "every pixel has the same grey"),
-        "flat_image": (
-            flat,
-            "are nearly flat",
-            lambda row: f"nearly flat: its greys deviate by {row['std']:.1f} of 255",
-        ),
-        "inverted_image": (
-            inverted,
-            "seem inverted",
-            lambda row: (
-                f"bright and dark seem exchanged (probability {row['inverted']:.2f}); preprocess.inversion: "
-                "correct turns such images round"
-            ),
-        ),
-    }
+    exchanged = (
+        "bright and dark seem exchanged (probability {inverted:.2f}); preprocess.inversion: correct turns such images "
+        "round"
+    )
+    looks = (
+        ("constant_image", constant, "have one grey only", "every pixel has the same grey"),
+        ("flat_image", flat, "are nearly flat", "nearly flat: its greys deviate by {std:.1f} of 255"),
+        ("inverted_image", inverted, "seem inverted", exchanged),
+    )
     issues: list[Issue] = []
-    for check, (rows, problem, describe) in said.items():
-        messages = {int(str(row)): describe(values) for row, values in table[rows].iterrows()}
+    for check, rows, problem, message in looks:
+        measured = table.loc[rows, ["std", "inverted"]].itertuples(name=None)
+        messages = {row: message.format(std=std, inverted=probability) for row, std, probability in measured}
         issues += issues_of_rows(table, check, messages, problem)
         table = add_flag(table, table.index[rows], check)
     return table, issues
@@ -187,7 +163,7 @@ def shorten(text: str, length: int = CELL_LENGTH) -> str:
 
 
 def _cells(table: pd.DataFrame, column: str) -> Iterable[tuple[int, str, str]]:
-    """(spreadsheet row, img_path, cell) for every row."""
+    """Spreadsheet row, img_path and cell of every row."""
     return zip(table.index.tolist(), table["img_path"].tolist(), table[column].tolist(), strict=True)
 
 

@@ -1,4 +1,4 @@
-"""The validate stage: from the user's CSV to the manifest, or to a list of everything that is wrong with it."""
+"""The validate stage: from the user's CSV to the manifest, or to a list of all its errors."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ from knee_siglip.validation.splits.cohort import cohort_metrics, counts
 from knee_siglip.validation.splits.shift import check_shift
 from knee_siglip.validation.splits.shortcuts import check_shortcuts
 from knee_siglip.validation.texts.checks import check_texts, text_metrics
+from knee_siglip.validation.texts.tokens import Tokens
 
 NOTHING_READ = pd.DataFrame({name: pd.Series(dtype=str) for name in ("split", "patient_id", "image_id", "text")})
 
@@ -35,19 +36,16 @@ WORKING_COLUMNS = ("pixel_id", "kind", "file_bytes", "mean", "std", "inverted", 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The rows that stay, with the manifest's and the working columns, what was found, and the figures on both.
+    """What the checks found.
 
-    carried: the input's columns whose names the working ones took.
+    table: the rows kept, with the manifest's and the working columns; carried: input columns of the same names as
+    working ones.
     """
 
     table: pd.DataFrame
     issues: list[Issue]
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     carried: pd.DataFrame
-
-    def manifest(self) -> pd.DataFrame:
-        """The rows as later stages see them."""
-        return self.table.drop(columns=list(WORKING_COLUMNS)).join(self.carried)
 
 
 def validate(
@@ -56,35 +54,35 @@ def validate(
     report_folder: Path = paths.VALIDATION_REPORT,
     text_encoder: Path = paths.BACKBONES / "text",
 ) -> pd.DataFrame:
-    """Check the whole of `data.csv` and its images; write what was found, then the manifest, and return it.
+    """Check the whole of `data.csv` and its images; write the results, then the manifest, and return it.
 
-    text_encoder: the folder whose tokenizer the texts are measured with; where there is none, that is left out.
+    text_encoder: folder of the tokenizer; if it does not exist, truncation and unknown words are not checked.
 
     Raises:
         UserError: there are errors; all are in issues.csv and the first on the screen; no manifest is written.
     """
     remove_results(report_folder)
     outcome = _check(params, text_encoder)
-    write_results(report_folder, outcome.table, outcome.issues, outcome.figures)
+    write_results(report_folder, outcome.table, outcome.issues, outcome.metrics)
     show(outcome.issues, report_folder)
     if errors := [issue for issue in outcome.issues if issue.severity == "error"]:
         manifest_path.unlink(missing_ok=True)  # an older one would pass for this CSV's
         raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {report_folder / ISSUES}")
-    manifest = outcome.manifest()
+    manifest = outcome.table.drop(columns=list(WORKING_COLUMNS)).join(outcome.carried)
     write_manifest(manifest, manifest_path)
     return manifest
 
 
 def _check(params: Params, text_encoder: Path) -> Outcome:
-    """Every check. Where the CSV could not be understood there are no rows."""
+    """Run every check; there are no rows if the CSV cannot be read or its columns are wrong."""
     csv = Path(params.data.csv)
     try:
         table = read_table(csv)
+        unusable = checks.check_columns(table, csv)
     except TableError as error:
-        issue = Issue("error", "unreadable_csv", error.row, str(csv), str(error))
-        return Outcome(NOTHING_READ, [issue], counts(NOTHING_READ), NOTHING_READ)
-    if issues := checks.check_columns(table, csv):
-        return Outcome(NOTHING_READ, issues, counts(NOTHING_READ), NOTHING_READ)
+        unusable = [Issue("error", "unreadable_csv", error.row, str(csv), str(error))]
+    if unusable:
+        return Outcome(NOTHING_READ, unusable, counts(NOTHING_READ), NOTHING_READ)
     carried = table[table.columns.intersection(list(WORKING_COLUMNS))]
     task = task_of(params)
     patients, unknown = leakage.patient_ids(table, params.data.patient_id_pattern)
@@ -102,27 +100,28 @@ def _check(params: Params, text_encoder: Path) -> Outcome:
     pairs = near_duplicate_pairs(table)
     table, leaks = leakage.find_leaks(table, params.validate_.on_leak, pairs)
     issues += [*leaks, *leakage.check_repeated_images(table), *checks.check_split_counts(table, csv)]
-    table, more, figures = _examine(table, params, task, text_encoder)
-    return Outcome(table, issues + more, figures, carried)
+    table, more, metrics = _examine(table, params, task, text_encoder)
+    return Outcome(table, issues + more, metrics, carried)
 
 
 def _examine(
     table: pd.DataFrame, params: Params, task: Task, text_encoder: Path
 ) -> tuple[pd.DataFrame, list[Issue], dict[str, Any]]:
-    """The checks and figures of the rows that stay."""
-    tokenizer = load_tokenizer(text_encoder) if text_encoder.is_dir() else None
-    length = params.model.max_text_length
+    """Check and measure the rows kept."""
+    tokens = None
+    if text_encoder.is_dir():
+        tokens = Tokens(load_tokenizer(text_encoder), table["text"], params.model.max_text_length)
     table, looks = checks.check_appearance(table)
     shift, shifted = check_shift(table, task)
     shortcuts, predictable = check_shortcuts(table, task)
-    figures = {
+    metrics = {
         **counts(table),
         "splits": cohort_metrics(table, task),
-        "texts": text_metrics(table, tokenizer, length),
+        "texts": text_metrics(table, tokens),
         "shift": shift,
         "shortcuts": shortcuts,
     }
-    return table, [*looks, *check_texts(table, tokenizer, length, task), *shifted, *predictable], figures
+    return table, [*looks, *check_texts(table, tokens, task), *shifted, *predictable], metrics
 
 
 def _add_columns(

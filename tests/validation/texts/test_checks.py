@@ -6,6 +6,7 @@ from knee_siglip.sample.findings import SIDES, draw_labels
 from knee_siglip.sample.impression import text_alternatives
 from knee_siglip.tables.text import load_tokenizer, normalise_text
 from knee_siglip.validation.texts.checks import check_texts, templated_share, text_metrics
+from knee_siglip.validation.texts.tokens import Tokens
 from toys import KNEE
 
 
@@ -20,6 +21,10 @@ def table(*rows: tuple[str, str], **columns: list) -> pd.DataFrame:
     paths = [f"{n}.png" for n in range(len(made))]
     made = made.assign(img_path=paths, text=made["impression"].map(normalise_text))
     return made.set_index(pd.RangeIndex(2, len(made) + 2, name="row"))
+
+
+def tokens(tokenizer, made: pd.DataFrame) -> Tokens:
+    return Tokens(tokenizer, made["text"], 64)
 
 
 def checks(issues) -> list[tuple[str, int | None]]:
@@ -39,7 +44,7 @@ def test_sample_texts_raise_nothing(tokenizer):
             sides.append(side)
             grades.append(labels.kl_grade)
     made = table(*rows, side=sides, kl_grade=pd.array(grades, dtype="Int64"))
-    assert check_texts(made, tokenizer, 64, KNEE) == []
+    assert check_texts(made, tokens(tokenizer, made), KNEE) == []
 
 
 def test_every_check_is_called(tokenizer):
@@ -55,7 +60,7 @@ def test_every_check_is_called(tokenizer):
         side=["", "", "", "", "", "left", "", ""],
         kl_grade=["", "", "", "", "", "", "3", ""],
     )
-    assert checks(check_texts(made, tokenizer, 64, KNEE)) == [
+    assert checks(check_texts(made, tokens(tokenizer, made), KNEE)) == [
         ("missing_text", 2),
         ("boilerplate_text", 3),
         ("html_entity", 4),
@@ -69,14 +74,15 @@ def test_every_check_is_called(tokenizer):
 
 def test_without_a_tokenizer_the_rest_is_checked_and_it_is_said():
     made = table(("train", "nan"), ("val", "Normal."))
-    assert checks(check_texts(made, None, 64, KNEE)) == [("missing_text", 2), ("tokens_not_checked", None)]
-    assert "truncated_share" not in text_metrics(made, None, 64)
+    assert checks(check_texts(made, None, KNEE)) == [("missing_text", 2), ("tokens_not_checked", None)]
+    assert "truncated_share" not in text_metrics(made, None)
 
 
 @pytest.mark.parametrize(("equal", "found"), [(10, False), (11, True)])
 def test_one_text_for_most_of_a_split(tokenizer, equal, found):
     texts = ["Normal knee."] * equal + [f"Mild OA {chr(97 + n)}." for n in range(20 - equal)]
-    issues = check_texts(table(*[("train", text) for text in texts]), tokenizer, 64, KNEE)
+    made = table(*[("train", text) for text in texts])
+    issues = check_texts(made, tokens(tokenizer, made), KNEE)
     assert bool(issues) == found
     if found:
         assert issues[0].check == "repeated_text"
@@ -84,7 +90,8 @@ def test_one_text_for_most_of_a_split(tokenizer, equal, found):
 
 
 def test_few_rows_may_be_equal(tokenizer):
-    assert check_texts(table(*[("train", "Normal knee.")] * 19), tokenizer, 64, KNEE) == []
+    made = table(*[("train", "Normal knee.")] * 19)
+    assert check_texts(made, tokens(tokenizer, made), KNEE) == []
 
 
 @pytest.mark.parametrize(("known", "found"), [(1, False), (2, True)])
@@ -92,14 +99,14 @@ def test_texts_known_from_training(tokenizer, known, found):
     held_out = [("test", "NORMAL knee"), ("val", "Mild OA." if known == 2 else "Severe OA."), ("test", "Moderate OA.")]
     made = table(("train", "Normal knee."), ("train", "Mild OA"), *held_out)
     assert templated_share(made) == pytest.approx(known / 3)
-    assert bool(check_texts(made, tokenizer, 64, KNEE)) == found
+    assert bool(check_texts(made, tokens(tokenizer, made), KNEE)) == found
 
 
 def test_metrics(tokenizer):
     made = table(
         ("train", "Normal knee."), ("train", "Mild OA of the knee"), ("val", "normal knee"), ("test", "Severe OA")
     )
-    assert text_metrics(made, tokenizer, 64) == {
+    assert text_metrics(made, tokens(tokenizer, made)) == {
         "distinct": 3,
         "most_frequent_share": 0.5,
         "templated_share": 0.5,
@@ -114,5 +121,6 @@ def test_metrics(tokenizer):
 
 
 def test_no_rows_have_metrics_and_no_issues(tokenizer):
-    assert check_texts(table(), tokenizer, 64, KNEE) == []
-    assert text_metrics(table(), tokenizer, 64)["distinct"] == 0
+    empty = table()
+    assert check_texts(empty, tokens(tokenizer, empty), KNEE) == []
+    assert text_metrics(empty, tokens(tokenizer, empty))["distinct"] == 0

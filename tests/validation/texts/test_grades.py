@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from knee_siglip.task.knee import KL_WORDINGS
-from knee_siglip.validation import row_issues as row_issues
+from knee_siglip.validation import issue as issue_module
 from knee_siglip.validation.texts.grades import check_grade
 from knee_siglip.validation.texts.kellgren_lawrence import grades_in_text
 from toys import KNEE
@@ -93,7 +93,7 @@ def test_contradiction_names_both():
 
 
 def test_reference_wordings_contradict_every_distant_grade_and_no_near_one(monkeypatch):
-    monkeypatch.setattr(row_issues, "ROWS_LISTED", 1000)
+    monkeypatch.setattr(issue_module, "ROWS_LISTED", 1000)
     rng = random.Random(0)
     texts = [(int(grade), text) for grade, wordings in KL_WORDINGS.items() for text in wordings]
     near, planted = [], []

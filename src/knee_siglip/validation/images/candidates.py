@@ -1,4 +1,4 @@
-"""Which of many images could show the same: a projection that ignores crops, then matrix products.
+"""Candidates for near-duplicates: a projection that ignores crops, then matrix products.
 
 All knees look alike: between the fingerprints of two of them the correlation is up to 0.95, as high as between an image
 and its own crop. What tells them apart is found by a linear discriminant analysis of the set itself (Fisher 1936; here
@@ -21,7 +21,6 @@ LEAST_COSINE = 0.45
 """Of the projections of candidates. Planted near-duplicates have 0.50 and more; most neighbours have less."""
 
 QUERIES_PER_BLOCK = 256
-
 
 RELATIONS = (
     "as it is",
@@ -66,8 +65,7 @@ def fit_projection(prints: np.ndarray) -> np.ndarray:
     between = whole - np.outer(whole @ mean, mean)
     dimensions = min(DIMENSIONS, len(prints) - 1)
     _, vectors = eigh(between.T @ between / len(between), within, subset_by_index=[size - dimensions, size - 1])
-    projection: np.ndarray = (vectors - np.outer(mean, mean @ vectors)).astype(np.float32)
-    return projection
+    return (vectors - np.outer(mean, mean @ vectors)).astype(np.float32)
 
 
 def nearest(
@@ -99,8 +97,7 @@ def _nearest_block(
     count: int,
     least: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    oriented = range(len(RELATIONS))
-    queries = [unit(_flat(turned(prints[block], orientation)) @ projection) for orientation in oriented]
+    queries = [unit(_flat(turned(prints[block], number)) @ projection) for number in range(len(RELATIONS))]
     best = np.zeros((len(block), len(gallery)), dtype=np.float32)
     product = np.empty_like(best)
     for vectors in queries:
@@ -120,8 +117,7 @@ def _nearest_block(
 def apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Whether some row of one is in another split than some row of the other; bit masks."""
     alone = (first & (first - 1)) == 0
-    result: np.ndarray = (first != second) | ~alone
-    return result
+    return (first != second) | ~alone
 
 
 def _flat(prints: np.ndarray) -> np.ndarray:

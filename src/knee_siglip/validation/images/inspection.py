@@ -1,4 +1,4 @@
-"""What an image file holds: every file is decoded once, on all cores, and only small facts are kept."""
+"""Facts about image files: every file is decoded once, on all cores, and only small facts are kept."""
 
 import hashlib
 import time
@@ -27,7 +27,7 @@ SAVED_EVERY = 60.0
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What stays of a decoded image.
+    """What is kept of a decoded image.
 
     image_id: sha256 of the file; pixel_id: sha256 of the upright grey pixels; width, height: of the upright image, in
     pixels; bits: per sample in the file; kind: format and mode, `PNG I;16`; file_bytes: the file's size; mean, std: of
@@ -64,7 +64,7 @@ Result = ImageFacts | Failure
 
 
 def inspect_images(names: Iterable[str]) -> dict[str, Result]:
-    """Read every distinct file and decode those whose content was never seen. Returns what each name led to."""
+    """Read every distinct file and decode those with new content. Returns the facts or the failure of each name."""
     folder = paths.store_root() / "facts" / facts_key()
     workers = available_cores()
     chunks = split_chunks(sorted(set(names)), IMAGES_PER_CHUNK, workers)
@@ -84,22 +84,15 @@ def inspect_images(names: Iterable[str]) -> dict[str, Result]:
     return _with_known(results, folder)
 
 
-def inspect_image(path: Path) -> Result:
-    """Facts of one file, or why there are none."""
-    try:
-        data = read_bytes(path)
-        return describe(data, hashlib.sha256(data).hexdigest(), path)
-    except ImageError as error:
-        return _failure(error)
-
-
 def describe(data: bytes, image_id: str, path: Path) -> ImageFacts:
-    """Decode a file's bytes, whose sha256 is image_id; `ImageError` where they are no image. path: only names it."""
+    """Decode a file's bytes, whose sha256 is image_id. path: only for the message of an `ImageError`."""
     grey, bits, kind = decode(data, path)
     height, width = grey.shape
+    pixel_hash = hashlib.sha256(repr(grey.shape).encode())
+    pixel_hash.update(np.ascontiguousarray(grey).data)
     return ImageFacts(
         image_id=image_id,
-        pixel_id=_pixel_id(grey),
+        pixel_id=pixel_hash.hexdigest(),
         width=width,
         height=height,
         bits=bits,
@@ -113,40 +106,30 @@ def describe(data: bytes, image_id: str, path: Path) -> ImageFacts:
 
 
 def _inspect(folder: Path, names: Sequence[str]) -> list[tuple[str, Result | str]]:
-    """What each file led to; only its id where its facts are known."""
-    known = known_ids(folder)
-    return [(name, _inspect_new(Path(name), known)) for name in names]
+    known = known_ids(folder)  # here, not passed along: every worker process reads it once
+    return [(name, inspect_image(Path(name), known)) for name in names]
 
 
-def _inspect_new(path: Path, known: frozenset[str]) -> Result | str:
+def inspect_image(path: Path, known: frozenset[str] = frozenset()) -> Result | str:
+    """Facts of one file, or why there are none; only its id if that is `known`."""
     try:
         data = read_bytes(path)
         image_id = hashlib.sha256(data).hexdigest()
         return image_id if image_id in known else describe(data, image_id, path)
     except ImageError as error:
-        return _failure(error)
-
-
-def _failure(error: ImageError) -> Failure:
-    return Failure("missing_image" if isinstance(error, MissingImageError) else "unreadable_image", str(error))
+        return Failure("missing_image" if isinstance(error, MissingImageError) else "unreadable_image", str(error))
 
 
 def _with_known(results: dict[str, Result | str], folder: Path) -> dict[str, Result]:
-    """Put the kept facts in the place of ids."""
+    """Replace ids by the saved facts."""
     wanted = {result for result in results.values() if isinstance(result, str)}
     known = load_facts(folder) if wanted else pd.DataFrame()
     rows = known[known.index.isin(wanted)].reset_index().to_dict("records")
     facts = {row["image_id"]: ImageFacts(**{str(name): value for name, value in row.items()}) for row in rows}
-
-    def settle(name: str, result: Result | str) -> Result:
-        if not isinstance(result, str):
-            return result
-        return facts[result] if result in facts else inspect_image(Path(name))  # the store was emptied meanwhile
-
-    return {name: settle(name, result) for name, result in results.items()}
-
-
-def _pixel_id(grey: np.ndarray) -> str:
-    digest = hashlib.sha256(repr(grey.shape).encode())
-    digest.update(np.ascontiguousarray(grey).data)
-    return digest.hexdigest()
+    complete: dict[str, Result] = {}
+    for name, result in results.items():
+        if isinstance(result, str):  # decoded again if the store was emptied meanwhile
+            result = facts.get(result) or inspect_image(Path(name))
+        assert not isinstance(result, str), "only known images are ids"
+        complete[name] = result
+    return complete

@@ -115,8 +115,7 @@ def similarity(first: np.ndarray, second: np.ndarray, starts: np.ndarray) -> np.
     whole = correlation(normalise(first, 6.0) * both, normalise(moved, 6.0) * both)
     evidence = np.arctanh(np.clip(np.stack([blocks, blocks, whole]), -0.99, 0.995)).mean(axis=0)
     still = np.abs(placement - UNMOVED).max(axis=1) < STILL
-    result: np.ndarray = np.tanh(evidence + BONUS * still)
-    return result
+    return np.tanh(evidence + BONUS * still)
 
 
 def near_duplicate_pairs(table: pd.DataFrame, threshold: float = THRESHOLD) -> list[Pair]:
@@ -184,10 +183,8 @@ class _Search:
         suspects: list[Suspect] = []
         for start in range(0, len(order), PAIRS_PER_CHUNK):
             part = order[start : start + PAIRS_PER_CHUNK]
-            upright = [
-                signs[at] * turned(self.prints[queries[at]], turns[at]).astype(np.float32) for at in part.tolist()
-            ]
-            scores, starts = _match(np.stack(upright), self.prints[partners[part]].astype(np.float32))
+            upright = np.stack([signs[at] * turned(self.prints[queries[at]], turns[at]) for at in part.tolist()])
+            scores, starts = _match(upright.astype(np.float32), self.prints[partners[part]].astype(np.float32))
             for at, begin in zip(part[scores >= PROMISING].tolist(), starts[scores >= PROMISING], strict=True):
                 one, other = int(queries[at]), int(partners[at])
                 files = self.files[one], self.files[other]
@@ -196,7 +193,8 @@ class _Search:
 
     def _keep(self, suspect: Suspect, score: float) -> None:
         one, other = sorted((suspect.query, suspect.partner))
-        relation = _relation(suspect.turn, suspect.sign)
+        words = ([RELATIONS[suspect.turn]] if suspect.turn else []) + (["inverted"] if suspect.sign < 0 else [])
+        relation = " and ".join(words) or "resized, recompressed, cropped or re-windowed"
         self.found[one, other] = Pair(
             self.rows[one], self.rows[other], score, relation, self.pixels[one], self.pixels[other]
         )
@@ -240,13 +238,7 @@ def _lower_quartile(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     empty = np.minimum(one, other) < LEAST_CONTENT * BLOCK**2
     correlations[empty] = np.nan
     correlations[empty.all(axis=1)] = 0
-    quartile: np.ndarray = np.nanquantile(correlations, 0.25, axis=1)
-    return quartile
-
-
-def _relation(turn: int, sign: float) -> str:
-    words = ([RELATIONS[turn]] if turn else []) + (["inverted"] if sign < 0 else [])
-    return " and ".join(words) or "resized, recompressed, cropped or re-windowed"
+    return np.nanquantile(correlations, 0.25, axis=1)
 
 
 @lru_cache(maxsize=512)
@@ -266,5 +258,4 @@ def _square(grey: np.ndarray, side: int) -> np.ndarray:
 def _half(squares: np.ndarray) -> np.ndarray:
     """(N, S, S) to (N, S / 2, S / 2), averaged."""
     half = squares.shape[-1] // 2
-    averaged: np.ndarray = squares.reshape(len(squares), half, 2, half, 2).mean(axis=(2, 4))
-    return averaged
+    return squares.reshape(len(squares), half, 2, half, 2).mean(axis=(2, 4))

@@ -1,4 +1,4 @@
-"""Where one image lies in another that was cropped by a few percent: Gauss-Newton on local contrast.
+"""Registration of an image with a copy cropped by a few percent: Gauss-Newton on local contrast.
 
 The method is that of Lucas and Kanade (1981), for scale and shift along both axes.
 
@@ -28,16 +28,13 @@ DAMPING = 1e-3
 
 def smooth(squares: np.ndarray, sigma: float) -> np.ndarray:
     """(..., S, S) blurred by a Gaussian."""
-    sigmas = (0.0,) * (squares.ndim - 2) + (sigma, sigma)
-    blurred: np.ndarray = gaussian_filter(squares, sigmas, mode="nearest")
-    return blurred
+    return gaussian_filter(squares, sigma, axes=(-2, -1), mode="nearest")
 
 
 def normalise(squares: np.ndarray, sigma: float, floor: float = FLOOR) -> np.ndarray:
     """(..., S, S) grey levels to local contrast: minus the local mean, by the local deviation. Blind to windowing."""
     high = squares - smooth(squares, sigma)
-    normal: np.ndarray = high / (np.sqrt(smooth(high * high, sigma)) + np.float32(floor))
-    return normal
+    return high / (np.sqrt(smooth(high * high, sigma)) + np.float32(floor))
 
 
 def interpolation(size: int, low: float, high: float) -> np.ndarray:
@@ -55,8 +52,7 @@ def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(N, ...) each: cosine of each pair, (N,)."""
     one, other = first.reshape(len(first), -1), second.reshape(len(second), -1)
     norms = np.sqrt(np.einsum("np,np->n", one, one) * np.einsum("np,np->n", other, other))
-    cosine: np.ndarray = np.einsum("np,np->n", one, other) / (norms + np.float32(1e-9))
-    return cosine
+    return np.einsum("np,np->n", one, other) / (norms + np.float32(1e-9))
 
 
 def placed(second: np.ndarray, placement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,8 +125,7 @@ def _nearest_true(marked: np.ndarray) -> np.ndarray:
 
 
 def _inside(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    both: np.ndarray = (rows.sum(axis=2) > 0.99)[:, :, None] & (columns.sum(axis=2) > 0.99)[:, None, :]
-    return both
+    return (rows.sum(axis=2) > 0.99)[:, :, None] & (columns.sum(axis=2) > 0.99)[:, None, :]
 
 
 def _solve(jacobian: np.ndarray, residual: np.ndarray) -> np.ndarray:
@@ -138,8 +133,7 @@ def _solve(jacobian: np.ndarray, residual: np.ndarray) -> np.ndarray:
     hessian = jacobian @ jacobian.transpose(0, 2, 1)
     diagonal = range(4)
     hessian[:, diagonal, diagonal] = hessian[:, diagonal, diagonal] * np.float32(1 + DAMPING) + np.float32(DAMPING)
-    step: np.ndarray = np.linalg.solve(hessian, jacobian @ residual[:, :, None])[:, :, 0]
-    return step
+    return np.linalg.solve(hessian, jacobian @ residual[:, :, None])[:, :, 0]
 
 
 @lru_cache(maxsize=4)
@@ -175,5 +169,4 @@ def _of_edges(edges: tuple[float, ...]) -> tuple[float, float, float, float]:
 
 def _inverse(placement: np.ndarray) -> np.ndarray:
     scale, shift = placement[:, ::2], placement[:, 1::2]
-    inverse: np.ndarray = np.stack([1 / scale, -shift / scale], axis=2).reshape(len(placement), 4)
-    return inverse
+    return np.stack([1 / scale, -shift / scale], axis=2).reshape(len(placement), 4)

@@ -1,7 +1,7 @@
-"""Leaks between splits: a patient, a study, or the same image, in more than one.
+"""Leaks between splits: a patient, a study or an image in more than one.
 
-Checks go from strong to weak: patient, study, file bytes, pixels, near-duplicates. What a stronger image check has
-named is not named again by a weaker one.
+Checks go from strong to weak: patient, study, file bytes, pixels, near-duplicates. A weaker image check does not repeat
+what a stronger one has reported.
 """
 
 import re
@@ -16,7 +16,7 @@ from knee_siglip.validation.images.near_duplicates import Pair
 from knee_siglip.validation.issue import Issue, Severity
 
 RANK = {split: rank for rank, split in enumerate(SPLITS)}
-"""Of two splits that share something, `drop` takes the rows out of the lower one: test is never touched."""
+"""`drop` removes rows from the lower of two splits: test is never touched."""
 
 ROWS_NAMED = 4
 
@@ -31,7 +31,7 @@ class Leak:
 
 
 def patient_ids(table: pd.DataFrame, pattern: str | None) -> tuple[pd.Series, list[Issue]]:
-    """Patient of every row, as text; empty where unknown. `pattern`'s first group in img_path where no column says it.
+    """Patient of every row as text, empty where unknown: column patient_id, else `pattern`'s first group in img_path.
 
     Returns the ids and a warning for what cannot be checked.
 
@@ -40,8 +40,9 @@ def patient_ids(table: pd.DataFrame, pattern: str | None) -> tuple[pd.Series, li
     """
     given = table["patient_id"].str.strip() if "patient_id" in table.columns else pd.Series("", table.index, dtype=str)
     if pattern is not None:
-        derived = table["img_path"].map(_extractor(pattern))
-        given = given.where(given != "", derived)
+        _check_pattern(pattern)
+        derived = table["img_path"].str.extract(pattern).iloc[:, 0]
+        given = given.where(given != "", derived.fillna(""))
     unknown = given.index[given == ""]
     if unknown.empty:
         return given, []
@@ -63,22 +64,22 @@ def id_key(text: str) -> str:
 
 
 def find_leaks(table: pd.DataFrame, on_leak: str, pairs: Sequence[Pair] = ()) -> tuple[pd.DataFrame, list[Issue]]:
-    """Handle what is in two splits.
+    """Find and handle what is in two splits.
 
-    table: indexed by spreadsheet row, with img_path, split, patient_id, image_id and flags (empty ids are unknown);
-    study_id and pixel_id where it has them. pairs: near-duplicates (near_duplicates.py).
-    Returns the rows that stay (all, but for `drop`), leaking ones flagged, and the issues: with `error` and `warn`
-    one for each patient, study, image or pair, with `drop` one for each dropped row.
+    table: indexed by spreadsheet row, with img_path, split, patient_id, image_id, pixel_id and flags (empty ids are
+    unknown); study_id is optional. pairs: near-duplicates (near_duplicates.py).
+    Returns the rows kept (all of them unless on_leak is `drop`), with leaking ones flagged, and the issues: one per
+    patient, study, image or pair; with `drop` one per dropped row.
     """
     issues: list[Issue] = []
     checks: tuple[Callable[[pd.DataFrame], Iterator[Leak]], ...] = (
-        lambda rows: _shared_ids(rows, "patient_id", "patient_leak", "patient"),
-        lambda rows: _shared_ids(rows, "study_id", "study_leak", "study"),
+        lambda rows: _shared_ids(rows, "patient"),
+        lambda rows: _shared_ids(rows, "study"),
         _same_bytes,
         _same_pixels,
-        lambda rows: _alike(rows, pairs),
+        lambda rows: _near_duplicates(rows, pairs),
     )
-    for check in checks:
+    for check in checks:  # one after the other: what an earlier check drops, a later one must not see
         leaks = list(check(table))
         if on_leak == "drop":
             table, dropped = _drop(table, leaks)
@@ -93,37 +94,28 @@ def find_leaks(table: pd.DataFrame, on_leak: str, pairs: Sequence[Pair] = ()) ->
 
 
 def check_repeated_images(table: pd.DataFrame) -> list[Issue]:
-    """The same bytes, or the same pixels in other bytes, under two names within a split: kept, and named."""
+    """The same bytes, or the same pixels in other bytes, under two names within a split: a warning."""
     issues = []
-    for column, content in (("image_id", "image_file"), ("pixel_id", "image_id")):
-        if column not in table.columns:
-            continue
-        known = table[table[column] != ""]
-        several = known.groupby(["split", column])[content].transform("nunique") > 1
-        for _, group in known[several].groupby(["split", column], sort=False):
-            names = group["image_file"].nunique()
-            what = "the same image" if column == "image_id" else "the same pixels in different files"
-            check = "repeated_image" if column == "image_id" else "repeated_pixels"
-            path = str(group["img_path"].iloc[0])
-            rows = tuple(group.index.tolist())
-            message = f"{what} under {names} names: {_where(group)}"
-            issues.append(Issue("warning", check, rows[0], path, message, rows[1:]))
+    for check, same, differing, what in (
+        ("repeated_image", "image_id", "image_file", "the same image"),
+        ("repeated_pixels", "pixel_id", "image_id", "the same pixels in different files"),
+    ):
+        known = table[table[same] != ""]
+        several = known.groupby(["split", same])[differing].transform("nunique") > 1
+        for _, group in known[several].groupby(["split", same], sort=False):
+            first, *others = group.index.tolist()
+            message = f"{what} under {group['image_file'].nunique()} names: {_where(group)}"
+            issues.append(Issue("warning", check, first, str(group["img_path"].iloc[0]), message, tuple(others)))
     return issues
 
 
-def _extractor(pattern: str) -> Callable[[str], str]:
+def _check_pattern(pattern: str) -> None:
     try:
-        expression = re.compile(pattern)
+        groups = re.compile(pattern).groups
     except re.error as error:
         raise UsageError(f"data.patient_id_pattern = {pattern!r} is no regular expression: {error}") from None
-    if not expression.groups:
+    if not groups:
         raise UsageError(f"data.patient_id_pattern = {pattern!r} has no group; put the patient's part in (...)")
-
-    def extract(path: str) -> str:
-        match = expression.search(path)
-        return (match.group(1) or "") if match else ""
-
-    return extract
 
 
 def _leaking(table: pd.DataFrame, keys: pd.Series) -> Iterator[pd.DataFrame]:
@@ -135,14 +127,15 @@ def _leaking(table: pd.DataFrame, keys: pd.Series) -> Iterator[pd.DataFrame]:
         yield group
 
 
-def _shared_ids(table: pd.DataFrame, column: str, check: str, name: str) -> Iterator[Leak]:
-    """Patients or studies, compared by `id_key`."""
+def _shared_ids(table: pd.DataFrame, name: str) -> Iterator[Leak]:
+    """name: patient or study; their ids are compared by `id_key`."""
+    column = f"{name}_id"
     if column not in table.columns:
         return
     for group in _leaking(table, table[column].map(id_key)):
         spellings = list(dict.fromkeys(group[column].str.strip()))
         named = spellings[0] if len(spellings) == 1 else f"{', '.join(map(repr, spellings))} (taken as one {name})"
-        yield Leak(check, group.index.tolist(), f"{name} {named} is in {_where(group)}")
+        yield Leak(f"{name}_leak", group.index.tolist(), f"{name} {named} is in {_where(group)}")
 
 
 def _same_bytes(table: pd.DataFrame) -> Iterator[Leak]:
@@ -151,17 +144,15 @@ def _same_bytes(table: pd.DataFrame) -> Iterator[Leak]:
 
 
 def _same_pixels(table: pd.DataFrame) -> Iterator[Leak]:
-    """Equal pixels, where they are not all equal bytes as well."""
-    if "pixel_id" not in table.columns:
-        return
+    """Equal pixels in files that differ."""
     for group in _leaking(table, table["pixel_id"]):
         if group["image_id"].nunique() > 1:
             message = f"identical pixels in different files are in {_where(group)}"
             yield Leak("pixel_leak", group.index.tolist(), message)
 
 
-def _alike(table: pd.DataFrame, pairs: Sequence[Pair]) -> Iterator[Leak]:
-    """Near-duplicates; a pair stands for all rows with the pixels of its two."""
+def _near_duplicates(table: pd.DataFrame, pairs: Sequence[Pair]) -> Iterator[Leak]:
+    """A pair stands for all rows with the pixels of its two images."""
     alike = [pair for pair in pairs if pair.pixels_a and pair.pixels_b]
     groups = table[table["split"].isin(SPLITS)].groupby("pixel_id").groups if alike else {}
     for pair in alike:

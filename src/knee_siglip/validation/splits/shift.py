@@ -21,10 +21,10 @@ import pandas as pd
 from knee_siglip.metrics.significance import holm_adjusted
 from knee_siglip.task.task import Labels, Task
 from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.splits.cohort import patient_numbers, text_words
+from knee_siglip.validation.splits.cohort import DECIMALS, patient_numbers, text_words
 
 P_VALUE = 0.01
-"""After Holm's correction: at most one in a hundred clean data sets is warned about."""
+"""After Holm's correction: at most one in a hundred clean data sets gets a warning."""
 
 KS_FLOOR = 0.15
 """Normal distributions whose means lie 0.38 standard deviations apart: between Cohen's small (0.2) and medium (0.5)."""
@@ -38,8 +38,6 @@ MIN_PATIENTS = 10
 MIN_EXPECTED = 5
 """Patients expected in every cell of a chi-squared table (Cochran 1954); rarer categories are counted together."""
 
-DECIMALS = 4
-
 NUMBERS = {
     "mean": "the mean grey (0-255)",
     "std": "the contrast (standard deviation of the greys)",
@@ -49,10 +47,7 @@ NUMBERS = {
     "text_words": "the length of the texts in words",
 }
 OF_VIEWS = {"side": "the side", "view": "the view"}
-OF_FILES = {
-    "bits": "the bit depth",
-    "kind": "the file format",
-}
+OF_FILES = {"bits": "the bit depth", "kind": "the file format"}
 
 
 def feature_names(labels: Labels) -> tuple[dict[str, str], dict[str, str]]:
@@ -70,7 +65,7 @@ class Weighted:
 
     @property
     def patients(self) -> int:
-        """How many there are."""
+        """Their number."""
         return round(self.weights.sum())
 
 
@@ -88,15 +83,15 @@ class Comparison:
 
     @property
     def shifted(self) -> bool:
-        """Both sure and large."""
+        """Whether the difference is both significant and large."""
         return self.p < P_VALUE and self.effect >= (KS_FLOOR if self.test == "ks" else V_FLOOR)
 
 
 def check_shift(table: pd.DataFrame, task: Task) -> tuple[dict[str, Any], list[Issue]]:
     """Compare val and test with train, feature by feature.
 
-    Returns `{split: {feature: {ks, ks_p, cramers_v, cramers_v_p}}}`, with what could be computed, and a warning for
-    each feature of a split that is surely and clearly shifted.
+    Returns `{split: {feature: {ks, ks_p, cramers_v, cramers_v_p}}}` as far as it can be computed, and a warning for
+    each shifted feature of a split.
     """
     rows = table[table["image_id"] != ""]
     rows = rows.assign(text_words=text_words(rows), patient=patient_numbers(rows))
@@ -105,11 +100,11 @@ def check_shift(table: pd.DataFrame, task: Task) -> tuple[dict[str, Any], list[I
     compared = [comparison for pair in pairs for comparison in _compare(*pair, task.labels)]
     corrected = holm_adjusted([each.p for each in compared])
     comparisons = [replace(each, p=p) for each, p in zip(compared, corrected, strict=True)]
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for each in comparisons:
-        feature = figures.setdefault(each.split, {}).setdefault(each.feature, {})
+        feature = metrics.setdefault(each.split, {}).setdefault(each.feature, {})
         feature |= {each.test: round(each.effect, DECIMALS), f"{each.test}_p": round(each.p, DECIMALS)}
-    return figures, _issues(comparisons, task.labels)
+    return metrics, _issues(comparisons, task.labels)
 
 
 def _compare(split: str, train: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> Iterator[Comparison]:
@@ -171,8 +166,7 @@ def _gather_rare(counts: pd.DataFrame) -> pd.DataFrame:
     rare = counts.sum(axis=1) * smallest < MIN_EXPECTED
     if not rare.any():
         return counts
-    others = counts[rare].sum()
-    counts = counts[~rare]
+    others, counts = counts[rare].sum(), counts[~rare]
     if others.sum() * smallest >= MIN_EXPECTED:
         return pd.concat([counts, others.to_frame("others").T])
     if len(counts):

@@ -1,4 +1,4 @@
-"""Shortcuts: can the grade or the split be told from how the files were made, without looking at what they show?
+"""Shortcuts: do properties of the files alone predict the grade or the split?
 
 In one public set the bit depth gave the class away, and every model trained on it shone. A shallow decision tree
 (which finds a middle range as easily as a trend) predicts the target from each kind of feature alone and from all
@@ -18,7 +18,7 @@ import pandas as pd
 from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.splits.cohort import patient_numbers
+from knee_siglip.validation.splits.cohort import DECIMALS, patient_numbers
 
 FEATURES = {
     "file_size": ("file_bytes",),
@@ -56,7 +56,6 @@ FOLDS = 5
 SEED = 0
 DEPTH = 4
 MIN_LEAF = 5
-DECIMALS = 4
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,28 @@ class Shortcut:
 
 
 def check_shortcuts(table: pd.DataFrame, task: Task) -> tuple[dict[str, Any], list[Issue]]:
-    """Predict the label, whether it is a positive one, and the split from file size, dimensions, depth and intensity.
+    """Predict the label, whether it is positive, and the split from file size, dimensions, depth and intensity.
 
-    table: what the checks get; rows without a readable image are left out. Returns `{target: {feature: {auroc, highest,
-    highest_low}}}`: the mean over the classes, the best told class, and the lower end of its interval; targets and
-    classes with too few rows or patients are absent. And a warning for each feature that gives a class away.
+    table: as the checks get it; rows without a readable image are left out. Returns `{target: {feature: {auroc,
+    highest, highest_low}}}` (mean over the classes, best class, lower end of its interval), without targets and classes
+    that have too few rows or patients, and a warning for each feature that gives a class away.
     """
+    from scipy.stats import norm
+
     rows = _draw(table[table["image_id"] != ""])
-    shortcuts = [each for target, classes in _targets(rows, task) for each in _examine(target, classes, rows)]
-    lows = _with_lower_ends(shortcuts)
-    figures: dict[str, Any] = {}
-    for target, feature in dict.fromkeys((each.target, each.feature) for each in lows):
-        classes = [each for each in lows if (each.target, each.feature) == (target, feature)]
-        figures.setdefault(target, {})[feature] = _figures(classes)
-    return figures, _issues(lows, task)
+    examined = [each for target, classes in _targets(rows, task) for each in _examine(target, classes, rows)]
+    width = float(norm.isf(ERROR_RATE / max(1, len(examined))))
+    shortcuts = [replace(each, low=each.auroc - width * error) for each, error in examined]
+    metrics: dict[str, Any] = {}
+    for target, feature in dict.fromkeys((each.target, each.feature) for each in shortcuts):
+        classes = [each for each in shortcuts if (each.target, each.feature) == (target, feature)]
+        best = max(classes, key=lambda each: each.auroc)
+        metrics.setdefault(target, {})[feature] = {
+            "auroc": round(float(np.mean([each.auroc for each in classes])), DECIMALS),
+            "highest": round(best.auroc, DECIMALS),
+            "highest_low": round(max(0.0, best.low), DECIMALS),
+        }
+    return metrics, _issues(shortcuts, task)
 
 
 def clustered_auroc(scores: np.ndarray, positive: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
@@ -113,7 +120,7 @@ def _draw(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(
         patient=patient_numbers(rows),
         aspect=rows["width"] / rows["height"],
-        kind=np.unique(rows["kind"].to_numpy(dtype=str), return_inverse=True)[1] if "kind" in rows.columns else 0,
+        kind=np.unique(rows["kind"].to_numpy(dtype=str), return_inverse=True)[1],
     )
     if len(rows) <= MAX_ROWS:
         return rows
@@ -141,20 +148,20 @@ def _examine(target: str, labels: pd.Series, rows: pd.DataFrame) -> Iterator[tup
     rows, labels = rows[labels.notna()], labels[labels.notna()]
     patients = rows["patient"].to_numpy()
     truth = labels.to_numpy(dtype=str)
-    classes = [label for label in np.unique(truth) if _enough(patients[truth == label], patients[truth != label])]
+    classes = []
+    for label in np.unique(truth):
+        sizes = len(np.unique(patients[truth == label])), len(np.unique(patients[truth != label]))
+        if min(sizes) >= MIN_PATIENTS:
+            classes.append(label)
     if len(rows) < MIN_ROWS or not classes:
         return
     folds = _folds(truth, patients)
     for feature, columns in (FEATURES | {TOGETHER: sum(FEATURES.values(), ())}).items():
-        values = rows[[name for name in columns if name in rows.columns]].to_numpy(dtype=np.float64)
+        values = rows[list(columns)].to_numpy(dtype=np.float64)
         scores = _out_of_fold(values, truth, folds)
         for label in classes[:1] if len(scores) == 2 else classes:  # of two classes both have the same AUROC
             auroc, error = clustered_auroc(scores[label], truth == label, patients)
             yield Shortcut(target, feature, str(label), auroc, 0.0), error
-
-
-def _enough(patients: np.ndarray, rest: np.ndarray) -> bool:
-    return min(len(np.unique(patients)), len(np.unique(rest))) >= MIN_PATIENTS
 
 
 def _folds(truth: np.ndarray, patients: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -170,10 +177,7 @@ def _folds(truth: np.ndarray, patients: np.ndarray) -> list[tuple[np.ndarray, np
 def _out_of_fold(
     values: np.ndarray, truth: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """For each class the (N,) predicted probability of every row, by a tree fitted on the other folds.
-
-    values: (N, F).
-    """
+    """values: (N, F). For each class the (N,) probability predicted by trees fitted on the other folds."""
     from sklearn.model_selection import cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
 
@@ -184,22 +188,6 @@ def _out_of_fold(
         warnings.simplefilter("ignore", RuntimeWarning)  # a class that is in one fold alone is never predicted: 0
         predicted = cross_val_predict(tree, values, truth, cv=folds, method="predict_proba")
     return dict(zip(map(str, np.unique(truth)), predicted.T, strict=True))
-
-
-def _with_lower_ends(examined: Sequence[tuple[Shortcut, float]]) -> list[Shortcut]:
-    if not examined:
-        return []
-    from scipy.stats import norm
-
-    width = float(norm.isf(ERROR_RATE / len(examined)))
-    return [replace(each, low=each.auroc - width * error) for each, error in examined]
-
-
-def _figures(classes: Sequence[Shortcut]) -> dict[str, float]:
-    best = max(classes, key=lambda each: each.auroc)
-    mean = float(np.mean([each.auroc for each in classes]))
-    figures = {"auroc": mean, "highest": best.auroc, "highest_low": max(0.0, best.low)}
-    return {name: round(value, DECIMALS) for name, value in figures.items()}
 
 
 def _issues(shortcuts: Sequence[Shortcut], task: Task) -> list[Issue]:

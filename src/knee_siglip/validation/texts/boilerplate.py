@@ -1,4 +1,4 @@
-"""Impressions that are none, and impressions that say nothing about what the image shows."""
+"""Missing impressions, and impressions that say nothing about what the image shows."""
 
 import re
 from collections.abc import Set
@@ -8,8 +8,7 @@ import pandas as pd
 
 from knee_siglip.tables.text import normalise_text
 from knee_siglip.task.task import Task
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_rows, issues_of_texts
+from knee_siglip.validation.issue import Issue, issues_of_rows, issues_of_texts
 
 QUOTED = 30
 
@@ -66,21 +65,17 @@ def boilerplate(subject: str, has_sides: bool) -> re.Pattern[str]:
 
 
 def check_missing(table: pd.DataFrame) -> list[Issue]:
-    """Errors for texts that are none.
-
-    "nan" is an empty cell that went through a program: as wrong to train on as an empty text, so an error as well.
-    """
+    """Errors for missing texts; "nan" is an empty cell that went through a program, so it is one."""
     empty = {text for text in table["text"].unique() if not any(char.isalpha() for char in text)}
+    placeholder = "stands for a missing text; write the impression, or take the row out"
     return [
         *_refused(table, "empty_text", empty, "holds no words"),
-        *_refused(
-            table, "missing_text", MISSING, "stands for a missing text; write the impression, or take the row out"
-        ),
+        *_refused(table, "missing_text", MISSING, placeholder),
     ]
 
 
 def check_boilerplate(table: pd.DataFrame, task: Task) -> list[Issue]:
-    """Warnings for texts that say nothing about the image: somebody wrote them, and they only thin the data out."""
+    """Warnings for texts that say nothing about the image; somebody wrote them, so they are no errors."""
     describe = partial(_boilerplate, task=task)
     return [
         *issues_of_texts(table, "boilerplate_text", describe, f"say nothing about the {task.subject}"),
@@ -91,7 +86,10 @@ def check_boilerplate(table: pd.DataFrame, task: Task) -> list[Issue]:
 def _refused(table: pd.DataFrame, check: str, texts: Set[str], reason: str) -> list[Issue]:
     """An error for every row whose normalised text is one of `texts`."""
     guilty = table.loc[table["text"].isin(list(texts)), "impression"]
-    messages = {int(str(row)): f"impression {_quote(impression)} {reason}" for row, impression in guilty.items()}
+    messages = {}
+    for row, impression in guilty.items():
+        quoted = ascii(impression) if len(impression) <= QUOTED else f"{impression[:QUOTED]!a}..."
+        messages[int(str(row))] = f"impression {quoted} {reason}"
     return issues_of_rows(table, check, messages, reason, "error")
 
 
@@ -109,7 +107,3 @@ def _referral(text: str) -> str | None:
     if REFERRAL.fullmatch(text):
         return f"the impression {text!r} only sends the reader elsewhere: nothing can be learnt from it"
     return None
-
-
-def _quote(text: str) -> str:
-    return ascii(text) if len(text) <= QUOTED else f"{text[:QUOTED]!a}..."

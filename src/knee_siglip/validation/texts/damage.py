@@ -1,12 +1,11 @@
-"""Texts that a wrong encoding or a copied page has damaged. What is found is quoted by the damaged characters alone."""
+"""Texts damaged by a wrong encoding or a copied page; messages quote the damaged characters only."""
 
 import re
 from collections.abc import Callable
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_texts
+from knee_siglip.validation.issue import Issue, issues_of_texts
 
 QUOTED = 12
 
@@ -50,7 +49,7 @@ CHECKS: tuple[tuple[str, re.Pattern[str], str, str], ...] = (
 
 
 def check_damage(table: pd.DataFrame) -> list[Issue]:
-    """Warnings, one check for each kind of damage. Line ends and BOM of the file are none: reading takes them off."""
+    """Warnings, one check per kind of damage. Reading has already removed line ends and the file's byte order mark."""
     issues = []
     for check, pattern, wrong, mend in CHECKS:
         problem = f"hold characters that {wrong}; {mend}"
@@ -63,14 +62,11 @@ def _judge(pattern: re.Pattern[str], wrong: str, mend: str) -> Callable[[str], s
         found = [(match.start() + 1, match[0]) for match in pattern.finditer(text)]
         if not found:
             return None
-        place, characters = found[0]
-        shown = _shown(characters) if pattern is not MARKUP else "what stands"  # a tag may hold anything
+        place, characters = found[0][0], found[0][1][:QUOTED]
+        shown = repr(characters) if characters.isprintable() else ascii(characters)
+        if pattern is MARKUP:  # a tag may hold anything
+            shown = "what stands"
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         return f"{shown} at character {place}{more} {wrong}; {mend}"
 
     return judge
-
-
-def _shown(characters: str) -> str:
-    characters = characters[:QUOTED]
-    return repr(characters) if characters.isprintable() else ascii(characters)

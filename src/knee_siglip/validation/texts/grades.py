@@ -1,16 +1,14 @@
-"""Does an impression name another grade than the column of labels?
+"""Impressions that name another grade than the column of labels.
 
-All that a text names is joined, so two places or an earlier study accuse nobody.
+All grades that a text names are allowed, so two compartments or an earlier study raise no warning.
 """
 
 import re
-from collections.abc import Mapping
 
 import pandas as pd
 
 from knee_siglip.task.task import Task
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_rows
+from knee_siglip.validation.issue import Issue, issues_of_rows
 from knee_siglip.validation.texts.kellgren_lawrence import Grades, grades_in_text, is_negated
 from knee_siglip.validation.texts.plain_text import plain
 
@@ -35,16 +33,11 @@ def check_grade(table: pd.DataFrame, task: Task) -> list[Issue]:
 
 
 def named_grades(text: str, task: Task) -> tuple[str, Grades] | None:
-    """The words that tell a grade, and every grade (position in the labels) they allow; None where there are none."""
+    """The words that name a grade, and every grade (position in the labels) they allow; None if no grade is named."""
     if isinstance(task.label_patterns, str):
         return grades_in_text(text)
-    return _by_patterns(plain(text), task.label_patterns, task)
-
-
-def _by_patterns(words: str, patterns: Mapping[str, str], task: Task) -> tuple[str, Grades] | None:
-    """Every label whose expression matches somewhere, not negated."""
-    phrases: dict[str, int] = {}
-    for label, pattern in patterns.items():
+    words, phrases = plain(text), {}
+    for label, pattern in task.label_patterns.items():
         for match in re.finditer(pattern, words, re.IGNORECASE):
             if not is_negated(words, match):
                 phrases[match[0]] = task.labels.position(label)

@@ -1,9 +1,9 @@
-"""Which Kellgren-Lawrence grades of a knee does an impression name?
+"""Kellgren-Lawrence grades of a knee that an impression names.
 
-Three kinds of evidence, and a weaker one only counts where a stronger is missing: a grade by number ("KL 2-3", "grade
-III osteoarthritis"), osteoarthritis with a severity or its absence ("mild OA", "normal knee"), single signs ("bone on
-bone"). All that a text names is joined, so two compartments or an earlier study accuse nobody. A number must be the
-column's; words may be one grade off, by which two readers commonly differ.
+Three kinds of evidence; a weaker one only counts if a stronger is missing: a grade by number ("KL 2-3", "grade III
+osteoarthritis"), osteoarthritis with a severity or its absence ("mild OA", "normal knee"), single signs ("bone on
+bone"). All grades that a text names are allowed, so two compartments or an earlier study raise no warning. A number
+must be the column's; words may be one grade off, by which two readers commonly differ.
 """
 
 import re
@@ -11,7 +11,7 @@ import re
 from knee_siglip.validation.texts.plain_text import plain
 
 HIGHEST = 4
-ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4}
+NUMERALS = {"0": 0, "1": 1, "2": 2, "3": 3, "4": 4, "i": 1, "ii": 2, "iii": 3, "iv": 4}
 
 NUMBER = r"(?:[0-4]|iv|iii|ii|i)(?!\w)"
 NUMBERS = (
@@ -77,7 +77,7 @@ Grades = frozenset[int]
 
 
 def grades_in_text(text: str) -> tuple[str, Grades] | None:
-    """The words that tell a grade, and every grade (0-4) they allow; None where the text tells none."""
+    """The words that name a grade, and every grade (0-4) they allow; None if no grade is named."""
     words = plain(text)
     for kind in (_by_number, _by_degree, _by_sign):
         if found := kind(words):
@@ -97,8 +97,8 @@ def _by_number(words: str) -> list[tuple[str, Grades]]:
 
 def _numbered(match: re.Match[str]) -> Grades:
     """Grades of a number, a range, or a bound; none for "KL > 4"."""
-    first = _number(match["first"])
-    last = _number(match["last"]) if match["last"] else first + bool(match["half"])
+    first = NUMERALS[match["first"]]
+    last = NUMERALS[match["last"]] if match["last"] else first + bool(match["half"])
     low, high = min(first, last), max(first, last)
     bounds = {
         **dict.fromkeys((">=", "≥", "at least"), (low, HIGHEST)),
@@ -108,10 +108,6 @@ def _numbered(match: re.Match[str]) -> Grades:
     }
     low, high = bounds.get(match["compare"], (low, high))
     return frozenset(range(low, high + 1))
-
-
-def _number(cell: str) -> int:
-    return ROMAN[cell] if cell in ROMAN else int(cell)
 
 
 def _by_degree(words: str) -> list[tuple[str, Grades]]:

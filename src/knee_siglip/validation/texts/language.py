@@ -1,4 +1,4 @@
-"""Is an impression English? The text encoders are: what they never met, they cannot tell apart.
+"""Impressions in other scripts and languages: the text encoders were trained on English.
 
 Scripts are counted by letter; languages in Latin script are told by py3langid (Lui and Baldwin 2012).
 """
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_texts
+from knee_siglip.validation.issue import Issue, issues_of_texts
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier

@@ -1,7 +1,7 @@
-"""Does an impression speak of the other side than the column `side`?
+"""Impressions that name the other side than the column `side`.
 
-Conservative: a text is only held against its row where it names exactly one side, says it of the task's anatomy,
-and that is the other one. "Both knees", "compared with the left knee", "left-handed" and "left in place" accuse nobody.
+Conservative: only a text that names exactly one side, says it of the task's anatomy, and means the other one, gets a
+warning. "Both knees", "compared with the left knee", "left-handed" and "left in place" do not.
 """
 
 import re
@@ -11,8 +11,7 @@ from functools import lru_cache
 import pandas as pd
 
 from knee_siglip.task.task import Task
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_rows
+from knee_siglip.validation.issue import Issue, issues_of_rows
 from knee_siglip.validation.texts.plain_text import plain
 
 SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}

@@ -1,19 +1,17 @@
-"""Personal data in impressions, by pattern: a net with holes, and no anonymisation.
+"""Personal data in impressions, found by pattern. This is no anonymisation: patterns miss some of it.
 
-What the patterns know: names behind a title, a label or a signature; full dates; telephone numbers, e-mail addresses,
-social security numbers; numbers of six and more digits and labelled record numbers; ages over 89 (the limit of HIPAA's
-safe harbour, 45 CFR 164.514(b)). What they do not know: a bare name, a place, a month, a rare disease, other scripts.
-No issue here does not mean that there is no personal data.
+Found: names after a title, a label or a signature; full dates; telephone numbers, e-mail addresses, social security
+numbers; numbers of six and more digits and labelled record numbers; ages over 89 (the limit of HIPAA's safe harbour,
+45 CFR 164.514(b)). Missed: a bare name, a place, a month, a rare disease, other scripts.
 
-The issues tell kind and place, never the text: issues.csv travels further than the data.
+The issues name kind and place, never the text: issues.csv travels further than the data.
 """
 
 import re
 
 import pandas as pd
 
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_texts
+from knee_siglip.validation.issue import Issue, issues_of_texts
 
 KINDS_NAMED = 6
 
@@ -33,54 +31,41 @@ MONTH = (
 DAY, YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:19|20)\d\d"
 OLD = r"(?:9\d|1[0-2]\d)"
 
-PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("a name", re.compile(rf"\b(?:Mr|Mrs|Ms|Miss|Mister|Dr|Prof|Herr|Frau)\b\.? +{NAME}")),
-    ("a name", re.compile(rf"\b(?:MR|MRS|MS|DR|PROF)\. +{NOT_A_NAME}[A-Z]{{2,}}\b")),
-    ("a name", re.compile(rf"\b{WORD} {WORD},? (?:MD|M\.D\.|FRCR|MBBS|FRCS)(?!\w)")),
-    (
-        "a name",
-        re.compile(
+PATTERNS = tuple(
+    (kind, re.compile(pattern))
+    for kind, pattern in (
+        ("a name", rf"\b(?:Mr|Mrs|Ms|Miss|Mister|Dr|Prof|Herr|Frau)\b\.? +{NAME}"),
+        ("a name", rf"\b(?:MR|MRS|MS|DR|PROF)\. +{NOT_A_NAME}[A-Z]{{2,}}\b"),
+        ("a name", rf"\b{WORD} {WORD},? (?:MD|M\.D\.|FRCR|MBBS|FRCS)(?!\w)"),
+        (
+            "a name",
             r"\b(?i:(?:patient(?:'s)?|pt|sur|last|first|family)? ?name|name of patient|referring (?:physician|doctor)|"
-            rf"requested by|referred by|reported by|radiologist|physician) ?: *{NAME}"
+            rf"requested by|referred by|reported by|radiologist|physician) ?: *{NAME}",
         ),
-    ),
-    ("a name", re.compile(rf"\b(?i:patient|pt) ?: *{NAME}(?:,? {NAME}|, ?[A-Z]\b)")),
-    (
-        "a signature",
-        re.compile(
+        ("a name", rf"\b(?i:patient|pt) ?: *{NAME}(?:,? {NAME}|, ?[A-Z]\b)"),
+        (
+            "a signature",
             r"\b(?i:(?:signed|dictated|transcribed|verified|approved|reported|read|interpreted|reviewed|discussed"
-            rf") (?:off )?(?:by|with) ?:? *)(?:(?i:dr|prof)\.? *)?(?:{NAME}|[A-Z]{{2,4}}\b)"
+            rf") (?:off )?(?:by|with) ?:? *)(?:(?i:dr|prof)\.? *)?(?:{NAME}|[A-Z]{{2,4}}\b)",
         ),
-    ),
-    ("an e-mail address", re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{2,63})+")),
-    ("a social security number", re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")),
-    ("a telephone number", re.compile(r"(?<![\w.-])(?:\+?1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?!\w)")),
-    ("a telephone number", re.compile(r"(?<!\w)\+\d{1,3}[ .(/-]{1,2}\d[\d .()/-]{5,16}\d(?!\w)")),
-    (
-        "a record number",
-        re.compile(
+        ("an e-mail address", r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{2,63})+"),
+        ("a social security number", r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"),
+        ("a telephone number", r"(?<![\w.-])(?:\+?1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?!\w)"),
+        ("a telephone number", r"(?<!\w)\+\d{1,3}[ .(/-]{1,2}\d[\d .()/-]{5,16}\d(?!\w)"),
+        (
+            "a record number",
             r"\b(?i:mrn|medical record|accession|patient id|pat\.? id|case|nhs|hospital|exam|study|chart|record)"
-            r"(?i: ?(?:no|number|nr|id|#)\b\.?)? ?[:#] ?[A-Za-z]{0,4}[- ]?\d[\d -]{2,}\d"
+            r"(?i: ?(?:no|number|nr|id|#)\b\.?)? ?[:#] ?[A-Za-z]{0,4}[- ]?\d[\d -]{2,}\d",
         ),
-    ),
-    ("a long number", re.compile(r"(?<![\d.,])[A-Za-z]{0,3}\d{6,40}(?![\d.,]\d)")),
-    ("a date", re.compile(rf"(?<![\w/]){DAY}/{DAY}/(?:{YEAR}|\d\d)(?![\w/])")),
-    ("a date", re.compile(rf"(?<![\w.-]){DAY}([.-]){DAY}\1{YEAR}(?!\w)")),
-    ("a date", re.compile(rf"(?<!\d){YEAR}([-/.])(?:0?[1-9]|1[0-2])\1{DAY}(?!\d)")),
-    (
-        "a date",
-        re.compile(
-            rf"\b{DAY}(?:st|nd|rd|th|\.)?[ -]?(?:of )?{MONTH},?[ -]{YEAR}\b|\b{MONTH} {DAY}(?:st|nd|rd|th)?,? {YEAR}\b",
-            re.IGNORECASE,
-        ),
-    ),
-    (
-        "an age over 89",
-        re.compile(
-            rf"\b{OLD}[ -]?(?:(?:years?|yrs?)\b(?! ?(?:ago|back))|y[/ ]?o\b|y\b)|\baged?:? ?{OLD}\b(?!\.\d)",
-            re.IGNORECASE,
-        ),
-    ),
+        ("a long number", r"(?<![\d.,])[A-Za-z]{0,3}\d{6,40}(?![\d.,]\d)"),
+        ("a date", rf"(?<![\w/]){DAY}/{DAY}/(?:{YEAR}|\d\d)(?![\w/])"),
+        ("a date", rf"(?<![\w.-]){DAY}([.-]){DAY}\1{YEAR}(?!\w)"),
+        ("a date", rf"(?<!\d){YEAR}([-/.])(?:0?[1-9]|1[0-2])\1{DAY}(?!\d)"),
+        ("a date", rf"(?i)\b{DAY}(?:st|nd|rd|th|\.)?[ -]?(?:of )?{MONTH},?[ -]{YEAR}\b"),
+        ("a date", rf"(?i)\b{MONTH} {DAY}(?:st|nd|rd|th)?,? {YEAR}\b"),
+        ("an age over 89", rf"(?i)\b{OLD}[ -]?(?:(?:years?|yrs?)\b(?! ?(?:ago|back))|y[/ ]?o\b|y\b)"),
+        ("an age over 89", rf"(?i)\baged?:? ?{OLD}\b(?!\.\d)"),
+    )
 )
 
 HINT = re.compile(

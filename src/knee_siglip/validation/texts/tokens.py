@@ -1,7 +1,7 @@
-"""What a tokenizer makes of the impressions: cut ends, unknown words, characters that are gone.
+"""How a tokenizer treats the impressions: truncation, unknown words, changed characters.
 
-Texts are taken normalised (data/text.py), as every later stage takes them. Unknown and lost characters are looked for
-word by word: words repeat where texts do not, and the tokenizers of the encoders never join two words in one token.
+Texts are normalised (tables/text.py), as in every later stage. Unknown words and changed characters are found word by
+word: words repeat where texts do not, and the encoders' tokenizers never join two words in one token.
 """
 
 import difflib
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from knee_siglip.tables.text import token_counts
-from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.row_issues import issues_of_texts, name_rows
+from knee_siglip.validation.issue import Issue, issues_of_texts, name_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +26,7 @@ CHARACTERS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Word:
-    """How a word fares: its tokens, special ones not counted; whether one is unknown; what it comes back as."""
+    """Number of tokens without special ones; whether one is unknown; the word decoded from its tokens."""
 
     tokens: int
     unknown: bool
@@ -40,10 +39,10 @@ class Tokens:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], length: int) -> None:
         self.words: dict[str, Word] = {}
         distinct = list(dict.fromkeys(texts))
-        for text in distinct:
-            for word in text.split():
-                if word not in self.words:
-                    self.words[word] = _word(tokenizer, word)
+        for word in dict.fromkeys(word for text in distinct for word in text.split()):
+            ids = tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]
+            back = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()
+            self.words[word] = Word(len(ids), tokenizer.unk_token_id in ids, back)
         self.counts = {text: sum(self.words[word].tokens for word in text.split()) + 1 for text in distinct}
         long = [text for text, count in self.counts.items() if count > SURE_TO_FIT * length]
         self.counts.update(zip(long, token_counts(tokenizer, long), strict=True))
@@ -54,7 +53,7 @@ class Tokens:
         return [*self._truncated(table), *self._unknown(table), *self._changed(table)]
 
     def metrics(self, texts: pd.Series) -> dict[str, float | int]:
-        """Shares (0-1) of rows that are cut, of words (each time they stand there) that are unknown; token counts."""
+        """Share (0-1) of truncated rows and of unknown words (every occurrence counts); token counts."""
         counts = texts.map(self.counts)
         words = texts.map(str.split).explode().dropna()
         unknown = [word for word, facts in self.words.items() if facts.unknown]
@@ -79,11 +78,12 @@ class Tokens:
         return [Issue("warning", "truncated_text", None, "", message)]
 
     def _unknown(self, table: pd.DataFrame) -> list[Issue]:
+        unknown = {word for word, facts in self.words.items() if facts.unknown}
+
         def judge(text: str) -> str | None:
-            places = [place for place, word in enumerate(text.split(), 1) if self.words[word].unknown]
-            return (
-                f"the tokenizer does not know {_name_words(places)}: to it all such words are one" if places else None
-            )
+            if not (places := _places(text, unknown)):
+                return None
+            return f"the tokenizer does not know {_name_words(places)}: to it all such words are one"
 
         return issues_of_texts(table, "unknown_token", judge, "hold words that the tokenizer does not know", "text")
 
@@ -97,12 +97,6 @@ class Tokens:
             return f"the tokenizer changes {_name_words(places)}: {_difference(first, self.words[first].back)}"
 
         return issues_of_texts(table, "changed_by_tokenizer", judge, "hold words that the tokenizer changes", "text")
-
-
-def _word(tokenizer: "PreTrainedTokenizerBase", word: str) -> Word:
-    ids = tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]
-    back = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()
-    return Word(len(ids), tokenizer.unk_token_id in ids, back)
 
 
 def _places(text: str, words: set[str]) -> list[int]:
