@@ -21,7 +21,7 @@ from claims import Claim, conclude
 
 from knee_siglip.cli.train import prepare, train_in
 from knee_siglip.core import paths
-from knee_siglip.encoders.positions import WELL_TRAINED
+from knee_siglip.encoders.siglip_text import WELL_TRAINED
 from knee_siglip.evaluation.evaluate import EvaluateFiles, embed
 from knee_siglip.evaluation.measurement import measure, measure_headline
 from knee_siglip.evaluation.predictions import predictions_of

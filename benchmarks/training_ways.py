@@ -16,7 +16,7 @@ from sizes import Sizes, our_model, parameter_count
 
 from knee_siglip.encoders.backbones import SMALL_FOLDER
 from knee_siglip.model.device import autocast_dtype, place
-from knee_siglip.pairs.batches import PairDataset, Pixels, distinct_texts, epoch_order, split_groups
+from knee_siglip.pairs.batches import PairDataset, Pixels, epoch_order, split_groups
 from knee_siglip.params.sections import FreezeParams, TrainParams
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.manifest import read_manifest
@@ -162,8 +162,8 @@ class Ours:
 
     def _pairs(self, kind: Kind) -> PairDataset:
         table = self.work.table(kind)
-        texts, text_ids = distinct_texts(table["text"].tolist())
-        input_ids = tokenize(small_tokenizer(), texts, self.work.sizes.positions)
+        text_ids, texts = pd.factorize(table["text"])
+        input_ids = tokenize(small_tokenizer(), texts.tolist(), self.work.sizes.positions)
         return PairDataset(self.pixels, table["row"].to_numpy(), input_ids, text_ids)
 
     def _texts_per_batch(self) -> float:

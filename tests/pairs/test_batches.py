@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from knee_siglip.pairs.batches import PairDataset, distinct_texts, epoch_order, split_groups
+from knee_siglip.pairs.batches import PairDataset, epoch_order, split_groups
 
 
 @pytest.fixture
@@ -74,9 +74,3 @@ def test_groups_hold_all_rows_in_order_and_the_last_may_be_smaller(size, sizes):
     groups = list(split_groups(order, size))
     assert [len(group) for group in groups] == sizes
     assert np.concatenate(groups).tolist() == order.tolist()
-
-
-def test_texts_are_numbered_in_order_of_appearance():
-    distinct, ids = distinct_texts(["normal", "mild", "normal", "severe", "mild"])
-    assert distinct == ["normal", "mild", "severe"]
-    assert ids.tolist() == [0, 1, 0, 2, 1]

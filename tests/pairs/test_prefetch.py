@@ -5,7 +5,7 @@ import torch
 
 from knee_siglip.pairs import prefetch
 from knee_siglip.pairs.batches import epoch_order, split_groups
-from knee_siglip.pairs.prefetch import Prefetcher
+from knee_siglip.pairs.prefetch import prefetch_batches
 
 CPU = torch.device("cpu")
 PATIENCE = 30
@@ -42,7 +42,7 @@ class NoThread:
 @pytest.mark.parametrize("ahead", [0, 1, 2, 16])
 def test_batches_are_those_of_the_data_set_in_order(make_pairs, groups, ahead):
     pairs = make_pairs()
-    batches = list(Prefetcher(pairs.batch, groups, CPU, ahead))
+    batches = list(prefetch_batches(pairs.batch, groups, CPU, ahead))
     assert len(batches) == len(groups) == 5
     for batch, group in zip(batches, groups, strict=True):
         expected = pairs.batch(group)
@@ -60,7 +60,7 @@ def test_the_next_batch_is_gathered_while_one_is_used(make_pairs, groups):
             second.set()
         return pairs.batch(indices)
 
-    batches = iter(Prefetcher(gather, groups, CPU, ahead=1))
+    batches = prefetch_batches(gather, groups, CPU, ahead=1)
     next(batches)
     assert second.wait(PATIENCE)
     batches.close()
@@ -73,7 +73,7 @@ def test_the_next_batch_is_gathered_while_one_is_used(make_pairs, groups):
 def test_so_many_batches_are_gathered_in_advance_and_no_more(make_pairs, groups, monkeypatch, device, ahead, expected):
     pairs, gathered = make_pairs(), []
     monkeypatch.setattr(prefetch, "ThreadPoolExecutor", NoThread)
-    batches = Prefetcher(
+    batches = prefetch_batches(
         lambda indices: gathered.append(1) or pairs.batch(indices), groups, torch.device(device), ahead
     )
     counts = [len(gathered) for _ in batches]
@@ -89,7 +89,7 @@ def test_an_error_comes_out_in_its_place_and_ends_the_thread(make_pairs, groups,
             raise OSError("the disk is gone")
         return pairs.batch(indices)
 
-    batches, rows = iter(Prefetcher(gather, groups, CPU, ahead)), []
+    batches, rows = prefetch_batches(gather, groups, CPU, ahead), []
     with pytest.raises(OSError, match="the disk is gone"):
         rows.extend(batch.rows.tolist() for batch in batches)
     del batches
@@ -98,7 +98,7 @@ def test_an_error_comes_out_in_its_place_and_ends_the_thread(make_pairs, groups,
 
 
 def test_leaving_early_ends_the_thread(make_pairs, groups):
-    batches = iter(Prefetcher(make_pairs().batch, groups, CPU, ahead=2))
+    batches = prefetch_batches(make_pairs().batch, groups, CPU, ahead=2)
     next(batches)
     assert threads()
     batches.close()
@@ -116,7 +116,7 @@ def test_leaving_early_gathers_nothing_that_was_not_begun(make_pairs, groups, mo
             return futures[-1]
 
     monkeypatch.setattr(prefetch, "ThreadPoolExecutor", Slow)
-    batches = iter(Prefetcher(make_pairs().batch, groups, CPU, ahead=2))
+    batches = prefetch_batches(make_pairs().batch, groups, CPU, ahead=2)
     next(batches)
     batches.close()
     assert [future.cancelled() for future in futures] == [False, True, True]
@@ -125,7 +125,7 @@ def test_leaving_early_gathers_nothing_that_was_not_begun(make_pairs, groups, mo
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_batches_come_on_the_device(make_pairs, groups, ahead):
     devices = {
-        batch.pixels.device.type for batch in Prefetcher(make_pairs().batch, groups, torch.device("meta"), ahead)
+        batch.pixels.device.type for batch in prefetch_batches(make_pairs().batch, groups, torch.device("meta"), ahead)
     }
     assert devices == {"meta"}
 
@@ -137,18 +137,18 @@ def test_without_prefetching_there_is_no_thread(make_pairs, groups):
         names.add(threading.current_thread().name)
         return pairs.batch(indices)
 
-    list(Prefetcher(gather, groups, CPU, ahead=0))
+    list(prefetch_batches(gather, groups, CPU, ahead=0))
     assert names == {threading.current_thread().name}
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_waiting_is_told_once_for_each_batch(make_pairs, groups, ahead):
     waits = []
-    list(Prefetcher(make_pairs().batch, groups, CPU, ahead, waits.append))
+    list(prefetch_batches(make_pairs().batch, groups, CPU, ahead, waits.append))
     assert len(waits) == 5
     assert min(waits) >= 0
 
 
 def test_no_batches_are_none(make_pairs):
     for ahead in (0, 2):
-        assert list(Prefetcher(make_pairs().batch, [], CPU, ahead)) == []
+        assert list(prefetch_batches(make_pairs().batch, [], CPU, ahead)) == []

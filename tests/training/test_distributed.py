@@ -74,5 +74,5 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     with pytest.raises(UsageError, match=r"process 2 .* has no GPU: there are 2"), open_ranks():
         pass
     monkeypatch.setattr(distributed, "pick_device", torch.device)
-    with pytest.raises(UsageError, match="several processes take a GPU each"), open_ranks("cuda:1"):
+    with pytest.raises(UsageError, match="several processes take one GPU each"), open_ranks("cuda:1"):
         pass

@@ -1,4 +1,4 @@
-"""Attention of the last block, where only one token is pooled: its query alone asks, keys and values are of all."""
+"""Attention of the last block, which pools one token: one query, keys and values of all tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 def attend(attention: Any, states: Tensor, pooled: slice, dropout: float, eager: Callable[..., Any]) -> Tensor:
-    """States (B, T, W) to what the pooled token gathers from them, (B, 1, W), by whichever attention is set.
+    """States (B, T, W) to the attention output (B, 1, W) of the pooled token, by the model's attention implementation.
 
     attention: a transformers module with `q_proj`, `k_proj`, `v_proj` and `head_dim`. dropout: its probability.
     eager: the family's attention in plain steps.

@@ -1,8 +1,7 @@
-"""Both encoders on disk in Hugging Face format, and from disk into memory.
+"""Writes both encoders to disk in Hugging Face format, and loads them.
 
-A source is `small` (ships with the project), a local folder, or a hub repository at a pinned commit. All three are read
-by the same code, and only what the model needs is kept: the vision encoder's weights and its image processor's config,
-the text encoder's weights and its tokenizer.
+A source is `small` (ships with the project), a local folder, or a hub repository at a pinned commit. Only what the
+model needs is kept: the vision encoder's weights and image processor config, the text encoder's weights and tokenizer.
 """
 
 import json
@@ -27,7 +26,7 @@ from knee_siglip.tables.text import SENTENCEPIECE_FILE, load_tokenizer
 
 SMALL_FOLDER = Path(__file__).with_name("small")
 SMALL_TEXT_SEED = 0
-"""The small text encoder has no shipped weights: it learns its few words with the task, from this start."""
+"""The small text encoder ships without weights: it learns its few words with the task, initialised from this seed."""
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
@@ -42,7 +41,7 @@ WANTED: dict[Tower, tuple[str, ...]] = {
 
 
 def write_backbones(params: ModelParams, target: Path) -> None:
-    """Bring both encoders to `target/{vision,text}`; the same params write the same bytes, and never half of a folder.
+    """Write both encoders to `target/{vision,text}`, atomically; the same params write the same bytes.
 
     Raises:
         UsageError: a source that is no folder and no hub name, or a revision that is no commit hash.
@@ -50,15 +49,14 @@ def write_backbones(params: ModelParams, target: Path) -> None:
     """
     check_encoder("vision", params.vision, params.vision_revision)
     check_encoder("text", params.text, params.text_revision)
-    vision = find_source("vision", params.vision, params.vision_revision)
-    text = find_source("text", params.text, params.text_revision)
+    vision = _find_source("vision", params.vision, params.vision_revision)
+    text = _find_source("text", params.text, params.text_revision)
     with atomic_folder(target) as folder:
         write_vision(vision, folder / "vision")
         write_text(text, folder / "text")
 
 
-def find_source(tower: Tower, source: str, revision: str) -> Path:
-    """The folder that a checked `model.<tower>` names: shipped, local, or downloaded from the hub."""
+def _find_source(tower: Tower, source: str, revision: str) -> Path:
     if source == SMALL:
         return SMALL_FOLDER / tower
     if Path(source).is_dir():
@@ -77,7 +75,7 @@ def write_vision(source: Path, target: Path) -> None:
 
 
 def write_text(source: Path, target: Path) -> None:
-    """Keep a folder's text encoder (float32) and its tokenizer; the shipped one gets its first weights here."""
+    """Keep a folder's text encoder (float32) and its tokenizer; the shipped encoder is initialised here."""
     encoder = _new_small_text() if source == SMALL_FOLDER / "text" else load_text(source)
     vocabulary = encoder.model.config.vocab_size
     target.mkdir(parents=True)
@@ -86,7 +84,7 @@ def write_text(source: Path, target: Path) -> None:
     if len(tokenizer) > vocabulary:
         raise UserError(
             f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}; "
-            "the two do not belong together"
+            "they do not belong together"
         )
     encoder.adopt_tokenizer(tokenizer)
     with _quiet():
@@ -94,7 +92,7 @@ def write_text(source: Path, target: Path) -> None:
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """One tokenizer, not two that may differ: sentencepiece is SigLIP's own, a tokenizer.json beside it is left out."""
+    """Copy one tokenizer, not two that may differ: SigLIP's own sentencepiece wins over a tokenizer.json beside it."""
     for names in (SENTENCEPIECE_TOKENIZER, FAST_TOKENIZER):
         if (source / names[0]).is_file():
             for name in names:
@@ -146,7 +144,7 @@ def _three_numbers(path: Path, key: str, values: object) -> tuple[float, ...]:
 
 
 def _new_small_text() -> TextEncoder:
-    """Its family's own initialisation, which does not depend on and does not move torch's global seed."""
+    """Initialised as its family is, independently of torch's global generator and without advancing it."""
     folder = SMALL_FOLDER / "text"
     kind = TEXT_ENCODERS[_model_type(folder, "text")]
     config = kind.config_class.from_json_file(folder / CONFIG)
@@ -165,7 +163,7 @@ def _model_type(folder: Path, tower: Tower) -> str:
 
 
 def _load(kind: type[Encoder], tower: Tower, folder: Path) -> PreTrainedModel:
-    """`from_pretrained`, which would fill missing weights with random ones without an error: here that is one."""
+    """`from_pretrained`, but missing weights, which it would fill with random ones, are an error."""
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise UserError(f"{folder} holds no {WEIGHTS[0]}; weights are read in safetensors format only")
     try:
@@ -202,7 +200,7 @@ def _read_json(path: Path, why: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' load report, which lists SigLIP's vision tower as a surprise, and its progress bars."""
+    """Hide transformers' progress bars and its load report, which lists SigLIP's vision tower as unexpected."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

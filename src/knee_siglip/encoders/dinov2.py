@@ -1,7 +1,7 @@
 """Dinov2 as the image encoder: RAD-DINO, and the small one that ships with the project.
 
-Nothing is computed that nobody uses; the results are the library's, up to rounding. Only the CLS token is pooled, so
-in the last block its query, output projection and MLP alone are computed. A grey image is three equal channels, so one
+It computes only what is used; the results are the library's, up to rounding. Only the CLS token is pooled, so the last
+block computes the query, output projection and MLP of that token alone. A grey image is three equal channels, so one
 channel through the sum of the patch filters gives the same.
 """
 
@@ -30,7 +30,7 @@ class Dinov2Encoder(VisionEncoder):
     config_class = Dinov2Config
     model_class = Dinov2Model
     drop_path_class = Dinov2DropPath
-    # it would be a parameter without a gradient
+    # pretraining's mask token would be a parameter without a gradient
     load_options: ClassVar[dict[str, Any]] = {"use_mask_token": False}
     model: Dinov2Model
 

@@ -28,7 +28,7 @@ def count_layer(module: nn.Module, weighted: int = 0, has_norm: bool = False) ->
 def count_blocks(blocks: nn.ModuleList, tokens: int, width: int, hidden: int, matrices: int = 2) -> list[Layer]:
     """Queries, keys, values and output of D x D each, an MLP of `matrices` of D x H, and two products of T x T x D.
 
-    Of the last block one token is pooled, so that only keys and values are of all tokens.
+    The last block pools one token, so only its keys and values are computed for all tokens.
     """
     layers = []
     for block in blocks:

@@ -1,8 +1,8 @@
-"""What the project asks of a vision encoder and of a text encoder.
+"""Interfaces of a vision encoder and of a text encoder.
 
-A family of encoders is one class that derives from `VisionEncoder` or `TextEncoder`, wraps the family's transformers
-model, and is registered under the model type of its config (`encoders/registry.py`). The wrapper holds no weights of
-its own, so a checkpoint's weights keep transformers' names.
+To add a family, derive a class from `VisionEncoder` or `TextEncoder` that wraps the family's transformers model, and
+register it under its config's model type (`encoders/registry.py`). The wrapper holds no weights of its own, so a
+checkpoint's weights keep transformers' names.
 """
 
 from abc import abstractmethod

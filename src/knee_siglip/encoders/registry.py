@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-from transformers import PreTrainedModel
-
 from knee_siglip.encoders.dinov2 import Dinov2Encoder
 from knee_siglip.encoders.protocols import TextEncoder, VisionEncoder
 from knee_siglip.encoders.siglip_text import SiglipTextEncoder
@@ -12,19 +10,9 @@ Tower = Literal["vision", "text"]
 
 VISION_ENCODERS: dict[str, type[VisionEncoder]] = {"dinov2": Dinov2Encoder}
 TEXT_ENCODERS: dict[str, type[TextEncoder]] = {"siglip_text_model": SiglipTextEncoder, "siglip": SiglipTextEncoder}
-"""The first of each is what a config without a model type means."""
+"""A config without a model type means the first of each."""
 
 
 def encoders_of(tower: Tower) -> dict[str, type[VisionEncoder]] | dict[str, type[TextEncoder]]:
     """All families of one tower, by model type."""
     return VISION_ENCODERS if tower == "vision" else TEXT_ENCODERS
-
-
-def wrap_vision(model: PreTrainedModel) -> VisionEncoder:
-    """A transformers model as the vision encoder that it is."""
-    return VISION_ENCODERS[model.config.model_type](model)
-
-
-def wrap_text(model: PreTrainedModel) -> TextEncoder:
-    """A transformers model as the text encoder that it is."""
-    return TEXT_ENCODERS[model.config.model_type](model)

@@ -1,6 +1,6 @@
-"""Dropout that belongs to a sample: its masks are drawn from the sample's key, not from a global generator.
+"""Dropout by sample: masks are drawn from each sample's key, not from a global generator.
 
-Torch's own dropout gives an image another mask when its batch is cut in pieces or spread over devices. With this one
+With torch's own dropout an image's mask changes when its batch is cut in pieces or spread over devices. With this one
 the gradients of a contrastive batch do not depend on how it was encoded (`training/accumulation.py`).
 """
 
@@ -27,8 +27,8 @@ class SampleDropout(nn.Module):
     """Zeroes parts of each sample with probability `p` and scales the rest by 1 / (1 - p), in training only.
 
     Args:
-        number: this place in the network, so that no two places draw alike.
-        calls: how often one forward pass comes here.
+        number: of this place in the network; no two places draw the same.
+        calls: times that one forward pass calls it.
         whole: drop whole samples (stochastic depth, Huang et al. 2016, arXiv:1603.09382) instead of single values.
     """
 
@@ -48,7 +48,7 @@ class SampleDropout(nn.Module):
             return values
         assert len(self.keys) == len(values), "set_keys before each forward pass"
         keys = derived_keys(self.keys, self.number * DROP_PATH_CALLS + self._call)
-        # round and round: a block that gradient checkpointing computes again calls as often again
+        # wraps around: gradient checkpointing recomputes the block, which calls as often again
         self._call = (self._call + 1) % self.calls
         count = 1 if self.whole else values[0].numel() if len(values) else 0
         shape = (len(values), *([1] * (values.ndim - 1))) if self.whole else values.shape
@@ -59,8 +59,8 @@ class SampleDropout(nn.Module):
 def use_sample_dropout(encoder: Encoder) -> list[SampleDropout]:
     """Put `SampleDropout` wherever an encoder's config asks for dropout, in place; returns all of its sites.
 
-    An encoder whose config has attention dropout computes attention in plain steps then: the fused kernels draw their
-    own masks. Without dropout nothing changes.
+    With attention dropout, attention is computed in plain steps, since fused kernels draw their own masks. Without
+    dropout nothing changes.
     """
     model = encoder.model
     sites: list[SampleDropout] = []
@@ -82,7 +82,7 @@ def use_sample_dropout(encoder: Encoder) -> list[SampleDropout]:
 
 
 def _site_for(encoder: Encoder, child: nn.Module, number: int) -> SampleDropout | None:
-    """What takes the place of a module that drops; itself where that was done before."""
+    """Replacement of a module that drops; the module itself if it was replaced before, None if it drops nothing."""
     if isinstance(child, SampleDropout):
         return child
     if isinstance(child, nn.Dropout) and child.p > 0:

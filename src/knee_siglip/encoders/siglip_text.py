@@ -1,7 +1,7 @@
 """SigLIP's text tower as the text encoder.
 
-It was trained padded to its whole position table, without a mask, and pools the last position: so in the last block
-that position's query, output projection and MLP alone are computed.
+It was trained on texts padded to its whole position table, without a mask, and pools the last position. So the last
+block computes the query, output projection and MLP of that position alone.
 """
 
 import torch
@@ -11,8 +11,10 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEn
 
 from knee_siglip.encoders.attention import attend
 from knee_siglip.encoders.flops import Layer, count_blocks, count_layer
-from knee_siglip.encoders.positions import stretch
 from knee_siglip.encoders.protocols import TextEncoder
+
+WELL_TRAINED = 20
+"""First positions kept as they are: most captions end there. Source: Long-CLIP (arXiv:2403.15378)."""
 
 
 class SiglipTextEncoder(TextEncoder):
@@ -38,21 +40,21 @@ class SiglipTextEncoder(TextEncoder):
         return float(module.dropout) if isinstance(module, SiglipAttention) else 0.0
 
     def adopt_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """SigLIP's published 49406 and 49407 are left from CLIP and lie outside its vocabulary."""
+        """Write the special tokens: SigLIP's published 49406 and 49407 are CLIP's and lie outside its vocabulary."""
         super().adopt_tokenizer(tokenizer)
         self.model.config.bos_token_id = None
 
     def extend_positions(self, length: int) -> None:
         """Stretch the position table to `length` tokens, in place; a table that is long enough stays as it is.
 
-        The last position of the new table is the last of the old one: the encoder was trained to gather the text there.
+        The last position is kept too: the encoder was trained to gather the text there.
         """
         embeddings = self.model.embeddings
         old = embeddings.position_embedding
         if length <= old.num_embeddings:
             return
         new = nn.Embedding(length, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype)
-        new.weight = nn.Parameter(stretch(old.weight.detach(), length), requires_grad=old.weight.requires_grad)
+        new.weight = nn.Parameter(_stretch(old.weight.detach(), length), requires_grad=old.weight.requires_grad)
         embeddings.position_embedding = new
         position_ids = torch.arange(length, device=old.weight.device).expand((1, -1))
         embeddings.register_buffer("position_ids", position_ids, persistent=False)
@@ -80,3 +82,18 @@ class SiglipTextEncoder(TextEncoder):
         norm = count_layer(tower.final_layer_norm, has_norm=True)
         head = count_layer(tower.head, 2 * config.hidden_size * self.width)
         return [count_layer(tower.embeddings), *blocks, norm, head]
+
+
+def _stretch(table: Tensor, length: int) -> Tensor:
+    """Position table (P, D) to (length, D), length >= P.
+
+    The first `WELL_TRAINED` rows (of a short table the first third) are copied; the rest is linearly interpolated
+    between them and the last row, which is kept too.
+    """
+    kept = min(WELL_TRAINED, len(table) // 3)
+    places = torch.linspace(kept, len(table) - 1, length - kept, dtype=torch.float64, device=table.device)
+    low = places.floor().long()
+    high = (low + 1).clamp(max=len(table) - 1)
+    share = (places - low).to(torch.float32).unsqueeze(1)
+    stretched = torch.lerp(table[low].float(), table[high].float(), share)
+    return torch.cat([table[:kept], stretched.to(table.dtype)])

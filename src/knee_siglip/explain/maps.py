@@ -1,11 +1,11 @@
 """Where in an image the model sees a phrase: a map over the image's patches.
 
-A phrase is a direction in the embeddings' space: a text's embedding, or better the difference between it and that of
-texts against it, so that the map shows what tells the finding from a knee without it.
+A phrase is a direction in the embedding space: a text's embedding, or better its difference from the embeddings of
+opposite texts, so that the map shows what tells the finding from a knee without it.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -18,10 +18,10 @@ Method = Literal["raw", "gradient", "occlusion"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 WINDOW_SHARE = 4
-"""The hidden window is a quarter of the image's side, where nothing else is asked for."""
+"""By default the hidden window is a quarter of the image's side."""
 
 ATTENTION_AT_ONCE = 2**26
-"""Attention weights of all blocks that a backward pass keeps in memory: 256 MiB, and as much for their gradients."""
+"""Attention weights of all blocks that one backward pass keeps: 256 MiB, and as much for their gradients."""
 
 
 def phrase_maps(
@@ -31,12 +31,12 @@ def phrase_maps(
     method: Method = "occlusion",
     window: int | None = None,
 ) -> list[Tensor]:
-    """Maps of phrases over images; the higher, the more in that place speaks for the phrase.
+    """Maps of phrases over images; higher values are stronger evidence for the phrase.
 
     Args:
         model: in evaluation mode.
         pixels: (B, S, S), uint8, on the model's device, as `phrases` are.
-        phrases: of each image (P, D), directions in the embeddings' space.
+        phrases: of each image (P, D), directions in the embedding space.
         method: `raw`, see `patch_embeds`; `gradient`, see `attention_relevance`; `occlusion`, see `occlusion_drops`.
         window: of `occlusion` alone.
 
@@ -57,8 +57,8 @@ def phrase_maps(
 def patch_embeds(model: KneeRadDinoSigLIPModel, pixels: Tensor) -> Tensor:
     """Patch tokens through the projection: (B, S, S) to (B, G, G, D), L2-normalised.
 
-    The projection was trained on the pooled token only: nothing ever asked a patch token to tell what is in its place.
-    Products with a text are the cosines of BioViL's maps, without the training that gives those their meaning.
+    Products with a text are the cosines of BioViL's maps. But here the projection was trained on the pooled token only,
+    so nothing ties a patch token to its place.
     """
     tokens = model.vision.tokens(model.normalise_pixels(pixels))[:, 1:]
     return _grid(model.project_image_features(tokens))
@@ -66,7 +66,7 @@ def patch_embeds(model: KneeRadDinoSigLIPModel, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def occlusion_drops(model: KneeRadDinoSigLIPModel, pixels: Tensor, window: int | None = None) -> Tensor:
-    """What the image's embedding loses where a patch is hidden: (B, S, S) to (B, G, G, D).
+    """Change of the image's embedding when a patch is hidden: (B, S, S) to (B, G, G, D).
 
     A square of the image's mean grey moves over it by half its side; a patch gets the mean over all squares that hide
     it. The product with a phrase is the drop of their similarity. Source: Zeiler and Fergus 2014 (arXiv:1311.2901).
@@ -80,12 +80,14 @@ def occlusion_drops(model: KneeRadDinoSigLIPModel, pixels: Tensor, window: int |
     whole = model.get_image_features(model.normalise_grey(pixels))
     drops = whole.new_zeros(len(pixels), side, side, whole.shape[1])
     squares = whole.new_zeros(side, side, 1)
-    for rows, columns in _windows(side, window):
+    # half a square apart, the last ones at the edge: every patch is in one
+    starts = [*range(0, side - window, max(1, window // 2)), side - window]
+    for top, left in itertools.product(starts, starts):
         hidden = pixels.clone()
-        hidden[:, _pixels(rows, patch), _pixels(columns, patch)] = grey
+        hidden[:, top * patch : (top + window) * patch, left * patch : (left + window) * patch] = grey
         drop = whole - model.get_image_features(model.normalise_grey(hidden))
-        drops[:, rows, columns] += drop[:, None, None]
-        squares[rows, columns] += 1
+        drops[:, top : top + window, left : left + window] += drop[:, None, None]
+        squares[top : top + window, left : left + window] += 1
     return drops / squares
 
 
@@ -94,7 +96,7 @@ def attention_relevance(model: KneeRadDinoSigLIPModel, pixels: Tensor, phrases: 
 
     Each block's attention is multiplied with its gradient, cut at zero and averaged over the heads; the product over
     the blocks, with the residual connections, follows the CLS token back to the patches. Source: Chefer et al. 2021
-    (arXiv:2103.15679), section 3.1, equations 5 and 6. Much of it is where the image is looked at for any phrase.
+    (arXiv:2103.15679), section 3.1, equations 5 and 6. Much of it is attention that serves any phrase.
 
     pixels: (B, S, S), phrases: (B, D). Returns (B, G, G).
     """
@@ -102,14 +104,19 @@ def attention_relevance(model: KneeRadDinoSigLIPModel, pixels: Tensor, phrases: 
     tokens = 1 + (pixels.shape[-1] // vision.patch) ** 2
     at_once = max(1, ATTENTION_AT_ONCE // (len(vision.blocks) * vision.heads * tokens**2))
     parts = zip(pixels.split(at_once), phrases.split(at_once), strict=True)
-    with torch.enable_grad(), _eager_attention(model):
-        relevance = torch.cat([_cls_relevance(model, images, texts) for images, texts in parts])
+    attention = model.vision_model.config._attn_implementation
+    model.vision_model.set_attn_implementation("eager")  # fused attention keeps no weights
+    try:
+        with torch.enable_grad():
+            relevance = torch.cat([_cls_relevance(model, images, texts) for images, texts in parts])
+    finally:
+        model.vision_model.set_attn_implementation(attention)
     return _grid(relevance[:, 1:])
 
 
 def _cls_relevance(model: KneeRadDinoSigLIPModel, pixels: Tensor, phrases: Tensor) -> Tensor:
     """(B, S, S) and (B, D) to the relevance (B, T) of all tokens for the CLS token."""
-    values = model.normalise_pixels(pixels).requires_grad_()  # else a frozen tower would keep no graph
+    values = model.normalise_pixels(pixels).requires_grad_()  # otherwise a frozen tower keeps no graph
     tokens, attentions = model.vision.tokens_and_attentions(values)
     similarity = (model.project_image_features(tokens[:, 0]) * phrases).sum()
     gradients = torch.autograd.grad(similarity, attentions)
@@ -120,27 +127,6 @@ def _cls_relevance(model: KneeRadDinoSigLIPModel, pixels: Tensor, phrases: Tenso
         weights = (attention.detach() * gradient).relu().mean(dim=1)
         relevance = relevance + (relevance.unsqueeze(1) @ weights).squeeze(1)
     return relevance
-
-
-@contextmanager
-def _eager_attention(model: KneeRadDinoSigLIPModel) -> Iterator[None]:
-    """Fused attentions keep no weights."""
-    before = model.vision_model.config._attn_implementation
-    model.vision_model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.vision_model.set_attn_implementation(before)
-
-
-def _windows(side: int, window: int) -> Iterator[tuple[slice, slice]]:
-    """Squares of patches, half a square apart, the last ones at the edge: every patch is in one."""
-    starts = [*range(0, side - window, max(1, window // 2)), side - window]
-    return ((slice(top, top + window), slice(left, left + window)) for top in starts for left in starts)
-
-
-def _pixels(patches: slice, size: int) -> slice:
-    return slice(patches.start * size, patches.stop * size)
 
 
 def _grid(tokens: Tensor) -> Tensor:

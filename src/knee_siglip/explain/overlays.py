@@ -16,7 +16,7 @@ GAP = 4
 QUALITY = 75
 
 OPACITY = 0.6
-"""Opacity of the map where it is highest; where nothing speaks for the phrase the radiograph stays as it is."""
+"""Opacity of the map where it is highest; without evidence for the phrase the radiograph stays as it is."""
 
 BOX = (90, 220, 255)
 
@@ -24,7 +24,7 @@ COLOURS = "inferno"
 
 
 def draw_overlay(pixels: np.ndarray, heat: np.ndarray, boxes: np.ndarray) -> bytes:
-    """JPEG file: the image, and the image under what in `heat` speaks for the phrase, with the boxes in both.
+    """JPEG file: the image, and the image under the evidence in `heat`, with the boxes in both.
 
     pixels: (S, S) uint8 as the encoder sees it; heat: (S, S); boxes: (K, 4), left, top, right, bottom in pixels.
     """

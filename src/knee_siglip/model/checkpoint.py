@@ -1,6 +1,6 @@
 """One self-contained file per model: weights, configs, tokenizer, image transform, params, metrics, versions.
 
-Loads with `torch.load(weights_only=True)`: plain containers and tensors, nothing that runs code.
+Loads with `torch.load(weights_only=True)`: it holds plain containers and tensors, and no code.
 """
 
 import tempfile
@@ -43,7 +43,7 @@ class Checkpoint:
 
     @property
     def max_text_length(self) -> int:
-        """Tokens after which a text is cut."""
+        """Tokens after which a text is truncated."""
         return int(self.params["model"]["max_text_length"])
 
     @property
@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the file atomically: a killed run leaves the old one or the new one, never half of one."""
+    """Write the file atomically."""
     content = {
         "format": FORMAT,
         "config": checkpoint.model.config.to_dict(),

@@ -10,7 +10,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def place(model: Module, device: str | torch.device) -> Module:
-    """Move a model in place and return it. Transformers' own `to` is wrapped in a type that says something else."""
+    """Move a model in place and return it, with its type, which transformers' own `to` loses."""
     torch.nn.Module.to(model, device)
     return model
 
@@ -34,7 +34,7 @@ def pick_device(name: str = "auto") -> torch.device:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """`train.mixed_precision` to the autocast type; None computes in float32.
 
-    `auto` is bf16 on GPUs that have it, fp16 on others, and float32 on the CPU, where bf16 was measured slower.
+    `auto` is bf16 on GPUs that support it, fp16 on others, and float32 on the CPU, where bf16 was measured slower.
     """
     if precision == "auto":
         if device.type != "cuda":

@@ -2,8 +2,8 @@
 
 With logits z = s * cos + b and y = 1 for a positive pair, -1 for others, the loss is the sum over all pairs of
 `-log sigmoid(y * z)`, divided by the number of images N. Its gradients need no graph: the derivative by a logit is
-`(sigmoid(z) - [y = 1]) / N`, and everything else follows by products with the embeddings. So a tile of logits is
-forgotten as soon as it has been added up, and memory grows with N, not with N^2.
+`(sigmoid(z) - [y = 1]) / N`, and everything else follows by products with the embeddings. So each tile of logits is
+summed and dropped, and memory grows with N, not with N^2.
 """
 
 from collections.abc import Iterator
@@ -24,38 +24,29 @@ GPU_TILE = 4096
 
 @dataclass(frozen=True)
 class Modality:
-    """The images or the texts of a contrastive group, or a part of them, and what was summed up for them so far.
+    """The images or the texts of a contrastive group, or a part of them, with sums over the pairs so far.
 
     embeds: (n, D), L2-normalised. positive_ids: (n,) equal where image and text are a positive pair. text_ids: (n,)
-    equal where the texts are equal. grads: (n, D) sum over the other modality of dL/dz * N * its embeddings; None where
-    no gradient is wanted. best_logits: (2, n) highest logits met of an equal text, and of another one; None where no
-    accuracy is wanted.
+    equal where the texts are equal. grads: (n, D) sum over the other modality of dL/dz * N * its embeddings.
+    best_logits: (2, n) highest logits so far of an equal text, and of another one. Both are None where only the loss is
+    wanted.
     """
 
     embeds: Tensor
     positive_ids: Tensor
     text_ids: Tensor
-    grads: Tensor | None
-    best_logits: Tensor | None
+    grads: Tensor | None = None
+    best_logits: Tensor | None = None
 
     @classmethod
-    def begin(
-        cls,
-        embeds: Tensor,
-        positive_ids: Tensor,
-        text_ids: Tensor,
-        *,
-        with_grads: bool = True,
-        with_accuracy: bool = True,
-    ) -> Self:
-        """A modality that has met nothing of the other yet."""
+    def begin(cls, embeds: Tensor, positive_ids: Tensor, text_ids: Tensor) -> Self:
+        """A modality before its first pair."""
         assert len(embeds) == len(positive_ids) == len(text_ids), (embeds.shape, positive_ids.shape, text_ids.shape)
-        grads = torch.zeros_like(embeds) if with_grads else None
-        best_logits = embeds.new_full((2, len(embeds)), -torch.inf) if with_accuracy else None
-        return cls(embeds, positive_ids, text_ids, grads, best_logits)
+        best_logits = embeds.new_full((2, len(embeds)), -torch.inf)
+        return cls(embeds, positive_ids, text_ids, torch.zeros_like(embeds), best_logits)
 
     def correct(self) -> Tensor:
-        """(n,) bool: the best of the other modality is right; one that only ties with a wrong one is not."""
+        """(n,) bool: the best of the other modality is right; a tie with a wrong one is not."""
         assert self.best_logits is not None
         return self.best_logits[0] > self.best_logits[1]
 
@@ -100,7 +91,7 @@ def _add_tile(
 def sigmoid_loss(
     image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, logit_bias: Tensor, text_ids: Tensor | None = None
 ) -> Tensor:
-    """Loss () without gradients, float32 under any autocast; `training/contrastive.py` has them.
+    """Loss () without gradients, which `training/contrastive.py` adds; float32 under any autocast.
 
     Args:
         image_embeds: (B, D), L2-normalised.
@@ -111,9 +102,7 @@ def sigmoid_loss(
     """
     assert image_embeds.shape == text_embeds.shape, (image_embeds.shape, text_embeds.shape)
     ids = torch.arange(len(image_embeds), device=image_embeds.device) if text_ids is None else text_ids
-    images = Modality.begin(image_embeds, ids, ids, with_grads=False, with_accuracy=False)
-    texts = Modality.begin(text_embeds, ids, ids, with_grads=False, with_accuracy=False)
-    sums = add_pairs(images, texts, logit_scale, logit_bias)
+    sums = add_pairs(Modality(image_embeds, ids, ids), Modality(text_embeds, ids, ids), logit_scale, logit_bias)
     return (sums[0] / len(ids)).to(image_embeds.dtype)
 
 
@@ -124,7 +113,7 @@ def _tiles(count: int, size: int) -> Iterator[slice]:
 
 @contextmanager
 def _full_float32(device: torch.device) -> Iterator[None]:
-    """No autocast, and no TF32 whatever the rest of the training allows: its cosines have three digits."""
+    """Disable autocast and TF32, whose cosines have three digits, whatever the rest of the training allows."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     with torch.autocast(device.type, enabled=False):

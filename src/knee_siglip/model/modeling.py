@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from knee_siglip.encoders.protocols import TextEncoder, VisionEncoder
-from knee_siglip.encoders.registry import TEXT_ENCODERS, VISION_ENCODERS, Tower, encoders_of, wrap_text, wrap_vision
+from knee_siglip.encoders.registry import TEXT_ENCODERS, VISION_ENCODERS, Tower, encoders_of
 from knee_siglip.pairs.batches import normalise
 
 
@@ -74,7 +74,12 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
         super().__init__(config)
         self.vision_model = VISION_ENCODERS[config.vision_config.model_type].build(config.vision_config)
         self.text_model = TEXT_ENCODERS[config.text_config.model_type].build(config.text_config)
-        self.visual_projection = _projection(config.projection, self.vision.width, self.text.width)
+        width, text_width = self.vision.width, self.text.width
+        self.visual_projection: nn.Module
+        if config.projection == "linear":
+            self.visual_projection = nn.Linear(width, text_width)
+        else:
+            self.visual_projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, text_width))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.initial_temperature)))
         self.logit_bias = nn.Parameter(torch.tensor(float(config.bias_init)))
         self.register_buffer("image_mean", _channels(config.image_mean), persistent=False)
@@ -83,18 +88,18 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
 
     @property
     def vision(self) -> VisionEncoder:
-        """What is known of `vision_model`, whatever its family."""
-        return wrap_vision(self.vision_model)
+        """`vision_model` behind the interface of all families."""
+        return VISION_ENCODERS[self.config.vision_config.model_type](self.vision_model)
 
     @property
     def text(self) -> TextEncoder:
-        """What is known of `text_model`, whatever its family."""
-        return wrap_text(self.text_model)
+        """`text_model` behind the interface of all families."""
+        return TEXT_ENCODERS[self.config.text_config.model_type](self.text_model)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise what has no pretrained weights; the encoders know how to initialise their own modules."""
-        # transformers' own functions leave alone what was just loaded from a file
+        """Initialise what joins the encoders, which initialise their own modules."""
+        # transformers' own functions skip weights that were just loaded from a file
         if module is self:
             init.constant_(self.logit_scale, math.log(1 / self.config.initial_temperature))
             init.constant_(self.logit_bias, self.config.bias_init)
@@ -109,7 +114,7 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
         return normalise(pixels, self.image_mean, self.image_std)
 
     def normalise_grey(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
-        """Grey (B, S, S), 0-255 of any dtype, to (B, 1, S, S): a third of the numbers, and the same features."""
+        """Grey (B, S, S), 0-255 of any dtype, to (B, 1, S, S): a third of the memory, the same features."""
         return normalise(pixels, self.image_mean[:, :1], self.image_std[:, :1], out)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
@@ -140,12 +145,6 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
         counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
         total = sum(p.numel() for p in self.parameters())
         return counts | {"total": total, "trainable": sum(p.numel() for p in self.parameters() if p.requires_grad)}
-
-
-def _projection(kind: str, width_in: int, width_out: int) -> nn.Module:
-    if kind == "linear":
-        return nn.Linear(width_in, width_out)
-    return nn.Sequential(nn.Linear(width_in, width_in), nn.GELU(), nn.Linear(width_in, width_out))
 
 
 def _full_precision(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def augment(pixels: Tensor, params: AugmentParams, keys: Tensor) -> Tensor:
 
     Args:
         pixels: (B, S, S), uint8.
-        params: the largest amounts; all zero returns the pixels unchanged.
+        params: largest amounts; all zero leaves the pixels unchanged.
         keys: (B,) of `randomness.sample_keys`: equal keys, equal changes, whatever else is in the batch.
 
     Returns:
@@ -52,13 +52,11 @@ def expose(pixels: Tensor, log_gamma: Tensor, contrast: Tensor, brightness: Tens
 def move(pixels: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
     """Rotate by radians (B,), scale (B,) and shift by shares of the side (B, 2): (B, S, S) float32.
 
-    What comes from outside repeats the border, as a collimated edge would.
+    Beyond the image the border is repeated, as a collimated edge would be.
     """
     count, side, _ = pixels.shape
-    cos = (zoom * angle.cos()).view(-1, 1, 1)
-    sin = (zoom * angle.sin()).view(-1, 1, 1)
-    right = (2 * shift[:, 0]).view(-1, 1, 1)
-    down = (2 * shift[:, 1]).view(-1, 1, 1)
+    amounts = torch.stack([zoom * angle.cos(), zoom * angle.sin(), 2 * shift[:, 0], 2 * shift[:, 1]])
+    cos, sin, right, down = amounts.view(4, -1, 1, 1)
     # -1 to 1 across the image, so a shift of the whole side is 2. F.affine_grid gives the same in ten times the time.
     centres = (2 * torch.arange(side, device=pixels.device) + 1) / side - 1
     x, y = centres.view(1, 1, -1), centres.view(1, -1, 1)
@@ -70,7 +68,7 @@ def move(pixels: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
 
 
 def add_noise(pixels: Tensor, sigma: Tensor, pattern: Tensor) -> Tensor:
-    """White noise of `sigma` (B,) greys; `pattern` (B,) in [0, 1) chooses each image's. In place."""
+    """Add white noise of `sigma` (B,) greys, in place; `pattern` (B,) in [0, 1) chooses each image's noise."""
     count = pixels[0].numel()
     # a view whose rows overlap: one number further is another pattern
     patterns = _noise(count, pixels.device).unfold(0, count, 1)

@@ -1,6 +1,6 @@
 """Training batches: rows in a seeded order, pixels gathered from the cache, texts tokenised once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -45,12 +45,12 @@ class Batch:
         return self.distinct[self.places]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device; the copy of pinned memory does not wait for what the device still does."""
+        """Copy to a device; from pinned memory this does not wait for the device's pending work."""
         pixels = self.pixels.to(device, non_blocking=True)
         return replace(self, pixels=pixels, input_ids=self.input_ids.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
-        """The same in memory that a GPU reads by itself."""
+        """Copy to pinned memory, which a GPU reads by itself."""
         return replace(self, pixels=self.pixels.pin_memory(), input_ids=self.input_ids.pin_memory())
 
 
@@ -66,9 +66,7 @@ class PairDataset:
 
     def __init__(self, pixels: Pixels, rows: np.ndarray, input_ids: Tensor, text_ids: np.ndarray) -> None:
         assert len(rows) == len(text_ids)
-        self.pixels = pixels
-        self.rows = rows
-        self.input_ids = input_ids
+        self.pixels, self.rows, self.input_ids = pixels, rows, input_ids
         self.text_ids = torch.from_numpy(np.asarray(text_ids, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -84,8 +82,9 @@ class PairDataset:
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
     """Grey (B, S, S), 0-255 of any dtype, to (B, C, S, S) of the mean's dtype.
 
-    mean, std: (1, C, 1, 1), on the 0-1 grey scale. out: at least (B, C, S, S), overwritten and returned; on a CPU fresh
-    memory for every batch costs several times the arithmetic. Not where a gradient needs the batch before.
+    mean, std: (1, C, 1, 1), on the 0-1 grey scale. out: at least (B, C, S, S), overwritten and returned: on a CPU,
+    allocating memory for every batch costs several times the arithmetic. Leave it out where a gradient still needs the
+    previous batch.
     """
     grey = pixels.unsqueeze(1).to(mean.dtype)
     target = None if out is None else out[: len(pixels)]
@@ -93,18 +92,11 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = No
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """(N,) the order of the rows in one epoch; depends on nothing else, so a resumed run sees the same."""
+    """(N,) order of the rows in one epoch; depends on the arguments alone, so a resumed run sees the same."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def split_groups(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Consecutive groups of `size`; the last one may be smaller and is used all the same."""
+    """Consecutive groups of `size`; the last one may be smaller."""
     for start in range(0, len(order), size):
         yield order[start : start + size]
-
-
-def distinct_texts(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Texts (N,) to the distinct ones (U,) in order of appearance, and the number (N,) of each row's."""
-    numbers: dict[str, int] = {}
-    ids = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
-    return list(numbers), ids

@@ -1,6 +1,6 @@
-"""Fixed changes of radiographs, to measure how far a metric falls. Batched, on the CPU.
+"""Fixed changes of radiographs that show how far a metric falls. Batched, on the CPU.
 
-`augmentation.py` draws the amount of each change; here it is given, and only its direction is drawn for each image.
+`augmentation.py` draws the amount of each change; here it is fixed, and only its direction is drawn for each image.
 """
 
 import io
@@ -43,7 +43,7 @@ def shift(share: float) -> Change:
 
 
 def rotation(degrees: float) -> Change:
-    """Turn about the centre, this way or that way."""
+    """Rotate about the centre, clockwise or anticlockwise."""
 
     def change(pixels: Tensor, keys: Tensor) -> Tensor:
         sign = torch.where(uniform(keys, 1)[:, 0] < 0.5, -1.0, 1.0)
@@ -53,14 +53,22 @@ def rotation(degrees: float) -> Change:
     return change
 
 
+def _exposure(log_gamma: float = 0.0, greys: float = 0.0) -> Change:
+    def change(pixels: Tensor, _: Tensor) -> Tensor:
+        ones = torch.ones(len(pixels))
+        return expose(pixels, log_gamma * ones, ones, greys * ones)
+
+    return change
+
+
 def gamma(exponent: float) -> Change:
     """Brighter below 1, darker above."""
-    return lambda pixels, _: _exposed(pixels, log_gamma=math.log(exponent))
+    return _exposure(log_gamma=math.log(exponent))
 
 
 def brightness(share: float) -> Change:
     """Add a share of the grey range; what leaves it is clipped."""
-    return lambda pixels, _: _exposed(pixels, greys=255 * share)
+    return _exposure(greys=255 * share)
 
 
 def noise(share: float) -> Change:
@@ -101,12 +109,7 @@ DISTURBANCES = (
     Disturbance("jpeg", "quality 10", jpeg(10)),
     Disturbance("inversion", "black for white", inversion()),
 )
-"""Positioning, exposure and export as a reader would still accept them; at last what some viewers can show."""
-
-
-def _exposed(pixels: Tensor, log_gamma: float = 0.0, greys: float = 0.0) -> Tensor:
-    ones = torch.ones(len(pixels))
-    return expose(pixels, log_gamma * ones, ones, greys * ones)
+"""Positioning, exposure and export that a reader would still accept; inversion is how some viewers can show images."""
 
 
 def through_jpeg(grey: np.ndarray, quality: int) -> np.ndarray:

@@ -1,11 +1,10 @@
-"""Random numbers that belong to a sample, not to a call.
+"""Random numbers by sample, not by call.
 
-What is drawn for an image depends on the seed, the step and the image alone: not on the batch it is computed with, the
-device, or how many numbers were drawn before. So a batch in pieces, on several devices, or resumed after a crash sees
-what an undivided one sees.
+An image's random numbers depend on the seed, the step and the image alone: not on its batch, the device, or how many
+numbers were drawn before. So a batch cut in pieces, spread over devices or resumed after a crash draws the same.
 
 The generator is SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195) with the key as its state; 64-bit
-integers wrap around alike on all devices.
+integers wrap around in the same way on all devices.
 """
 
 import torch
@@ -19,10 +18,8 @@ FLOAT_BITS = 24
 
 def sample_keys(seed: int, stream: int, ids: Tensor) -> Tensor:
     """Keys (B,) int64 of samples `ids` (B,) int64, on their device; `stream` keeps one purpose from another."""
-    key = torch.zeros((), dtype=torch.int64)
-    for value in (torch.tensor(seed), torch.tensor(stream), ids):
-        key = _absorb(key, value)
-    return key
+    key = _absorb(torch.zeros((), dtype=torch.int64), torch.tensor(seed))
+    return _absorb(_absorb(key, torch.tensor(stream)), ids)
 
 
 def derived_keys(keys: Tensor, number: int) -> Tensor:

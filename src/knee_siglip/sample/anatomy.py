@@ -94,7 +94,7 @@ def below(points: np.ndarray, distance_mm: float) -> np.ndarray:
 
 
 class Warp:
-    """Takes points of the standard knee to this knee: joint space, alignment, size and the person's own shape."""
+    """Maps the standard knee to this one: joint space, alignment, size and individual shape."""
 
     def __init__(self, rng: np.random.Generator, labels: Labels):
         grade = labels.kl_grade or 0
@@ -105,23 +105,22 @@ class Warp:
             self.gap[labels.compartment] = max(narrow, 0.1)
         self.scale = np.array([rng.normal(1, 0.035), rng.normal(1, 0.03)])
         self.bend = np.tan(np.deg2rad(_angle(rng, labels)) / 2)
-        self.femur_slant = rng.normal(0, 0.02)
+        rng.normal(0, 0.02)  # unused; drawn so that the stream, and with it every picture, stays the same
 
     def femur(self, points: np.ndarray) -> np.ndarray:
-        """points: (P, 2) mm of the standard femur."""
-        return self._place(points)
+        """Points (P, 2) mm of the standard femur, its shaft bent towards the midline (varus) or away from it (valgus).
 
-    def tibia(self, points: np.ndarray) -> np.ndarray:
-        """points: (P, 2) mm of the standard tibia or fibula; adds the joint space, tilted between the sides."""
-        tilt = (self.gap["lateral"] - self.gap["medial"]) / 44
-        y = points[:, 1] + (self.gap["lateral"] + self.gap["medial"]) / 2 + tilt * np.clip(points[:, 0], -45, 45)
-        return self._place(np.column_stack([points[:, 0], y]))
-
-    def _place(self, points: np.ndarray) -> np.ndarray:
-        """Bend both shafts towards the midline (varus) or away from it (valgus), beginning 10 mm from the joint."""
+        The bend begins 10 mm from the joint.
+        """
         reach = np.maximum(np.abs(points[:, 1]) - 10, 0)
         x = points[:, 0] - self.bend * reach
         return np.column_stack([x, points[:, 1]]) * self.scale
+
+    def tibia(self, points: np.ndarray) -> np.ndarray:
+        """Points (P, 2) mm of the standard tibia or fibula, bent alike; adds the joint space, tilted between sides."""
+        tilt = (self.gap["lateral"] - self.gap["medial"]) / 44
+        y = points[:, 1] + (self.gap["lateral"] + self.gap["medial"]) / 2 + tilt * np.clip(points[:, 0], -45, 45)
+        return self.femur(np.column_stack([points[:, 0], y]))
 
 
 def _angle(rng: np.random.Generator, labels: Labels) -> float:
@@ -174,10 +173,10 @@ def _add_osteoarthritis(knee: Knee, warp: Warp, rng: np.random.Generator, labels
     """Osteophytes at the four margins, subchondral sclerosis and the boxes of both and of the narrowed space."""
     grade = labels.kl_grade or 0
     for compartment, s in SIGN.items():
-        share = 1.0 if compartment == labels.compartment else 0.5
-        length = share * OSTEOPHYTE_MM[grade] * rng.uniform(0.9, 1.1)
+        is_narrow = compartment == labels.compartment
+        length = (1.0 if is_narrow else 0.5) * OSTEOPHYTE_MM[grade] * rng.uniform(0.9, 1.1)
         if length > 0.4:
-            _add_spurs(knee, warp, s, length, reported=grade >= 2 and share == 1.0)
+            _add_spurs(knee, warp, s, length, reported=grade >= 2 and is_narrow)
     if grade >= 2 and labels.compartment:
         s = SIGN[labels.compartment]
         knee.findings.append(("joint_space_narrowing", warp.tibia(np.array([(s * 10, 3.0), (s * 40, -7.0)]))))
@@ -191,9 +190,8 @@ def _add_spurs(knee: Knee, warp: Warp, s: int, length: float, reported: bool) ->
         [(38, 0.3), (41 + 0.5 * n, -0.4 - 0.12 * n), (41 + n, -0.2 - 0.3 * n), (41 + 0.8 * n, 2.5), (40, 8)]
     )
     femoral = np.array([(36, -3.5), (40 + 0.5 * n, -2.8), (41.5 + n, -4.0), (41.5 + 0.7 * n, -7), (40, -15)])
-    tibial, femoral = tibial * (s, 1), femoral * (s, 1)
-    knee.tibia_spurs.append(warp.tibia(smooth(tibial, 4)))
-    knee.femur_spurs.append(warp.femur(smooth(femoral, 4)))
+    knee.tibia_spurs.append(warp.tibia(smooth(tibial * (s, 1), 4)))
+    knee.femur_spurs.append(warp.femur(smooth(femoral * (s, 1), 4)))
     if reported:
         knee.findings.append(("osteophytes", knee.tibia_spurs[-1]))
         knee.findings.append(("osteophytes", knee.femur_spurs[-1]))

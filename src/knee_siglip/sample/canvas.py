@@ -58,7 +58,8 @@ class Canvas:
         centres = (np.arange(n) + 0.5) * COARSE
         inverse = np.linalg.inv(self.matrix)
         px, py = centres[None, :] - self.offset[0], centres[:, None] - self.offset[1]
-        x, y = (inverse[i, 0] * px + inverse[i, 1] * py for i in range(2))
+        x = inverse[0, 0] * px + inverse[0, 1] * py
+        y = inverse[1, 0] * px + inverse[1, 1] * py
         return x.astype(np.float32), y.astype(np.float32)
 
     def fill(self, polygons: list[np.ndarray], blur: float = 0, coarse: bool = False) -> np.ndarray:
@@ -71,7 +72,7 @@ class Canvas:
         draw = ImageDraw.Draw(image)
         for polygon in polygons:
             draw.polygon((self.to_pixels(polygon) / factor).ravel().tolist(), fill=255)
-        return _to_float(image, blur)
+        return to_float(image, blur)
 
     def strokes(self, lines: list[tuple[np.ndarray, float, float]], blur: float = 0) -> np.ndarray:
         """Polylines (points mm, width mm, strength 0-1) -> float32 (H, W); a later stroke covers an earlier one."""
@@ -80,7 +81,7 @@ class Canvas:
         for points, width_mm, strength in lines:
             width = max(1, round(width_mm * self.scale))
             draw.line(self.to_pixels(points).ravel().tolist(), fill=round(255 * strength), width=width, joint="curve")
-        return _to_float(image, blur)
+        return to_float(image, blur)
 
     def discs(self, specks: np.ndarray, blur: float = 0) -> np.ndarray:
         """specks: (K, 3) x, y, radius in mm -> float32 (H, W)."""
@@ -89,7 +90,7 @@ class Canvas:
         centres, radii = self.to_pixels(specks[:, :2]), specks[:, 2] * self.scale
         for (x, y), r in zip(centres, radii, strict=True):
             draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
-        return _to_float(image, blur)
+        return to_float(image, blur)
 
     def enlarge(self, field: np.ndarray) -> np.ndarray:
         """Coarse field -> float32 (H, W), bilinear."""
@@ -102,7 +103,8 @@ class Canvas:
         return [round(float(v), 4) for v in np.clip(box, 0, 1)]
 
 
-def _to_float(image: Image.Image, blur: float) -> np.ndarray:
+def to_float(image: Image.Image, blur: float) -> np.ndarray:
+    """8-bit grey image -> float32 (H, W) in 0-1, box-blurred (four times faster than a Gaussian); radius in pixels."""
     if blur:
         image = image.filter(ImageFilter.BoxBlur(blur))
     return np.asarray(image, dtype=np.float32) * np.float32(1 / 255)

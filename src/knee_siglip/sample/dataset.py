@@ -31,7 +31,7 @@ SPLIT_STREAM = 1
 
 @dataclass(frozen=True)
 class Case:
-    """One knee before it is drawn. `rng` stands where the drawing begins."""
+    """One knee before it is drawn; `rng` is its random stream after labels and text were drawn from it."""
 
     patient_id: str
     labels: Labels
@@ -45,24 +45,14 @@ class Case:
         return f"images/{self.patient_id}_{self.labels.side[0].upper()}.png"
 
 
-def make_case(seed: int, patient: int, knee: int) -> Case:
-    """The labels and the text of knee 0 (left) or 1 (right) of a patient: well under a millisecond."""
-    rng = np.random.default_rng([seed, patient, knee])
-    labels = draw_labels(rng, SIDES[knee])
-    alternatives = text_alternatives(labels)
-    return Case(f"P{patient:05d}", labels, alternatives, draw_text(rng, alternatives), rng)
-
-
 def iter_cases(patients: int, seed: int) -> Iterator[Case]:
-    """All knees in the order of the CSV, without drawing any."""
+    """Labels and texts of all knees in the order of the CSV, without drawing any: well under a millisecond each."""
     for patient in range(1, patients + 1):
-        for knee in range(len(SIDES)):
-            yield make_case(seed, patient, knee)
-
-
-def draw_case(case: Case, size: int) -> tuple[np.ndarray, list[dict]]:
-    """Image uint8 (size, size) and findings of one case; takes the case's stream forward, so call it once."""
-    return draw_knee(case.rng, case.labels, size)
+        for knee, side in enumerate(SIDES):
+            rng = np.random.default_rng([seed, patient, knee])
+            labels = draw_labels(rng, side)
+            alternatives = text_alternatives(labels)
+            yield Case(f"P{patient:05d}", labels, alternatives, draw_text(rng, alternatives), rng)
 
 
 def assign_splits(patients: int, seed: int) -> dict[str, str]:
@@ -76,22 +66,20 @@ def assign_splits(patients: int, seed: int) -> dict[str, str]:
 def label_table(*, patients: int, seed: int) -> pd.DataFrame:
     """The CSV's rows but for `findings` (their boxes are known only once drawn)."""
     splits = assign_splits(patients, seed)
-    rows = [_row(case, splits[case.patient_id]) for case in iter_cases(patients, seed)]
-    table = pd.DataFrame(rows)
-    return table.astype({"kl_grade": "Int64"})
-
-
-def _row(case: Case, split: str) -> dict:
-    return {
-        "img_path": case.img_path,
-        "impression": case.impression,
-        "split": split,
-        "patient_id": case.patient_id,
-        "side": case.labels.side,
-        "view": "ap",
-        "kl_grade": case.labels.kl_grade,
-        "text_alternatives": json.dumps({text: round(p, 4) for text, p in case.alternatives.items()}),
-    }
+    rows = [
+        {
+            "img_path": case.img_path,
+            "impression": case.impression,
+            "split": splits[case.patient_id],
+            "patient_id": case.patient_id,
+            "side": case.labels.side,
+            "view": "ap",
+            "kl_grade": case.labels.kl_grade,
+            "text_alternatives": json.dumps({text: round(p, 4) for text, p in case.alternatives.items()}),
+        }
+        for case in iter_cases(patients, seed)
+    ]
+    return pd.DataFrame(rows).astype({"kl_grade": "Int64"})
 
 
 def write_sample(folder: Path, *, patients: int, seed: int, size: int, workers: int | None = None) -> pd.DataFrame:
@@ -102,29 +90,27 @@ def write_sample(folder: Path, *, patients: int, seed: int, size: int, workers: 
     folder = Path(folder)
     table = label_table(patients=patients, seed=seed)
     with atomic_folder(folder / "images") as images:
-        findings = _draw_all(images, patients=patients, seed=seed, size=size, workers=workers)
+        findings = _draw_all(images, list(iter_cases(patients, seed)), size, workers or available_cores())
     table.insert(list(table.columns).index("text_alternatives"), "findings", findings)
     with atomic_file(folder / "train.csv") as file:
         table.to_csv(file, index=False, lineterminator="\n")
     return table
 
 
-def _draw_all(folder: Path, *, patients: int, seed: int, size: int, workers: int | None) -> list[str]:
+def _draw_all(folder: Path, cases: list[Case], size: int, workers: int) -> list[str]:
     """Draw every knee into `folder`; returns the findings as JSON, in the order of the CSV."""
-    keys = [(patient, knee) for patient in range(1, patients + 1) for knee in range(len(SIDES))]
-    draw = partial(_draw_one, folder, seed, size)
-    workers = min(workers or available_cores(), len(keys))
+    draw = partial(_draw_one, folder, size)
+    workers = min(workers, len(cases))
     if workers == 1:
-        return [draw(key) for key in track(keys, "Drawing knees", transient=True)]
+        return [draw(case) for case in track(cases, "Drawing knees", transient=True)]
     # spawn: a forked child would inherit the locks of whatever threads torch or BLAS have started
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        drawn = pool.map(draw, keys, chunksize=8)
-        return list(track(drawn, "Drawing knees", total=len(keys), transient=True))
+        drawn = pool.map(draw, cases, chunksize=8)
+        return list(track(drawn, "Drawing knees", total=len(cases), transient=True))
 
 
-def _draw_one(folder: Path, seed: int, size: int, key: tuple[int, int]) -> str:
-    case = make_case(seed, *key)
-    image, findings = draw_case(case, size)
+def _draw_one(folder: Path, size: int, case: Case) -> str:
+    image, findings = draw_knee(case.rng, case.labels, size)
     Image.fromarray(image).save(folder / Path(case.img_path).name, compress_level=1)
     return json.dumps(findings)

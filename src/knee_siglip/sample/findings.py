@@ -54,7 +54,7 @@ class Labels:
 def draw_labels(rng: np.random.Generator, side: Side) -> Labels:
     """Draw one knee's labels. Uses the same number of random values whatever comes out."""
     u = rng.random(6)
-    special = _draw_special(u[0])
+    special = [*SPECIAL_RATES, None][np.searchsorted(np.cumsum(list(SPECIAL_RATES.values())), u[0], side="right")]
     effusion = bool(u[1] < EFFUSION_RATES[special])
     if special == "arthroplasty":
         return Labels(side, None, None, "normal", effusion, special)
@@ -65,15 +65,6 @@ def draw_labels(rng: np.random.Generator, side: Side) -> Labels:
     compartment = _narrowed_compartment(grade, broken, u[3])
     alignment = "normal" if special else _alignment(grade, compartment, u[4])
     return Labels(side, grade, compartment, alignment, effusion, special, broken)
-
-
-def _draw_special(u: float) -> Special | None:
-    edge = 0.0
-    for name, rate in SPECIAL_RATES.items():
-        edge += rate
-        if u < edge:
-            return name
-    return None
 
 
 def _narrowed_compartment(grade: int, broken: Compartment | None, u: float) -> Compartment | None:

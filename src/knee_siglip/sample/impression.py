@@ -16,7 +16,7 @@ OTHER_NORMAL_RATE = 0.2
 
 
 def text_alternatives(labels: Labels) -> dict[str, float]:
-    """Text -> probability, summing to 1, for everything that is reportable in `labels`."""
+    """Every text that may describe `labels`, with its probability; they sum to 1."""
     text = _impression(labels)
     if text.startswith("Normal"):
         return {text: 1 - OTHER_NORMAL_RATE, f"No abnormality of {labels.side} knee joint.": OTHER_NORMAL_RATE}
@@ -27,13 +27,9 @@ def text_alternatives(labels: Labels) -> dict[str, float]:
 
 def draw_text(rng: np.random.Generator, alternatives: dict[str, float]) -> str:
     """Draw one text; takes exactly one random value."""
-    u = rng.random()
-    edge = 0.0
-    for text, probability in alternatives.items():
-        edge += probability
-        if u < edge:
-            return text
-    return text
+    edges = np.cumsum(list(alternatives.values()))
+    number = int(np.searchsorted(edges, rng.random(), side="right"))
+    return list(alternatives)[min(number, len(edges) - 1)]  # rounding may leave the last edge below 1
 
 
 def _impression(labels: Labels) -> str:

@@ -28,15 +28,8 @@ def _add_effusion(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
     """The distended recesses: lenses of fluid beside both condyles, reaching up to the suprapatellar pouch."""
     for s in (-1, 1):
         out = rng.uniform(11, 15)
-        lens = [
-            (40, -72),
-            (46 + 0.5 * out, -55),
-            (44 + out, -34),
-            (43 + 0.8 * out, -14),
-            (42, -1),
-            (38.5, -12),
-            (36, -48),
-        ]
+        lens = [(40, -72), (46 + 0.5 * out, -55), (44 + out, -34), (43 + 0.8 * out, -14), (42, -1), (38.5, -12),
+                (36, -48)]  # fmt: skip
         knee.effusion.append(warp.femur(smooth(np.array(lens, dtype=float) * (s, 1), 4)))
         knee.findings.append(("effusion", warp.femur(np.array([(s * 40, -66), (s * (44 + out), -3)]))))
 

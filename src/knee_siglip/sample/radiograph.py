@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from knee_siglip.sample import lesions
 from knee_siglip.sample.anatomy import Knee, build_bones
-from knee_siglip.sample.canvas import COARSE, COLLIMATED_SHARE, Canvas, draw_pose
+from knee_siglip.sample.canvas import COARSE, COLLIMATED_SHARE, Canvas, draw_pose, to_float
 from knee_siglip.sample.findings import Labels
 
 TILE = 1024
@@ -71,12 +71,15 @@ def _soft_tissue(canvas: Canvas, knee: Knee, rng: np.random.Generator) -> np.nda
 
 
 def _attenuation(canvas: Canvas, knee: Knee, rng: np.random.Generator) -> np.ndarray:
-    """Path of the ray through everything but calcium and metal; float32 (H, W).
+    """Attenuation along the ray through everything but calcium and metal; float32 (H, W).
 
-    What is smooth (thickness) comes from the coarse grid, what is sharp (edges, rims, lines) is drawn in full size.
+    Thickness is smooth and comes from the coarse grid; edges, rims and lines are drawn in full size.
     """
     soft = _soft_tissue(canvas, knee, rng) + _thickness(canvas, [knee.patella], 14, rng.uniform(0.2, 0.42))
-    soft += _tilted_beam(soft.shape[0], rng)
+    # the beam's heel effect and the leg's wedge shape: a slope over the picture
+    slope_x, slope_y = rng.normal(0, 0.25, 2).astype(np.float32)
+    ramp = np.linspace(-1, 1, len(soft), dtype=np.float32)
+    soft += slope_x * ramp[None, :] + slope_y * ramp[:, None]
     thick = _thickness(canvas, [knee.femur, *knee.femur_spurs], 20, 0.95)
     thick += _thickness(canvas, [knee.tibia, *knee.tibia_spurs], 18, 0.95)
     thick += _thickness(canvas, [knee.fibula], 7, 0.35)
@@ -115,17 +118,9 @@ def _thickness(canvas: Canvas, outlines: list[np.ndarray], depth_mm: float, stre
     return strength * np.sqrt(1 - (1 - np.minimum(distance / depth_mm, 1)) ** 2).astype(np.float32)
 
 
-def _tilted_beam(side: int, rng: np.random.Generator) -> np.ndarray:
-    """The beam's heel effect and the leg's wedge shape: a slope over the picture, (side, side) float32."""
-    x, y = rng.normal(0, 0.25, 2).astype(np.float32)
-    ramp = np.linspace(-1, 1, side, dtype=np.float32)
-    return x * ramp[None, :] + y * ramp[:, None]
-
-
 def _blurred(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Box blur of a 0-1 mask in 8 bits, four times faster than a Gaussian; radius in pixels."""
-    image = Image.fromarray((mask * 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(radius))
-    return np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
+    """Box blur of a 0-1 mask in 8 bits; radius in pixels."""
+    return to_float(Image.fromarray((mask * 255).astype(np.uint8)), radius)
 
 
 def _add_calcium(path: np.ndarray, canvas: Canvas, knee: Knee) -> None:
@@ -173,7 +168,7 @@ def _collimator(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 
 def _add_marker(image: np.ndarray, canvas: Canvas, rng: np.random.Generator, side: str) -> None:
-    """In place, at times: a lead letter L or R in any corner."""
+    """Add a lead letter L or R in a random corner of some images, in place."""
     if rng.random() >= MARKER_RATE:
         return
     height = rng.uniform(0.045, 0.07)
@@ -184,12 +179,11 @@ def _add_marker(image: np.ndarray, canvas: Canvas, rng: np.random.Generator, sid
     for stroke in LETTERS[side]:
         pixels = (np.array(stroke) * height / 10 + corner) * canvas.size
         strokes.append(((pixels - canvas.offset) @ inverse, 0.012 * canvas.size / canvas.scale, 1.0))
-    letter = canvas.strokes(strokes, blur=0.8)
-    image += (250 - image) * letter
+    image += (250 - image) * canvas.strokes(strokes, blur=0.8)
 
 
 def _window(tile: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random (size, size) window of a tile, at times mirrored."""
+    """A random (size, size) window of a tile, mirrored half of the time."""
     y, x = rng.integers(0, tile.shape[0] - size + 1, 2)
     window = tile[y : y + size, x : x + size]
     return window[:, ::-1] if rng.random() < 0.5 else window

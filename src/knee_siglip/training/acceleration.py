@@ -1,4 +1,4 @@
-"""What makes a step faster or smaller and changes its numbers in the last digits at most."""
+"""Options that make a step faster or smaller and change its numbers in the last digits at most."""
 
 import importlib.util
 
@@ -13,7 +13,7 @@ def accelerate(model: KneeRadDinoSigLIPModel, params: TrainParams, device: torch
     """Set the attention, gradient checkpointing, compilation and TF32 that the params ask for, in place.
 
     Raises:
-        UsageError: what `train.attention` needs is not here.
+        UsageError: `train.attention` needs a device, precision or package that is missing.
     """
     _check_attention(params, device)
     model.set_attn_implementation(params.attention)
@@ -21,23 +21,16 @@ def accelerate(model: KneeRadDinoSigLIPModel, params: TrainParams, device: torch
         model.vision_model.activation_checkpointing_enable()
     if params.gradient_checkpointing.text:
         model.text_model.activation_checkpointing_enable()
-        # transformers asks for gradients of the tokens' embeddings: for nothing, and through blocks that are frozen
+        # transformers requests gradients of the token embeddings: needlessly, and through frozen blocks
         model.text_model.disable_input_require_grads()
     if device.type == "cuda":
         precision = "tf32" if params.tf32 else "ieee"
         torch.backends.cuda.matmul.fp32_precision = precision
         torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
     if params.compile:
-        compile_blocks(model)
-
-
-def compile_blocks(model: KneeRadDinoSigLIPModel) -> None:
-    """Compile the towers' blocks, not the towers: all blocks of a tower are one program, so it takes seconds.
-
-    Weights keep their names, so checkpoints are the same.
-    """
-    for block in (*model.vision.blocks, *model.text.blocks):
-        block.compile()
+        # blocks, not towers: all blocks of a tower share one program, so it takes seconds. Weights keep their names.
+        for block in (*model.vision.blocks, *model.text.blocks):
+            block.compile()
 
 
 def _check_attention(params: TrainParams, device: torch.device) -> None:

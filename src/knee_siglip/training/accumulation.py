@@ -1,11 +1,11 @@
-"""A contrastive group encoded in as many pieces, and on as many ranks, as its size asks for.
+"""Gradient caching: a contrastive group encoded in pieces, on one or several ranks, with the whole group's gradients.
 
-Gradient caching (Gao et al. 2021, arXiv:2101.06983): encode without a graph, differentiate the loss by the embeddings,
-then encode each piece again with a graph and push those gradients through it. Every image meets every text whatever the
-pieces, so the gradients of all parameters, logit scale and bias included, are those of the undivided group.
+Source: Gao et al. 2021 (arXiv:2101.06983). Encode without a graph, differentiate the loss by the embeddings, then
+encode each piece again with a graph and push those gradients through it. The loss sees every image with every text, so
+the gradients of all parameters, logit scale and bias included, do not depend on the pieces.
 
-The second pass must draw the same augmentation and dropout as the first. No generator is rewound for that: both are
-drawn from each sample's own key (`pairs/randomness.py`).
+The second pass must draw the same augmentation and dropout as the first: both come from each sample's own key
+(`pairs/randomness.py`), so no generator is rewound.
 """
 
 import logging
@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EncodedBatch:
-    """Embeddings (m, D) of a local batch, as leaves at which autograd leaves the loss's gradients.
+    """Embeddings (m, D) of a local batch, as leaves whose `.grad` autograd fills with the loss's gradients.
 
-    `graph`: the same with the encoders' graph behind them, where they were encoded in one piece.
+    `graph`: the same embeddings with the encoders' graph, if they were encoded in one piece.
     """
 
     local: LocalBatch
@@ -42,11 +42,11 @@ class EncodedBatch:
 
 
 class GradientCache:
-    """Encodes local batches, and takes the gradients of their embeddings on to the parameters.
+    """Encodes local batches, and propagates the gradients of their embeddings to the parameters.
 
     Args:
-        micro_batch_size: pairs that this rank encodes with a graph at a time; halved when its memory runs out, with
-            the same result.
+        micro_batch_size: pairs that this rank encodes with a graph at a time; halved when memory runs out, with the
+            same result.
     """
 
     def __init__(self, encoder: PairEncoder, ranks: Ranks, micro_batch_size: int) -> None:
@@ -58,15 +58,15 @@ class GradientCache:
         """Embed a local batch.
 
         Raises:
-            UserError: memory does not hold one single pair.
+            UserError: not even one pair fits into memory.
         """
         return self._until_it_fits(local, lambda: self._encode(local))
 
     def backward(self, encoded: EncodedBatch) -> None:
-        """Add the gradients of the embeddings' `.grad` to the parameters' `.grad`, on every rank the same.
+        """Propagate the embeddings' `.grad` to the parameters' `.grad`, which is the same on every rank.
 
         Raises:
-            UserError: memory does not hold one single pair.
+            UserError: not even one pair fits into memory.
         """
         image_grads, text_grads = encoded.image_embeds.grad, encoded.text_embeds.grad
         assert image_grads is not None
@@ -77,9 +77,17 @@ class GradientCache:
             self._until_it_fits(encoded.local, lambda: self._push_last(self._encode_again(encoded, grads), grads))
         else:
             last = encoded.graph or self._until_it_fits(encoded.local, lambda: self._encode_again(encoded, grads))
-            # once a rank has begun to exchange gradients, the others wait for it: no way back from here
+            # from here on ranks exchange gradients and wait for each other, so no piece can be repeated
             self._push_last(last, grads)
-        self._announce()
+        if self.micro_batch_size < self._announced and self.ranks.is_first:
+            logger.warning(
+                "out of GPU memory: each device now encodes %d pairs at a time, not %d; the result stays the same "
+                "(set train.micro_batch_size: %d to skip this search)",
+                self.micro_batch_size,
+                self._announced,
+                self.micro_batch_size,
+            )
+        self._announced = self.micro_batch_size
 
     def _encode(self, local: LocalBatch) -> EncodedBatch:
         pieces = local.pieces(self.micro_batch_size)
@@ -92,13 +100,13 @@ class GradientCache:
         return EncodedBatch(local, _leaf(image_embeds), _leaf(text_embeds), graph=None)
 
     def _encode_again(self, encoded: EncodedBatch, grads: Embeds) -> Embeds:
-        """Second pass: pushes the gradients through all pieces but the last, which is only encoded."""
+        """Second pass: push the gradients through all pieces but the last, which is only encoded."""
         if encoded.graph is not None:
             graph, encoded.graph = encoded.graph, None  # autograd goes through a graph once
             return graph
         *others, last = encoded.local.pieces(self.micro_batch_size)
         for rows in others:
-            # each rank sums up by itself; DDP exchanges the gradients with the last piece, once
+            # each rank accumulates on its own; DDP exchanges gradients once, with the last piece
             alone = self._wrapped.no_sync() if isinstance(self._wrapped, DistributedDataParallel) else nullcontext()
             with alone:
                 _push(self._wrapped(*self.encoder.inputs(encoded.local, rows)), grads, rows)
@@ -109,15 +117,15 @@ class GradientCache:
         _push(embeds, grads, slice(len(grads[0]) - len(embeds[0]), None))
 
     def _until_it_fits(self, local: LocalBatch, work: Callable[[], Result]) -> Result:
-        """What `work` returns; where the memory of any rank runs out, all do it again in smaller pieces."""
+        """Result of `work`; when any rank runs out of memory, all ranks repeat it in smaller pieces."""
         while True:
             results: list[Result] = []
             is_full = False
             try:
                 results.append(work())
             except torch.OutOfMemoryError:
-                is_full = True  # acted on below: while it is handled, its traceback holds what filled the memory
-            # those that had room must not wait in an exchange for one that had not
+                is_full = True  # handled below: until the handler ends, the traceback keeps what filled the memory
+            # ranks with room must not wait in an exchange for one without
             if not self.ranks.any(is_full):
                 return results[0]
             self._halve(local)
@@ -126,27 +134,15 @@ class GradientCache:
         largest = min(self.micro_batch_size, local.largest)
         if largest == 1:
             raise UserError(
-                "the GPU's memory does not hold one single pair; lower image_size or model.max_text_length, or set "
+                "not even one pair fits into the GPU's memory; lower image_size or model.max_text_length, or set "
                 "train.gradient_checkpointing.vision and .text to true"
             )
         self.micro_batch_size = math.ceil(largest / 2)
         for name, parameter in self.encoder.named_parameters():
-            if name not in OUTSIDE_ENCODING:  # those are of the loss alone, and right already
+            if name not in OUTSIDE_ENCODING:  # those come from the loss alone and are already right
                 parameter.grad = None
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-
-    def _announce(self) -> None:
-        """Say once what the pieces came down to."""
-        if self.micro_batch_size < self._announced and self.ranks.is_first:
-            logger.warning(
-                "out of GPU memory: each device now encodes %d pairs at a time, not %d; the result stays the same "
-                "(train.micro_batch_size: %d saves this search)",
-                self.micro_batch_size,
-                self._announced,
-                self.micro_batch_size,
-            )
-        self._announced = self.micro_batch_size
 
 
 def _leaf(embeds: Tensor) -> Tensor:
@@ -154,7 +150,7 @@ def _leaf(embeds: Tensor) -> Tensor:
 
 
 def _push(embeds: Embeds, grads: Embeds, rows: slice) -> None:
-    """The loss's gradients by a piece's embeddings, back to the parameters."""
-    # a frozen tower without a trained projection behind it has no graph to push through
+    """Propagate the gradients of a piece's embeddings to the parameters."""
+    # a frozen tower without a trained projection has no graph
     live = [(out, grad[rows]) for out, grad in zip(embeds, grads, strict=True) if out.requires_grad]
     torch.autograd.backward([out for out, _ in live], [grad for _, grad in live])

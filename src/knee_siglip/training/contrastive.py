@@ -1,7 +1,8 @@
 """The contrastive loss of a group whose pairs lie on several ranks.
 
-The loss is not averaged over ranks: each keeps its images, the blocks of texts go round in a ring, and so every image
-of the group meets every text while no rank holds more than its part (Zhai et al. 2023, arXiv:2303.15343, section 3.3).
+The loss is not averaged over ranks: each rank keeps its images and the blocks of texts go round in a ring, so every
+image of the group meets every text and no rank holds more than its part (Zhai et al. 2023, arXiv:2303.15343,
+section 3.3).
 """
 
 from dataclasses import replace
@@ -44,7 +45,7 @@ def contrastive_loss(
 
 
 class _ContrastiveLoss(torch.autograd.Function):
-    """Computes the gradients with the loss: the logits are at hand then, and are forgotten tile by tile."""
+    """Computes the gradients along with the loss, so that each tile of logits can be dropped at once."""
 
     @staticmethod
     def forward(
@@ -65,7 +66,7 @@ class _ContrastiveLoss(torch.autograd.Function):
         for hop in range(ranks.size):
             sums += add_pairs(images, texts, logit_scale, logit_bias)
             texts = _pass_on(texts, sizes[(ranks.rank - hop - 1) % ranks.size], ranks)
-        # after a whole round the texts, and what was summed up for them, are those of this rank again
+        # after a whole round this rank has its own texts again, with their sums
         assert images.grads is not None
         assert texts.grads is not None
         scale_sum = (image_embeds * images.grads).sum(dtype=torch.float64)
@@ -82,12 +83,13 @@ class _ContrastiveLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         loss_grad = grads[0]
         image_grads, text_grads, scale_grad, bias_grad = ctx.saved_tensors
-        by_input = (image_grads, text_grads, scale_grad, bias_grad)
-        return (*(loss_grad * grad for grad in by_input), None, None, None, None)
+        by_ids_and_ranks = (None, None, None, None)
+        by_embeds = (loss_grad * image_grads, loss_grad * text_grads)
+        return (*by_embeds, loss_grad * scale_grad, loss_grad * bias_grad, *by_ids_and_ranks)
 
 
 def _pass_on(texts: Modality, incoming: int, ranks: Ranks) -> Modality:
-    """Give a block of texts, with what was summed up for it, to the next rank; take that of the one before."""
+    """Send a block of texts with its sums to the next rank; receive the previous rank's."""
     if ranks.size == 1:
         return texts
     assert texts.grads is not None
@@ -111,7 +113,7 @@ def _pass_on(texts: Modality, incoming: int, ranks: Ranks) -> Modality:
 
 
 def _exchange(*sent: Tensor, incoming: int, ranks: Ranks) -> list[Tensor]:
-    """Rows (m, ...) to the next rank; returns the `incoming` rows of the one before."""
+    """Send rows (m, ...) to the next rank; returns the `incoming` rows of the previous one."""
     received = [part.new_empty(incoming, part.shape[1]) for part in sent]
     after = (ranks.rank + 1) % ranks.size
     before = (ranks.rank - 1) % ranks.size

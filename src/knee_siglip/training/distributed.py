@@ -1,6 +1,6 @@
-"""Several processes that train one model together, or one alone: their parts of a group, and what they exchange.
+"""The ranks that train one model together, one or several: their parts of a group, and what they exchange.
 
-torchrun (or `accelerate launch`) starts the processes, and DDP joins the gradients of what they encode.
+torchrun (or `accelerate launch`) starts the processes, and DDP averages the gradients of what they encode.
 """
 
 import os
@@ -19,18 +19,18 @@ from knee_siglip.core.errors import UsageError
 from knee_siglip.model.device import pick_device
 
 OUTSIDE_ENCODING = ["model.logit_scale", "model.logit_bias"]
-"""Parameters of a `PairEncoder` that take no part in encoding: their gradients come from the loss, which every process
-knows whole."""
+"""Parameters of a `PairEncoder` that take no part in encoding: their gradients come from the loss, which is the same in
+every process."""
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others, such as for one that fills the store."""
+"""How long a process waits for another, such as one that fills the store."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a training, seen from the one numbered `rank` of `size`.
+    """The processes of a training, seen from number `rank` of `size`.
 
-    `control`: group over which the hosts talk. They may wait for each other there, the devices go on computing.
+    `control`: process group of the hosts; waiting there does not stop the devices.
     """
 
     rank: int = 0
@@ -47,7 +47,7 @@ class Ranks:
         return np.array_split(indices, self.size)[self.rank]
 
     def wrap(self, encoder: nn.Module) -> nn.Module:
-        """The encoder, with its gradients averaged over the processes wherever there are several."""
+        """The encoder, with its gradients averaged over the processes if there are several."""
         if self.size == 1:
             return encoder
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(encoder, OUTSIDE_ENCODING)
@@ -62,12 +62,12 @@ class Ranks:
         return bool(flags)
 
     def wait(self) -> None:
-        """Wait until all processes have come so far."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             dist.barrier(group=self.control)
 
     def gather(self, rows: Tensor, count: int) -> Tensor:
-        """(m, ...) of each process, cut from `count` by `local_part`, to all (count, ...) in order."""
+        """Rows (m, ...) of each process, split by `local_part`, to all (count, ...) in order."""
         if self.size == 1:
             return rows
         sizes = self.part_sizes(count)
@@ -77,13 +77,13 @@ class Ranks:
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def sum(self, values: Tensor) -> Tensor:
-        """Added up over all ranks, element by element, in place."""
+        """Sum over all ranks, element by element, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def part_sizes(self, count: int) -> list[int]:
-        """Length of each rank's part of `count`, as `local_part` cuts it."""
+        """Length of each rank's part of `count`, as `local_part` splits it."""
         return [len(part) for part in np.array_split(np.empty(count), self.size)]
 
 
@@ -92,7 +92,7 @@ def open_ranks(device: str = "auto") -> Iterator[tuple[Ranks, torch.device]]:
     """This process's place among those that torchrun started, and its device; alone without torchrun.
 
     Raises:
-        UsageError: more processes on this machine than it has GPUs, or a device that they cannot share out.
+        UsageError: more processes on this machine than GPUs, or one named GPU for several processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -116,11 +116,11 @@ def _local_device(device: str) -> torch.device:
     if chosen.type != "cuda":
         return chosen
     if chosen.index is not None:
-        raise UsageError(f"device {device!r}: several processes take a GPU each; give auto, cuda or cpu")
+        raise UsageError(f"device {device!r}: several processes take one GPU each; give auto, cuda or cpu")
     if local >= torch.cuda.device_count():
         raise UsageError(
-            f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start at most so many "
-            "(torchrun --nproc-per-node)"
+            f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start at most as many "
+            "processes (torchrun --nproc-per-node)"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)

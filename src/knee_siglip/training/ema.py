@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Exponential moving average of a model's trained weights, kept where and in the type that they are.
+    """Exponential moving average of a model's trained weights, on their device and in their dtype.
 
-    After each step `shadow = d * shadow + (1 - d) * weights` with `d = min(decay, (1 + t) / (10 + t))` and t the
-    updates before: the average forgets its random start within a few steps. Source of the warm-up: TensorFlow's
+    After each step `shadow = d * shadow + (1 - d) * weights` with `d = min(decay, (1 + t) / (10 + t))` after t updates:
+    the average forgets its random start within a few steps. Source of the warm-up: TensorFlow's
     `tf.train.ExponentialMovingAverage`, argument `num_updates`.
 
     Args:
-        model: frozen parameters are left out; so what is frozen must be decided before.
+        model: frozen parameters are left out, so freeze them before.
         decay: in (0, 1); averages over about 1 / (1 - decay) steps.
     """
 
@@ -34,7 +34,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after an optimizer step; the host does not wait for the device."""
+        """Average in the weights after an optimizer step; the host does not wait for the device."""
         assert not self._is_applied, "the model holds the average itself"
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self._shadow, self._weights, 1 - decay)
@@ -42,7 +42,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the average inside and its own weights again afterwards, bit for bit, whatever happens."""
+        """Put the average into the model while the block runs; its own weights return bit for bit, errors or not."""
         assert not self._is_applied, "the model holds the average already"
         self._swap()
         self._is_applied = True
@@ -54,7 +54,7 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Swap in place: DDP, a compiled model and the optimizer hold these tensors. One tensor of extra memory."""
+        """Swap in place, since DDP, a compiled model and the optimizer hold these tensors; needs one spare tensor."""
         for weight, shadow in zip(self._weights, self._shadow, strict=True):
             kept = weight.clone()
             weight.copy_(shadow)
@@ -67,7 +67,7 @@ class Ema:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where `state_dict` was taken, of a model with the same trained parameters."""
+        """Restore the state of a model with the same trained parameters."""
         assert not self._is_applied, "the model holds the average itself"
         assert list(state["shadow"]) == self._names, "the average is of other parameters than those trained here"
         self.updates = state["updates"]

@@ -1,4 +1,4 @@
-"""What a training step encodes with: both towers as one module, and the pairs of a group as one rank sees them."""
+"""Both towers as one module, and one rank's pairs of a contrastive group."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from knee_siglip.params.sections import AugmentParams
 Embeds = tuple[Tensor, Tensor]
 
 IMAGES, TEXTS = 0, 1
-"""Streams of random keys: a row and a text of one number draw differently."""
+"""Streams of random keys, so that a row and a text with the same number draw differently."""
 
 
 @dataclass(frozen=True)
 class LocalBatch:
-    """The pairs that one rank encodes of a group.
+    """The pairs of a group that one rank encodes.
 
-    `group_size`: pairs of the whole group, on all ranks; `largest`: of the rank that has most. `seed`, `step`: what
-    augmentation and dropout are drawn from.
+    `group_size`: pairs of the whole group, on all ranks; `largest`: pairs of the rank with the most. `seed`, `step`:
+    seeds of augmentation and dropout.
     """
 
     batch: Batch
@@ -43,24 +43,22 @@ class LocalBatch:
         return self.text_ids if multi_positive else self.batch.row_ids.to(self.batch.pixels.device)
 
     def pieces(self, micro_batch_size: int) -> list[slice]:
-        """Rows of at most `micro_batch_size` pairs each; on every rank as many, so that some may be empty."""
+        """Rows of at most `micro_batch_size` pairs each; as many on every rank, so some may be empty."""
         starts = range(0, self.largest, micro_batch_size)
         return [slice(start, min(start + micro_batch_size, len(self.batch))) for start in starts]
 
 
 class PairEncoder(nn.Module):
-    """Pairs to embeddings. Its forward is what several ranks synchronise and what autocast surrounds.
+    """Pairs to embeddings; the module that DDP wraps.
 
     Args:
         dtype: autocast type; None computes in the weights' own.
-        augment_params: how training images are changed.
+        augment_params: largest random changes of training images.
     """
 
     def __init__(self, model: KneeRadDinoSigLIPModel, dtype: torch.dtype | None, augment_params: AugmentParams) -> None:
         super().__init__()
-        self.model = model
-        self.dtype = dtype
-        self.augment_params = augment_params
+        self.model, self.dtype, self.augment_params = model, dtype, augment_params
         self._values = torch.empty(0)
         self._image_dropout = use_sample_dropout(model.vision)
         self._text_dropout = use_sample_dropout(model.text)
@@ -71,9 +69,9 @@ class PairEncoder(nn.Module):
     ) -> Embeds:
         """Embeddings (B, D) of images and texts, L2-normalised.
 
-        pixels: grey (B, S, S), or (B, W) features of a frozen vision tower; more than B are left out of the result.
-        input_ids: (U, L) distinct texts. places: (B,) each pair's row in them. image_keys (B,), text_keys (U,): what
-        dropout is drawn from.
+        pixels: grey (B, S, S), or (B, W) features of a frozen vision tower; rows beyond B are left out of the result.
+        input_ids: (U, L) distinct texts. places: (B,) each pair's row in them. image_keys (B,), text_keys (U,): random
+        keys of dropout.
         """
         for sites, keys in ((self._image_dropout, image_keys), (self._text_dropout, text_keys)):
             for site in sites:
@@ -88,9 +86,9 @@ class PairEncoder(nn.Module):
         return image_embeds[: len(places)], text_embeds.index_select(0, places)
 
     def inputs(self, local: LocalBatch, rows: slice) -> tuple[Tensor, ...]:
-        """What `forward` takes for some rows of a local batch; a text that several of them have is encoded once.
+        """Arguments of `forward` for some rows of a local batch; a text that several rows share is encoded once.
 
-        In training the images are augmented, each by its own key, so that it does not matter what it is encoded with.
+        In training mode each image is augmented by its own key, whatever it is encoded with.
         """
         batch, device = local.batch, local.batch.pixels.device
         if rows.stop <= rows.start:
@@ -104,7 +102,7 @@ class PairEncoder(nn.Module):
         return pixels, batch.input_ids[distinct.to(device)], places.to(device), image_keys, text_keys
 
     def _stand_in(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Stands in for a piece without pairs: other ranks wait for this one's gradients, which then are zero."""
+        """Input of a piece without pairs: other ranks wait for this one's gradients, which are zero then."""
         pixels = batch.pixels.new_zeros(1, *batch.pixels.shape[1:])
         ids = batch.input_ids.new_zeros(1, batch.input_ids.shape[1])
         key = torch.zeros(1, dtype=torch.int64, device=pixels.device)
@@ -116,9 +114,9 @@ class PairEncoder(nn.Module):
         return [self(*self.inputs(local, rows)) for rows in pieces]
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels in one buffer, kept: on a CPU fresh memory costs several times the arithmetic.
+        """Normalised pixels in a buffer that is reused: on a CPU, allocation costs several times the arithmetic.
 
-        A piece's backward pass comes before the next piece's forward, so nothing still needs what is overwritten.
+        A piece's backward pass comes before the next piece's forward, so no overwritten value is still needed.
         """
         shape = (len(pixels), 1, *pixels.shape[1:])
         mean = self.model.image_mean

@@ -1,4 +1,4 @@
-"""What a wholly frozen vision tower makes of the images: computed once, then read like pixels.
+"""Features of a wholly frozen vision tower: computed once, then read like pixels.
 
 An epoch then costs only the text tower and the projection (locked-image tuning, Zhai et al. 2022, arXiv:2111.07991).
 """
@@ -33,8 +33,8 @@ def frozen_features(
     Args:
         model: on its device; its vision tower is frozen.
         image_ids: of every manifest row.
-        rows: (n,) the manifest rows that will be asked for.
-        dtype: autocast type that they are computed in; None: the weights' own.
+        rows: (n,) the manifest rows that training reads.
+        dtype: autocast type; None computes in the weights' own.
 
     Raises:
         UserError: features that are not finite, or a full disk.

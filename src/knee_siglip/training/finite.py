@@ -1,14 +1,13 @@
-"""Steps whose loss or gradients are not finite: left out without a wait, counted, and soon the end of the run.
+"""Steps whose loss or gradients are not finite: skipped without waiting for the device, and counted.
 
-Nothing is replaced by a number. A skipped step changes no weight and no moment; after a few of them the run stops and
-a file says which images they held.
+No value is replaced. A skipped step changes no weight and no moment; after a few of them the run stops, and a file
+names their images.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,22 @@ import torch
 from torch import Tensor
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.metrics_file import write_json
 
 logger = logging.getLogger(__name__)
 
 Describe = Callable[[np.ndarray], list[dict[str, Any]]]
 
 NAMED = 4
-"""Images that a message names; the dump names all."""
+"""Images named in a message; the dump names all."""
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step came to, in the whole group.
+    """Metrics of one step over its whole group.
 
-    `skipped`: loss or gradient norm was not finite and no weight was changed. `overflow`: so it was, but only because
-    the fp16 loss scale was too high, which is expected and counts against nobody.
+    `skipped`: loss or gradient norm was not finite and no weight was changed. `overflow`: skipped only because the fp16
+    loss scale was too high, which is expected and does not count towards the limit.
     """
 
     step: int
@@ -44,7 +44,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class SkippedStep:
-    """A step that counts. rows: (B,) manifest rows of its whole group."""
+    """A skipped step that counts towards the limit. rows: (B,) manifest rows of its whole group."""
 
     step: int
     loss: float
@@ -52,17 +52,8 @@ class SkippedStep:
     rows: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A step whose values are still on the device: loss, accuracy, gradient norm, found_inf, loss scale, all ()."""
-
-    step: int
-    rows: np.ndarray
-    values: tuple[Tensor, ...]
-
-
 class FiniteGuard:
-    """Skips what is not finite, on the device, and stops the run when that happens too often.
+    """Skips steps that are not finite, on the device, and stops the run when there are too many.
 
     Each step, before the update and without waiting for the device:
 
@@ -70,21 +61,21 @@ class FiniteGuard:
         optimizer.step()            # fused AdamW leaves everything as it was where found_inf is 1
         guard.record(step, rows, loss, accuracy, gradient_norm, optimizer.found_inf)
 
-    Every few steps, and before the run's state is saved, `flush` waits once and tells what has happened. Under fp16 the
-    same, with `scaler.unscale_(optimizer)` before and `scaler.update()` after, but not `scaler.step`, which puts the
-    scaler's own found_inf in place of this one.
+    Every few steps, and before the run's state is saved, `flush` waits once and reports. Under fp16 add
+    `scaler.unscale_(optimizer)` before and `scaler.update()` after, but not `scaler.step`, which would overwrite
+    found_inf with the scaler's own.
 
     Args:
         max_skipped: steps that may be skipped in the whole run, its resumed parts included: a damaged image comes back
-            every epoch and shall not be skipped for ever. 0 stops at the first.
-        dump: where the file is written that names the images; None on all ranks but one.
+            every epoch and must not be skipped for ever. 0 stops at the first.
+        dump: file that names the images; None on all ranks but one.
         describe: manifest rows (B,) to B dicts, such as row, image_id, img_path and text.
     """
 
     def __init__(self, max_skipped: int, dump: Path | None, describe: Describe) -> None:
         self.max_skipped, self.dump, self.describe = max_skipped, dump, describe
         self.skipped: list[SkippedStep] = []
-        self._pending: list[_Pending] = []
+        self._pending: list[tuple[int, np.ndarray, Tensor]] = []  # step, rows, its values on the device
 
     @staticmethod
     def check(loss: Tensor, gradient_norm: Tensor) -> Tensor:
@@ -104,15 +95,16 @@ class FiniteGuard:
     ) -> None:
         """Keep a step's values, all (), on the device until `flush`; rows: (B,) manifest rows of the whole group.
 
-        loss_scale: fp16's factor at this step, before the scaler's update, from `scaler.scale` of a one. Above 1, a
-        finite loss with gradients that are not is an expected overflow: the scaler will lower its factor.
+        loss_scale: fp16's factor at this step, before the scaler's update: `scaler.scale` of a one. Above 1, a finite
+        loss with gradients that are not finite is an expected overflow: the scaler will lower its factor.
         """
         scale = torch.ones_like(found_inf) if loss_scale is None else loss_scale
         values = (loss, accuracy, gradient_norm, found_inf, scale)
-        self._pending.append(_Pending(step, rows, tuple(value.detach() for value in values)))
+        # float64 holds the values of any precision
+        self._pending.append((step, rows, torch.stack([value.detach().to(torch.float64) for value in values])))
 
     def flush(self) -> list[StepRecord]:
-        """The steps since the last call, oldest first; one transfer from the device for all of them.
+        """The steps since the last call, oldest first, in one transfer from the device.
 
         Raises:
             UserError: more than `max_skipped` steps were skipped; the dump is written.
@@ -120,24 +112,25 @@ class FiniteGuard:
         pending, self._pending = self._pending, []
         if not pending:
             return []
-        # float64 holds the values of any precision
-        values = torch.stack([value.to(torch.float64) for kept in pending for value in kept.values])
-        by_step = values.view(len(pending), -1).tolist()
-        records = [_record(kept.step, *row) for kept, row in zip(pending, by_step, strict=True)]
-        for kept, record in zip(pending, records, strict=True):
-            if record.skipped and not record.overflow:
-                self._count(SkippedStep(record.step, record.loss, record.gradient_norm, kept.rows))
+        records = []
+        by_step = torch.stack([values for _, _, values in pending]).tolist()
+        for (step, rows, _), (loss, accuracy, norm, found_inf, loss_scale) in zip(pending, by_step, strict=True):
+            skipped = found_inf > 0
+            overflow = skipped and math.isfinite(loss) and loss_scale > 1
+            records.append(StepRecord(step, loss, accuracy, norm, skipped, overflow))
+            if skipped and not overflow:
+                self._count(SkippedStep(step, loss, norm, rows))
         return records
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps skipped so far, in types that load with `weights_only`; `flush` must come before."""
+        """The steps skipped so far, in types that load with `weights_only`; call `flush` before."""
         assert not self._pending, "flush before the state is saved"
         rows = [torch.from_numpy(np.array(skipped.rows, dtype=np.int64)) for skipped in self.skipped]
         figures = [(skipped.step, skipped.loss, skipped.gradient_norm) for skipped in self.skipped]
         return {"figures": figures, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         self._pending = []
         self.skipped = [
             SkippedStep(step, loss, gradient_norm, rows.numpy())
@@ -146,21 +139,23 @@ class FiniteGuard:
 
     def _count(self, skipped: SkippedStep) -> None:
         self.skipped.append(skipped)
-        what = f"step {skipped.step}: loss {skipped.loss}, gradient norm {skipped.gradient_norm}"
+        where = f"step {skipped.step}: loss {skipped.loss}, gradient norm {skipped.gradient_norm}"
         if len(self.skipped) <= self.max_skipped:
             logger.warning(
                 "%s: not finite, so no weight was changed; skipped step %d of at most %d; its first images: %s",
-                what,
+                where,
                 len(self.skipped),
                 self.max_skipped,
                 self._first_images(skipped.rows),
             )
             return
-        self._write_dump()
-        where = f"; {self.dump} names the images of all skipped steps" if self.dump else ""
+        dumped = ""
+        if self.dump:
+            self._write_dump(self.dump)
+            dumped = f"; {self.dump} names the images of all skipped steps"
         raise UserError(
-            f"{what}: training diverged before this update; steps of the run that were not finite: "
-            f"{len(self.skipped)} (train.max_skipped_steps = {self.max_skipped}){where}; lower train.learning_rate, "
+            f"{where}: training diverged before this update; steps of the run that were not finite: "
+            f"{len(self.skipped)} (train.max_skipped_steps = {self.max_skipped}){dumped}; lower train.learning_rate, "
             f"raise train.warmup_ratio, or look at the images named (first: {self._first_images(skipped.rows)})"
         )
 
@@ -168,30 +163,20 @@ class FiniteGuard:
         named = [f"{image.get('img_path')} (row {image.get('row')})" for image in self.describe(rows[:NAMED])]
         return ", ".join(named) + (", ..." if len(rows) > NAMED else "")
 
-    def _write_dump(self) -> None:
-        if self.dump is None:
-            return
+    def _write_dump(self, path: Path) -> None:
         steps = [
-            asdict(skipped)
-            | {"loss": _plain(skipped.loss), "gradient_norm": _plain(skipped.gradient_norm)}
-            | {"rows": np.asarray(skipped.rows).tolist(), "images": self.describe(skipped.rows)}
+            {
+                "step": skipped.step,
+                "loss": _plain(skipped.loss),
+                "gradient_norm": _plain(skipped.gradient_norm),
+                "rows": skipped.rows.tolist(),
+                "images": self.describe(skipped.rows),
+            }
             for skipped in self.skipped
         ]
-        self.dump.parent.mkdir(parents=True, exist_ok=True)
-        content = {"max_skipped_steps": self.max_skipped, "skipped": steps}
-        self.dump.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-
-
-def _record(
-    step: int, loss: float, accuracy: float, gradient_norm: float, found_inf: float, loss_scale: float
-) -> StepRecord:
-    skipped = found_inf > 0
-    overflow = skipped and math.isfinite(loss) and loss_scale > 1
-    return StepRecord(step, loss, accuracy, gradient_norm, skipped, overflow)
+        write_json(path, {"max_skipped_steps": self.max_skipped, "skipped": steps})
 
 
 def _plain(value: float) -> float | str:
-    """JSON has no word for what is not finite."""
+    """Infinities and NaN as strings, since JSON has no such numbers."""
     return value if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""What the epochs of a run came to, which of them was the best, and whether there is hope for a better one."""
+"""The metrics of a run's epochs, the best epoch, and early stopping."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -9,7 +9,7 @@ from knee_siglip.params.sections import BestMetric
 
 @dataclass
 class History:
-    """One dict of dotted metrics per epoch; the best one's number counts from 1, 0 means none yet."""
+    """One dict of dotted metrics per epoch; `best_epoch` counts from 1, 0 means none yet."""
 
     best_metric: BestMetric
     epochs: list[dict[str, float]] = field(default_factory=list)
@@ -21,7 +21,7 @@ class History:
         return self.epochs[self.best_epoch - 1]
 
     def add(self, metrics: dict[str, float]) -> bool:
-        """Take in an epoch; returns whether it is the best so far. Of equal ones the first is."""
+        """Add an epoch; returns whether it is the best so far. Of equal epochs the first is the best."""
         is_best = not self.best_epoch or self._score(metrics) > self._score(self.best)
         self.epochs.append(metrics)
         if is_best:
@@ -37,11 +37,11 @@ class History:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         self.epochs, self.best_epoch = state["epochs"], state["best_epoch"]
 
     def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """Larger is better; equal accuracies are told apart by the loss. One that is not finite is the worst."""
+        """Larger is better; the loss breaks ties between accuracies. An epoch that is not finite is the worst."""
         prefix, _, name = self.best_metric.partition(".")
         value, loss = metrics[self.best_metric], metrics[f"{prefix}.loss"]
         if not (math.isfinite(value) and math.isfinite(loss)):

@@ -1,4 +1,4 @@
-"""SIGTERM (SLURM's pre-emption), Ctrl-C, and the death of `dvc`: training saves its state, says so, and ends."""
+"""SIGTERM (SLURM's pre-emption), Ctrl-C, and the death of `dvc`: training saves its state, reports it and ends."""
 
 import os
 import signal
@@ -11,21 +11,21 @@ from types import FrameType
 from knee_siglip.core.processes import die_with_parent
 
 ASKING_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""SIGUSR1: what `sbatch --signal=USR1@120` sends before the time is up."""
+"""SIGUSR1 is what `sbatch --signal=USR1@120` sends before the time limit."""
 
 IMPATIENCE = 1.0
-"""Seconds after which a second signal is a person who will not wait; torchrun hands one Ctrl-C on twice at once."""
+"""Seconds after which a second signal means to end at once; torchrun forwards one Ctrl-C twice in a row."""
 
 
 class StopRequest:
-    """Which signal asks to stop; None while none does."""
+    """The signal that asked training to stop; None before that."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._asked_at = 0.0
 
     def __call__(self, number: int, _: FrameType | None) -> None:
-        """The signal handler. A second signal ends the process at once, with what was saved before."""
+        """The signal handler. A second signal ends the process at once; the last saved state remains."""
         if self.signal is not None and time.monotonic() - self._asked_at > IMPATIENCE:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -35,7 +35,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Signals become a request while this lasts; outside the main thread, where none arrive, nothing is changed."""
+    """Turn signals into a request while the block runs; in other threads, which get no signals, change nothing."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -49,10 +49,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def die_with_dvc() -> None:
-    """As a stage of DVC: let the kernel send SIGTERM when `dvc` is killed, or training would go on as an orphan.
+    """In a DVC stage, let the kernel send SIGTERM when `dvc` is killed; otherwise training would go on as an orphan.
 
-    Only there: under `nohup` a training must outlive the shell that started it. dvc.yaml says `exec`, or a shell that
-    DVC puts between would be the parent. What takes this process's place, such as torchrun, is told in the same way.
+    Only in a stage: under `nohup` a training must outlive its shell. dvc.yaml starts it with `exec`, since otherwise
+    DVC's shell would be the parent. A program that replaces this process, such as torchrun, gets the signal too.
     """
     if "DVC_STAGE" in os.environ:
         die_with_parent(signal.SIGTERM)

@@ -1,7 +1,7 @@
 """Several devices: `KNEE_SIGLIP_LAUNCHER="torchrun --nproc-per-node 4" dvc repro`.
 
-The launcher stands in the environment, not in dvc.yaml: there it would be a part of the stage, and another number of
-devices would train everything anew.
+The launcher comes from the environment, not from dvc.yaml: as part of the stage, another number of devices would
+retrain everything.
 """
 
 import os
@@ -19,12 +19,12 @@ def is_launched() -> bool:
 
 
 def hand_over(command: list[str]) -> None:
-    """Let the launcher run `command` (a script, or `-m` and a module, and arguments) in the place of this process.
+    """Replace this process by the launcher with `command` (a script, or `-m` and a module, and arguments).
 
-    Does nothing where no launcher is named, and in the processes that it started.
+    Does nothing without a launcher, and in the processes that it started.
 
     Raises:
-        UsageError: there is no such program.
+        UsageError: the launcher cannot be started.
     """
     launcher = shlex.split(os.environ.get(LAUNCHER, ""))
     if not launcher or is_launched():

@@ -1,7 +1,6 @@
-"""What is trained, by AdamW, at which learning rate and when."""
+"""Frozen weights, AdamW with its parameter groups, and the learning rate schedule."""
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 from torch import nn
@@ -17,10 +16,10 @@ Schedule = Literal["onecycle", "cosine", "constant"]
 
 
 def freeze_towers(model: KneeRadDinoSigLIPModel, freeze: FreezeParams) -> None:
-    """Keep the weights named: they take no gradient, no decay and no optimizer memory.
+    """Freeze weights: they take no gradient, no decay and no optimizer memory.
 
-    A number n trains the last n blocks and what comes after them (final norm, the text tower's head); the embeddings
-    stay as they are even where n is the number of blocks.
+    A number n trains only the last n blocks and what follows them (final norm, the text tower's head); the embeddings
+    stay frozen even where n is the number of blocks.
 
     Raises:
         UsageError: n is larger than the tower's number of blocks.
@@ -29,37 +28,40 @@ def freeze_towers(model: KneeRadDinoSigLIPModel, freeze: FreezeParams) -> None:
     _freeze(model.text, freeze.text, "text")
 
 
-def _freeze(encoder: Encoder, kept: Freeze, name: str) -> None:
+def _freeze(encoder: Encoder, frozen: Freeze, name: str) -> None:
     blocks = len(encoder.blocks)
-    if isinstance(kept, int) and kept > blocks:
+    if not isinstance(frozen, int):
+        encoder.model.requires_grad_(frozen == "none")
+        return
+    if frozen > blocks:
         raise UsageError(
-            f"train.freeze.{name} = {kept}: the {name} tower has {blocks} blocks; "
+            f"train.freeze.{name} = {frozen}: the {name} tower has {blocks} blocks; "
             f"give a number from 1 to {blocks} of last blocks to train, or none or all"
         )
     depths = encoder.depths()
     for parameter_name, parameter in encoder.model.named_parameters():
-        if isinstance(kept, int):
-            parameter.requires_grad_(depths[parameter_name] > blocks - kept)
-        else:
-            parameter.requires_grad_(kept == "none")
+        parameter.requires_grad_(depths[parameter_name] > blocks - frozen)
 
 
 def build_optimizer(model: KneeRadDinoSigLIPModel, params: TrainParams) -> AdamW:
-    """Fused AdamW over what is trained; a tower's lower layers may learn more slowly.
+    """Fused AdamW over the trained parameters, with layer-wise learning rate decay.
 
-    Of a tower of L blocks, block i (1 to L) learns at `layer_decay ** (L + 1 - i)` times the tower's rate, the
+    In a tower of L blocks, block i (1 to L) learns at `layer_decay ** (L + 1 - i)` times the tower's rate, the
     embeddings at `layer_decay ** (L + 1)`, what follows the blocks at 1: as in BEiT (Bao et al. 2021, arXiv:2106.08254;
     ELECTRA, Clark et al. 2020, arXiv:2003.10555, has one power more for each). What joins the towers learns at the full
-    rate; it is in the first group, whose rate is therefore `learning_rate` times the schedule.
+    rate; it is in the first group, so that group's rate is `learning_rate` times the schedule.
 
     Weight decay acts on all tensors of two and more dimensions (matrices, and tables of tokens and positions), not on
     biases, norms, layer scales, logit scale and logit bias.
 
     Fused: one pass over the memory, and a step can be skipped on the device (`training/finite.py`).
     """
+    factors = _rate_factors(model.vision, "vision_model", params.vision_learning_rate_scale, params.layer_decay)
+    factors |= _rate_factors(model.text, "text_model", 1.0, params.layer_decay)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter, factor in _trained(model, params):
-        groups.setdefault((factor, parameter.ndim >= 2), []).append(parameter)
+    for name, parameter in model.named_parameters():  # logit scale and logit bias come first
+        if parameter.requires_grad:
+            groups.setdefault((factors.get(name, 1.0), parameter.ndim >= 2), []).append(parameter)
     return AdamW(
         [
             {
@@ -73,17 +75,8 @@ def build_optimizer(model: KneeRadDinoSigLIPModel, params: TrainParams) -> AdamW
     )
 
 
-def _trained(model: KneeRadDinoSigLIPModel, params: TrainParams) -> Iterator[tuple[nn.Parameter, float]]:
-    """Each trained parameter with its share of the learning rate; logit scale and logit bias come first."""
-    factors = _rate_factors(model.vision, "vision_model", params.vision_learning_rate_scale, params.layer_decay)
-    factors |= _rate_factors(model.text, "text_model", 1.0, params.layer_decay)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            yield parameter, factors.get(name, 1.0)
-
-
 def _rate_factors(encoder: Encoder, prefix: str, scale: float, decay: float) -> dict[str, float]:
-    """Share of the learning rate by the model's parameter names."""
+    """Factors of the learning rate by the model's parameter names."""
     above = len(encoder.blocks) + 1
     return {f"{prefix}.{name}": scale * decay ** (above - depth) for name, depth in encoder.depths().items()}
 
@@ -91,12 +84,19 @@ def _rate_factors(encoder: Encoder, prefix: str, scale: float, decay: float) -> 
 def build_schedule(optimizer: AdamW, total_steps: int, warmup_ratio: float, kind: Schedule = "onecycle") -> LRScheduler:
     """Learning rates over all optimizer steps; the groups keep their ratio.
 
-    `onecycle`: from 1/25 up during `warmup_ratio` of the steps and down to nearly zero, both along a cosine, as the
-    reference has it. `cosine`: up along a line, then down along a cosine that would reach zero one step after the last.
-    `constant`: up along a line, then level.
+    `onecycle`: from 1/25 up during `warmup_ratio` of the steps and down to nearly zero, both along a cosine, as in the
+    reference. `cosine`: linear warm-up, then down along a cosine that would reach zero one step after the last.
+    `constant`: linear warm-up, then constant.
     """
     if kind == "onecycle":
-        return _one_cycle(optimizer, total_steps, warmup_ratio)
+        return OneCycleLR(
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=total_steps,
+            # OneCycleLR divides by zero where the warm-up is exactly one step, and one step is no warm-up
+            pct_start=float(warmup_ratio if warmup_ratio * total_steps > 1 + 1e-6 else 0.0),
+            cycle_momentum=False,  # AdamW's first beta stays as in the papers
+        )
     warmup = min(round(warmup_ratio * total_steps), total_steps - 1)
 
     def factor(step: int) -> float:
@@ -108,16 +108,3 @@ def build_schedule(optimizer: AdamW, total_steps: int, warmup_ratio: float, kind
         return 0.5 * (1 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, factor)
-
-
-def _one_cycle(optimizer: AdamW, total_steps: int, warmup_ratio: float) -> OneCycleLR:
-    """Momentum is not cycled: AdamW's first beta stays what the papers used."""
-    # OneCycleLR divides by zero where the warm-up is exactly one step, and one step is no warm-up.
-    pct_start = warmup_ratio if warmup_ratio * total_steps > 1 + 1e-6 else 0.0
-    return OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=total_steps,
-        pct_start=float(pct_start),
-        cycle_momentum=False,
-    )

@@ -1,9 +1,9 @@
-"""What a killed training goes on from.
+"""Resume state for interrupted training.
 
-`<store>/runs/<fingerprint>/` holds the two newest states of one training and its best model so far. The fingerprint is
-that of everything the result depends on, so a state of other params, data or encoders is never found; it is not the
-git revision, so a commit in between costs nothing. The folder is locked while a training uses it and goes when that
-training has succeeded.
+`<store>/runs/<fingerprint>/` holds the two newest states of one training and its best model so far. The fingerprint
+covers everything the result depends on, so states are reused only for identical params, data and encoders; it does not
+cover the git revision, so a commit in between costs nothing. The folder is locked while a training uses it and removed
+when that training succeeds.
 """
 
 import hashlib
@@ -29,19 +29,19 @@ logger = logging.getLogger(__name__)
 FORMAT = "knee-siglip-run/1"
 KEPT = 2
 STATE, DIGEST, BEST = ".state", ".sha256", ".best"
-"""A state, what its bytes must hash to (torch itself reads a damaged file without a word), the best model up to it."""
+"""A state, its sha256 (torch itself reads a damaged file without an error), the best model up to it."""
 
 LOCK = ".lock"
 
 SECONDS_TO_WAIT = 60.0
-"""For a training of the same fingerprint: one that was just told to stop needs a moment to save."""
+"""For another training of the same fingerprint: one that was just asked to stop needs a moment to save."""
 
 HARMLESS = ("save_every_minutes", "save_every_steps", "prefetch")
 """Params of `train` that change no number of the result."""
 
 
 def fingerprint(params: Params, data_hash: str, backbones: Path) -> str:
-    """Of a training: its params, the data (`data_hash`) and the encoders' files."""
+    """Hash of everything a training depends on: params, data (`data_hash`) and the encoders' files."""
     values = params.to_dict()
     used = {name: values[name] for name in ("seed", "image_size", "model", "train")}
     used["train"] = {name: value for name, value in used["train"].items() if name not in HARMLESS}
@@ -51,10 +51,10 @@ def fingerprint(params: Params, data_hash: str, backbones: Path) -> str:
 
 
 class StateSaver:
-    """Keeps the states of one training in its folder. Only the first of several processes has one.
+    """Keeps the states of one training in its folder; only the first of several processes saves.
 
     Args:
-        minutes: after which the next state `is_due`.
+        minutes: between saved states.
     """
 
     def __init__(self, folder: Path, minutes: float) -> None:
@@ -64,16 +64,16 @@ class StateSaver:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last state is as old as it may be."""
+        """Whether it is time for the next state."""
         return time.monotonic() - self._saved_at >= self._seconds
 
     @property
     def best_model(self) -> Path:
-        """The best model so far; DVC deletes a stage's outs when it starts, but not this."""
+        """The best model so far; DVC deletes a stage's outs when the stage starts, but not this file."""
         return self.folder / "best_model.pt"
 
     def load(self) -> dict[str, Any] | None:
-        """The newest state that is whole; None where the training begins."""
+        """The newest undamaged state; None if there is none."""
         for file in reversed(self._states()):
             try:
                 if file.with_suffix(DIGEST).read_text() == sha256(file):
@@ -82,13 +82,13 @@ class StateSaver:
                 problem = "is damaged"
             except OSError as error:
                 problem = f"cannot be read ({error.strerror or error})"
-            logger.warning("%s %s; the state before it is used", file, problem)
+            logger.warning("%s %s; using the state before it", file, problem)
         return None
 
     def save(self, state: Mapping[str, Any], step: int) -> bool:
-        """Keep a state, whole or not at all; false, with a warning, where the disk refuses: training goes on.
+        """Save a state atomically; on a disk error warn, return false and let training continue.
 
-        A killed save, or one that the power's loss cut short, leaves the states before it.
+        A save that is killed or cut short by a power failure leaves the states before it.
         """
         file = self._state(step)
         digest = hashlib.sha256()
@@ -100,7 +100,7 @@ class StateSaver:
                 torch.save(dict(state), cast(IO[bytes], _Hashing(out, digest)))
             with atomic_file(file.with_suffix(DIGEST)) as out:
                 out.write(digest.hexdigest().encode())
-        # torch has an error of its own for a disk that refuses
+        # torch raises its own error for a failing disk
         except (UserError, RuntimeError) as error:
             logger.warning("step %d could not be saved, the state before it is kept: %s", step, error)
             return False
@@ -110,30 +110,30 @@ class StateSaver:
         return True
 
     def restore_best(self, step: int) -> None:
-        """The best model as it was with the state of `step`: the epochs after that are trained again."""
+        """Restore the best model saved with the state of `step`: the epochs after it are trained again."""
         kept = self._state(step).with_suffix(BEST)
         self.best_model.unlink(missing_ok=True)
         if kept.exists():
             link_or_copy(kept, self.best_model)
 
     def remove(self) -> None:
-        """After success: nothing is left to go on from."""
+        """Remove all states, after success."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _state(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}{STATE}"
 
     def _states(self) -> list[Path]:
-        """Oldest first. One without its digest was cut short."""
+        """Oldest first; a file without its digest was cut short and is left out."""
         return sorted(file for file in self.folder.glob(f"*{STATE}") if file.with_suffix(DIGEST).exists())
 
 
 @contextmanager
 def open_run(root: Path, name: str, minutes: float, *, wait: float = SECONDS_TO_WAIT) -> Iterator[StateSaver]:
-    """The folder `root/name`, locked; the lock ends with the process, however that ends.
+    """The folder `root/name`, locked; the lock ends with the process, however it ends.
 
     Raises:
-        UserError: another process trains the same, or the folder cannot be written.
+        UserError: another process runs the same training, or the folder cannot be written.
     """
     folder = root / name
     with lock(folder / LOCK, "running this very training", wait=wait):
@@ -144,7 +144,7 @@ def open_run(root: Path, name: str, minutes: float, *, wait: float = SECONDS_TO_
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A training that was killed or failed. step: of its newest state, None where there is none yet."""
+    """A training that was killed or failed. step: of its newest state, None before the first one."""
 
     folder: Path
     step: int | None
@@ -153,13 +153,13 @@ class Unfinished:
 
 
 def unfinished_runs(root: Path) -> list[Unfinished]:
-    """Every training under the folder of runs `root` that has not succeeded, the last used first."""
+    """Every unfinished training under the folder of runs `root`, the last used first."""
     found = [_examine(folder) for folder in root.glob("*") if folder.is_dir()]
     return sorted(found, key=lambda run: run.last_used, reverse=True)
 
 
 def remove_unfinished(run: Unfinished) -> None:
-    """Remove its states: it could only begin anew.
+    """Remove its states; the same training then starts from scratch.
 
     Raises:
         UserError: it is running.
@@ -178,7 +178,7 @@ def _examine(folder: Path) -> Unfinished:
 
 
 class _Hashing:
-    """Hashes what is written to a file, so that it need not be read again."""
+    """Hashes what is written to a file, so that the file is not read again."""
 
     def __init__(self, file: IO[bytes], digest: "hashlib._Hash") -> None:
         self._file, self._digest = file, digest

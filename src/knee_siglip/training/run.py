@@ -20,7 +20,7 @@ from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.device import autocast_dtype, place
-from knee_siglip.pairs.batches import PairDataset, Pixels, distinct_texts
+from knee_siglip.pairs.batches import PairDataset, Pixels
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.sections import Params
 from knee_siglip.store.pixels import CachedPixels, open_pixels
@@ -190,8 +190,8 @@ def _rows(manifest: pd.DataFrame, split: str) -> np.ndarray:
 
 
 def _pairs(manifest: pd.DataFrame, pixels: Pixels, rows: np.ndarray, checkpoint: Checkpoint) -> PairDataset:
-    texts, text_ids = distinct_texts(manifest["text"].iloc[rows].tolist())
-    input_ids = tokenize(checkpoint.tokenizer, texts, checkpoint.max_text_length, checkpoint.position_count)
+    text_ids, texts = pd.factorize(manifest["text"].iloc[rows])
+    input_ids = tokenize(checkpoint.tokenizer, texts.tolist(), checkpoint.max_text_length, checkpoint.position_count)
     return PairDataset(pixels, rows, input_ids, text_ids)
 
 

@@ -1,4 +1,4 @@
-"""How fast training is: pairs per second, model FLOPs and their share of the peak, time without data, memory.
+"""Training speed: pairs per second, model FLOPs utilisation (MFU), time without data, memory.
 
 MFU = model FLOPs per second / peak FLOPs per second (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, appendix B). Model
 FLOPs are what the mathematics needs: what is computed twice (gradient caching, gradient checkpointing) counts once.
@@ -17,9 +17,9 @@ from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 
 @dataclass
 class Throughput:
-    """Counts the training steps' own time, without validation and saving; goes on after a resume.
+    """Measures the training steps alone, without validation and saving; continues after a resume.
 
-    `peak`: FLOP/s of all devices together, None where it is not known.
+    `peak`: FLOP/s of all devices together, None if unknown.
     """
 
     peak: float | None = None
@@ -31,23 +31,23 @@ class Throughput:
     _steps: int = field(default=0, repr=False)
 
     def start(self) -> None:
-        """Steps begin now."""
+        """Start the clock before the first step."""
         self._since = time.perf_counter()
 
     def wait(self, seconds: float) -> None:
-        """So long no batch was ready."""
+        """Add time in which no batch was ready."""
         self.waited += seconds
 
     def count(self, pairs: int, flops: float) -> None:
-        """A step was begun, with so many model FLOPs on all devices together."""
+        """Count a step that was started; flops: of all devices together."""
         self.pairs += pairs
         self.flops += flops
         self._steps += 1
 
     def lap(self) -> None:
-        """The steps counted up to now are done, on the device too.
+        """Add the time of the steps counted so far, which the device has finished.
 
-        Without any since the last lap the time was not training's: the state may be saved right after validation.
+        Without a step since the last lap no time is added: the state may be saved right after validation.
         """
         now = time.perf_counter()
         if self._steps:
@@ -55,7 +55,7 @@ class Throughput:
         self._since, self._steps = now, 0
 
     def metrics(self) -> dict[str, float]:
-        """pairs_per_second, data_wait_share (upper bound), model_tflops_per_second, mfu where the peak is known."""
+        """pairs_per_second, data_wait_share (an upper bound), model_tflops_per_second, mfu if the peak is known."""
         if not self.seconds:
             return {}
         found = {
@@ -64,7 +64,7 @@ class Throughput:
             "model_tflops_per_second": self.flops / self.seconds / 1e12,
         }
         if self.peak:
-            found["mfu"] = mfu(self.flops, self.seconds, self.peak)
+            found["mfu"] = self.flops / self.seconds / self.peak
         return found | {"peak_memory_mb": peak_memory_mb()}
 
     def state_dict(self) -> dict[str, float]:
@@ -72,13 +72,13 @@ class Throughput:
         return {"seconds": self.seconds, "waited": self.waited, "pairs": self.pairs, "flops": self.flops}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Resume where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         self.seconds, self.waited, self.flops = state["seconds"], state["waited"], state["flops"]
         self.pairs = int(state["pairs"])
 
 
 def peak_memory_mb() -> float:
-    """Largest memory held so far: the GPU's where one is used, else the process's."""
+    """Peak memory: the GPU's if one is used, else the process's."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -87,7 +87,7 @@ def peak_memory_mb() -> float:
 def image_flops(model: KneeRadDinoSigLIPModel, image_size: int, cached_features: bool = False) -> int:
     """FLOPs, forward and backward, of training on one image of `image_size` pixels a side.
 
-    cached_features: the vision tower's output is read from a file and only the projection is computed.
+    cached_features: the vision tower's output is read from the store, so only the projection is computed.
     """
     projection = [
         count_layer(linear, 2 * linear.in_features * linear.out_features)
@@ -98,12 +98,12 @@ def image_flops(model: KneeRadDinoSigLIPModel, image_size: int, cached_features:
 
 
 def text_flops(model: KneeRadDinoSigLIPModel) -> int:
-    """FLOPs, forward and backward, of training on one text, which is padded to the whole position table."""
+    """FLOPs, forward and backward, of training on one text padded to the whole position table."""
     return training_flops(model.text.layers())
 
 
 def loss_flops(count: int, width: int) -> int:
-    """FLOPs of the loss of `count` pairs of embeddings of `width`: the logits, and the gradients of both sides."""
+    """FLOPs of the loss of `count` pairs of embeddings of `width`: logits, and gradients of images and texts."""
     return 3 * 2 * count**2 * width
 
 
@@ -112,7 +112,7 @@ def step_flops(
 ) -> int:
     """FLOPs of one optimizer step, on all devices together.
 
-    images: of the group. texts: that are encoded; equal ones are encoded once. Every image meets every image's text.
+    images: in the group. texts: distinct ones, encoded once each. The loss pairs every image with every image's text.
     """
     width = model.text.width
     encoding = images * image_flops(model, image_size, cached_features) + texts * text_flops(model)
@@ -121,12 +121,11 @@ def step_flops(
 
 @dataclass(frozen=True)
 class Peak:
-    """Dense peak in TFLOP/s. `half`: bf16 and fp16 summed in float32; `tf32` None: no such tensor cores."""
+    """Dense peak in TFLOP/s. `half`: bf16 and fp16 summed in float32; `tf32` None: no tensor cores for TF32 or bf16."""
 
     half: float
     tf32: float | None
     float32: float
-    has_bf16: bool = True
 
 
 PEAKS = {
@@ -150,42 +149,35 @@ PEAKS = {
     "RTX A6000": Peak(154.8, 77.4, 38.7),
     "RTX 4090": Peak(165.2, 82.6, 82.6),
     "RTX 3090": Peak(71, 35.6, 35.6),
-    "V100-SXM2-16GB": Peak(125, None, 15.7, has_bf16=False),
-    "V100-SXM2-32GB": Peak(125, None, 15.7, has_bf16=False),
-    "V100-PCIE-16GB": Peak(112, None, 14, has_bf16=False),
-    "V100-PCIE-32GB": Peak(112, None, 14, has_bf16=False),
-    "T4": Peak(65, None, 8.1, has_bf16=False),
+    "V100-SXM2-16GB": Peak(125, None, 15.7),
+    "V100-SXM2-32GB": Peak(125, None, 15.7),
+    "V100-PCIE-16GB": Peak(112, None, 14),
+    "V100-PCIE-32GB": Peak(112, None, 14),
+    "T4": Peak(65, None, 8.1),
 }
-"""By the name that the driver gives, without the brand. Source: NVIDIA's datasheets, and for GeForce the GA102 and Ada
-whitepapers; where a datasheet gives the figure with sparsity, half of it."""
+"""By the driver's name of the card, without the brand. Source: NVIDIA's datasheets, and for GeForce the GA102 and Ada
+whitepapers; half of the value where a datasheet gives it with sparsity."""
 
 BRANDS = ("NVIDIA ", "Tesla ", "GeForce ")
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype | None, tf32: bool) -> float | None:
-    """Peak FLOP/s of matrix products of `dtype` on one device; None where it is not known, so that no MFU is guessed.
+    """Peak FLOP/s of matrix products of `dtype` on one device; None if unknown, so that no MFU is guessed.
 
-    dtype: the autocast type; None is float32, on tensor cores where `tf32` is allowed and there are some for it.
+    A part of a card (MIG), a laptop's or a market's own version has another name and another peak, which is unknown.
+
+    dtype: the autocast type; None is float32, on tensor cores if `tf32` is allowed and the card has them.
     """
     if device.type != "cuda":
         return None
-    return _peak(torch.cuda.get_device_name(device), dtype, tf32)
-
-
-def _peak(name: str, dtype: torch.dtype | None, tf32: bool) -> float | None:
-    """A part of a card (MIG), a laptop's or a market's own version has another name and another peak: not known."""
+    name = torch.cuda.get_device_name(device)
     for brand in BRANDS:
         name = name.removeprefix(brand)
     peak = PEAKS.get(name)
-    if peak is None or (dtype == torch.bfloat16 and not peak.has_bf16):
+    if peak is None or (dtype == torch.bfloat16 and peak.tf32 is None):
         return None
     if dtype in (torch.bfloat16, torch.float16):
         return peak.half * 1e12
     if dtype in (None, torch.float32):
         return (peak.tf32 if tf32 and peak.tf32 else peak.float32) * 1e12
     return None
-
-
-def mfu(flops: float, seconds: float, peak: float) -> float:
-    """Model FLOPs utilisation of `flops` done in `seconds`; peak: FLOP/s of all devices together."""
-    return flops / seconds / peak

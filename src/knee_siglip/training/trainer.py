@@ -16,7 +16,7 @@ from knee_siglip.core.errors import Interrupted
 from knee_siglip.model.device import autocast_dtype
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.pairs.batches import Batch, PairDataset, epoch_order, split_groups
-from knee_siglip.pairs.prefetch import Prefetcher
+from knee_siglip.pairs.prefetch import prefetch_batches
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.acceleration import accelerate
 from knee_siglip.training.accumulation import GradientCache
@@ -118,11 +118,11 @@ class Trainer:
         bar = progress.add_task(title, total=self.steps_per_epoch, completed=done, shown="")
         groups = list(split_groups(epoch_order(len(self.train_set), self.seed, epoch), self.group_size))[done:]
         parts = [self.ranks.local_part(group) for group in groups]
-        batches = Prefetcher(self.train_set.batch, parts, self.device, self.params.prefetch, self.throughput.wait)
+        batches = prefetch_batches(self.train_set.batch, parts, self.device, self.params.prefetch, self.throughput.wait)
         self.encoder.train()
         self.throughput.start()
-        with closing(iter(batches)) as ready:
-            for group, batch in zip(groups, ready, strict=True):
+        with closing(batches):
+            for group, batch in zip(groups, batches, strict=True):
                 self.train_step(batch, group)
                 self.throughput.count(len(group), self._flops(batch, group))
                 if self.step % LOG_EVERY_STEPS == 0:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import SiglipTextConfig, SiglipTextModel
 
-from knee_siglip.encoders.positions import WELL_TRAINED
-from knee_siglip.encoders.registry import wrap_text
+from knee_siglip.encoders.siglip_text import WELL_TRAINED, SiglipTextEncoder
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def table(model):
 
 def test_first_positions_and_the_pooled_one_are_kept(text_model):
     old = table(text_model)
-    wrap_text(text_model).extend_positions(512)
+    SiglipTextEncoder(text_model).extend_positions(512)
     new = table(text_model)
     assert new.shape == (512, 16)
     assert torch.equal(new[: WELL_TRAINED + 1], old[: WELL_TRAINED + 1])
@@ -32,7 +31,7 @@ def test_first_positions_and_the_pooled_one_are_kept(text_model):
 def test_positions_between_are_interpolated(text_model):
     line = torch.arange(64.0).unsqueeze(1).expand(64, 16)
     text_model.embeddings.position_embedding.weight.data.copy_(line)
-    wrap_text(text_model).extend_positions(100)
+    SiglipTextEncoder(text_model).extend_positions(100)
     places = table(text_model)[:, 0]
     steps = places[WELL_TRAINED:].diff()
     assert torch.allclose(steps, torch.full_like(steps, (63 - 20) / (99 - 20)), atol=1e-4)
@@ -41,7 +40,7 @@ def test_positions_between_are_interpolated(text_model):
 @pytest.mark.parametrize("length", [8, 64])
 def test_table_that_is_long_enough_stays(text_model, length):
     old = table(text_model)
-    wrap_text(text_model).extend_positions(length)
+    SiglipTextEncoder(text_model).extend_positions(length)
     assert torch.equal(table(text_model), old)
     assert text_model.config.max_position_embeddings == 64
 
@@ -50,7 +49,7 @@ def test_extended_model_reads_long_texts_and_survives_saving(text_model, tmp_pat
     input_ids = torch.randint(2, 40, (2, 65))
     with pytest.raises(ValueError, match="max_position_embeddings"):
         text_model(input_ids=input_ids)
-    wrap_text(text_model).extend_positions(65)
+    SiglipTextEncoder(text_model).extend_positions(65)
     expected = text_model(input_ids=input_ids).pooler_output
     text_model.save_pretrained(tmp_path)
     again = SiglipTextModel.from_pretrained(tmp_path).eval()
@@ -60,7 +59,7 @@ def test_extended_model_reads_long_texts_and_survives_saving(text_model, tmp_pat
 
 def test_frozen_table_stays_frozen_and_half_precision_stays_half(text_model):
     text_model.half().requires_grad_(False)
-    wrap_text(text_model).extend_positions(80)
+    SiglipTextEncoder(text_model).extend_positions(80)
     weight = text_model.embeddings.position_embedding.weight
     assert weight.dtype == torch.float16
     assert not weight.requires_grad
@@ -70,5 +69,5 @@ def test_frozen_table_stays_frozen_and_half_precision_stays_half(text_model):
 def test_every_length_ends_on_the_old_last_position(text_model):
     old = table(text_model)
     for length in range(65, 200, 7):
-        wrap_text(text_model).extend_positions(length)
+        SiglipTextEncoder(text_model).extend_positions(length)
         assert torch.equal(table(text_model)[-1], old[-1])
