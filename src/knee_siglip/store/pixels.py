@@ -1,8 +1,8 @@
-"""The pixel store: every image decoded and fitted once, ever, then read through memory maps.
+"""The pixel store: every image decoded and fitted once, then read through memory maps.
 
-`<root>/<transform key>/` holds a row per image (store_rows.py); store_filling.py decodes into it. It lies outside DVC's
-outs and is shared by all experiments; DVC sees only a small index of the content (`build_cache`). Readers rebuild
-whatever the store lacks.
+`<root>/<transform key>/` holds a row per image (rows.py); filling.py decodes into it. The store lies outside DVC's outs
+and is shared by all experiments; DVC sees only a small index of its content (`build_cache`). Readers rebuild whatever
+it lacks.
 """
 
 import json
@@ -42,13 +42,10 @@ class PixelStore(RowStore):
         super().__init__(root / transform.key, paths.PIXELS, layout, transform.to_dict())
 
     def ensure(self, image_ids: Sequence[str], files: Sequence[Path | str], *, workers: int | None = None) -> Counts:
-        """Decode what is missing, on all cores. files[i] is the original of image_ids[i].
-
-        Whatever was finished stays when this is killed. One process builds at a time; a second one waits, then finds
-        the work done.
+        """Decode what is missing, on all cores; see `add_missing`. files[i] is the original of image_ids[i].
 
         Raises:
-            UserError: images that cannot be read or are no longer those that were validated; a full disk.
+            UserError: images that cannot be read or have changed since they were validated; a full disk.
         """
 
         def add(wanted: set[str]) -> None:
@@ -59,10 +56,7 @@ class PixelStore(RowStore):
 
 
 class CachedPixels(CachedRows):
-    """The manifest's images as an array that lives on the disk: `pixels[rows]` is uint8 (B, S, S).
-
-    `transform`: what was done to every image.
-    """
+    """The manifest's images as an array on disk: `pixels[rows]` is uint8 (B, S, S), after `transform`."""
 
     def __init__(self, store: PixelStore, image_ids: Sequence[str], known: np.ndarray | None = None) -> None:
         super().__init__(store, image_ids, known)

@@ -169,7 +169,9 @@ def clean_folder(folder: Path, segments: Sequence[Segment], layout: RowLayout) -
             kept |= {segment.file, segment.file.with_suffix(IDS)}
             if segment.lost:
                 rewrite_log(segment.file, segment.records)
-            _cut_after_last_row(segment, layout)
+            end = len(segment.rows) * layout.nbytes
+            if segment.file.stat().st_size > end:
+                os.truncate(segment.file, end)  # rows that were never committed: readers map committed ones only
     for file in folder.iterdir():
         if file.suffix in (layout.ending, IDS, PARTIAL) and file not in kept:
             file.unlink(missing_ok=True)
@@ -182,17 +184,13 @@ def _read_segment(ids_file: Path, layout: RowLayout) -> Segment | None:
         content = ids_file.read_bytes()
         whole = file.stat().st_size // layout.nbytes if file.exists() else 0
         records = [record for record in _from_lines(content) if record.row < whole]
-        rows = _map(file, max((record.row + 1 for record in records), default=0), layout)
+        rows = np.empty((0, *layout.shape), dtype=layout.dtype)
+        if records:
+            shape = max(record.row for record in records) + 1, *layout.shape
+            rows = np.asarray(np.memmap(file, layout.dtype, "r", shape=shape))  # indexing np.memmap itself is slower
     except FileNotFoundError:
         return None
     return Segment(file, rows, records, lost=math.ceil(len(content) / _LINE) - len(records))
-
-
-def _map(file: Path, rows: int, layout: RowLayout) -> np.ndarray:
-    """An ordinary array over the map: indexing np.memmap itself costs several times as much."""
-    if not rows:
-        return np.empty((0, *layout.shape), dtype=layout.dtype)
-    return np.asarray(np.memmap(file, layout.dtype, "r", shape=(rows, *layout.shape)))
 
 
 def _to_lines(records: Iterable[Record]) -> bytes:
@@ -209,10 +207,3 @@ def _from_lines(content: bytes) -> list[Record]:
             row, image_id, row_hash = body.decode("ascii").split(" ")
             records.append(Record(int(row), image_id, row_hash))
     return records
-
-
-def _cut_after_last_row(segment: Segment, layout: RowLayout) -> None:
-    """Give back what was written and never committed. Readers map committed rows only."""
-    end = len(segment.rows) * layout.nbytes
-    if segment.file.stat().st_size > end:
-        os.truncate(segment.file, end)

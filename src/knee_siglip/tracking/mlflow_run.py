@@ -45,12 +45,12 @@ class MlflowRun:
         with _creation_lock(self.uri):
             self.client = MlflowClient(tracking_uri=self.uri)
             run = self._find(known_id) if known_id else None
-            experiment = None if run else self._experiment(start["project"])
+            experiment = "" if run else self._experiment(start["project"])
         if run:
             self._reopen(run, start)
         else:
             self.run_id = self.client.create_run(
-                str(experiment), start_time=_milliseconds(start["time"]), run_name=start["name"], tags=start["tags"]
+                experiment, start_time=_milliseconds(start["time"]), run_name=start["name"], tags=start["tags"]
             ).info.run_id
             self._log_params(start["config"], logged=set())
         return self.run_id
@@ -59,7 +59,7 @@ class MlflowRun:
         """One call per 1,000 points. A resumed run gets only what it lacks: MLflow keeps a repeated point twice."""
         from mlflow.entities import Metric
 
-        fresh = [point for point in points if not self._has(point)]
+        fresh = [point for point in points if self.known.get((point.key, point.step)) != point.value]
         self.last_time = max([self.last_time, *(_milliseconds(point.time) for point in fresh)])
         metrics = [Metric(point.key, point.value, _milliseconds(point.time), point.step) for point in fresh]
         for part in _parts(metrics, METRICS_PER_CALL):
@@ -105,8 +105,7 @@ class MlflowRun:
 
         self.run_id = run.info.run_id
         self.client.update_run(self.run_id, status="RUNNING")
-        tags = [RunTag(key, value) for key, value in later_tags(start).items()]
-        self.client.log_batch(self.run_id, tags=tags)
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in later_tags(start).items()])
         self._log_params(start["config"], logged=set(run.data.params))
         for key in run.data.metrics:
             history = self.client.get_metric_history(self.run_id, key)
@@ -119,9 +118,6 @@ class MlflowRun:
         params = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in config.items() if key not in logged]
         for part in _parts(params, TEXTS_PER_CALL):
             self.client.log_batch(self.run_id, params=part)
-
-    def _has(self, point: Point) -> bool:
-        return self.known.get((point.key, point.step)) == point.value
 
 
 def _creation_lock(uri: str) -> AbstractContextManager[None]:

@@ -110,18 +110,9 @@ def _stdin_open() -> bool:
 def main() -> int:
     """Read the orders (the first line of stdin) and follow the log."""
     os.nice(10)  # training needs the cores more
-    orders = Orders(**json.loads(_first_line()))
+    with open(0, "rb", buffering=0, closefd=False) as stdin:  # unbuffered, so that `select` sees what follows
+        orders = Orders(**json.loads(stdin.readline()))
     return 0 if send(orders, _stdin_open) else 1
-
-
-def _first_line() -> bytes:
-    """Unbuffered, so that `select` sees what follows."""
-    line = b""
-    while byte := os.read(0, 1):
-        if byte == b"\n":
-            break
-        line += byte
-    return line
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Logs one session of a run. With the context the run ends: FINISHED, FAILED (an exception), KILLED (a signal)."""
+    """Logs one session of a run. Leaving the context ends it: FINISHED, FAILED (an exception) or KILLED (a signal)."""
 
     def __init__(self, log: RunLog, checkpoints: str, step: int) -> None:
         self.run_id = log.run_id
@@ -63,7 +63,7 @@ class Tracker:
         self._write("metrics", values=encode_values(values), step=step)
 
     def log_summary(self, values: Mapping[str, Any]) -> None:
-        """Final figures as in metrics.json, flat or nested; what is no number is left out."""
+        """Final values as in metrics.json, flat or nested; only numbers are logged."""
         self._write("summary", values=encode_values(flatten(dict(values))), step=self._step)
 
     def log_artifact(self, path: Path, kind: str) -> None:

@@ -55,11 +55,6 @@ class Shares:
                 "together below 1; train gets the rest"
             )
 
-    @property
-    def of_splits(self) -> np.ndarray:
-        """(3,), in the order of SPLITS."""
-        return np.array([1 - self.val - self.test, self.val, self.test])
-
 
 def split_table(
     table: pd.DataFrame,
@@ -94,7 +89,8 @@ def split_table(
             f"{len(SPLITS)} splits: patients who share an image count as one group"
         )
     totals, weights = _things(table, stratify, groups)
-    wanted = (shares or Shares()).of_splits
+    shares = shares or Shares()
+    wanted = np.array([1 - shares.val - shares.test, shares.val, shares.test])  # in the order of SPLITS
     dealt = _deal(totals, weights, wanted, names)
     split = pd.Series(np.array(SPLITS, dtype=object)[dealt[groups]], table.index, dtype=str)
     return table.assign(split=split), _warnings(groups, patients, dealt, wanted)
@@ -137,7 +133,9 @@ def _things(table: pd.DataFrame, stratify: Sequence[str], groups: np.ndarray) ->
     for name in stratify:
         if name in table.columns:
             totals = _totals(_indicators(_plain(table[name]), VALUES_FOLLOWED), groups)
-            blocks += [(totals, STRATUM_WEIGHT), (_highest(totals), STRATUM_WEIGHT)]
+            values = np.arange(1, totals.shape[1] + 1)
+            highest = ((totals > 0) * values).max(axis=1, initial=0)
+            blocks += [(totals, STRATUM_WEIGHT), ((highest[:, None] == values).astype(np.int64), STRATUM_WEIGHT)]
     for name in BALANCED:
         if name in table.columns and name not in stratify:
             blocks.append((_totals(_indicators(_plain(table[name]), VALUES_FOLLOWED), groups), BALANCE_WEIGHT))
@@ -160,16 +158,10 @@ def _indicators(cells: pd.Series, most: int, rows: int = 1) -> np.ndarray:
 
 
 def _totals(things: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """(N, T) of the rows to (G, T) of the groups."""
+    """(N, T) per row to (G, T) per group."""
     totals = np.zeros((groups.max(initial=-1) + 1, things.shape[1]), dtype=np.int64)
     np.add.at(totals, groups, things)
     return totals
-
-
-def _highest(totals: np.ndarray) -> np.ndarray:
-    """(G, V) how many rows a group has of each value, ascending, to 1 at the highest value that it has."""
-    values = np.arange(1, totals.shape[1] + 1)
-    return (((totals > 0) * values).max(axis=1, initial=0)[:, None] == values).astype(np.int64)
 
 
 def _deal(totals: np.ndarray, weights: np.ndarray, wanted: np.ndarray, names: Sequence[bytes]) -> np.ndarray:

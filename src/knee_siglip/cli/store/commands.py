@@ -63,7 +63,9 @@ def show(cache: CacheOption = None) -> None:
         typer.echo(_describe_run(run))
     total = sum(shelf.bytes for shelf in found) + sum(run.bytes for run in runs)
     count = len(found) + len(runs)
-    typer.echo(f"{root}: {_gigabytes(total)} in {count} folders, {_gigabytes(_free(root))} free on its disk")
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    free = _gigabytes(shutil.disk_usage(existing).free)
+    typer.echo(f"{root}: {_gigabytes(total)} in {count} folders, {free} free on its disk")
 
 
 @app.command()
@@ -209,15 +211,10 @@ def _describe_run(run: "Unfinished") -> str:
 
 
 def _describe(facts: dict[str, Any]) -> str:
-    """What the rows are made with; of long hashes the beginning, which tells them apart."""
-    shown = (re.sub(r"\b[0-9a-f]{40,}\b", lambda found: found[0][:12], str(value)) for value in facts.values())
-    return ", ".join(f"{key} {value}" for key, value in zip(facts, shown, strict=True))
+    """What the rows are made with, long hashes cut."""
+    listed = ", ".join(f"{key} {value}" for key, value in facts.items())
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", listed)
 
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _free(root: Path) -> int:
-    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free

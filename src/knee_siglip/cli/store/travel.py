@@ -1,4 +1,4 @@
-"""Pixels on a journey: one tar file with which training runs on a machine that never sees the originals.
+"""Pack the pixel store into one tar file, to train on a machine that never sees the originals.
 
     store.json        version of this format, the transform, number of images
     ids.txt           a line `image_id pixel_hash` per image
@@ -151,7 +151,7 @@ def _header(tar: tarfile.TarFile) -> dict[str, Any]:
 
 
 def _changed(found: Mapping[Path, bytes], on_difference: OnDifference) -> dict[Path, bytes]:
-    """The files to write."""
+    """The files to write; see `unpack`."""
     if on_difference == "leave":
         return {}
     changed = {path: data for path, data in found.items() if not path.exists() or path.read_bytes() != data}

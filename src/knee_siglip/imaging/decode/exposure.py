@@ -1,4 +1,4 @@
-"""From deep greys to 8 bits: the exposed field of a radiograph sets black and white."""
+"""Deep greys to 8 bits: the exposed field of a radiograph sets black and white."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ LEVEL_SHARE = 0.01
 """Width of a level of the border search, as a share of the greys (1st to 99th percentile) in the image's centre."""
 
 LEVELS = 600
-"""Of them the centre's range has 100, from the 200th on; what lies beyond the ends counts as the last."""
+"""The centre's range has 100 of them, from the 200th on; what lies beyond the ends counts as the last."""
 
 RING_SHARE = 0.04
 """A level that fills this share of the image's edge is flat: collimator, padding or air, not anatomy."""

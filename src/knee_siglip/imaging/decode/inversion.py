@@ -23,6 +23,9 @@ CAUTION = 3.0
 """Log odds that the evidence must outweigh before an image counts as inverted. An inverted image that is missed stays
 as it was; a normal one that is called inverted would be spoiled."""
 
+TAIL = 0.05
+"""Share of the pixels beyond either of the percentiles that `_gap` compares with the median."""
+
 FLAT = 3
 """Greys; a row or column that varies no more belongs to a border, not to the radiograph."""
 
@@ -46,15 +49,11 @@ def features(grey: np.ndarray) -> np.ndarray:
 
 
 def _gap(ranks: np.ndarray) -> float:
-    """Negative where details as wide as the joint space are mostly dark: 3 pixels against the 11 round them."""
-    return _lean((uniform_filter(ranks, 3) - uniform_filter(ranks, 11))[6:-6, 6:-6], 0.05)
-
-
-def _lean(values: np.ndarray, share: float) -> float:
-    """How much further the upper tail reaches from the median than the lower one; the tails begin at `share`."""
-    count = values.size
-    places = [round(share * (count - 1)), count // 2, round((1 - share) * (count - 1))]
-    low, middle, high = np.partition(values, places, axis=None)[places]
+    """Skewness of details as wide as the joint space (3 pixels against the 11 around them); negative: mostly dark."""
+    details = (uniform_filter(ranks, 3) - uniform_filter(ranks, 11))[6:-6, 6:-6]
+    last = details.size - 1
+    places = [round(TAIL * last), details.size // 2, round((1 - TAIL) * last)]
+    low, middle, high = np.partition(details, places, axis=None)[places]
     return float(high + low - 2 * middle)
 
 

@@ -67,7 +67,10 @@ def decode_picture(data: bytes, path: Path) -> Decoded:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_size(image.width, image.height, path)
                 _check_single(image, path)
-                return _decode(image, data, path)
+                bits, kind = sample_bits(image, data), f"{image.format} {image.mode}"
+                if bits == 16 and image.mode in COLOURS:
+                    return Decoded(deep_colour(image, data, path), bits, f"{kind};16")
+                return Decoded(grey_of(image, data), bits, kind)
         except ImageError:
             raise
         except UnidentifiedImageError:
@@ -123,20 +126,11 @@ def _check_single(image: Image.Image, path: Path) -> None:
     if frames < 2 or image.format == "MPO":
         return
     if image.format == "TIFF" and frames <= 16:
-        pages = range(1, frames)
         reduced = 0
-        for page in pages:
+        for page in range(1, frames):
             image.seek(page)
             reduced += int(image.tag_v2.get(SUBFILE_TYPE, 0)) & 1  # type: ignore[attr-defined]
         image.seek(0)
-        if reduced == len(pages):
+        if reduced == frames - 1:
             return
     raise ImageError(f"{shown(path)}: has {frames} frames; a radiograph has one")
-
-
-def _decode(image: Image.Image, data: bytes, path: Path) -> Decoded:
-    bits = sample_bits(image, data)
-    kind = f"{image.format} {image.mode}"
-    if bits == 16 and image.mode in COLOURS:
-        return Decoded(deep_colour(image, data, path), bits, f"{kind};16")
-    return Decoded(grey_of(image, data), bits, kind)
