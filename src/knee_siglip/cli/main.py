@@ -228,7 +228,7 @@ def train(
 def doctor(
     online: Annotated[bool, typer.Option("--online", help="Also ask the hub and an MLflow server, 3 s each.")] = False,
 ) -> None:
-    """Say what of the environment is ready and what to do about the rest (exit code 1: nothing will run)."""
+    """Check this machine's setup and say what to do (exit code 1: nothing will run)."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text

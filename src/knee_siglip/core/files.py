@@ -84,7 +84,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give the file a second name, replacing what has that name; a copy only where the file system has no hard links.
+    """Hard-link the file to `target`, replacing it; copy where the file system has no hard links.
 
     Raises:
         UserError: the system refuses.
@@ -148,7 +148,7 @@ def _acquire(path: Path, doing: str, wait: float) -> int:
             raise UserError(f"another process is {doing} (its lock: {path}); wait for it, or stop it, then start again")
         if not told:
             limit = "" if math.isinf(wait) else f" up to {wait:.0f} s"
-            logger.warning("another process is %s; waiting%s for its end", doing, limit)
+            logger.warning("another process is %s; waiting%s for it to finish", doing, limit)
             told = True
         time.sleep(POLL_SECONDS)
     return descriptor

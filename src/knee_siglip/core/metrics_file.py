@@ -31,12 +31,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what the two functions above wrote; empty where there is no such file."""
+    """Read a JSON file; empty where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def rounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Round metrics, flat or nested, to `SIGNIFICANT_DIGITS`; counts stay whole, what is not finite goes."""
+    """Round metrics, flat or nested, to `SIGNIFICANT_DIGITS`; counts stay whole, nan and inf are dropped."""
     kept = finite(metrics)
     for name, value in kept.items():
         if isinstance(value, Mapping):
@@ -47,5 +47,5 @@ def rounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the numbers that JSON has no name for."""
+    """Drop nan and inf, which JSON cannot hold."""
     return {name: value for name, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)}

@@ -34,7 +34,7 @@ def is_first_process() -> bool:
 
 
 def die_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this signal when the parent process dies. Linux only; elsewhere nothing happens."""
+    """Have the kernel send this signal when the parent process dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 

@@ -94,7 +94,7 @@ def add_rows(
 
 
 def require_space(folder: Path, images: int, layout: RowLayout) -> None:
-    """`UserError` where the disk has no room for so many more images."""
+    """Raise `UserError` where the disk has no room for this many images."""
     if shutil.disk_usage(folder).free < images * layout.nbytes + SPARE_BYTES:
         raise UserError(f"too little space for the store {folder} ({_space(folder, images, layout)}); {WAY_OUT}")
 

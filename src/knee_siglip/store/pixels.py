@@ -7,7 +7,6 @@ it lacks.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from knee_siglip.store.rows import CachedRows, RowStore
 from knee_siglip.store.segments import pixel_rows
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Distinct images asked for, and how many of them had to be decoded."""
-
-    images: int
-    decoded: int
-
-
 class PixelStore(RowStore):
     """Pixels of one transform, uint8 (S, S) by image id. Several processes may build and read it at once."""
 
@@ -41,8 +32,8 @@ class PixelStore(RowStore):
         layout = pixel_rows(transform.image_size)
         super().__init__(root / transform.key, paths.PIXELS, layout, transform.to_dict())
 
-    def ensure(self, image_ids: Sequence[str], files: Sequence[Path | str], *, workers: int | None = None) -> Counts:
-        """Decode what is missing, on all cores; see `add_missing`. files[i] is the original of image_ids[i].
+    def ensure(self, image_ids: Sequence[str], files: Sequence[Path | str], *, workers: int | None = None) -> int:
+        """Decode what is missing, on all cores; returns how many. files[i] is the original of image_ids[i].
 
         Raises:
             UserError: images that cannot be read or have changed since they were validated; a full disk.
@@ -52,7 +43,7 @@ class PixelStore(RowStore):
             todo = {i: Path(file) for i, file in zip(image_ids, files, strict=True) if i in wanted}
             fill(self.folder, self.transform, self.segments, list(todo.items()), workers or available_cores())
 
-        return Counts(len(set(image_ids)), decoded=self.add_missing(image_ids, add))
+        return self.add_missing(image_ids, add)
 
 
 class CachedPixels(CachedRows):
@@ -73,23 +64,22 @@ def build_cache(
     transform: Transform,
     index_path: Path = paths.CACHE_INDEX,
     facts_path: Path = paths.CACHE_FACTS,
-) -> Counts:
+) -> None:
     """Fill the store for every manifest row and describe its content for DVC: equal pixels, equal files."""
     store = PixelStore(paths.store_root() / paths.PIXELS, transform)
-    counts = _ensure_rows(store, manifest)
     ids = manifest["image_id"].tolist()
+    store.ensure(ids, manifest["image_file"].tolist())
     index = pd.DataFrame({"image_id": ids, "pixel_hash": store.row_hashes(ids)})
     facts = {
         "image_size": transform.image_size,
         "transform": transform.to_dict(),
         "transform_key": transform.key,
         "rows": len(manifest),
-        "images": counts.images,
+        "images": len(set(ids)),
     }
     index_path.parent.mkdir(parents=True, exist_ok=True)
     index.to_parquet(index_path, index=False)
     facts_path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return counts
 
 
 def open_pixels(manifest: pd.DataFrame, facts_path: Path = paths.CACHE_FACTS) -> CachedPixels:
@@ -100,8 +90,9 @@ def open_pixels(manifest: pd.DataFrame, facts_path: Path = paths.CACHE_FACTS) ->
     """
     facts = read_cache_facts(facts_path)
     store = PixelStore(paths.store_root() / paths.PIXELS, Transform.from_dict(facts["transform"]))
-    _ensure_rows(store, manifest)
-    return CachedPixels(store, manifest["image_id"].tolist())
+    ids = manifest["image_id"].tolist()
+    store.ensure(ids, manifest["image_file"].tolist())
+    return CachedPixels(store, ids)
 
 
 def read_cache_facts(facts_path: Path) -> dict[str, Any]:
@@ -111,7 +102,3 @@ def read_cache_facts(facts_path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{facts_path} does not exist; run dvc repro preprocess") from None
     return dict(facts)
-
-
-def _ensure_rows(store: PixelStore, manifest: pd.DataFrame) -> Counts:
-    return store.ensure(manifest["image_id"].tolist(), manifest["image_file"].tolist())

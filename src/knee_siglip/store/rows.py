@@ -19,7 +19,7 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_file
 from knee_siglip.store.filling import locked
-from knee_siglip.store.segments import NOBODY, RowLayout, clean_folder, read_segments
+from knee_siglip.store.segments import DAMAGED_ID, RowLayout, clean_folder, read_segments
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class RowStore:
         self._hashes = [record.row_hash for segment in self.segments for record in segment.records]
         ids = (record.image_id for segment in self.segments for record in segment.records)
         self._numbers = {image_id: number for number, image_id in enumerate(ids)}
-        self._numbers.pop(NOBODY, None)
+        self._numbers.pop(DAMAGED_ID, None)
 
     @property
     def image_ids(self) -> list[str]:
@@ -89,7 +89,7 @@ class RowStore:
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """The lock, with the folder cleaned and `segments` as they are now."""
+        """Lock and clean the folder, with `segments` up to date."""
         with locked(self.folder):
             self.refresh()
             if lost := sum(segment.lost for segment in self.segments):

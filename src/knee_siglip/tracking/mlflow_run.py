@@ -38,7 +38,7 @@ class MlflowRun:
         self.last_time = 0
 
     def open(self, start: Event, earlier: list[Event]) -> str:
-        """Create the run, or go on with the one in `earlier` if the server still has it."""
+        """Create the run, or resume the one in `earlier` if the server still has it."""
         from mlflow.tracking import MlflowClient
 
         known_id = last_id(earlier, "mlflow")
@@ -66,7 +66,7 @@ class MlflowRun:
             self.client.log_batch(self.run_id, metrics=part)
 
     def summary(self, values: dict[str, float], step: int) -> None:
-        """Final values are metrics too, and the latest by their time: MLflow orders by step, then by time."""
+        """Log final values as the latest metrics: MLflow orders by step, then by time."""
         now = max(_milliseconds(time.time()), self.last_time + 1) / 1000
         self.metrics([Point(key, value, step, now) for key, value in values.items()])
 
@@ -100,7 +100,7 @@ class MlflowRun:
         return str(self.client.create_experiment(name, artifact_location=self.artifacts))
 
     def _reopen(self, run: Any, start: Event) -> None:
-        """Set the run going again and learn which points it holds."""
+        """Resume the run and read which points it holds."""
         from mlflow.entities import RunTag
 
         self.run_id = run.info.run_id
@@ -121,7 +121,7 @@ class MlflowRun:
 
 
 def _creation_lock(uri: str) -> AbstractContextManager[None]:
-    """Two processes that create one SQLite database at once crash each other; a server sees to that itself."""
+    """Two processes that create one SQLite database at once crash each other; servers handle that."""
     if not uri.startswith("sqlite:///"):
         return nullcontext()
     database = uri.removeprefix("sqlite:///")

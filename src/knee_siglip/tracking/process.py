@@ -54,7 +54,7 @@ class SenderProcess:
             self.stdin.flush()
 
     def failure(self) -> str | None:
-        """Why the sender ended too early or badly; None while it runs and when it ended well. Never waits."""
+        """Why the sender failed; None while it runs and after success. Never waits."""
         code = self.process.poll()
         if code in (None, 0):
             return None
@@ -65,7 +65,7 @@ class SenderProcess:
         return f"its process ended with exit code {code}"
 
     def end(self, deadline: float) -> bool:
-        """Wait for the rest until `deadline` (monotonic seconds), then kill. Warns and returns false on a failure."""
+        """Wait until `deadline` (monotonic seconds), then kill. Warns and returns False on a failure."""
         began = time.monotonic()
         try:
             self.process.wait(timeout=max(deadline - began, 0))
@@ -78,7 +78,7 @@ class SenderProcess:
         return not self.warn_if_failed()
 
     def warn_if_failed(self) -> bool:
-        """Never waits. The one warning of a tracker that is out."""
+        """Warn once that the tracker failed. Never waits."""
         cause = self.failure()
         if cause:
             self._warn(cause)
@@ -86,7 +86,7 @@ class SenderProcess:
 
     def _warn(self, cause: str) -> None:
         title, log = TITLES[self.orders.backend], self.orders.log
-        _logger.warning("%s failed (%s); the run goes on without it, its values are kept in %s", title, cause, log)
+        _logger.warning("%s failed (%s); the run continues without it; its values are kept in %s", title, cause, log)
 
 
 def start_senders(all_orders: list[Orders]) -> list[SenderProcess]:
@@ -96,12 +96,12 @@ def start_senders(all_orders: list[Orders]) -> list[SenderProcess]:
         try:
             senders.append(SenderProcess(orders))
         except OSError as error:
-            _logger.warning("%s cannot start (%s); the run goes on without it", TITLES[orders.backend], error)
+            _logger.warning("%s cannot start (%s); the run continues without it", TITLES[orders.backend], error)
     return senders
 
 
 def end_senders(senders: list[SenderProcess], seconds: float) -> int:
-    """Let all end side by side within `seconds`; returns how many failed."""
+    """Wait for all in parallel, at most `seconds`; returns how many failed."""
     for sender in senders:
         with contextlib.suppress(OSError):
             sender.stdin.close()  # tells it that nothing more will come

@@ -21,7 +21,7 @@ Event = dict[str, Any]
 
 
 def tracking_folder() -> Path:
-    """Where the logs lie: outside DVC's outs, which DVC deletes when a stage starts."""
+    """Folder of the logs, outside DVC's outs, which DVC deletes when a stage starts."""
     return store_root().resolve() / "tracking"
 
 
@@ -77,7 +77,7 @@ class Tail:
 
 
 def last_id(events: list[Event], backend: str) -> str | None:
-    """The id under which a tracker knows this run, or None where it never opened it."""
+    """The tracker's id of this run, or None where it never opened it."""
     ids = [event["id"] for event in events if event["event"] == "opened" and event["backend"] == backend]
     return ids[-1] if ids else None
 

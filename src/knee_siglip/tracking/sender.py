@@ -93,7 +93,7 @@ def _dispatch(backend: Backend, events: list[Event]) -> str | None:
 
 
 def _cause(error: BaseException) -> str:
-    """The error and, where it is another, the one at its root (`Connection refused`), without passwords in URIs."""
+    """The error and its root cause (`Connection refused`), without passwords in URIs."""
     root = error
     while below := root.__cause__ or root.__context__:
         root = below
@@ -102,7 +102,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _stdin_open() -> bool:
-    """Waits a moment; false once the other end of stdin is closed."""
+    """Poll stdin; False once its other end is closed."""
     readable, _, _ = select.select([0], [], [], POLL_SECONDS)
     return not readable or bool(os.read(0, 1))
 

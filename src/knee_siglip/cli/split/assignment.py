@@ -65,7 +65,7 @@ def split_table(
     pattern: str | None = None,
     links: Sequence[pd.Series] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The table with a new `split` column, and sentences on what the user should know.
+    """The table with a new `split` column, and warnings for the user.
 
     Args:
         table: text columns of a CSV with img_path, indexed by spreadsheet row; an old split is ignored.
@@ -124,7 +124,7 @@ def _names(groups: np.ndarray, patients: pd.Series, paths: pd.Series, seed: int)
 
 
 def _things(table: pd.DataFrame, stratify: Sequence[str], groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is kept in proportion: how much of it each group holds (G, T), and weights (T,).
+    """What is stratified: how much of it each group holds (G, T), and weights (T,).
 
     The first is the rows. Of a stratified column, rows of each value and the groups whose highest value it is: the
     grades of the knees, and the worst grade of the patients.
@@ -182,7 +182,7 @@ def _deal(totals: np.ndarray, weights: np.ndarray, wanted: np.ndarray, names: Se
 
 
 def _fill_empty(dealt: np.ndarray, rows: np.ndarray, names: Sequence[bytes]) -> np.ndarray:
-    """A split that got nothing takes the smallest group of the split with most groups."""
+    """Give an empty split the smallest group of the split with most groups."""
     for split in range(len(SPLITS)):
         if not (dealt == split).any():
             fullest = np.bincount(dealt, minlength=len(SPLITS)).argmax()

@@ -50,7 +50,7 @@ def split(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.csv.")] = False,
 ) -> None:
-    """Split a CSV into train, val and test: no patient and no image in two of them, the grades alike in all."""
+    """Split a CSV into train, val and test: patients and images never cross splits, grades are stratified."""
     from knee_siglip.cli.split.assignment import Shares
 
     shares = Shares(val, test)
@@ -70,13 +70,13 @@ def split_csv(
     pattern: str | None = None,
     overwrite_split: bool = False,
 ) -> tuple["pd.DataFrame", list[str]]:
-    """Write the rows of in_csv, in their order and with every cell as it is, with a split.
+    """Write the rows of in_csv, unchanged and in order, with a split.
 
     What changes: `split`, a relative img_path where out_csv lies in another folder, and with a pattern `patient_id`.
     Images are read, so that patients who share a file's bytes stay in one split; one that cannot be read only goes
     unchecked.
 
-    Returns what was written, and sentences on what the user should know.
+    Returns what was written, and warnings for the user.
     """
     import pandas as pd
 

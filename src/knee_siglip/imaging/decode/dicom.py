@@ -115,7 +115,7 @@ def _read(data: bytes, path: Path) -> "Dataset":
 
 
 def _check_inflated(data: bytes, path: Path) -> None:
-    """Inflate once piece by piece, counting: pydicom would inflate a bomb in one go."""
+    """Inflate once in pieces and count: pydicom would inflate a bomb in one go."""
     from pydicom.filereader import read_dataset
 
     stream = io.BytesIO(data)

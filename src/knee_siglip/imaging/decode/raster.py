@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and their like to grey: every mode, depth and orientation that Pillow reads, and no other format."""
+"""PNG, JPEG, TIFF and other raster formats to grey, in every mode, depth and orientation that Pillow reads."""
 
 import io
 import struct
@@ -103,7 +103,7 @@ def _other_file(data: bytes) -> str:
 
 
 def _check_chunks(data: bytes, path: Path) -> None:
-    """Pillow passes over the pixel chunks' checksums: a flipped bit would change pixels without a word."""
+    """Check the critical chunks' checksums: Pillow skips them, and a flipped bit would silently change pixels."""
     position = 8
     for _ in range(MAX_CHUNKS):
         header = data[position : position + 8]
@@ -121,7 +121,7 @@ def _check_chunks(data: bytes, path: Path) -> None:
 
 
 def _check_single(image: Image.Image, path: Path) -> None:
-    """Several frames are refused; a JPEG's preview (MPO) and a TIFF's reduced pages are passed over."""
+    """Refuse several frames, except a JPEG's preview (MPO) and a TIFF's reduced pages."""
     frames = getattr(image, "n_frames", 1)
     if frames < 2 or image.format == "MPO":
         return
