@@ -80,7 +80,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.run("git", "config", "user.name", "A User")
     clone.run("git", "config", "user.email", "user@example.org")
     clone.commit("miniature")
-    assert "the run goes on without it" not in clone.repro()
+    assert "the run continues without it" not in clone.repro()
     clone.commit("first run")
     return clone
 

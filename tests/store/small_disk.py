@@ -22,7 +22,7 @@ def mount(folder: Path, options: str) -> None:
 
 def attempt(folder: Path, ids: list[str], files: list[str]) -> int | str:
     try:
-        return PixelStore(folder, TRANSFORM).ensure(ids, files, workers=2).decoded
+        return PixelStore(folder, TRANSFORM).ensure(ids, files, workers=2)
     except UserError as error:
         return str(error)
 

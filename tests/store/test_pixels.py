@@ -17,7 +17,7 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.imaging.fit.transform import Transform, load_pixels
 from knee_siglip.store import filling, segments
-from knee_siglip.store.pixels import Counts, PixelStore, build_cache, open_pixels
+from knee_siglip.store.pixels import PixelStore, build_cache, open_pixels
 
 TRANSFORM = Transform(28, "pad", "local")
 IMAGES = 12
@@ -72,7 +72,7 @@ def remove(files: list[Path]) -> None:
 def test_pixels_are_those_of_the_images(root, originals, workers):
     ids, files = originals
     pixels = PixelStore(root, TRANSFORM)
-    assert pixels.ensure(ids, files, workers=workers) == Counts(IMAGES, decoded=IMAGES)
+    assert pixels.ensure(ids, files, workers=workers) == IMAGES
     assert np.array_equal(pixels.gather(ids), expected(files))
 
 
@@ -88,7 +88,7 @@ def test_gather_keeps_the_order_and_repeats(root, originals, small_segments):
 def test_second_ensure_decodes_nothing(root, originals):
     PixelStore(root, TRANSFORM).ensure(*originals)
     remove(originals[1])
-    assert PixelStore(root, TRANSFORM).ensure(*originals).decoded == 0
+    assert PixelStore(root, TRANSFORM).ensure(*originals) == 0
 
 
 def test_only_new_images_are_decoded_into_the_segment_there_is(root, originals):
@@ -97,7 +97,7 @@ def test_only_new_images_are_decoded_into_the_segment_there_is(root, originals):
     (segment,) = (root / TRANSFORM.key).glob("*.pixels")
     before = segment.read_bytes()
     pixels = PixelStore(root, TRANSFORM)
-    assert pixels.ensure(ids, files).decoded == IMAGES - 5
+    assert pixels.ensure(ids, files) == IMAGES - 5
     assert list((root / TRANSFORM.key).glob("*.pixels")) == [segment]
     assert segment.read_bytes()[: len(before)] == before
     assert np.array_equal(pixels.gather(ids), expected(files))
@@ -105,7 +105,7 @@ def test_only_new_images_are_decoded_into_the_segment_there_is(root, originals):
 
 def test_an_image_that_two_rows_name_is_decoded_once(root, originals):
     ids, files = originals
-    assert PixelStore(root, TRANSFORM).ensure(ids[:2] * 3, files[:2] * 3) == Counts(2, decoded=2)
+    assert PixelStore(root, TRANSFORM).ensure(ids[:2] * 3, files[:2] * 3) == 2
 
 
 def test_another_transform_has_its_own_folder_and_leaves_this_one(root, originals):
@@ -113,10 +113,10 @@ def test_another_transform_has_its_own_folder_and_leaves_this_one(root, original
     other = Transform(56, "pad", "local")
     PixelStore(root, TRANSFORM).ensure(ids, files)
     large = PixelStore(root, other)
-    assert large.ensure(ids, files).decoded == IMAGES
+    assert large.ensure(ids, files) == IMAGES
     assert np.array_equal(large.gather(ids), expected(files, other))
     remove(files)
-    assert PixelStore(root, TRANSFORM).ensure(ids, files).decoded == 0
+    assert PixelStore(root, TRANSFORM).ensure(ids, files) == 0
 
 
 def damage_by_removing(file: Path) -> None:
@@ -154,7 +154,7 @@ def test_damage_costs_the_images_it_hit(root, originals, small_segments, ending,
     PixelStore(root, TRANSFORM).ensure(ids, files)
     damage(sorted((root / TRANSFORM.key).glob(f"*.{ending}"))[0])
     pixels = PixelStore(root, TRANSFORM)
-    assert pixels.ensure(ids, files).decoded == lost
+    assert pixels.ensure(ids, files) == lost
     assert np.array_equal(pixels.gather(ids), expected(files))
     assert np.array_equal(PixelStore(root, TRANSFORM).gather(ids), expected(files))
     names = [file.stem for file in (root / TRANSFORM.key).glob("*.pixels")]
@@ -230,7 +230,7 @@ def test_full_disk_is_one_sentence_and_the_next_run_continues(root, originals, m
     with pytest.raises(UserError, match="No space left on device"):
         PixelStore(root, TRANSFORM).ensure(ids, files, workers=1)
     left = PixelStore(root, TRANSFORM).missing(ids)
-    assert PixelStore(root, TRANSFORM).ensure(ids, files, workers=1).decoded == len(left)
+    assert PixelStore(root, TRANSFORM).ensure(ids, files, workers=1) == len(left)
     assert np.array_equal(PixelStore(root, TRANSFORM).gather(ids), expected(files))
 
 
@@ -251,7 +251,7 @@ def test_file_systems_without_fsync_of_folders_will_do(root, originals, monkeypa
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    assert PixelStore(root, TRANSFORM).ensure(*originals, workers=1).decoded == IMAGES
+    assert PixelStore(root, TRANSFORM).ensure(*originals, workers=1) == IMAGES
 
 
 def test_store_that_cannot_be_made_is_one_sentence(tmp_path, originals):

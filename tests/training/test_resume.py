@@ -134,7 +134,7 @@ def test_a_training_that_is_just_ending_is_waited_for(tmp_path, caplog):
     while not (folder / "held").exists():
         resume.time.sleep(0.01)
     with open_run(tmp_path, "abc", 5, wait=20):
-        assert "waiting up to 20 s for its end" in caplog.text
+        assert "waiting up to 20 s for it to finish" in caplog.text
     os.waitpid(child, 0)
 
 

@@ -1,6 +1,6 @@
-"""What of the environment is ready, and what to do about the rest: the checks behind `knee-siglip doctor`.
+"""The checks behind `knee-siglip doctor`: is this machine set up, and what to do where it is not.
 
-Nothing is changed. Nothing leaves the machine unless `online` is set, and then each contact is given 3 seconds.
+Nothing is changed. Nothing is contacted unless `online` is set; each contact then times out after 3 seconds.
 """
 
 import importlib.util
@@ -94,13 +94,16 @@ def check_devices() -> list[Check]:
     try:
         import torch
     except ImportError as error:
-        return [
-            Check(
-                "torch", "broken", f"does not import: {error}", "run `make repro`, which installs the locked packages"
-            )
-        ]
+        advice = "run `make repro`, which installs the locked packages"
+        return [Check("torch", "broken", f"does not import: {error}", advice)]
     if torch.cuda.is_available():
-        return [_gpu(index) for index in range(torch.cuda.device_count())]
+        gpus = []
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16"
+            detail = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {precision}"
+            gpus.append(Check(f"GPU {index}", "ready", detail))
+        return gpus
     detail = f"torch {torch.__version__}, no GPU, {available_cores()} CPU cores, float32"
     if shutil.which("nvidia-smi"):
         advice = "the machine has an NVIDIA driver but torch does not use it: install a CUDA build of torch"
@@ -122,12 +125,8 @@ def check_codecs() -> Check:
     }
     missing = [name for name, syntax in syntaxes.items() if not get_decoder(syntax).is_available]
     if missing:
-        return Check(
-            "DICOM codecs",
-            "note",
-            f"cannot read {', '.join(missing)}",
-            "run `make repro`, which installs the locked codecs",
-        )
+        advice = "run `make repro`, which installs the locked codecs"
+        return Check("DICOM codecs", "note", f"cannot read {', '.join(missing)}", advice)
     return Check("DICOM codecs", "ready", ", ".join(["uncompressed", *syntaxes]))
 
 
@@ -139,17 +138,15 @@ def check_encoder(tower: str, source: str, revision: str) -> Check:
     if Path(source).is_dir():
         return Check(name, "ready", f"local folder {source}")
     if not revision:
-        advice = (
-            f"set model.{tower}_revision to the 40-digit commit shown at https://huggingface.co/{source}/commits/main"
-        )
+        commits = f"https://huggingface.co/{source}/commits/main"
+        advice = f"set model.{tower}_revision to the 40-digit commit shown at {commits}"
         return Check(name, "note", f"{source} has no revision", advice)
     from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
         return Check(name, "ready", f"{source} is in the hub's cache")
-    return Check(
-        name, "note", f"{source} is not on this machine", "the stage `backbones` downloads it; it needs the hub"
-    )
+    advice = "the stage `backbones` downloads it; it needs the hub"
+    return Check(name, "note", f"{source} is not on this machine", advice)
 
 
 def check_hub(online: bool) -> Check:
@@ -204,13 +201,11 @@ def check_disk(name: str, folder: Path) -> Check:
     free = shutil.disk_usage(existing).free / 1e9
     detail = f"{free:.1f} GB free in {folder}"
     if not os.access(existing, os.W_OK):
-        return Check(
-            name, "broken", f"{existing} cannot be written", "change its owner, or set KNEE_SIGLIP_STORE elsewhere"
-        )
+        advice = "change its owner, or set KNEE_SIGLIP_STORE elsewhere"
+        return Check(name, "broken", f"{existing} cannot be written", advice)
     if free < LOW_DISK_GB:
-        return Check(
-            name, "note", detail, f"a real training wants {LOW_DISK_GB:.0f} GB; set KNEE_SIGLIP_STORE to another disk"
-        )
+        advice = f"a real training wants {LOW_DISK_GB:.0f} GB; set KNEE_SIGLIP_STORE to another disk"
+        return Check(name, "note", detail, advice)
     return Check(name, "ready", detail)
 
 
@@ -218,24 +213,16 @@ def check_git_identity() -> Check:
     """`dvc exp run` commits, and fails without a name and an address."""
     advice = "`git config --global user.name ...` and `user.email ...`; `dvc exp run` needs them, `dvc repro` does not"
     try:
-        missing = [key for key in ("user.name", "user.email") if not _git_config(key)]
+        missing = [
+            key
+            for key in ("user.name", "user.email")
+            if not subprocess.run(["git", "config", "--get", key], capture_output=True, check=False).stdout.strip()
+        ]
     except FileNotFoundError:
         return Check("git identity", "note", "git is not installed", "install git; experiments are kept in it")
     if missing:
         return Check("git identity", "note", f"{' and '.join(missing)} not set", advice)
     return Check("git identity", "ready", "name and address are set")
-
-
-def _gpu(index: int) -> Check:
-    import torch
-
-    facts = torch.cuda.get_device_properties(index)
-    precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16"
-    return Check(f"GPU {index}", "ready", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {precision}")
-
-
-def _git_config(key: str) -> str:
-    return subprocess.run(["git", "config", "--get", key], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _has_wandb_key() -> bool:

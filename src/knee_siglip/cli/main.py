@@ -27,8 +27,6 @@ from knee_siglip.core.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError, r
 
 # torch, transformers and pandas are imported inside the commands: `--help` must not wait for them.
 if TYPE_CHECKING:
-    from knee_siglip.inference.batch import Summary
-    from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.predictor import Prediction
 
 BATCH_SIZE = 64
@@ -130,7 +128,12 @@ def _infer_csv(
     table, outputs = read_rows(csv_path), Outputs.beside(output_path)
     predictor = Predictor(model_path, image_size, device)
     summary = infer_batch(predictor, table, query or predictor.task.queries, outputs, batch_size)
-    _show_json(summary.metrics() | summary.speed()) if as_json else _show_summary(summary, outputs)
+    counts = summary.metrics()
+    if as_json:
+        _show_json(counts | summary.speed())
+    else:
+        typer.echo(f"{counts['ok']} of {counts['rows']} images done, {counts['failed']} failed (column status)")
+        typer.echo(f"{outputs.results}, {outputs.embeddings}, {outputs.ids}")
     if summary.failed:
         raise typer.Exit(EXIT_ROWS_FAILED)
 
@@ -161,12 +164,6 @@ def _show_prediction(image_path: Path, prediction: "Prediction", title: str) -> 
         pairs = zip(prediction.labels.values, prediction.probabilities, strict=True)
         grades = ", ".join(f"{label}: {value:.2f}" for label, value in pairs)
         console.print(f"{title} {prediction.label} (zero-shot; {grades})", highlight=False, soft_wrap=True)
-
-
-def _show_summary(summary: "Summary", outputs: "Outputs") -> None:
-    counts = summary.metrics()
-    typer.echo(f"{counts['ok']} of {counts['rows']} images done, {counts['failed']} failed (column status)")
-    typer.echo(f"{outputs.results}, {outputs.embeddings}, {outputs.ids}")
 
 
 @app.command()
@@ -231,7 +228,7 @@ def train(
 def doctor(
     online: Annotated[bool, typer.Option("--online", help="Also ask the hub and an MLflow server, 3 s each.")] = False,
 ) -> None:
-    """Say what of the environment is ready and what to do about the rest (exit code 1: nothing will run)."""
+    """Check this machine's setup and say what to do (exit code 1: nothing will run)."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text

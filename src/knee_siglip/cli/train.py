@@ -20,12 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BEST_MODEL, FINAL_MODEL = paths.BEST_MODEL.name, paths.FINAL_MODEL.name
-MANIFEST, BACKBONES, CACHE_INDEX, CACHE_FACTS = (
-    "manifest.parquet",
-    "backbones",
-    "cache/index.parquet",
-    "cache/cache.json",
-)
+MANIFEST, BACKBONES = paths.MANIFEST.name, paths.BACKBONES.name
+CACHE_INDEX, CACHE_FACTS = "cache/index.parquet", "cache/cache.json"
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "data_path": ("data", "csv"),

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, and the one place that shows it."""
+"""Errors that a user can mend, and the one place that shows them."""
 
 import signal
 import sys

@@ -32,8 +32,8 @@ POLL_SECONDS = 0.2
 def atomic_file(path: Path, *, keep_partial: bool = False) -> Iterator[BinaryIO]:
     """Write a file whole or not at all, even if the process is killed or the power fails. Its folder is made if needed.
 
-    Until the block ends, the content lies under a name of its own beside `path`, so two writers never mix: the later
-    one's file stays. After an error that partial file is removed, unless `keep_partial`.
+    Until the block ends, the content lies in a partial file beside `path`, so two writers never mix: the last one wins.
+    After an error the partial file is removed, unless `keep_partial`.
 
     Raises:
         UserError: the system refuses.
@@ -84,7 +84,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give the file a second name, replacing what has that name; a copy only where the file system has no hard links.
+    """Hard-link the file to `target`, replacing it; copy where the file system has no hard links.
 
     Raises:
         UserError: the system refuses.
@@ -116,8 +116,7 @@ def flush_to_disk(path: Path) -> None:
 def lock(path: Path, doing: str, *, wait: float = math.inf) -> Iterator[None]:
     """Keep other processes out while the block runs. The lock file and its folder are made if needed.
 
-    The system frees the lock when the process ends, however that happens; forked workers share it, so it is not free
-    before the last of them is gone.
+    The system frees the lock when the process ends, however that happens, and the last of its forked workers.
 
     Args:
         doing: what the holder does, for the messages to others: "filling the store".
@@ -149,7 +148,7 @@ def _acquire(path: Path, doing: str, wait: float) -> int:
             raise UserError(f"another process is {doing} (its lock: {path}); wait for it, or stop it, then start again")
         if not told:
             limit = "" if math.isinf(wait) else f" up to {wait:.0f} s"
-            logger.warning("another process is %s; waiting%s for its end", doing, limit)
+            logger.warning("another process is %s; waiting%s for it to finish", doing, limit)
             told = True
         time.sleep(POLL_SECONDS)
     return descriptor

@@ -1,4 +1,4 @@
-"""The one way in which metrics reach a file: nested, strict JSON, with as many digits as they are worth."""
+"""Metrics as files: nested, strict JSON, with four significant digits."""
 
 import json
 import math
@@ -31,21 +31,21 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what the two functions above wrote; empty where there is no such file."""
+    """Read a JSON file; empty where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def rounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Round metrics, flat or nested, to `SIGNIFICANT_DIGITS`; counts stay whole, what is not finite goes."""
-    return {name: _rounded_value(value) for name, value in finite(metrics).items()}
+    """Round metrics, flat or nested, to `SIGNIFICANT_DIGITS`; counts stay whole, nan and inf are dropped."""
+    kept = finite(metrics)
+    for name, value in kept.items():
+        if isinstance(value, Mapping):
+            kept[name] = rounded(value)
+        elif isinstance(value, float):
+            kept[name] = float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    return kept
 
 
 def finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the numbers that JSON has no name for."""
+    """Drop nan and inf, which JSON cannot hold."""
     return {name: value for name, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)}
-
-
-def _rounded_value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return rounded(value)
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Where everything lies. The only module that knows a path of the project."""
+"""The only module that knows a path of the project."""
 
 import os
 from pathlib import Path
@@ -46,14 +46,14 @@ def store_root() -> Path:
 
 
 def find_project_root() -> Path | None:
-    """For commands that a person types: `project_root`, else the DVC repository that the current folder lies in."""
+    """For commands: `project_root`, else the DVC repository around the current folder."""
     here = Path.cwd()
     above = (folder for folder in (here, *here.parents) if (folder / ".dvc" / "config").is_file())
     return project_root() or next(above, None)
 
 
 def find_store_root() -> Path:
-    """`store_root`, which stages use, as a person's command in the project's folder means it: `<project>/.store`."""
+    """`store_root` as a command in the project's folder means it: `<project>/.store`."""
     root = find_project_root()
     return store_root() if root is None or os.environ.get("KNEE_SIGLIP_STORE") else root / ".store"
 

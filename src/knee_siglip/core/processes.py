@@ -21,7 +21,6 @@ from knee_siglip.core.errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -35,13 +34,13 @@ def is_first_process() -> bool:
 
 
 def die_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this signal when the parent process dies. Linux only; elsewhere nothing happens."""
+    """Have the kernel send this signal when the parent process dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 def split_chunks(items: Sequence[Item], limit: int, workers: int) -> list[Sequence[Item]]:
-    """Chunks of at most `limit` items, in order; the last ones ever smaller, so that all workers end together."""
+    """Chunks of at most `limit` items, in order, shrinking towards the end so that all workers end together."""
     smallest = max(1, min(limit, SMALLEST_CHUNK, len(items) // (8 * workers)))
     chunks, start = [], 0
     while start < len(items):
@@ -54,13 +53,13 @@ def split_chunks(items: Sequence[Item], limit: int, workers: int) -> list[Sequen
 def work_in_chunks(
     function: Callable[[Sequence[Item]], Result], chunks: Sequence[Sequence[Item]], workers: int, description: str
 ) -> Generator[Result, None, None]:
-    """Yield `function(chunk)` for every chunk, in the order in which they get done.
+    """Yield `function(chunk)` for every chunk, in the order of completion.
 
-    One worker or one chunk is done in this process. An exception of `function` ends the work; so does `close()` of what
-    this returns, which comes back when no worker is left.
+    One worker or one chunk runs in this process. An exception of `function` ends the work; so does `close()` of the
+    generator, which returns when no worker is left.
 
     Raises:
-        UserError: a worker process was killed (most often for want of memory) or crashed inside a decoder.
+        UserError: a worker process was killed (mostly out of memory) or crashed inside a decoder.
     """
     if workers <= 1 or len(chunks) <= 1:
         with _progress(chunks, description) as advance:
@@ -68,7 +67,9 @@ def work_in_chunks(
                 yield function(chunk)
                 advance(len(chunk))
         return
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=_context(), initializer=_set_up_worker)
+    # fork starts at once and does not import the caller's script (and torch with it) once per worker
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context, initializer=_set_up_worker)
     try:
         sizes = {pool.submit(function, chunk): len(chunk) for chunk in chunks}
         with _progress(chunks, description) as advance:  # after the fork: its refresh thread must not be copied
@@ -83,13 +84,8 @@ def work_in_chunks(
         pool.shutdown(cancel_futures=True)
 
 
-def _context() -> multiprocessing.context.BaseContext:
-    """fork starts at once and does not import the caller's script (and torch with it) once per worker."""
-    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-
-
 def _set_up_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is killed instead of living on as an orphan."""
+    """Leave Ctrl-C to the parent, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)  # ends also a worker whose decoder never lets the thread below run
     threadpool_limits(1)  # the cores are taken: BLAS threads of all workers would only wait for each other

@@ -1,6 +1,6 @@
-"""The feature store: what a frozen vision tower makes of an image, computed once, ever, then read as pixels are.
+"""The feature store: a frozen vision tower's features of an image, computed once, then read as pixels are.
 
-`<root>/<key>/` holds a row per image (store_rows.py); the key names the tower, its precision and the images' transform.
+`<root>/<key>/` holds a row per image (rows.py); the key names the tower, its precision and the images' transform.
 """
 
 import hashlib
@@ -21,8 +21,7 @@ class FeatureStore(RowStore):
     """Features of one tower for the images of one transform, float32 (W,) by image id.
 
     Args:
-        facts: JSON values that name all that the features depend on. By its `transform_key` `store prune` knows
-            whether the project uses them.
+        facts: JSON values that name all that the features depend on; `store prune` looks for `transform_key`.
         width: W.
     """
 
@@ -31,13 +30,13 @@ class FeatureStore(RowStore):
         super().__init__(root / content_hash(described), paths.FEATURES, feature_rows(width), described)
 
     def ensure(self, image_ids: Sequence[str], compute: Callable[[list[str]], Iterable[np.ndarray]]) -> int:
-        """Have `compute` make the features that are missing; returns how many.
+        """Have `compute` make the missing features; returns how many. See `add_missing`.
 
-        compute: is given distinct ids and yields their features in that order, in blocks float32 (b, W). They are
-            committed as they come, so that a kill loses little. While it works, other processes wait.
+        compute: maps distinct ids to their features in that order, in blocks float32 (b, W). They are committed as they
+            come, so a kill loses little.
 
         Raises:
-            UserError: features that are not finite, after all before them are in; a full disk.
+            UserError: features that are not finite, after all before them are stored; a full disk.
         """
 
         def add(wanted: set[str]) -> None:

@@ -1,7 +1,7 @@
-"""Fill the store: decode images into it, on all cores, or add rows that are ready.
+"""Fill the store: decode images into it on all cores, or add rows that are ready.
 
-The decoding workers write pixels into their slots; this process commits what they finished (segments.py), so that no
-worker waits for the disk. A killed fill loses what was done since the last commit, and its slots are used again.
+Workers write pixels into their slots; this process commits what they finished (segments.py), so no worker waits for the
+disk. A killed fill loses what was done since the last commit, and its slots are used again.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -34,13 +33,8 @@ SPARE_BYTES = 2**20
 WAY_OUT = "free some space, see `knee-siglip store prune`, or set KNEE_SIGLIP_STORE to a folder on another disk"
 
 
-class Order(NamedTuple):
-    """An image to decode: its id, its original, and where its pixels go."""
-
-    image_id: str
-    original: Path
-    slot: Slot
-
+Order = tuple[str, Path, Slot]
+"""An image to decode: its id, its original, and where its pixels go."""
 
 Filled = tuple[Slot, str, str]
 """Slot, image id and row hash of an image whose row was written."""
@@ -49,15 +43,15 @@ Filled = tuple[Slot, str, str]
 def fill(
     folder: Path, transform: Transform, segments: Sequence[Segment], todo: Sequence[tuple[str, Path]], workers: int
 ) -> None:
-    """Decode (image_id, file) pairs into the folder, whose lock the caller holds and whose segments are given.
+    """Decode (image_id, file) pairs into the folder, whose lock the caller holds.
 
     Raises:
-        UserError: images that cannot be read, after all others are in; too little space, before anything is decoded.
+        UserError: unreadable images, after all others are in; too little space, before anything is decoded.
     """
     layout = pixel_rows(transform.image_size)
     require_space(folder, len(todo), layout)
     slots = free_slots(folder, segments, layout, len(todo))
-    orders = [Order(image_id, file, slot) for (image_id, file), slot in zip(todo, slots, strict=True)]
+    orders: list[Order] = [(image_id, file, slot) for (image_id, file), slot in zip(todo, slots, strict=True)]
     chunks = split_chunks(orders, IMAGES_PER_CHUNK, workers)
     results = work_in_chunks(partial(_decode_chunk, transform), chunks, workers, "Decoding images")
     failures: list[ImageError] = []
@@ -82,9 +76,7 @@ def add_rows(
     count: int,
     rows: Iterable[tuple[str, str, np.ndarray]],
 ) -> None:
-    """Add the ready rows of `count` images (id, row hash, array of the layout), as `fill` does with originals.
-
-    What `rows` gave before it raised is committed.
+    """Add the ready rows of `count` images: id, row hash, array. What `rows` gave before it raised is committed.
 
     Raises:
         UserError: too little space.
@@ -102,19 +94,31 @@ def add_rows(
 
 
 def require_space(folder: Path, images: int, layout: RowLayout) -> None:
-    """`UserError` where the disk has no room for so many more images."""
+    """Raise `UserError` where the disk has no room for this many images."""
     if shutil.disk_usage(folder).free < images * layout.nbytes + SPARE_BYTES:
         raise UserError(f"too little space for the store {folder} ({_space(folder, images, layout)}); {WAY_OUT}")
 
 
 def _commit_all(folder: Path, layout: RowLayout, count: int, chunks: Iterator[list[Filled]]) -> None:
-    """Commit `count` images as they get written; a disk that refuses is a `UserError`."""
-    filled = 0
+    """Commit `count` images as they get written, and what is finished whatever ends the work.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    pending: list[Filled] = []
+    committed, last = 0, time.monotonic()
     try:
-        for done in _commit_now_and_then(chunks):
-            filled += done
+        try:
+            for chunk in chunks:
+                pending += chunk
+                if time.monotonic() - last > COMMIT_SECONDS:
+                    _commit_filled(pending)
+                    committed += len(pending)
+                    pending, last = [], time.monotonic()
+        finally:
+            _commit_filled(pending)
     except OSError as error:
-        raise UserError(f"{_refusal(folder, error)} ({_space(folder, count - filled, layout)}); {WAY_OUT}") from None
+        raise UserError(f"{_refusal(folder, error)} ({_space(folder, count - committed, layout)}); {WAY_OUT}") from None
 
 
 def _commit_filled(filled: Sequence[Filled]) -> None:
@@ -124,34 +128,18 @@ def _commit_filled(filled: Sequence[Filled]) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: float = math.inf) -> Iterator[None]:
-    """The right to change a folder of the store, which is made if needed.
+    """Lock a folder of the store for writing; the folder is made if needed.
 
     Forked workers share the lock, so nobody gets a slot into which a killed builder's worker may still be writing.
 
     Raises:
-        UserError: the folder cannot be written or locked, or another process has the right for `wait` seconds more.
+        UserError: the folder cannot be written or locked, or another process still holds the lock after `wait` seconds.
     """
     try:
         with lock(folder / LOCK, f"filling {folder}", wait=wait):
             yield
     except OSError as error:
         raise UserError(f"{_refusal(folder, error)}; make it writable, or set KNEE_SIGLIP_STORE elsewhere") from None
-
-
-def _commit_now_and_then(chunks: Iterator[list[Filled]]) -> Iterator[int]:
-    """Yield how many images were committed each time. What is finished is committed whatever ends the work."""
-    pending: list[Filled] = []
-    last = time.monotonic()
-    try:
-        for chunk in chunks:
-            pending += chunk
-            if time.monotonic() - last > COMMIT_SECONDS:
-                _commit_filled(pending)
-                yield len(pending)
-                pending, last = [], time.monotonic()
-    finally:
-        _commit_filled(pending)
-    yield len(pending)
 
 
 def _decode_chunk(transform: Transform, orders: Sequence[Order]) -> tuple[list[Filled], list[ImageError]]:

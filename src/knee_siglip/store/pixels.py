@@ -1,13 +1,12 @@
-"""The pixel store: every image decoded and fitted once, ever, then read through memory maps.
+"""The pixel store: every image decoded and fitted once, then read through memory maps.
 
-`<root>/<transform key>/` holds a row per image (store_rows.py); store_filling.py decodes into it. It lies outside DVC's
-outs and is shared by all experiments; DVC sees only a small index of the content (`build_cache`). Readers rebuild
-whatever the store lacks.
+`<root>/<transform key>/` holds a row per image (rows.py); filling.py decodes into it. The store lies outside DVC's outs
+and is shared by all experiments; DVC sees only a small index of its content (`build_cache`). Readers rebuild whatever
+it lacks.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from knee_siglip.store.rows import CachedRows, RowStore
 from knee_siglip.store.segments import pixel_rows
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Distinct images asked for, and how many of them had to be decoded."""
-
-    images: int
-    decoded: int
-
-
 class PixelStore(RowStore):
     """Pixels of one transform, uint8 (S, S) by image id. Several processes may build and read it at once."""
 
@@ -41,28 +32,22 @@ class PixelStore(RowStore):
         layout = pixel_rows(transform.image_size)
         super().__init__(root / transform.key, paths.PIXELS, layout, transform.to_dict())
 
-    def ensure(self, image_ids: Sequence[str], files: Sequence[Path | str], *, workers: int | None = None) -> Counts:
-        """Decode what is missing, on all cores. files[i] is the original of image_ids[i].
-
-        Whatever was finished stays when this is killed. One process builds at a time; a second one waits, then finds
-        the work done.
+    def ensure(self, image_ids: Sequence[str], files: Sequence[Path | str], *, workers: int | None = None) -> int:
+        """Decode what is missing, on all cores; returns how many. files[i] is the original of image_ids[i].
 
         Raises:
-            UserError: images that cannot be read or are no longer those that were validated; a full disk.
+            UserError: images that cannot be read or have changed since they were validated; a full disk.
         """
 
         def add(wanted: set[str]) -> None:
             todo = {i: Path(file) for i, file in zip(image_ids, files, strict=True) if i in wanted}
             fill(self.folder, self.transform, self.segments, list(todo.items()), workers or available_cores())
 
-        return Counts(len(set(image_ids)), decoded=self.add_missing(image_ids, add))
+        return self.add_missing(image_ids, add)
 
 
 class CachedPixels(CachedRows):
-    """The manifest's images as an array that lives on the disk: `pixels[rows]` is uint8 (B, S, S).
-
-    `transform`: what was done to every image.
-    """
+    """The manifest's images as an array on disk: `pixels[rows]` is uint8 (B, S, S), after `transform`."""
 
     def __init__(self, store: PixelStore, image_ids: Sequence[str], known: np.ndarray | None = None) -> None:
         super().__init__(store, image_ids, known)
@@ -79,23 +64,22 @@ def build_cache(
     transform: Transform,
     index_path: Path = paths.CACHE_INDEX,
     facts_path: Path = paths.CACHE_FACTS,
-) -> Counts:
+) -> None:
     """Fill the store for every manifest row and describe its content for DVC: equal pixels, equal files."""
     store = PixelStore(paths.store_root() / paths.PIXELS, transform)
-    counts = _ensure_rows(store, manifest)
     ids = manifest["image_id"].tolist()
+    store.ensure(ids, manifest["image_file"].tolist())
     index = pd.DataFrame({"image_id": ids, "pixel_hash": store.row_hashes(ids)})
     facts = {
         "image_size": transform.image_size,
         "transform": transform.to_dict(),
         "transform_key": transform.key,
         "rows": len(manifest),
-        "images": counts.images,
+        "images": len(set(ids)),
     }
     index_path.parent.mkdir(parents=True, exist_ok=True)
     index.to_parquet(index_path, index=False)
     facts_path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return counts
 
 
 def open_pixels(manifest: pd.DataFrame, facts_path: Path = paths.CACHE_FACTS) -> CachedPixels:
@@ -106,8 +90,9 @@ def open_pixels(manifest: pd.DataFrame, facts_path: Path = paths.CACHE_FACTS) ->
     """
     facts = read_cache_facts(facts_path)
     store = PixelStore(paths.store_root() / paths.PIXELS, Transform.from_dict(facts["transform"]))
-    _ensure_rows(store, manifest)
-    return CachedPixels(store, manifest["image_id"].tolist())
+    ids = manifest["image_id"].tolist()
+    store.ensure(ids, manifest["image_file"].tolist())
+    return CachedPixels(store, ids)
 
 
 def read_cache_facts(facts_path: Path) -> dict[str, Any]:
@@ -117,7 +102,3 @@ def read_cache_facts(facts_path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{facts_path} does not exist; run dvc repro preprocess") from None
     return dict(facts)
-
-
-def _ensure_rows(store: PixelStore, manifest: pd.DataFrame) -> Counts:
-    return store.ensure(manifest["image_id"].tolist(), manifest["image_file"].tolist())

@@ -1,7 +1,7 @@
-"""One folder of the store: a row per image, by image id. Pixels (store.py) and vision features lie in such folders.
+"""One folder of the store: a row per image, by image id. Pixels and vision features lie in such folders.
 
-`<root>/<kind>/<key>/` holds segments that only grow (segments.py) and a JSON file that tells a person what they are.
-Equal keys, equal rows: whatever would give other rows has another folder.
+`<root>/<kind>/<key>/` holds segments that only grow (segments.py) and a JSON file that describes them. Equal keys,
+equal rows: whatever would give other rows has another folder.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_file
 from knee_siglip.store.filling import locked
-from knee_siglip.store.segments import NOBODY, RowLayout, clean_folder, read_segments
+from knee_siglip.store.segments import DAMAGED_ID, RowLayout, clean_folder, read_segments
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +27,14 @@ FACTS = {paths.PIXELS: "transform.json", paths.FEATURES: "features.json"}
 """What the rows are, for people and `store show`; its time is that of the last use."""
 
 FEATURE_VERSION = 1
-"""Of everything between pixels and features. Raise it whenever the same pixels and weights would give other ones."""
+"""Version of everything between pixels and features. Raise it when the same pixels and weights would give others."""
 
 
 class RowStore:
     """Rows of one folder. Several processes may fill and read it at once.
 
     Args:
-        kind: PIXEL_FOLDERS or FEATURE_FOLDERS.
+        kind: `paths.PIXELS` or `paths.FEATURES`.
         facts: what the folder's JSON file says.
     """
 
@@ -56,22 +56,21 @@ class RowStore:
         self._hashes = [record.row_hash for segment in self.segments for record in segment.records]
         ids = (record.image_id for segment in self.segments for record in segment.records)
         self._numbers = {image_id: number for number, image_id in enumerate(ids)}
-        self._numbers.pop(NOBODY, None)
+        self._numbers.pop(DAMAGED_ID, None)
 
     @property
     def image_ids(self) -> list[str]:
-        """Ids of all images that are here, in the order in which they came."""
+        """Ids of all images in the store, in order of arrival."""
         return list(self._numbers)
 
     def missing(self, image_ids: Sequence[str]) -> set[str]:
-        """Those of the ids whose rows are not here."""
+        """The ids whose rows are not in the store."""
         return set(image_ids) - self._numbers.keys()
 
     def add_missing(self, image_ids: Sequence[str], add: Callable[[set[str]], None]) -> int:
-        """Have `add` bring the ids that are missing, while nobody else changes the folder; returns how many.
+        """Have `add` bring the missing ids under the folder's lock; returns how many.
 
-        Whatever was committed stays when this is killed. One process fills at a time; a second one waits, then finds
-        the work done, and `add` is not called.
+        What was committed survives a kill. A second process waits, then finds the work done and does not call `add`.
         """
         added = 0
         if self.missing(image_ids):
@@ -84,12 +83,13 @@ class RowStore:
                 finally:
                     self.refresh()
                     clean_folder(self.folder, self.segments, self.layout)
-        self._note_use()
+        with suppress(OSError):  # a read-only store
+            os.utime(self._facts_file)  # notes the use
         return added
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """The lock, with the folder cleaned and `segments` as they are now."""
+        """Lock and clean the folder, with `segments` up to date."""
         with locked(self.folder):
             self.refresh()
             if lost := sum(segment.lost for segment in self.segments):
@@ -100,7 +100,7 @@ class RowStore:
             yield
 
     def locate(self, image_ids: Sequence[str]) -> np.ndarray:
-        """int64 (N, 2): segment number and row of each id, for `read`. They hold until the next `refresh`."""
+        """int64 (N, 2): segment number and row of each id, for `read`; valid until the next `refresh`."""
         return self._places[self._find(image_ids)]
 
     def read(self, places: np.ndarray) -> np.ndarray:
@@ -129,13 +129,9 @@ class RowStore:
             count = len(self.missing(image_ids))
             raise UserError(f"the store {self.folder} lacks {count} images; {self.remedy}") from None
 
-    def _note_use(self) -> None:
-        with suppress(OSError):  # a store that can only be read
-            os.utime(self._facts_file)
-
 
 class CachedRows:
-    """The manifest's images as an array that lives on the disk: `cached[rows]` is (B, *shape).
+    """The manifest's images as an array on disk: `cached[rows]` is (B, *shape).
 
     Args:
         image_ids: of each manifest row.

@@ -26,7 +26,7 @@ PIXELS, FEATURES, IDS = ".pixels", ".features", ".ids"
 SEGMENT_BYTES = 2**30
 """Few large segments: a batch is gathered from few maps, and few files are kept open."""
 
-NOBODY = "0" * 64
+DAMAGED_ID = "0" * 64
 """Id of a row that was found damaged: never given out, and never used again while a reader may hold it."""
 
 _ROW, _HASH, _CRC = 8, 64, 8
@@ -36,7 +36,7 @@ _LINE = _BODY + 1 + _CRC + 1
 
 @dataclass(frozen=True)
 class RowLayout:
-    """What one image's row is: an array of this shape and type. `ending`: of the files that hold such rows."""
+    """Shape and type of one image's row. `ending`: suffix of the files that hold such rows."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -75,7 +75,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Segment:
-    """`rows`: memory-mapped (rows, *shape). `lost`: lines that are damaged or whose rows are not there."""
+    """`rows`: memory-mapped (rows, *shape). `lost`: lines that are damaged or whose rows are missing."""
 
     file: Path
     rows: np.ndarray
@@ -84,7 +84,7 @@ class Segment:
 
 
 def read_segments(folder: Path, layout: RowLayout) -> list[Segment]:
-    """All segments of a folder, by name. Safe while others write, and while they remove segments.
+    """All segments of a folder, by name. Safe while others write or remove segments.
 
     Raises:
         UserError: the system does not let them be read.
@@ -112,7 +112,7 @@ def free_slots(folder: Path, segments: Sequence[Segment], layout: RowLayout, cou
 
 
 class RowWriter:
-    """Write rows of segments, not yet committed; use as a context. `OSError` where the system refuses."""
+    """Context that writes uncommitted rows into segments. Raises `OSError`."""
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
@@ -135,7 +135,7 @@ class RowWriter:
 
 
 def commit(file: Path, records: Iterable[Record]) -> None:
-    """Bring a segment's rows to the disk, then add the rows to its log. `OSError` where the system refuses."""
+    """Flush a segment's rows to disk, then append them to its log. Raises `OSError`."""
     flush_to_disk(file)
     log = file.with_suffix(IDS)
     is_new = not log.exists()
@@ -162,37 +162,35 @@ def rewrite_log(file: Path, records: Iterable[Record]) -> None:
 
 
 def clean_folder(folder: Path, segments: Sequence[Segment], layout: RowLayout) -> None:
-    """Remove what killed writers and damage left. Only under the folder's lock; readers are not disturbed."""
+    """Remove what killed writers and damage left. Needs the folder's lock; safe for readers."""
     kept = set()
     for segment in segments:
         if segment.records:
             kept |= {segment.file, segment.file.with_suffix(IDS)}
             if segment.lost:
                 rewrite_log(segment.file, segment.records)
-            _cut_after_last_row(segment, layout)
+            end = len(segment.rows) * layout.nbytes
+            if segment.file.stat().st_size > end:
+                os.truncate(segment.file, end)  # rows that were never committed: readers map committed ones only
     for file in folder.iterdir():
         if file.suffix in (layout.ending, IDS, PARTIAL) and file not in kept:
             file.unlink(missing_ok=True)
 
 
 def _read_segment(ids_file: Path, layout: RowLayout) -> Segment | None:
-    """None where the segment was removed meanwhile."""
+    """A segment, or None where it has just been removed."""
     file = ids_file.with_suffix(layout.ending)
     try:
         content = ids_file.read_bytes()
         whole = file.stat().st_size // layout.nbytes if file.exists() else 0
         records = [record for record in _from_lines(content) if record.row < whole]
-        rows = _map(file, max((record.row + 1 for record in records), default=0), layout)
+        rows = np.empty((0, *layout.shape), dtype=layout.dtype)
+        if records:
+            shape = max(record.row for record in records) + 1, *layout.shape
+            rows = np.asarray(np.memmap(file, layout.dtype, "r", shape=shape))  # indexing np.memmap itself is slower
     except FileNotFoundError:
         return None
     return Segment(file, rows, records, lost=math.ceil(len(content) / _LINE) - len(records))
-
-
-def _map(file: Path, rows: int, layout: RowLayout) -> np.ndarray:
-    """An ordinary array over the map: indexing np.memmap itself costs several times as much."""
-    if not rows:
-        return np.empty((0, *layout.shape), dtype=layout.dtype)
-    return np.asarray(np.memmap(file, layout.dtype, "r", shape=(rows, *layout.shape)))
 
 
 def _to_lines(records: Iterable[Record]) -> bytes:
@@ -201,7 +199,7 @@ def _to_lines(records: Iterable[Record]) -> bytes:
 
 
 def _from_lines(content: bytes) -> list[Record]:
-    """The undamaged lines. A torn last one, left by a kill or being written now, is not among them."""
+    """The undamaged lines, without a torn last one that a kill left or that is being written."""
     records = []
     for start in range(0, len(content) - _LINE + 1, _LINE):
         body = content[start : start + _BODY]
@@ -209,10 +207,3 @@ def _from_lines(content: bytes) -> list[Record]:
             row, image_id, row_hash = body.decode("ascii").split(" ")
             records.append(Record(int(row), image_id, row_hash))
     return records
-
-
-def _cut_after_last_row(segment: Segment, layout: RowLayout) -> None:
-    """Give back what was written and never committed. Readers map committed rows only."""
-    end = len(segment.rows) * layout.nbytes
-    if segment.file.stat().st_size > end:
-        os.truncate(segment.file, end)

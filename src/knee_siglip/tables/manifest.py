@@ -37,7 +37,7 @@ def read_manifest(path: Path = MANIFEST) -> pd.DataFrame:
 
 
 def write_manifest(manifest: pd.DataFrame, path: Path = MANIFEST) -> None:
-    """Write the manifest; the file's bytes depend on its content alone."""
+    """Write the manifest; equal content gives equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest.reset_index(drop=True).to_parquet(path, index=False)
 

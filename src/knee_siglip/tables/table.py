@@ -25,7 +25,7 @@ OTHER_ENCODINGS = {
 
 
 class TableError(UserError):
-    """A CSV that cannot be read. `row` is the spreadsheet's number where one row is to blame."""
+    """A CSV that cannot be read. `row`: spreadsheet number of the bad row, if one is to blame."""
 
     def __init__(self, message: str, row: int | None = None) -> None:
         super().__init__(message)

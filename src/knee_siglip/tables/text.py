@@ -75,7 +75,7 @@ WORD_RULES: tuple[Rule, ...] = (
 
 
 def normalise_text(text: str) -> str:
-    """The one clinical-text normalisation: for the manifest, training, evaluation, queries and prompts alike.
+    """Normalise a clinical text, the same way for manifest, training, evaluation, queries and prompts.
 
     SigLIP's tokenizer lower-cases and deletes ASCII punctuation, so that "KL 2-3, 1.5 mm" would reach the encoder as
     "kl 23 15 mm". Meaning that hangs on punctuation is therefore spelled out in words that a text encoder trained on
@@ -140,7 +140,7 @@ def tokenize(
 
 
 def token_counts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[int]:
-    """Tokens of each text, the end token included, nothing cut."""
+    """Number of tokens of each text, with the end token, not truncated."""
     return [len(ids) for ids in _token_ids(tokenizer, texts, None)] if texts else []
 
 

@@ -18,10 +18,10 @@ class Point(NamedTuple):
 
 
 class Backend(Protocol):
-    """One run of one tracker. Any method may raise: the sender catches it, and that tracker is out for this session."""
+    """One run of one tracker. Any method may raise: the sender then drops that tracker for the session."""
 
     def open(self, start: Event, earlier: list[Event]) -> str:
-        """Start the run that `start` describes, or go on with it where `earlier` events hold its id; returns the id."""
+        """Start the run that `start` describes, or resume it where `earlier` events hold its id; returns the id."""
 
     def metrics(self, points: Sequence[Point]) -> None:
         """Log points, in the order of their time."""

@@ -19,7 +19,7 @@ class DvcliveRun:
         self.reached: dict[str, int] = {}
 
     def open(self, start: Event, earlier: list[Event]) -> str:  # noqa: ARG002
-        """Clear the folder and keep an interrupted run's curves in mind: DVC deleted the files at the stage's start."""
+        """Clear the folder and remember an interrupted run's curves: DVC deleted their files when the stage started."""
         os.environ["DVC_STUDIO_OFFLINE"] = "true"
         from dvclive.live import Live
 
@@ -33,7 +33,7 @@ class DvcliveRun:
         return self.folder
 
     def metrics(self, points: Sequence[Point]) -> None:
-        """Append to the curves; before the first point comes what an interrupted run had logged for smaller steps.
+        """Append to the curves, after what an interrupted run had logged for smaller steps.
 
         The curves are an out of the stage, and equal runs shall have equal outs: speeds stay out, and of two values for
         one step (a tenth step may end an epoch) the first counts, however many points come at once.
@@ -52,7 +52,7 @@ class DvcliveRun:
         self.live.make_summary()
 
     def summary(self, values: dict[str, float], step: int) -> None:
-        """The final values, but for speeds, go into `metrics.json` and leave the curves as they are."""
+        """Write final values, except speeds, into `metrics.json`; the curves stay."""
         self.live.step = step
         for key, value in values.items():
             if key.startswith(SPEED):

@@ -38,19 +38,19 @@ class MlflowRun:
         self.last_time = 0
 
     def open(self, start: Event, earlier: list[Event]) -> str:
-        """Create the run, or go on with the one in `earlier` if the server still has it."""
+        """Create the run, or resume the one in `earlier` if the server still has it."""
         from mlflow.tracking import MlflowClient
 
         known_id = last_id(earlier, "mlflow")
         with _creation_lock(self.uri):
             self.client = MlflowClient(tracking_uri=self.uri)
             run = self._find(known_id) if known_id else None
-            experiment = None if run else self._experiment(start["project"])
+            experiment = "" if run else self._experiment(start["project"])
         if run:
             self._reopen(run, start)
         else:
             self.run_id = self.client.create_run(
-                str(experiment), start_time=_milliseconds(start["time"]), run_name=start["name"], tags=start["tags"]
+                experiment, start_time=_milliseconds(start["time"]), run_name=start["name"], tags=start["tags"]
             ).info.run_id
             self._log_params(start["config"], logged=set())
         return self.run_id
@@ -59,14 +59,14 @@ class MlflowRun:
         """One call per 1,000 points. A resumed run gets only what it lacks: MLflow keeps a repeated point twice."""
         from mlflow.entities import Metric
 
-        fresh = [point for point in points if not self._has(point)]
+        fresh = [point for point in points if self.known.get((point.key, point.step)) != point.value]
         self.last_time = max([self.last_time, *(_milliseconds(point.time) for point in fresh)])
         metrics = [Metric(point.key, point.value, _milliseconds(point.time), point.step) for point in fresh]
         for part in _parts(metrics, METRICS_PER_CALL):
             self.client.log_batch(self.run_id, metrics=part)
 
     def summary(self, values: dict[str, float], step: int) -> None:
-        """Final values are metrics too, and the latest by their time: MLflow orders by step, then by time."""
+        """Log final values as the latest metrics: MLflow orders by step, then by time."""
         now = max(_milliseconds(time.time()), self.last_time + 1) / 1000
         self.metrics([Point(key, value, step, now) for key, value in values.items()])
 
@@ -100,13 +100,12 @@ class MlflowRun:
         return str(self.client.create_experiment(name, artifact_location=self.artifacts))
 
     def _reopen(self, run: Any, start: Event) -> None:
-        """Set the run going again and learn which points it holds."""
+        """Resume the run and read which points it holds."""
         from mlflow.entities import RunTag
 
         self.run_id = run.info.run_id
         self.client.update_run(self.run_id, status="RUNNING")
-        tags = [RunTag(key, value) for key, value in later_tags(start).items()]
-        self.client.log_batch(self.run_id, tags=tags)
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in later_tags(start).items()])
         self._log_params(start["config"], logged=set(run.data.params))
         for key in run.data.metrics:
             history = self.client.get_metric_history(self.run_id, key)
@@ -120,12 +119,9 @@ class MlflowRun:
         for part in _parts(params, TEXTS_PER_CALL):
             self.client.log_batch(self.run_id, params=part)
 
-    def _has(self, point: Point) -> bool:
-        return self.known.get((point.key, point.step)) == point.value
-
 
 def _creation_lock(uri: str) -> AbstractContextManager[None]:
-    """Two processes that create one SQLite database at once crash each other; a server sees to that itself."""
+    """Two processes that create one SQLite database at once crash each other; servers handle that."""
     if not uri.startswith("sqlite:///"):
         return nullcontext()
     database = uri.removeprefix("sqlite:///")

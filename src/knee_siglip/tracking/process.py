@@ -1,6 +1,6 @@
-"""The training side of a sender: starts it, asks without waiting whether it still works, and ends it within a time.
+"""The training side of a sender: starts it, polls whether it still works, and ends it within a time limit.
 
-Nothing here imports the sender or a tracker's library, so a change to those retrains nothing.
+Nothing here imports the sender or a tracker's library, so changing those retrains nothing.
 """
 
 import contextlib
@@ -54,38 +54,31 @@ class SenderProcess:
             self.stdin.flush()
 
     def failure(self) -> str | None:
-        """Why the sender ended too early or badly; None while it runs and when it ended well. Never waits."""
+        """Why the sender failed; None while it runs and after success. Never waits."""
         code = self.process.poll()
         if code in (None, 0):
             return None
-        log = RunLog(Path(self.orders.log), self.orders.session)
-        causes = [
-            event["cause"]
-            for event in log.read()
-            if event["event"] == "failed"
-            and event["session"] == self.orders.session
-            and event["backend"] == self.orders.backend
-        ]
-        return causes[-1] if causes else f"its process ended with exit code {code}"
-
-    def let_end(self) -> None:
-        """Tell the sender that nothing more will come."""
-        with contextlib.suppress(OSError):
-            self.stdin.close()
+        orders = self.orders
+        for event in reversed(RunLog(Path(orders.log), orders.session).read()):
+            if event["event"] == "failed" and (event["session"], event["backend"]) == (orders.session, orders.backend):
+                return str(event["cause"])
+        return f"its process ended with exit code {code}"
 
     def end(self, deadline: float) -> bool:
-        """Wait for the rest until `deadline` (monotonic seconds), then kill. Warns and returns false on a failure."""
+        """Wait until `deadline` (monotonic seconds), then kill. Warns and returns False on a failure."""
         began = time.monotonic()
         try:
             self.process.wait(timeout=max(deadline - began, 0))
         except subprocess.TimeoutExpired:
-            self._kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # the group: W&B has a service process of its own
+            self.process.wait()
             self._warn(f"not done {time.monotonic() - began:.0f} s after the run's end")
             return False
         return not self.warn_if_failed()
 
     def warn_if_failed(self) -> bool:
-        """Never waits. The one warning of a tracker that is out."""
+        """Warn once that the tracker failed. Never waits."""
         cause = self.failure()
         if cause:
             self._warn(cause)
@@ -93,13 +86,7 @@ class SenderProcess:
 
     def _warn(self, cause: str) -> None:
         title, log = TITLES[self.orders.backend], self.orders.log
-        _logger.warning("%s failed (%s); the run goes on without it, its values are kept in %s", title, cause, log)
-
-    def _kill(self) -> None:
-        """The whole group: W&B has a service process of its own."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        _logger.warning("%s failed (%s); the run continues without it; its values are kept in %s", title, cause, log)
 
 
 def start_senders(all_orders: list[Orders]) -> list[SenderProcess]:
@@ -109,13 +96,14 @@ def start_senders(all_orders: list[Orders]) -> list[SenderProcess]:
         try:
             senders.append(SenderProcess(orders))
         except OSError as error:
-            _logger.warning("%s cannot start (%s); the run goes on without it", TITLES[orders.backend], error)
+            _logger.warning("%s cannot start (%s); the run continues without it", TITLES[orders.backend], error)
     return senders
 
 
 def end_senders(senders: list[SenderProcess], seconds: float) -> int:
-    """Let all end side by side within `seconds`; returns how many failed."""
+    """Wait for all in parallel, at most `seconds`; returns how many failed."""
     for sender in senders:
-        sender.let_end()
+        with contextlib.suppress(OSError):
+            sender.stdin.close()  # tells it that nothing more will come
     deadline = time.monotonic() + seconds
     return [sender.end(deadline) for sender in senders].count(False)

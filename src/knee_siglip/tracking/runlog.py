@@ -1,4 +1,4 @@
-"""The truth about a run: an append-only file of JSON lines, from which every tracker is fed.
+"""The log of a run: an append-only file of JSON lines, from which every tracker is fed.
 
 One file per run, `<store>/tracking/<run id>.jsonl`. Each process that logs into a run is one *session* of it: training,
 later its evaluation ... Events: `start` (run, name, project, stage, tags, config), `metrics` (values, step), `summary`
@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ Event = dict[str, Any]
 
 
 def tracking_folder() -> Path:
-    """Where the logs lie: outside DVC's outs, which DVC deletes when a stage starts."""
+    """Folder of the logs, outside DVC's outs, which DVC deletes when a stage starts."""
     return store_root().resolve() / "tracking"
 
 
@@ -66,11 +67,17 @@ class Tail:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self.offset += len(whole)
-        return [event for line in whole.splitlines() if (event := _parse(line))]
+        events = []
+        for line in whole.splitlines():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and "event" in event:
+                    events.append(event)
+        return events
 
 
 def last_id(events: list[Event], backend: str) -> str | None:
-    """The id under which a tracker knows this run, or None where it never opened it."""
+    """The tracker's id of this run, or None where it never opened it."""
     ids = [event["id"] for event in events if event["event"] == "opened" and event["backend"] == backend]
     return ids[-1] if ids else None
 
@@ -81,9 +88,14 @@ def last_step(events: list[Event]) -> int:
 
 
 def encode_values(values: Mapping[str, Any]) -> dict[str, float | str]:
-    """Numbers as JSON holds them; JSON has no nan and inf, so these become their names. None and text are left out."""
-    numbers = {key: number for key, value in values.items() if (number := _number(value)) is not None}
-    return {key: number if math.isfinite(number) else str(number) for key, number in numbers.items()}
+    """Numbers as JSON holds them: nan and inf, which JSON lacks, become their names. None and text are left out."""
+    encoded: dict[str, float | str] = {}
+    for key, value in values.items():
+        if value is not None and not isinstance(value, str):
+            with suppress(TypeError, ValueError):  # numpy and torch scalars convert, lists do not
+                number = float(value)
+                encoded[key] = number if math.isfinite(number) else str(number)
+    return encoded
 
 
 def decode_values(values: Mapping[str, float | str]) -> dict[str, float]:
@@ -107,20 +119,3 @@ def read_pointer(key: str) -> str | None:
         return str(json.loads((tracking_folder() / f"{key}.json").read_text())["run"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _number(value: object) -> float | None:
-    if value is None or isinstance(value, str):
-        return None
-    try:
-        return float(value)  # type: ignore[arg-type]  # numpy and torch scalars convert, lists do not
-    except (TypeError, ValueError):
-        return None
-
-
-def _parse(line: bytes) -> Event | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "event" in event else None

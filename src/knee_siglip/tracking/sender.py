@@ -93,7 +93,7 @@ def _dispatch(backend: Backend, events: list[Event]) -> str | None:
 
 
 def _cause(error: BaseException) -> str:
-    """The error and, where it is another, the one at its root (`Connection refused`), without passwords in URIs."""
+    """The error and its root cause (`Connection refused`), without passwords in URIs."""
     root = error
     while below := root.__cause__ or root.__context__:
         root = below
@@ -102,7 +102,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _stdin_open() -> bool:
-    """Waits a moment; false once the other end of stdin is closed."""
+    """Poll stdin; False once its other end is closed."""
     readable, _, _ = select.select([0], [], [], POLL_SECONDS)
     return not readable or bool(os.read(0, 1))
 
@@ -110,18 +110,9 @@ def _stdin_open() -> bool:
 def main() -> int:
     """Read the orders (the first line of stdin) and follow the log."""
     os.nice(10)  # training needs the cores more
-    orders = Orders(**json.loads(_first_line()))
+    with open(0, "rb", buffering=0, closefd=False) as stdin:  # unbuffered, so that `select` sees what follows
+        orders = Orders(**json.loads(stdin.readline()))
     return 0 if send(orders, _stdin_open) else 1
-
-
-def _first_line() -> bytes:
-    """Unbuffered, so that `select` sees what follows."""
-    line = b""
-    while byte := os.read(0, 1):
-        if byte == b"\n":
-            break
-        line += byte
-    return line
 
 
 if __name__ == "__main__":

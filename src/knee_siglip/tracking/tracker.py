@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Logs one session of a run. With the context the run ends: FINISHED, FAILED (an exception), KILLED (a signal)."""
+    """Logs one session of a run. Leaving the context ends it: FINISHED, FAILED (an exception) or KILLED (a signal)."""
 
     def __init__(self, log: RunLog, checkpoints: str, step: int) -> None:
         self.run_id = log.run_id
@@ -63,7 +63,7 @@ class Tracker:
         self._write("metrics", values=encode_values(values), step=step)
 
     def log_summary(self, values: Mapping[str, Any]) -> None:
-        """Final figures as in metrics.json, flat or nested; what is no number is left out."""
+        """Final values as in metrics.json, flat or nested; only numbers are logged."""
         self._write("summary", values=encode_values(flatten(dict(values))), step=self._step)
 
     def log_artifact(self, path: Path, kind: str) -> None:
@@ -81,7 +81,7 @@ class Tracker:
         self._write("artifact", path=str(path.resolve()), kind=kind, how=how)
 
     def close(self, status: str = "FINISHED") -> None:
-        """End the run in all trackers; whichever is not done in half a minute is given up."""
+        """End the run in all trackers; those not done in half a minute are killed."""
         if not self._closed:
             self._closed = True
             self._write("end", status=status)
@@ -93,7 +93,11 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close(_status(error))
+        if error is None or (isinstance(error, SystemExit) and not error.code):
+            self.close("FINISHED")
+        else:
+            failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
+            self.close("FAILED" if failed else "KILLED")
 
     def _write(self, event: str, **fields: Any) -> bool:
         """Append to the log and drop the senders that failed. A full disk costs the tracking, not the run."""
@@ -103,7 +107,7 @@ class Tracker:
             self._log.write(event, **fields)
         except OSError as error:
             self._writable = False
-            _logger.warning("%s cannot be written (%s); the run goes on without tracking", self._log.path, error)
+            _logger.warning("%s cannot be written (%s); the run continues without tracking", self._log.path, error)
         self._senders = [sender for sender in self._senders if not sender.warn_if_failed()]
         return self._writable
 
@@ -118,8 +122,8 @@ def open_tracker(
 ) -> Tracker:
     """Start a run; the trackers of `params.tracking` start beside it, DVCLive for the stage `train` only.
 
-    `facts` (dataset statistics, parameter counts, `data_hash`) are shown beside the params. `run_key`: whoever opens
-    with the key of a run that did not finish goes on with that run.
+    `facts` (dataset statistics, parameter counts, `data_hash`) are shown beside the params. `run_key`: opening
+    with the key of an unfinished run resumes it.
     """
     run_id = read_pointer(run_key) if run_key else None
     if run_id is None or _finished(run_id):
@@ -130,7 +134,7 @@ def open_tracker(
 
 
 def attach_tracker(params: Params, *, stage: str, model_path: Path) -> Tracker:
-    """Go on with the run that trained this model file, known by the file's sha256; a new run where it is unknown."""
+    """Attach to the run that trained this model file, found by its sha256; a new run where it is unknown."""
     return _start(params, stage, {}, read_pointer(sha256(model_path)) or _new_run_id(), live=None)
 
 
@@ -140,7 +144,7 @@ def remember_run(tracker: Tracker, model_path: Path) -> None:
 
 
 def resend(log_path: Path, params: Params) -> bool:
-    """Send a whole log to the trackers of `params.tracking` once more; returns whether all took it.
+    """Send a whole log to the trackers of `params.tracking` again; returns whether all succeeded.
 
     MLflow gets what it lacks; W&B gets the run anew, under the same id.
     """
@@ -230,9 +234,3 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _status(error: BaseException | None) -> str:
-    if error is None or (isinstance(error, SystemExit) and not error.code):
-        return "FINISHED"
-    return "FAILED" if isinstance(error, Exception) and not isinstance(error, Interrupted) else "KILLED"

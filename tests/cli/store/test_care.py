@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from knee_siglip.cli.store.care import Shelf, choose_prunable, find_damaged, remove_damaged, remove_shelf, shelves
+from knee_siglip.cli.store.care import (
+    StoredRows,
+    choose_prunable,
+    find_damaged,
+    list_stored,
+    remove_damaged,
+    remove_stored,
+)
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.imaging.fit.transform import Transform, load_pixels
 from knee_siglip.store import features as feature_store
@@ -49,8 +56,8 @@ def cache_facts(tmp_path: Path) -> Path:
     return path
 
 
-def by_key(found: list[Shelf]) -> dict[str, Shelf]:
-    return {shelf.folder.name: shelf for shelf in found}
+def by_key(found: list[StoredRows]) -> dict[str, StoredRows]:
+    return {stored.folder.name: stored for stored in found}
 
 
 def age(root: Path, transform: Transform, days: float) -> None:
@@ -73,7 +80,7 @@ def make_old_version(root: Path) -> Path:
 
 
 def test_shelves_tell_what_is_there(root, cache_facts):
-    found = by_key(shelves(root.parent, cache_facts))
+    found = by_key(list_stored(root.parent, cache_facts))
     small, large = found[SMALL.key], found[LARGE.key]
     assert (small.images, small.segments, small.layout, small.current) == (IMAGES, 1, pixel_rows(28), True)
     assert (large.images, large.layout, large.current, large.usable) == (IMAGES, pixel_rows(56), False, True)
@@ -83,62 +90,62 @@ def test_shelves_tell_what_is_there(root, cache_facts):
 
 def test_what_was_used_last_comes_first(root, cache_facts, originals):
     age(root, SMALL, 1)
-    assert [shelf.folder.name for shelf in shelves(root.parent, cache_facts)] == [LARGE.key, SMALL.key]
+    assert [stored.folder.name for stored in list_stored(root.parent, cache_facts)] == [LARGE.key, SMALL.key]
     PixelStore(root, SMALL).ensure(*originals)
-    assert [shelf.folder.name for shelf in shelves(root.parent, cache_facts)] == [SMALL.key, LARGE.key]
+    assert [stored.folder.name for stored in list_stored(root.parent, cache_facts)] == [SMALL.key, LARGE.key]
 
 
 def test_no_store_no_shelves(tmp_path):
-    assert shelves(tmp_path / "nothing", tmp_path / "cache.json") == []
+    assert list_stored(tmp_path / "nothing", tmp_path / "cache.json") == []
 
 
 def test_a_foreign_folder_is_shown_without_images(root, cache_facts):
     make_old_version(root)
-    shelf = by_key(shelves(root.parent, cache_facts))["0123456789abcdef"]
-    assert (shelf.images, shelf.usable) == (0, False)
+    stored = by_key(list_stored(root.parent, cache_facts))["0123456789abcdef"]
+    assert (stored.images, stored.usable) == (0, False)
 
 
 def test_a_folder_without_facts_is_shown_without_images_and_has_no_damage(root, cache_facts):
     (root / LARGE.key / "transform.json").unlink()
-    shelf = by_key(shelves(root.parent, cache_facts))[LARGE.key]
-    assert (shelf.images, shelf.layout, shelf.usable, shelf.last_used) == (0, None, False, None)
-    assert find_damaged(shelf) == []
+    stored = by_key(list_stored(root.parent, cache_facts))[LARGE.key]
+    assert (stored.images, stored.layout, stored.usable, stored.last_used) == (0, None, False, None)
+    assert find_damaged(stored) == []
 
 
 def test_only_other_versions_go_by_themselves(root, cache_facts):
     old = make_old_version(root)
-    assert [shelf.folder for shelf in choose_prunable(shelves(root.parent, cache_facts), None, False)] == [old]
+    assert [stored.folder for stored in choose_prunable(list_stored(root.parent, cache_facts), None, False)] == [old]
 
 
 def test_what_was_not_used_for_long_goes_but_never_the_current(root, cache_facts):
     age(root, SMALL, 100)
     age(root, LARGE, 20)
-    found = shelves(root.parent, cache_facts)
-    assert [shelf.folder.name for shelf in choose_prunable(found, 10, False)] == [LARGE.key]
+    found = list_stored(root.parent, cache_facts)
+    assert [stored.folder.name for stored in choose_prunable(found, 10, False)] == [LARGE.key]
     assert choose_prunable(found, 30, False) == []
 
 
 def test_all_but_current_needs_a_current_one(root, cache_facts, tmp_path):
-    found = shelves(root.parent, cache_facts)
-    assert [shelf.folder.name for shelf in choose_prunable(found, None, True)] == [LARGE.key]
+    found = list_stored(root.parent, cache_facts)
+    assert [stored.folder.name for stored in choose_prunable(found, None, True)] == [LARGE.key]
     with pytest.raises(UsageError, match="would take everything"):
-        choose_prunable(shelves(root.parent, tmp_path / "none.json"), None, True)
+        choose_prunable(list_stored(root.parent, tmp_path / "none.json"), None, True)
 
 
 def test_removed_pixels_are_gone_for_show_but_not_for_those_who_hold_them(root, cache_facts, originals):
     reader = PixelStore(root, LARGE)
     before = reader.gather(originals[0])
-    remove_shelf(by_key(shelves(root.parent, cache_facts))[LARGE.key])
-    assert list(by_key(shelves(root.parent, cache_facts))) == [SMALL.key]
+    remove_stored(by_key(list_stored(root.parent, cache_facts))[LARGE.key])
+    assert list(by_key(list_stored(root.parent, cache_facts))) == [SMALL.key]
     assert np.array_equal(reader.gather(originals[0]), before)
-    assert PixelStore(root, LARGE).ensure(*originals, workers=1).decoded == IMAGES
+    assert PixelStore(root, LARGE).ensure(*originals, workers=1) == IMAGES
 
 
 def test_a_shelf_that_is_being_filled_is_not_removed(root, cache_facts):
-    shelf = by_key(shelves(root.parent, cache_facts))[LARGE.key]
-    with locked(shelf.folder), pytest.raises(UserError, match="another process is filling"):
-        remove_shelf(shelf)
-    assert by_key(shelves(root.parent, cache_facts))[LARGE.key] == shelf
+    stored = by_key(list_stored(root.parent, cache_facts))[LARGE.key]
+    with locked(stored.folder), pytest.raises(UserError, match="another process is filling"):
+        remove_stored(stored)
+    assert by_key(list_stored(root.parent, cache_facts))[LARGE.key] == stored
 
 
 def flip(root: Path, image_id: str) -> None:
@@ -156,22 +163,22 @@ def flip_row(store: RowStore, image_id: str) -> None:
 
 
 def test_undamaged_pixels_are_found_undamaged(root, cache_facts):
-    assert [find_damaged(shelf) for shelf in shelves(root.parent, cache_facts)] == [[], []]
+    assert [find_damaged(stored) for stored in list_stored(root.parent, cache_facts)] == [[], []]
 
 
 def test_flipped_bits_are_found_and_mended_by_the_next_run(root, cache_facts, originals):
     ids, files = originals
     for number in (2, 5):
         flip(root, ids[number])
-    shelf = by_key(shelves(root.parent, cache_facts))[SMALL.key]
-    damaged = find_damaged(shelf)
+    stored = by_key(list_stored(root.parent, cache_facts))[SMALL.key]
+    damaged = find_damaged(stored)
     assert damaged == sorted([ids[2], ids[5]])
-    remove_damaged(shelf, damaged)
+    remove_damaged(stored, damaged)
     pixels = PixelStore(root, SMALL)
     assert pixels.missing(ids) == {ids[2], ids[5]}
-    assert pixels.ensure(ids, files, workers=1).decoded == 2
+    assert pixels.ensure(ids, files, workers=1) == 2
     assert np.array_equal(pixels.gather(ids), np.stack([load_pixels(file, SMALL) for file in files]))
-    assert find_damaged(shelf) == []
+    assert find_damaged(stored) == []
 
 
 def test_a_row_taken_out_is_not_given_to_another_image(root, cache_facts, originals):
@@ -181,7 +188,7 @@ def test_a_row_taken_out_is_not_given_to_another_image(root, cache_facts, origin
     places = reader.locate(ids[2:3])
     flip(root, ids[2])
     before = reader.read(places)
-    remove_damaged(by_key(shelves(root.parent, cache_facts))[SMALL.key], [ids[2]])
+    remove_damaged(by_key(list_stored(root.parent, cache_facts))[SMALL.key], [ids[2]])
     PixelStore(root, SMALL).ensure(ids, files, workers=1)
     assert np.array_equal(reader.read(places), before)
 
@@ -192,7 +199,7 @@ def test_unreadable_segments_are_damage(root, cache_facts, monkeypatch):
 
     monkeypatch.setattr("knee_siglip.cli.store.care.available_cores", lambda: 1)
     monkeypatch.setattr(segments.os, "pread", fail)
-    assert len(find_damaged(by_key(shelves(root.parent, cache_facts))[SMALL.key])) == IMAGES
+    assert len(find_damaged(by_key(list_stored(root.parent, cache_facts))[SMALL.key])) == IMAGES
 
 
 def open_features(root: Path, transform: Transform, tower: str = "tower") -> FeatureStore:
@@ -215,7 +222,7 @@ def small_features(root, originals) -> FeatureStore:
 def test_features_are_shelves_too(root, cache_facts, small_features, originals):
     large = open_features(root, LARGE)
     large.ensure(originals[0][:3], features)
-    found = by_key(shelves(root.parent, cache_facts))
+    found = by_key(list_stored(root.parent, cache_facts))
     small, other = found[small_features.folder.name], found[large.folder.name]
     assert (small.kind, small.layout, small.images) == ("features", feature_rows(WIDTH), IMAGES)
     assert (small.current, small.usable, small.lost) == (True, True, 0)
@@ -225,7 +232,7 @@ def test_features_are_shelves_too(root, cache_facts, small_features, originals):
 
 def test_features_without_a_transform_are_current_for_none(root, tmp_path, originals):
     FeatureStore(root.parent / "features", {}, WIDTH).ensure(originals[0], features)
-    assert not any(shelf.current for shelf in shelves(root.parent, tmp_path / "none.json"))
+    assert not any(stored.current for stored in list_stored(root.parent, tmp_path / "none.json"))
 
 
 def test_unused_features_go_and_those_of_the_current_transform_stay(root, cache_facts, small_features, originals):
@@ -233,10 +240,10 @@ def test_unused_features_go_and_those_of_the_current_transform_stay(root, cache_
     large.ensure(originals[0], features)
     for store in (small_features, large):
         set_last_use(store.folder / "features.json", 20)
-    found = shelves(root.parent, cache_facts)
-    assert [shelf.folder for shelf in choose_prunable(found, 10, False)] == [large.folder]
+    found = list_stored(root.parent, cache_facts)
+    assert [stored.folder for stored in choose_prunable(found, 10, False)] == [large.folder]
     assert choose_prunable(found, 30, False) == []
-    assert {shelf.folder for shelf in choose_prunable(found, None, True)} == {large.folder, root / LARGE.key}
+    assert {stored.folder for stored in choose_prunable(found, None, True)} == {large.folder, root / LARGE.key}
 
 
 def test_features_of_another_version_go_by_themselves(root, cache_facts, small_features, originals, monkeypatch):
@@ -244,20 +251,20 @@ def test_features_of_another_version_go_by_themselves(root, cache_facts, small_f
     former = open_features(root, SMALL)
     former.ensure(originals[0], features)
     monkeypatch.undo()
-    (shelf,) = choose_prunable(shelves(root.parent, cache_facts), None, False)
-    assert (shelf.folder, shelf.usable, shelf.current) == (former.folder, False, False)
-    remove_shelf(shelf)
-    assert former.folder.name not in by_key(shelves(root.parent, cache_facts))
+    (stored,) = choose_prunable(list_stored(root.parent, cache_facts), None, False)
+    assert (stored.folder, stored.usable, stored.current) == (former.folder, False, False)
+    remove_stored(stored)
+    assert former.folder.name not in by_key(list_stored(root.parent, cache_facts))
     assert open_features(root, SMALL).missing(originals[0]) == set()
 
 
 def test_flipped_bits_of_features_are_found_and_mended_by_the_next_run(root, cache_facts, small_features, originals):
     ids = originals[0]
     flip_row(small_features, ids[3])
-    shelf = by_key(shelves(root.parent, cache_facts))[small_features.folder.name]
-    assert find_damaged(shelf) == [ids[3]]
-    remove_damaged(shelf, [ids[3]])
+    stored = by_key(list_stored(root.parent, cache_facts))[small_features.folder.name]
+    assert find_damaged(stored) == [ids[3]]
+    remove_damaged(stored, [ids[3]])
     store = open_features(root, SMALL)
     assert store.ensure(ids, features) == 1
     assert np.array_equal(store.gather(ids), features(ids)[0])
-    assert find_damaged(shelf) == []
+    assert find_damaged(stored) == []

@@ -55,11 +55,6 @@ class Shares:
                 "together below 1; train gets the rest"
             )
 
-    @property
-    def of_splits(self) -> np.ndarray:
-        """(3,), in the order of SPLITS."""
-        return np.array([1 - self.val - self.test, self.val, self.test])
-
 
 def split_table(
     table: pd.DataFrame,
@@ -70,7 +65,7 @@ def split_table(
     pattern: str | None = None,
     links: Sequence[pd.Series] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The table with a new `split` column, and sentences on what the user should know.
+    """The table with a new `split` column, and warnings for the user.
 
     Args:
         table: text columns of a CSV with img_path, indexed by spreadsheet row; an old split is ignored.
@@ -94,7 +89,8 @@ def split_table(
             f"{len(SPLITS)} splits: patients who share an image count as one group"
         )
     totals, weights = _things(table, stratify, groups)
-    wanted = (shares or Shares()).of_splits
+    shares = shares or Shares()
+    wanted = np.array([1 - shares.val - shares.test, shares.val, shares.test])  # in the order of SPLITS
     dealt = _deal(totals, weights, wanted, names)
     split = pd.Series(np.array(SPLITS, dtype=object)[dealt[groups]], table.index, dtype=str)
     return table.assign(split=split), _warnings(groups, patients, dealt, wanted)
@@ -128,7 +124,7 @@ def _names(groups: np.ndarray, patients: pd.Series, paths: pd.Series, seed: int)
 
 
 def _things(table: pd.DataFrame, stratify: Sequence[str], groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is kept in proportion: how much of it each group holds (G, T), and weights (T,).
+    """What is stratified: how much of it each group holds (G, T), and weights (T,).
 
     The first is the rows. Of a stratified column, rows of each value and the groups whose highest value it is: the
     grades of the knees, and the worst grade of the patients.
@@ -137,7 +133,9 @@ def _things(table: pd.DataFrame, stratify: Sequence[str], groups: np.ndarray) ->
     for name in stratify:
         if name in table.columns:
             totals = _totals(_indicators(_plain(table[name]), VALUES_FOLLOWED), groups)
-            blocks += [(totals, STRATUM_WEIGHT), (_highest(totals), STRATUM_WEIGHT)]
+            values = np.arange(1, totals.shape[1] + 1)
+            highest = ((totals > 0) * values).max(axis=1, initial=0)
+            blocks += [(totals, STRATUM_WEIGHT), ((highest[:, None] == values).astype(np.int64), STRATUM_WEIGHT)]
     for name in BALANCED:
         if name in table.columns and name not in stratify:
             blocks.append((_totals(_indicators(_plain(table[name]), VALUES_FOLLOWED), groups), BALANCE_WEIGHT))
@@ -160,16 +158,10 @@ def _indicators(cells: pd.Series, most: int, rows: int = 1) -> np.ndarray:
 
 
 def _totals(things: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """(N, T) of the rows to (G, T) of the groups."""
+    """(N, T) per row to (G, T) per group."""
     totals = np.zeros((groups.max(initial=-1) + 1, things.shape[1]), dtype=np.int64)
     np.add.at(totals, groups, things)
     return totals
-
-
-def _highest(totals: np.ndarray) -> np.ndarray:
-    """(G, V) how many rows a group has of each value, ascending, to 1 at the highest value that it has."""
-    values = np.arange(1, totals.shape[1] + 1)
-    return (((totals > 0) * values).max(axis=1, initial=0)[:, None] == values).astype(np.int64)
 
 
 def _deal(totals: np.ndarray, weights: np.ndarray, wanted: np.ndarray, names: Sequence[bytes]) -> np.ndarray:
@@ -190,7 +182,7 @@ def _deal(totals: np.ndarray, weights: np.ndarray, wanted: np.ndarray, names: Se
 
 
 def _fill_empty(dealt: np.ndarray, rows: np.ndarray, names: Sequence[bytes]) -> np.ndarray:
-    """A split that got nothing takes the smallest group of the split with most groups."""
+    """Give an empty split the smallest group of the split with most groups."""
     for split in range(len(SPLITS)):
         if not (dealt == split).any():
             fullest = np.bincount(dealt, minlength=len(SPLITS)).argmax()

@@ -27,7 +27,7 @@ VAL, TEST = 0.15, 0.15
 STRATIFIED = "kl_grade"
 IMAGES_PER_CHUNK = 256
 VALUES_SHOWN = 8
-"""Columns of the printed table that a stratified column may fill."""
+"""A stratified column with more values is not shown in the printed table."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def split(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.csv.")] = False,
 ) -> None:
-    """Split a CSV into train, val and test: no patient and no image in two of them, the grades alike in all."""
+    """Split a CSV into train, val and test: patients and images never cross splits, grades are stratified."""
     from knee_siglip.cli.split.assignment import Shares
 
     shares = Shares(val, test)
@@ -70,13 +70,13 @@ def split_csv(
     pattern: str | None = None,
     overwrite_split: bool = False,
 ) -> tuple["pd.DataFrame", list[str]]:
-    """Write the rows of in_csv, in their order and with every cell as it is, with a split.
+    """Write the rows of in_csv, unchanged and in order, with a split.
 
     What changes: `split`, a relative img_path where out_csv lies in another folder, and with a pattern `patient_id`.
     Images are read, so that patients who share a file's bytes stay in one split; one that cannot be read only goes
     unchecked.
 
-    Returns what was written, and sentences on what the user should know.
+    Returns what was written, and warnings for the user.
     """
     import pandas as pd
 
@@ -197,28 +197,19 @@ def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -
     from knee_siglip.validation.splits.leakage import patient_ids
 
     patients = patient_numbers(table.assign(patient_id=patient_ids(table, None)[0]))
-    values = _few_values(table, column)
+    values = sorted(set(table[column].str.strip()) - {""}) if column in table.columns else []
+    values = values if len(values) <= VALUES_SHOWN else []
     shown = Table("split", "rows", "", "patients", *map(escape, values), title=Text(str(path)))
     for name in SPLITS:
         chosen = (table["split"] == name).to_numpy()
         counts = [str(chosen.sum()), f"{chosen.mean():.1%}", str(len(set(patients[chosen])))]
-        shown.add_row(name, *counts, *_value_shares(table[chosen], column, values))
+        if values:
+            cells = table.loc[chosen, column].str.strip()
+            known = max(1, int((cells != "").sum()))
+            counts += [f"{(cells == value).sum() / known:.1%}" for value in values]
+        shown.add_row(name, *counts)
     if values:
         shown.caption = Text(f"{values[0]} ... {values[-1]}: share of the rows by {column}, where it is known")
     Console().print(shown)
     if pattern is not None:
         typer.echo("The patients that the pattern found stand in the column patient_id, where validation reads them")
-
-
-def _few_values(table: "pd.DataFrame", column: str) -> list[str]:
-    """The column's values; none where there are too many to show."""
-    values = sorted(set(table[column].str.strip()) - {""}) if column in table.columns else []
-    return values if len(values) <= VALUES_SHOWN else []
-
-
-def _value_shares(rows: "pd.DataFrame", column: str, values: Sequence[str]) -> list[str]:
-    if not values:
-        return []
-    cells = rows[column].str.strip()
-    known = max(1, int((cells != "").sum()))
-    return [f"{(cells == value).sum() / known:.1%}" for value in values]

@@ -1,6 +1,6 @@
-"""What lies in the store, pixels and features, whether it is undamaged, and what may go. Behind `knee-siglip store`.
+"""List, verify and prune the store's pixels and features: the work of `knee-siglip store`.
 
-Nothing here is needed to train: whatever is removed is made again when somebody asks for it.
+Whatever is removed is made again when a run needs it.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from knee_siglip.imaging.fit.transform import VERSION
 from knee_siglip.store.filling import LOCK, locked
 from knee_siglip.store.rows import FACTS, FEATURE_VERSION
 from knee_siglip.store.segments import (
+    DAMAGED_ID,
     IDS,
-    NOBODY,
     Record,
     RowLayout,
     clean_folder,
@@ -36,11 +36,17 @@ ROWS_PER_CHUNK = 512
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """One folder of rows. kind: `paths.PIXELS` or `paths.FEATURES`; facts: its JSON file, {} where there is none.
+class StoredRows:
+    """One folder of rows.
 
-    layout, last_used: None where nothing tells; lost: log lines that are damaged or whose rows were cut off; bytes: on
-    the disk; current: cache.json names its transform.
+    Args:
+        kind: `paths.PIXELS` or `paths.FEATURES`.
+        facts: its JSON file, {} where there is none.
+        layout, last_used: None where unknown.
+        lost: log lines that are damaged or whose rows were cut off.
+        bytes: on disk.
+        usable: this version of knee-siglip makes and reads such rows.
+        current: cache.json names its transform.
     """
 
     folder: Path
@@ -52,16 +58,12 @@ class Shelf:
     bytes: int
     segments: int
     last_used: datetime | None
+    usable: bool
     current: bool
 
-    @property
-    def usable(self) -> bool:
-        """Whether this knee-siglip makes and reads such rows."""
-        return _is_usable(self.kind, self.facts)
 
-
-def shelves(root: Path, cache_facts: Path) -> list[Shelf]:
-    """Every folder of rows of the store at root that holds anything, the last used first."""
+def list_stored(root: Path, cache_facts: Path) -> list[StoredRows]:
+    """All non-empty folders of rows of the store at root, the last used first."""
     transform_key = _read_json(cache_facts).get("transform_key")
     found = [
         _examine(folder, kind, transform_key)
@@ -69,71 +71,72 @@ def shelves(root: Path, cache_facts: Path) -> list[Shelf]:
         for folder in (root / kind).glob("*")
         if folder.is_dir() and any(_content(folder))
     ]
-    return sorted(found, key=lambda shelf: (shelf.last_used or datetime.min, shelf.folder.name), reverse=True)
+    return sorted(found, key=lambda stored: (stored.last_used or datetime.min, stored.folder.name), reverse=True)
 
 
-def choose_prunable(found: Sequence[Shelf], older_than: float | None, all_but_current: bool) -> list[Shelf]:
-    """What may go: rows of other versions of knee-siglip, and what else is asked for; never the current ones.
+def choose_prunable(found: Sequence[StoredRows], older_than: float | None, all_but_current: bool) -> list[StoredRows]:
+    """Rows of other versions of knee-siglip, and what else is asked for; never the current ones.
 
-    older_than: days since the last use. Raises `UsageError` where all but the current is to go and none is current.
+    older_than: days since the last use.
+
+    Raises:
+        UsageError: `all_but_current` where none is current.
     """
-    if all_but_current and not any(shelf.current for shelf in found):
+    if all_but_current and not any(stored.current for stored in found):
         raise UsageError("no cache.json here names the current transform, so --all_but_current would take everything")
     limit = datetime.now() - timedelta(days=older_than) if older_than is not None else datetime.min
+    return [
+        stored
+        for stored in found
+        if not stored.current and (not stored.usable or all_but_current or (stored.last_used or datetime.min) < limit)
+    ]
 
-    def may_go(shelf: Shelf) -> bool:
-        return not shelf.usable or all_but_current or (shelf.last_used or datetime.min) < limit
 
-    return [shelf for shelf in found if not shelf.current and may_go(shelf)]
-
-
-def remove_shelf(shelf: Shelf) -> None:
+def remove_stored(stored: StoredRows) -> None:
     """Remove its files. Processes that read them keep their maps.
 
     Raises:
         UserError: another process is filling it just now; the folder cannot be written.
     """
-    with locked(shelf.folder, wait=0):
-        for file in sorted(
-            _content(shelf.folder), key=lambda file: file.suffix != IDS
-        ):  # logs first: readers see all or none
+    with locked(stored.folder, wait=0):
+        # logs first: readers see all or none
+        for file in sorted(_content(stored.folder), key=lambda file: file.suffix != IDS):
             file.unlink(missing_ok=True)
 
 
-def find_damaged(shelf: Shelf) -> list[str]:
-    """Ids of the images whose rows are no longer those that were made: every row is hashed, on all cores."""
-    if shelf.layout is None:
+def find_damaged(stored: StoredRows) -> list[str]:
+    """Ids of the images whose rows no longer match their hashes, on all cores."""
+    if stored.layout is None:
         return []
     rows = [
         (segment.file, record)
-        for segment in read_segments(shelf.folder, shelf.layout)
+        for segment in read_segments(stored.folder, stored.layout)
         for record in segment.records
-        if record.image_id != NOBODY
+        if record.image_id != DAMAGED_ID
     ]
     workers = available_cores()
     chunks = split_chunks(rows, ROWS_PER_CHUNK, workers)
-    found = work_in_chunks(partial(_hash_rows, shelf.layout.nbytes), chunks, workers, f"Verifying {shelf.folder.name}")
+    found = work_in_chunks(
+        partial(_hash_rows, stored.layout.nbytes), chunks, workers, f"Verifying {stored.folder.name}"
+    )
     return sorted(image_id for chunk in found for image_id in chunk)
 
 
-def remove_damaged(shelf: Shelf, image_ids: Sequence[str]) -> None:
-    """Take images, and lost log lines, out of the store; the next run makes them again. Their rows stay unused."""
-    if shelf.layout is None:
+def remove_damaged(stored: StoredRows, image_ids: Sequence[str]) -> None:
+    """Remove images and lost log lines; the next run makes them again. Their rows stay unused."""
+    if stored.layout is None:
         return
     unwanted = set(image_ids)
-    with locked(shelf.folder):
-        for segment in read_segments(shelf.folder, shelf.layout):
+    with locked(stored.folder):
+        for segment in read_segments(stored.folder, stored.layout):
             if segment.lost or any(record.image_id in unwanted for record in segment.records):
-                rewrite_log(segment.file, [_disown(record, unwanted) for record in segment.records])
-        clean_folder(shelf.folder, read_segments(shelf.folder, shelf.layout), shelf.layout)
-
-
-def _disown(record: Record, unwanted: set[str]) -> Record:
-    return record._replace(image_id=NOBODY) if record.image_id in unwanted else record
+                disowned = (r._replace(image_id=DAMAGED_ID) if r.image_id in unwanted else r for r in segment.records)
+                rewrite_log(segment.file, disowned)
+        clean_folder(stored.folder, read_segments(stored.folder, stored.layout), stored.layout)
 
 
 def _hash_rows(nbytes: int, rows: Sequence[tuple[Path, Record]]) -> list[str]:
-    """Read through files, not maps: a sector that the disk cannot read is then an error and no dead process."""
+    """Read through files, not maps: an unreadable sector is then an error instead of a dead process."""
     damaged = []
     for file, record in rows:
         try:
@@ -146,45 +149,33 @@ def _hash_rows(nbytes: int, rows: Sequence[tuple[Path, Record]]) -> list[str]:
     return damaged
 
 
-def _examine(folder: Path, kind: str, transform_key: str | None) -> Shelf:
+def _examine(folder: Path, kind: str, transform_key: str | None) -> StoredRows:
     file = folder / FACTS[kind]
     facts = _read_json(file)
-    layout = _layout(kind, facts)
+    if kind == paths.PIXELS:
+        length, usable = facts.get("image_size"), facts.get("version") == VERSION
+        current = folder.name == transform_key
+    else:
+        length, usable = facts.get("width"), facts.get("feature_version") == FEATURE_VERSION
+        # features of another version are not current even where their pixels are: nothing reads them
+        current = usable and transform_key is not None and facts.get("transform_key") == transform_key
+    make_layout = pixel_rows if kind == paths.PIXELS else feature_rows
+    layout = make_layout(length) if isinstance(length, int) and length > 0 else None
     segments = read_segments(folder, layout) if layout else []
     stats = [file.stat() for file in _content(folder)]
-    return Shelf(
+    return StoredRows(
         folder=folder,
         kind=kind,
         facts=facts,
         layout=layout,
         lost=sum(segment.lost for segment in segments),
-        images=sum(record.image_id != NOBODY for segment in segments for record in segment.records),
+        images=sum(record.image_id != DAMAGED_ID for segment in segments for record in segment.records),
         bytes=sum(stat.st_blocks * 512 for stat in stats),
         segments=len(segments),
         last_used=datetime.fromtimestamp(file.stat().st_mtime) if file.exists() else None,
-        current=transform_key is not None and _is_current(folder, kind, facts, transform_key),
+        usable=usable,
+        current=current,
     )
-
-
-def _layout(kind: str, facts: dict[str, Any]) -> RowLayout | None:
-    make, length = {
-        paths.PIXELS: (pixel_rows, facts.get("image_size")),
-        paths.FEATURES: (feature_rows, facts.get("width")),
-    }[kind]
-    return make(length) if isinstance(length, int) and length > 0 else None
-
-
-def _is_usable(kind: str, facts: dict[str, Any]) -> bool:
-    if kind == paths.PIXELS:
-        return facts.get("version") == VERSION
-    return facts.get("feature_version") == FEATURE_VERSION
-
-
-def _is_current(folder: Path, kind: str, facts: dict[str, Any], transform_key: str) -> bool:
-    """Features of another version are not, even where their pixels are: nothing reads them."""
-    if kind == paths.PIXELS:
-        return folder.name == transform_key
-    return facts.get("transform_key") == transform_key and _is_usable(kind, facts)
 
 
 def _content(folder: Path) -> list[Path]:

@@ -24,13 +24,13 @@ from knee_siglip.core.errors import EXIT_FAILED, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from knee_siglip.cli.store.care import Shelf
+    from knee_siglip.cli.store.care import StoredRows
     from knee_siglip.cli.store.travel import CacheFiles, OnDifference
     from knee_siglip.training.resume import Unfinished
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Look after the store: every image decoded, and seen by a frozen tower, once for all experiments.",
+    help="Manage the store of decoded images and frozen features, shared by all experiments.",
 )
 
 ManifestOption = Annotated[
@@ -48,47 +48,49 @@ CacheOption = Annotated[
 
 @app.command()
 def show(cache: CacheOption = None) -> None:
-    """Say what lies in the store: what it is, images, size, last use, and whether the project uses it now."""
+    """List the store's contents: images, size, last use, and whether the project uses them now."""
     from rich.console import Console
 
-    from knee_siglip.cli.store.care import shelves
+    from knee_siglip.cli.store.care import list_stored
     from knee_siglip.training.resume import unfinished_runs
 
     root = paths.find_store_root()
-    found = shelves(root, cache or _in_project(paths.CACHE_FACTS))
+    found = list_stored(root, cache or _in_project(paths.CACHE_FACTS))
     if found:
         Console().print(_table(found))
     runs = unfinished_runs(root / paths.RUNS)
     for run in runs:
         typer.echo(_describe_run(run))
-    total = sum(shelf.bytes for shelf in found) + sum(run.bytes for run in runs)
+    total = sum(stored.bytes for stored in found) + sum(run.bytes for run in runs)
     count = len(found) + len(runs)
-    typer.echo(f"{root}: {_gigabytes(total)} in {count} folders, {_gigabytes(_free(root))} free on its disk")
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    free = _gigabytes(shutil.disk_usage(existing).free)
+    typer.echo(f"{root}: {_gigabytes(total)} in {count} folders, {free} free on its disk")
 
 
 @app.command()
 def prune(
     older_than: Annotated[
         float | None,
-        typer.Option("--older_than", min=0, help="Also what was not used for so many days, unfinished trainings too."),
+        typer.Option("--older_than", min=0, help="Also what was unused for this many days, unfinished trainings too."),
     ] = None,
     all_but_current: Annotated[
         bool, typer.Option("--all_but_current", help="Also everything that the project does not use now.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it. Without this, only say what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove. Without it, only list what would be removed.")] = False,
     cache: CacheOption = None,
 ) -> None:
-    """Remove pixels and features that other versions of knee-siglip made, and what else is asked for.
+    """Remove pixels and features made by other versions of knee-siglip, and what the options add.
 
-    Never what the project uses now. What another experiment needs again is made again.
+    What the project uses now is kept. What another experiment needs is made again.
     """
     from rich.console import Console
 
-    from knee_siglip.cli.store.care import choose_prunable, remove_shelf, shelves
+    from knee_siglip.cli.store.care import choose_prunable, list_stored, remove_stored
     from knee_siglip.training.resume import remove_unfinished, unfinished_runs
 
     root = paths.find_store_root()
-    found = shelves(root, cache or _in_project(paths.CACHE_FACTS))
+    found = list_stored(root, cache or _in_project(paths.CACHE_FACTS))
     chosen = choose_prunable(found, older_than, all_but_current)
     limit = datetime.min if older_than is None else datetime.now() - timedelta(days=older_than)
     runs = [run for run in unfinished_runs(root / paths.RUNS) if run.last_used < limit]
@@ -100,35 +102,35 @@ def prune(
     for run in runs:
         typer.echo(_describe_run(run))
     if yes:
-        for shelf in chosen:
-            remove_shelf(shelf)
+        for stored in chosen:
+            remove_stored(stored)
         for run in runs:
             remove_unfinished(run)
-    freed = _gigabytes(sum(shelf.bytes for shelf in chosen) + sum(run.bytes for run in runs))
+    freed = _gigabytes(sum(stored.bytes for stored in chosen) + sum(run.bytes for run in runs))
     typer.echo(f"{freed} freed" if yes else f"{freed} would be freed; nothing was removed: add --yes")
 
 
 @app.command()
 def verify(
     repair: Annotated[
-        bool, typer.Option("--repair", help="Take damaged images out: the next run makes them again.")
+        bool, typer.Option("--repair", help="Remove damaged images: the next run makes them again.")
     ] = False,
 ) -> None:
-    """Hash all pixels and features and compare with what was made (exit code 1: damage was found and not repaired)."""
-    from knee_siglip.cli.store.care import find_damaged, remove_damaged, shelves
+    """Check the hashes of all pixels and features (exit code 1: damage found and not repaired)."""
+    from knee_siglip.cli.store.care import find_damaged, list_stored, remove_damaged
 
     wrong = 0
-    for shelf in shelves(paths.find_store_root(), _in_project(paths.CACHE_FACTS)):
-        damaged = find_damaged(shelf)
-        wrong += len(damaged) + shelf.lost
-        found = f"{shelf.images} images, {len(damaged)} damaged, {shelf.lost} lost (cut off)"
-        typer.echo(f"{shelf.kind} {shelf.folder.name}: {found}")
+    for stored in list_stored(paths.find_store_root(), _in_project(paths.CACHE_FACTS)):
+        damaged = find_damaged(stored)
+        wrong += len(damaged) + stored.lost
+        found = f"{stored.images} images, {len(damaged)} damaged, {stored.lost} lost (cut off)"
+        typer.echo(f"{stored.kind} {stored.folder.name}: {found}")
         for image_id in damaged:
             typer.echo(f"  {image_id}")
-        if repair and (damaged or shelf.lost):
-            remove_damaged(shelf, damaged)
+        if repair and (damaged or stored.lost):
+            remove_damaged(stored, damaged)
     if wrong and not repair:
-        typer.echo("add --repair to take them out; the next run makes them again")
+        typer.echo("add --repair to remove them; the next run makes them again")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -155,7 +157,7 @@ def unpack(
     ] = False,
     pixels_only: Annotated[bool, typer.Option("--pixels_only", help="Leave the manifest and the cache alone.")] = False,
 ) -> None:
-    """Add packed pixels to the store, and put the manifest and the cache in their places."""
+    """Add packed pixels to the store, and the manifest and cache to the project."""
     from knee_siglip.cli.store.travel import unpack as unpack_store
 
     if overwrite and pixels_only:
@@ -183,21 +185,21 @@ def _cache_files(manifest: Path | None, cache: Path | None) -> "CacheFiles":
     return CacheFiles(manifest or _in_project(paths.MANIFEST), facts.with_name(paths.CACHE_INDEX.name), facts)
 
 
-def _table(found: "list[Shelf]") -> "Table":
-    """80 columns are enough: only what the rows are made with is folded."""
+def _table(found: "list[StoredRows]") -> "Table":
+    """Fits 80 columns: only the description is folded."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table("content", show_lines=True)
     for title in ("images", "size", "last used", "state"):
         table.add_column(title, no_wrap=True)
-    for shelf in found:
+    for stored in found:
         table.add_row(
-            Text(f"{shelf.kind} {shelf.folder.name}\n{_describe(shelf.facts)}"),
-            str(shelf.images),
-            _gigabytes(shelf.bytes),
-            f"{shelf.last_used:%Y-%m-%d}" if shelf.last_used else "?",
-            "in use" if shelf.current else "kept" if shelf.usable else "other version",
+            Text(f"{stored.kind} {stored.folder.name}\n{_describe(stored.facts)}"),
+            str(stored.images),
+            _gigabytes(stored.bytes),
+            f"{stored.last_used:%Y-%m-%d}" if stored.last_used else "?",
+            "in use" if stored.current else "kept" if stored.usable else "other version",
         )
     return table
 
@@ -209,15 +211,10 @@ def _describe_run(run: "Unfinished") -> str:
 
 
 def _describe(facts: dict[str, Any]) -> str:
-    """What the rows are made with; of long hashes the beginning, which tells them apart."""
-    shown = (re.sub(r"\b[0-9a-f]{40,}\b", lambda found: found[0][:12], str(value)) for value in facts.values())
-    return ", ".join(f"{key} {value}" for key, value in zip(facts, shown, strict=True))
+    """What the rows are made with, long hashes cut."""
+    listed = ", ".join(f"{key} {value}" for key, value in facts.items())
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", listed)
 
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _free(root: Path) -> int:
-    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free

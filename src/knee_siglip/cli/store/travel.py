@@ -1,4 +1,4 @@
-"""Pixels on a journey: one tar file with which training runs on a machine that never sees the originals.
+"""Pack the pixel store into one tar file, to train on a machine that never sees the originals.
 
     store.json        version of this format, the transform, number of images
     ids.txt           a line `image_id pixel_hash` per image
@@ -50,7 +50,7 @@ class CacheFiles:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """images: in the tar; added: of them, those that the store did not have; files: written beside them."""
+    """images: in the tar; added: those that the store lacked; files: written beside them."""
 
     images: int
     added: int
@@ -75,14 +75,18 @@ def pack(root: Path, files: CacheFiles, out: Path) -> int:
         _add(tar, HEADER, json.dumps(facts, indent=2).encode())
         _add(tar, IDS, lines.encode())
         for name, path in files.by_name().items():
-            _add(tar, FILES + name, _read_file(path))
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror or error}; run dvc repro preprocess") from None
+            _add(tar, FILES + name, data)
         size = len(ids) * store.transform.image_size**2
         _add_stream(tar, PIXELS, size, _checked_rows(store, ids, hashes))
     return len(ids)
 
 
 def unpack(source: Path, root: Path, files: CacheFiles, on_difference: OnDifference = "refuse") -> Unpacked:
-    """Add a tar's pixels to the store, then put its files where they belong. Safe to repeat, and to interrupt.
+    """Add a tar's pixels to the store, then write its files. Safe to repeat and to interrupt.
 
     on_difference: where one of the files is there with another content. Nothing but the named members is read, and
     nothing is written but the store and `files`, whatever the tar contains.
@@ -151,7 +155,7 @@ def _header(tar: tarfile.TarFile) -> dict[str, Any]:
 
 
 def _changed(found: Mapping[Path, bytes], on_difference: OnDifference) -> dict[Path, bytes]:
-    """The files to write."""
+    """The files to write; see `unpack`."""
     if on_difference == "leave":
         return {}
     changed = {path: data for path, data in found.items() if not path.exists() or path.read_bytes() != data}
@@ -180,13 +184,6 @@ def _add_stream(tar: tarfile.TarFile, name: str, size: int, chunks: Iterator[byt
     info = tarfile.TarInfo(name)
     info.size = size
     tar.addfile(info, cast(IO[bytes], io.BufferedReader(_Stream(chunks))))
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; run dvc repro preprocess") from None
 
 
 class _Stream(io.RawIOBase):

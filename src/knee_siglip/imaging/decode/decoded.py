@@ -1,4 +1,4 @@
-"""What every image format shares: the result, the errors, and the limit of an image's size."""
+"""What all image formats share: the result, the errors and the limit on an image's size."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -30,10 +30,7 @@ class Decoded(NamedTuple):
 
 
 def shown(path: Path) -> str:
-    """The path as a message may hold it: line breaks, control characters and undecodable bytes are escaped.
-
-    Of a path that is longer than any file's, beginning and end.
-    """
+    """The path as messages show it: unprintable characters escaped, absurdly long ones cut in the middle."""
     name = str(path)
     name = name if name.isprintable() else repr(name)
     return name if len(name) <= LONGEST_PATH else f"{name[:NAMED]}...{name[-NAMED:]}"

@@ -78,7 +78,9 @@ def decode_dicom(data: bytes, path: Path) -> Decoded:
                 raise ImageError(
                     f"{shown(path)}: DICOM with pixels of shape {stored.shape}; one grey or RGB frame is read"
                 )
-            return Decoded(grey_of(stored, dataset), int(dataset.BitsStored), _kind(dataset))
+            photometric = dataset.get("PhotometricInterpretation")
+            kind = f"DICOM {photometric if photometric in KINDS else 'other'}"
+            return Decoded(grey_of(stored, dataset), int(dataset.BitsStored), kind)
         except ImageError:
             raise
         except MemoryError:
@@ -113,7 +115,7 @@ def _read(data: bytes, path: Path) -> "Dataset":
 
 
 def _check_inflated(data: bytes, path: Path) -> None:
-    """Inflate once piece by piece, counting: pydicom would inflate a bomb in one go."""
+    """Inflate once in pieces and count: pydicom would inflate a bomb in one go."""
     from pydicom.filereader import read_dataset
 
     stream = io.BytesIO(data)
@@ -165,7 +167,9 @@ def _stored(dataset: "Dataset", path: Path) -> np.ndarray:
             )
         if syntax == JPEG_EXTENDED and bits > 8:
             shape = int(dataset.Rows), int(dataset.Columns)
-            return _signed(decode_apart(lambda: decode_extended_jpeg(frame, *shape, bits), shape, "u2"), dataset)
+            values = decode_apart(lambda: decode_extended_jpeg(frame, *shape, bits), shape, "u2")
+            sign = 16 - bits
+            return (values << sign).view(np.int16) >> sign if dataset.PixelRepresentation == 1 else values
         if syntax in DECODERS:
             dataset.pixel_array_options(decoding_plugin=DECODERS[syntax])
         if DECODERS.get(syntax) == "gdcm":
@@ -181,11 +185,6 @@ def _stored(dataset: "Dataset", path: Path) -> np.ndarray:
     return stored
 
 
-def _signed(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    unused = 16 - int(dataset.BitsStored)
-    return (stored << unused).view(np.int16) >> unused if dataset.PixelRepresentation == 1 else stored
-
-
 def _name(uid: str) -> str:
     """A UID with its name in the standard; nothing else of a header is fit to be shown."""
     from pydicom.uid import UID
@@ -194,8 +193,3 @@ def _name(uid: str) -> str:
         return "of no valid UID"
     name = UID(uid).name
     return uid if name == uid else f"{name} ({uid})"
-
-
-def _kind(dataset: "Dataset") -> str:
-    kind = dataset.get("PhotometricInterpretation")
-    return f"DICOM {kind}" if kind in KINDS else "DICOM other"

@@ -1,4 +1,4 @@
-"""From deep greys to 8 bits: the exposed field of a radiograph sets black and white."""
+"""Deep greys to 8 bits: the exposed field of a radiograph sets black and white."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ LEVEL_SHARE = 0.01
 """Width of a level of the border search, as a share of the greys (1st to 99th percentile) in the image's centre."""
 
 LEVELS = 600
-"""Of them the centre's range has 100, from the 200th on; what lies beyond the ends counts as the last."""
+"""The centre's range has 100 of them, from the 200th on; what lies beyond the ends counts as the last."""
 
 RING_SHARE = 0.04
 """A level that fills this share of the image's edge is flat: collimator, padding or air, not anatomy."""
@@ -92,7 +92,7 @@ def bands(shape: tuple[int, ...], pixels: int = 1 << 20) -> Iterator[slice]:
 
 
 def exposed_field(values: np.ndarray, usable: np.ndarray | None = None) -> np.ndarray:
-    """Where the X-rays fell: bool (H, W), False in flat regions that reach in from the image's edge.
+    """The exposed field: bool (H, W), False in flat regions connected to the image's edge.
 
     Collimator borders of any shape, black or white, a little noisy, and padding around them are left out, with their
     soft edge; so is air that reaches the edge, which moves no percentile of the knee.
@@ -129,7 +129,7 @@ def _levels(values: np.ndarray, usable: np.ndarray) -> np.ndarray | None:
 
 
 def _flat_border(levels: np.ndarray, field: np.ndarray) -> np.ndarray | None:
-    """Pixels of the field that hang together with its edge at one of the edge's main levels, give or take one level."""
+    """Pixels connected to the field's edge at one of the edge's main levels, plus or minus one level."""
     wide = np.pad(field, 1)
     ring = field & ~(wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:])
     on_ring = np.bincount(levels[ring], minlength=LEVELS)

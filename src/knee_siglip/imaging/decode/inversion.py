@@ -1,6 +1,6 @@
-"""Whether a radiograph is shown inverted: dark bone on bright ground.
+"""Detects radiographs that are shown inverted: dark bone on a bright background.
 
-Two things of a knee tell, and each changes its sign with the image: the ground in the corners and at the sides is
+Two features tell, and each changes sign with the image: the background in the corners and at the sides is
 darker than the bone, and the joint space is a dark band between bright bones. They are measured on the *ranks* of the
 grey values, not the values, so that exposure, gamma and window hardly matter: a washed-out or faint
 image has the ranks of a good one. Letterboxes, collimator borders and tilted frames are left out first.
@@ -23,12 +23,15 @@ CAUTION = 3.0
 """Log odds that the evidence must outweigh before an image counts as inverted. An inverted image that is missed stays
 as it was; a normal one that is called inverted would be spoiled."""
 
+TAIL = 0.05
+"""Share of the pixels beyond either of the percentiles that `_gap` compares with the median."""
+
 FLAT = 3
 """Greys; a row or column that varies no more belongs to a border, not to the radiograph."""
 
 
 def inversion_probability(grey: np.ndarray) -> float:
-    """How likely the radiograph is shown inverted (bright ground, dark bone).
+    """Probability that the radiograph is shown inverted (bright background, dark bone).
 
     grey: uint8 (H, W), any size, upright, before any contrast step. Returns 0 to 1; above 0.5 means inverted. Where
     nothing can be seen (a constant image) the answer is well below 0.5.
@@ -46,15 +49,11 @@ def features(grey: np.ndarray) -> np.ndarray:
 
 
 def _gap(ranks: np.ndarray) -> float:
-    """Negative where details as wide as the joint space are mostly dark: 3 pixels against the 11 round them."""
-    return _lean((uniform_filter(ranks, 3) - uniform_filter(ranks, 11))[6:-6, 6:-6], 0.05)
-
-
-def _lean(values: np.ndarray, share: float) -> float:
-    """How much further the upper tail reaches from the median than the lower one; the tails begin at `share`."""
-    count = values.size
-    places = [round(share * (count - 1)), count // 2, round((1 - share) * (count - 1))]
-    low, middle, high = np.partition(values, places, axis=None)[places]
+    """Skewness of details as wide as the joint space (3 pixels against the 11 around them); negative: mostly dark."""
+    details = (uniform_filter(ranks, 3) - uniform_filter(ranks, 11))[6:-6, 6:-6]
+    last = details.size - 1
+    places = [round(TAIL * last), details.size // 2, round((1 - TAIL) * last)]
+    low, middle, high = np.partition(details, places, axis=None)[places]
     return float(high + low - 2 * middle)
 
 
@@ -85,7 +84,7 @@ Box = tuple[int, int, int, int]
 
 
 def _without_borders(pixels: np.ndarray) -> Box:
-    """Cut rows and columns off that are of one grey: letterbox, collimator."""
+    """Crop rows and columns of a single grey: letterbox, collimator."""
     top, bottom = _span(np.ptp(pixels, axis=1) <= FLAT)
     left, right = _span(np.ptp(pixels[top:bottom], axis=0) <= FLAT)
     inner_top, inner_bottom = _span(np.ptp(pixels[top:bottom, left:right], axis=1) <= FLAT)
@@ -93,7 +92,7 @@ def _without_borders(pixels: np.ndarray) -> Box:
 
 
 def _without_frame(pixels: np.ndarray, box: Box, frame: np.float32) -> Box:
-    """Cut rows and columns off that are mostly frame: what `_without_borders` leaves of a tilted one."""
+    """Crop rows and columns that are mostly frame: what `_without_borders` leaves of a tilted one."""
     left, top, right, bottom = box
     empty = np.abs(pixels[top:bottom, left:right] - frame) < FLAT
     first_row, last_row = _span(empty.mean(axis=1) > 0.5)
@@ -104,9 +103,9 @@ def _without_frame(pixels: np.ndarray, box: Box, frame: np.float32) -> Box:
 
 
 def _frame_grey(pixels: np.ndarray, box: Box) -> np.float32:
-    """The grey that all four corners of the box share, and the middle does not: a frame round the radiograph, or air.
+    """The grey shared by all four corners of the box but not its middle: a frame around the radiograph, or air.
 
-    NaN, which no pixel is near to, where there is none. In an overexposed image bone and corners share white.
+    NaN, which equals no pixel, where there is none. In an overexposed image bone and corners share white.
     """
     left, top, right, bottom = box
     corners = pixels[[top, top, bottom - 1, bottom - 1], [left, right - 1, left, right - 1]]

@@ -22,7 +22,7 @@ PHOTOMETRIC, BITS_PER_SAMPLE, SAMPLE_FORMAT, ORIENTATION = 262, 258, 339, 274
 OTHER_BYTE = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
 """Pillow unpacks the first or the last byte of a 16-bit colour: reading it the other way round gives the low byte."""
 
-LUMA = (299, 587, 114)
+LUMA = np.array([299, 587, 114], dtype=np.uint32)
 """ITU-R 601 in thousandths, as Pillow's `convert("L")`."""
 
 
@@ -41,13 +41,10 @@ def sample_bits(image: Image.Image, data: bytes) -> int:
         siz = data.find(b"\xff\x4f\xff\x51")  # ISO 15444-1, A.5.1: Ssiz of the first component
         return 16 if siz >= 0 and data[siz + 42 : siz + 43] > b"\x07" and (data[siz + 42] & 0x7F) > 7 else 8
     if image.format == "PPM":
-        return 32 if image.mode == "F" else 16 if image.mode == "I" or _ppm_maximum(image) > 255 else 8
+        arguments = image.tile[0].args  # type: ignore[attr-defined]
+        deep = isinstance(arguments, tuple) and len(arguments) == 2 and int(arguments[1]) > 255  # mode, largest value
+        return 32 if image.mode == "F" else 16 if image.mode == "I" or deep else 8
     return DEEP_BITS.get(image.mode, 8)
-
-
-def _ppm_maximum(image: Image.Image) -> int:
-    arguments = image.tile[0].args  # type: ignore[attr-defined]
-    return int(arguments[1]) if isinstance(arguments, tuple) and len(arguments) == 2 else 255
 
 
 def grey_of(image: Image.Image, data: bytes) -> np.ndarray:
@@ -62,9 +59,8 @@ def grey_of(image: Image.Image, data: bytes) -> np.ndarray:
     if image.mode == "L" and "transparency" not in image.info:
         return np.array(upright)
     if image.mode == "L" and data.startswith(b"\x89PNG"):
-        upright.info["transparency"] = (
-            image.info["transparency"] * 255 // (2 ** data[24] - 1)
-        )  # Pillow scales greys only
+        # Pillow scales the greys of less than 8 bits, and not the transparent one
+        upright.info["transparency"] = image.info["transparency"] * 255 // (2 ** data[24] - 1)
     return np.array(_flat_grey(upright))
 
 
@@ -115,7 +111,7 @@ def deep_colour(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
     alpha: np.ndarray | None
     if rawmode == "LA;16B":  # the same bytes, read as four channels: grey high and low, alpha high and low
         _read_as(image, "RGBA")
-        red, green, blue, last = (image.getchannel(channel) for channel in "RGBA")
+        red, green, blue, last = image.split()
         grey, alpha = _join(red, green), _join(blue, last)
     elif rawmode[:-4] in ("RGB", "RGBA", "RGBX") and rawmode[-4:] in OTHER_BYTE and "transparency" not in image.info:
         grey, alpha = _colours(image, data, rawmode)
@@ -150,7 +146,8 @@ def _colours(image: Image.Image, data: bytes, rawmode: str) -> tuple[np.ndarray,
         luma = np.empty((image.height, image.width), dtype=np.uint16)
         for rows in bands(luma.shape):
             box = (0, rows.start, image.width, rows.stop)
-            high, low = (np.asarray(half.crop(box))[..., :3] @ np.array(LUMA, np.uint32) for half in (image, other))
+            high = np.asarray(image.crop(box))[..., :3] @ LUMA
+            low = np.asarray(other.crop(box))[..., :3] @ LUMA
             luma[rows] = (high * 256 + low + 500) // 1000
         if rawmode.startswith("RGBA"):
             return luma, _join(image.getchannel("A"), other.getchannel("A"))

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and their like to grey: every mode, depth and orientation that Pillow reads, and no other format."""
+"""PNG, JPEG, TIFF and other raster formats to grey, in every mode, depth and orientation that Pillow reads."""
 
 import io
 import struct
@@ -67,7 +67,10 @@ def decode_picture(data: bytes, path: Path) -> Decoded:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_size(image.width, image.height, path)
                 _check_single(image, path)
-                return _decode(image, data, path)
+                bits, kind = sample_bits(image, data), f"{image.format} {image.mode}"
+                if bits == 16 and image.mode in COLOURS:
+                    return Decoded(deep_colour(image, data, path), bits, f"{kind};16")
+                return Decoded(grey_of(image, data), bits, kind)
         except ImageError:
             raise
         except UnidentifiedImageError:
@@ -100,7 +103,7 @@ def _other_file(data: bytes) -> str:
 
 
 def _check_chunks(data: bytes, path: Path) -> None:
-    """Pillow passes over the pixel chunks' checksums: a flipped bit would change pixels without a word."""
+    """Check the critical chunks' checksums: Pillow skips them, and a flipped bit would silently change pixels."""
     position = 8
     for _ in range(MAX_CHUNKS):
         header = data[position : position + 8]
@@ -118,25 +121,16 @@ def _check_chunks(data: bytes, path: Path) -> None:
 
 
 def _check_single(image: Image.Image, path: Path) -> None:
-    """Several frames are refused; a JPEG's preview (MPO) and a TIFF's reduced pages are passed over."""
+    """Refuse several frames, except a JPEG's preview (MPO) and a TIFF's reduced pages."""
     frames = getattr(image, "n_frames", 1)
     if frames < 2 or image.format == "MPO":
         return
     if image.format == "TIFF" and frames <= 16:
-        pages = range(1, frames)
         reduced = 0
-        for page in pages:
+        for page in range(1, frames):
             image.seek(page)
             reduced += int(image.tag_v2.get(SUBFILE_TYPE, 0)) & 1  # type: ignore[attr-defined]
         image.seek(0)
-        if reduced == len(pages):
+        if reduced == frames - 1:
             return
     raise ImageError(f"{shown(path)}: has {frames} frames; a radiograph has one")
-
-
-def _decode(image: Image.Image, data: bytes, path: Path) -> Decoded:
-    bits = sample_bits(image, data)
-    kind = f"{image.format} {image.mode}"
-    if bits == 16 and image.mode in COLOURS:
-        return Decoded(deep_colour(image, data, path), bits, f"{kind};16")
-    return Decoded(grey_of(image, data), bits, kind)

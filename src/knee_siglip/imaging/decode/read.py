@@ -1,4 +1,4 @@
-"""The one way from an image file to pixels: training, evaluation and inference all read images here."""
+"""Image file to pixels: training, evaluation and inference all read images here."""
 
 import stat
 from pathlib import Path

@@ -1,10 +1,11 @@
-"""Local contrast normalisation: what stays of a radiograph without exposure, gamma and soft-tissue gradients.
+"""Local contrast normalisation: removes exposure, gamma and soft-tissue gradients from a radiograph.
 
-The local mean is so smooth that it is computed at few grid nodes and interpolated, as products with small matrices. All
-of their numbers are integers times a power of two, of so few bits that every sum is exact: the same picture gives
-the same bits with any BLAS, number of threads and machine.
+The smooth local mean is computed at a few grid nodes and interpolated, as products with small matrices. Their numbers
+are integers times a power of two, of so few bits that every sum is exact: the same image gives the same bits with any
+BLAS, number of threads and machine.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -97,13 +98,13 @@ class _Window:
 
 
 def _axis(length: int, side: int, dtype: type) -> _Axis:
-    """Of `length` pixels."""
+    """One axis of `length` pixels."""
     box = np.zeros((length, length))
     pixel = np.arange(length)
     for shift in range(-(side // 2), side // 2 + 1):
         np.add.at(box, (pixel, np.clip(pixel + shift, 0, length - 1)), 1)
     step = max(1, round(side / NODES_PER_BOX))
-    nodes = np.rint(np.linspace(0, length - 1, -(-(length - 1) // step) + 1)).astype(int)
+    nodes = np.rint(np.linspace(0, length - 1, math.ceil((length - 1) / step) + 1)).astype(int)
     weights = _cubic_weights(nodes, length) if step > 1 else np.eye(length)
     return _Axis((box[nodes] @ box).astype(dtype), np.ascontiguousarray(weights, dtype=dtype))
 

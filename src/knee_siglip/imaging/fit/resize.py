@@ -65,10 +65,10 @@ def _bands(pixels: int, side: float, length: int, gain: float) -> list[_Band]:
     weights = np.rint(weights / weights.sum(axis=1, keepdims=True) * 2**WEIGHT_BITS)
     weights[np.arange(length), weights.argmax(axis=1)] += 2**WEIGHT_BITS - weights.sum(axis=1)
     weights *= gain / 2**WEIGHT_BITS
-    return [_band(weights[start : start + BAND], start) for start in range(0, length, BAND)]
-
-
-def _band(weights: np.ndarray, start: int) -> _Band:
-    used = np.flatnonzero(weights.any(axis=0))
-    source = slice(int(used[0]), int(used[-1]) + 1)
-    return _Band(source, slice(start, start + len(weights)), weights[:, source].astype(np.float32))
+    bands = []
+    for start in range(0, length, BAND):
+        target = slice(start, min(start + BAND, length))
+        used = np.flatnonzero(weights[target].any(axis=0))
+        source = slice(int(used[0]), int(used[-1]) + 1)
+        bands.append(_Band(source, target, weights[target, source].astype(np.float32)))
+    return bands

@@ -16,9 +16,9 @@ from knee_siglip.imaging.fit.contrast import local_contrast
 from knee_siglip.imaging.fit.resize import resize
 
 VERSION = 2
-"""Of everything between file and pixels. Raise it whenever the same file would give other pixels: it is part of the
-store's key and of every checkpoint, so that old pixels and new code never meet. 2: sums that are exact on any machine
-(resize.py, contrast.py), `inversion`; in the mean one grey away from 1."""
+"""Version of everything between file and pixels. Raise it when the same file would give other pixels: it is part of the
+store's key and of every checkpoint, so old pixels never meet new code. 2: sums that are exact on any machine
+(resize.py, contrast.py), `inversion`; on average one grey away from 1."""
 
 
 def load_pixels(path: Path, transform: "Transform") -> np.ndarray:
@@ -30,10 +30,9 @@ def load_pixels(path: Path, transform: "Transform") -> np.ndarray:
 class Transform:
     """Grey image to the square that the encoder sees, its aspect ratio kept.
 
-    fit: `pad` fits the whole image into the square, centred, and fills up with the border's median grey (black beside
-    an ordinary radiograph, bright beside an inverted one: no edge that is not in the image); `crop` fills the square
-    with the centre. contrast: `local` (see contrast.py) or `none`. inversion: `keep`, or `correct` to invert a
-    radiograph that is probably shown inverted (see inversion.py).
+    fit: `pad` centres the whole image and fills up with its border's median grey, so as to add no edge; `crop` fills
+    the square with the image's centre. contrast: `local` (contrast.py) or `none`. inversion: `keep`, or `correct` to
+    invert a radiograph that is probably shown inverted (inversion.py).
     """
 
     image_size: int
@@ -45,7 +44,12 @@ class Transform:
         """grey: uint8 (H, W). Returns uint8 (S, S)."""
         if self.inversion == "correct" and inversion_probability(grey) > 0.5:
             grey = 255 - grey
-        square = self._pad(grey) if self.fit == "pad" else self._crop(grey)
+        if self.fit == "pad":
+            square = self._pad(grey)
+        else:
+            side, size = min(grey.shape), self.image_size
+            top, left = (grey.shape[0] - side) // 2, (grey.shape[1] - side) // 2
+            square = resize(grey[top : top + side, left : left + side], size, size)
         return local_contrast(square) if self.contrast == "local" else square
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,9 +72,9 @@ class Transform:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def place_boxes(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Where boxes of an image (height, width) come to lie: left, top, right, bottom, (K, 4) each.
+        """Map boxes (K, 4): left, top, right, bottom, of an image (height, width) onto the square.
 
-        From shares of the image's width and height to pixels of the square; with `crop` they may reach beyond it.
+        From shares of the image's width and height to pixels; with `crop` they may reach beyond the square.
         """
         wide: float
         high: float
@@ -85,7 +89,7 @@ class Transform:
         return np.asarray(boxes, dtype=np.float64) * [wide, high, wide, high] + [left, top, left, top]
 
     def _fitted(self, height: int, width: int) -> tuple[int, int]:
-        """Of the whole image inside the square."""
+        """Size of the whole image inside the square."""
         scale = self.image_size / max(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -99,8 +103,3 @@ class Transform:
         top, left = (self.image_size - height) // 2, (self.image_size - width) // 2
         square[top : top + height, left : left + width] = fitted
         return square
-
-    def _crop(self, grey: np.ndarray) -> np.ndarray:
-        side = min(grey.shape)
-        top, left = ((length - side) // 2 for length in grey.shape)
-        return resize(grey[top : top + side, left : left + side], self.image_size, self.image_size)
