@@ -169,7 +169,7 @@ def test_a_training_goes_on_after_dvc_itself_was_killed(own, clone):
     dvc.kill()
     dvc.wait()
     _wait_for(lambda: list(runs.glob("*/*.sha256")))  # the trainer was told, and has saved its state
-    assert "going on at step" in own.run(*retrain)
+    assert "resuming at step" in own.run(*retrain)
     assert own.metrics("train") == clone.metrics("train")
     assert list(runs.iterdir()) == []
 

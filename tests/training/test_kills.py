@@ -71,13 +71,13 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on_there(files, make_params, nu
     assert child.exitcode == code
     told = told_file(files).read_text()
     assert f"{number.name}: training stopped at step" in told
-    assert "of 48 and is saved; the same command goes on from there" in told
+    assert "of 48 and saved its state; rerun the same command to resume" in told
     assert "Traceback" not in told
     (folder,) = (paths.store_root() / paths.RUNS).iterdir()
     assert len(list(folder.glob("*.state"))) == 1
     clear_outs(files)
     assert run(files, params) == 0
-    assert "going on at step" in told_file(files).read_text()
+    assert "resuming at step" in told_file(files).read_text()
     assert_equal(results(files), expected)
 
 
@@ -87,6 +87,6 @@ def test_a_state_of_other_params_is_not_picked_up(files, params, make_params):
     child.kill()
     child.join()
     assert run(files, params) == 0
-    assert "going on" not in told_file(files).read_text()
+    assert "resuming" not in told_file(files).read_text()
     assert results(files)[1]["epochs_done"] == 4
     assert any(state.exists() for state in states[0].parent.glob("*.state"))  # it may still be gone on with

@@ -179,7 +179,7 @@ def test_gradients_of_an_attempt_that_ran_out_of_memory_count_once(make_model, m
 def test_memory_that_does_not_hold_one_pair_is_told(make_model, make_pairs, monkeypatch):
     trainer, _, _ = make_trainer(make_model(), make_pairs)
     out_of_memory_above(trainer, 0, monkeypatch)
-    with pytest.raises(UserError, match=r"one single pair; lower image_size.*gradient_checkpointing"):
+    with pytest.raises(UserError, match=r"not even one pair fits.*; lower image_size.*gradient_checkpointing"):
         trainer.fit()
 
 

@@ -1,9 +1,8 @@
-"""A training run from files to files: cache and backbones in, checkpoints and metrics out."""
+"""A training run: reads cache and backbones, writes checkpoints and metrics."""
 
 import hashlib
 import logging
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainFiles:
-    """Files that a run reads and writes."""
+    """Files that a run reads (the first three) and writes."""
 
     manifest: Path
     cache_facts: Path
@@ -51,37 +50,36 @@ class TrainFiles:
 
 
 def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
-    """Train on the manifest's train split, keep the best model on its val split, and log it all.
+    """Train on the manifest's train split, and keep the best model on its val split.
 
-    A run that was killed goes on where its last state was saved. Under torchrun every process calls this; the first
-    one writes.
+    An interrupted run resumes from its last saved state. Under torchrun every process calls this; the first one writes.
 
     Raises:
         UserError: a split is empty, the encoders do not fit the image size, or training diverged.
         Interrupted: a signal asked to stop.
     """
     with open_ranks(device) as (ranks, chosen):
-        if not ranks.is_first:  # all see the same, one tells it
+        if not ranks.is_first:  # all would log the same
             logging.getLogger("knee_siglip").setLevel(logging.ERROR)
         torch.manual_seed(params.seed)
         job = _prepare(params, files, ranks, chosen)
         key = fingerprint(params, job.checkpoint.data_hash, files.backbones)
         first = open_run(paths.store_root() / paths.RUNS, key, params.train.save_every_minutes)
         with first if ranks.is_first else nullcontext() as saver:
-            ranks.wait()  # the lock is taken, or its refusal has ended the first process
+            ranks.wait()  # until the first process holds the lock, or has ended without it
             try:
                 _train(job, key, saver)
             except Interrupted as error:
                 if ranks.is_first:
                     raise
-                sys.exit(error.exit_code)  # once is told often enough
+                sys.exit(error.exit_code)  # the first process reports it
             if saver is not None:
                 saver.remove()
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training, ready to begin."""
+    """A training that is ready to start."""
 
     params: Params
     files: TrainFiles
@@ -100,22 +98,22 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     freeze_towers(model, params.train.freeze)
     check_divisible(params.image_size, model.vision.patch, "params.yaml")
     pixels = open_pixels(manifest, files.cache_facts)
-    # `tracking` stays out: a tracking URI may hold a password, and a checkpoint travels
+    # without `tracking`: a tracking URI may hold a password, and checkpoints are passed on
     trained_with = {name: value for name, value in params.to_dict().items() if name != "tracking"}
     checkpoint = Checkpoint(
         place(model, device), tokenizer, pixels.transform, trained_with, data_hash=data_hash(manifest, pixels)
     )
-    rows = {split: _rows(manifest, split) for split in ("train", "val")}
+    train_rows, val_rows = _rows(manifest, "train"), _rows(manifest, "val")
     seen: Pixels = pixels
     if params.train.freeze.vision == "all" and params.train.cache_frozen_features:
-        seen = _features(params, checkpoint, pixels, manifest, np.concatenate(list(rows.values())))
-    train_set = _pairs(manifest, seen, rows["train"], checkpoint)
-    val_set = _pairs(manifest, seen, rows["val"], checkpoint)
+        seen = _features(params, checkpoint, pixels, manifest, np.concatenate([train_rows, val_rows]))
+    train_set = _pairs(manifest, seen, train_rows, checkpoint)
+    val_set = _pairs(manifest, seen, val_rows, checkpoint)
     return Job(params, files, ranks, device, manifest, checkpoint, train_set, val_set)
 
 
 def _train(job: Job, key: str, saver: StateSaver | None) -> None:
-    """Train and report; `key` joins the trackers' records of a run that goes on."""
+    """Train and report; `key` joins the trackers' records of a resumed run."""
     params, files, checkpoint = job.params, job.files, job.checkpoint
     facts = dataset_facts(job.manifest, checkpoint) | {"data_hash": checkpoint.data_hash}
 
@@ -143,7 +141,7 @@ def _train(job: Job, key: str, saver: StateSaver | None) -> None:
             saver=saver,
             stop=stop,
         )
-        _go_on(trainer, job, key)
+        _resume(trainer, job, key)
         history = trainer.fit()
         if job.ranks.is_first:
             with trainer.chosen_weights():
@@ -151,8 +149,8 @@ def _train(job: Job, key: str, saver: StateSaver | None) -> None:
             _report(trainer, facts, files, tracker)
 
 
-def _go_on(trainer: Trainer, job: Job, key: str) -> None:
-    """Load the newest state; all processes read it, the first one says so."""
+def _resume(trainer: Trainer, job: Job, key: str) -> None:
+    """Load the newest state, if any, in all processes; the first one reports it."""
     state = StateSaver(paths.store_root() / paths.RUNS / key, job.params.train.save_every_minutes).load()
     if state is not None:
         trainer.load_state_dict(state)
@@ -161,18 +159,18 @@ def _go_on(trainer: Trainer, job: Job, key: str) -> None:
         if trainer.history.best_epoch:
             _publish(trainer.saver, job.files.best_model)
         if state is not None:
-            logger.warning("going on at step %d of %d", trainer.step, trainer.total_steps)
+            logger.warning("resuming at step %d of %d", trainer.step, trainer.total_steps)
 
 
 def data_hash(manifest: pd.DataFrame, pixels: CachedPixels) -> str:
-    """Hash of what training sees: image contents, texts, splits and the image transform."""
+    """Hash of the training data: image contents, texts, splits and the image transform."""
     rows = manifest[["image_id", "text", "split"]].to_csv(index=False, lineterminator="\n")
     return hashlib.sha256((pixels.transform.key + "\n" + rows).encode()).hexdigest()
 
 
 def dataset_facts(manifest: pd.DataFrame, checkpoint: Checkpoint) -> dict[str, Any]:
     """Dotted dataset statistics and parameter counts, as trackers and metrics.json show them."""
-    splits: Sequence[str] = ("train", "val", "test")
+    splits = ("train", "val", "test")
     facts: dict[str, Any] = {f"dataset.{split}_rows": int((manifest["split"] == split).sum()) for split in splits}
     facts["dataset.distinct_texts"] = int(manifest["text"].nunique())
     if "patient_id" in manifest:
@@ -201,7 +199,7 @@ def _features(
     if any(params.train.augment.model_dump().values()):
         logger.warning(
             "the image encoder is frozen and its features are computed once, so train.augment changes nothing; "
-            "train.cache_frozen_features: false computes them from changed images at every step"
+            "set train.cache_frozen_features: false to compute them from augmented images at every step"
         )
     model = checkpoint.model
     dtype = autocast_dtype(params.train.mixed_precision, model.device)

@@ -1,9 +1,9 @@
-"""The training loop. `Trainer.train_step` is the step of the paper; everything else serves it."""
+"""The training loop. `Trainer.train_step` is the step of the paper."""
 
 import math
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import astuple
 from typing import Any
 
@@ -33,7 +33,7 @@ from knee_siglip.training.throughput import Throughput, peak_flops, step_flops
 from knee_siglip.training.val_metrics import measure_pairs
 
 LOG_EVERY_STEPS = 10
-"""The host waits for the device this often, to see and show what it computed."""
+"""How often the host waits for the device to show its metrics."""
 
 Log = Callable[[dict[str, float], int], None]
 
@@ -42,14 +42,14 @@ class Trainer:
     """Trains a model on pairs; deterministic in `seed` on one CPU.
 
     Args:
-        model: on `device`, with what is frozen already frozen.
+        model: on `device`, already frozen as `params.freeze` says.
         train_set, val_set: pairs of the splits.
-        log: receives dotted metrics and the optimizer step they belong to.
-        on_best: called with the epoch's metrics when the weights are the best so far by `params.best_metric`; the model
-            holds these weights then.
-        guard: what is done about steps that are not finite.
-        saver: where the state is saved; None saves nothing.
-        stop: what asks to stop.
+        log: receives dotted metrics and their optimizer step.
+        on_best: called with the epoch's metrics when the weights, which the model then holds, are the best so far by
+            `params.best_metric`.
+        guard: handles steps that are not finite.
+        saver: saves the state; None saves nothing.
+        stop: set by a signal.
     """
 
     def __init__(
@@ -92,13 +92,14 @@ class Trainer:
         self.records: list[StepRecord] = []  # of this epoch
 
     def fit(self) -> History:
-        """Train all epochs, or until patience ends, validating after each.
+        """Train all epochs, or until `patience` epochs bring no improvement, validating after each.
 
         Raises:
             Interrupted: a signal asked to stop; the state is saved.
             UserError: training diverged, or not even one pair fits into the device's memory.
         """
-        with self._progress() as progress:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+        with Progress(TextColumn("{task.description}"), *columns, disable=not self.ranks.is_first) as progress:
             while len(self.history.epochs) < self.params.epochs and not self.history.is_stale(self.params.patience):
                 metrics = self.train_epoch(progress) | self.validate()
                 self.log(metrics, self.step)
@@ -111,7 +112,7 @@ class Trainer:
         return self.history
 
     def train_epoch(self, progress: Progress) -> dict[str, float]:
-        """The pairs of this epoch that are still to come, in an order of its own; returns the means over its steps."""
+        """Train on the rest of this epoch's pairs, in the epoch's own order; returns the means over its steps."""
         epoch = len(self.history.epochs)
         done = self.step - epoch * self.steps_per_epoch
         title = f"epoch {epoch + 1}/{self.params.epochs}"
@@ -138,7 +139,7 @@ class Trainer:
         }
 
     def train_step(self, batch: Batch, group: np.ndarray) -> None:
-        """One optimizer step on one contrastive group, of which `batch` is what this process encodes."""
+        """One optimizer step on one contrastive group; `batch` is the part that this process encodes."""
         # Schedule
         self.learning_rate = float(self.schedule.get_last_lr()[0])
 
@@ -146,7 +147,7 @@ class Trainer:
         local = LocalBatch(batch, len(group), math.ceil(len(group) / self.ranks.size), self.seed, self.step)
         encoded = self.gradient_cache.encode(local)
 
-        # Loss: of every image with every text of the group, whatever the pieces and the ranks
+        # Loss: over every image with every text of the group, whatever the pieces and the ranks
         loss, accuracy = contrastive_loss(
             encoded.image_embeds,
             encoded.text_embeds,
@@ -158,7 +159,7 @@ class Trainer:
             self.ranks,
         )
 
-        # Backward: autograd stops at the embeddings, the cache takes their gradients on through the encoders
+        # Backward: autograd stops at the embeddings, the cache propagates their gradients through the encoders
         self.scaler.scale(loss).backward()
         self.gradient_cache.backward(encoded)
 
@@ -168,8 +169,8 @@ class Trainer:
         gradient_norm = self._clip()
         found_inf = self.guard.check(loss, gradient_norm)
 
-        # Step: not by `scaler.step`, which waits for the device and asks the gradients alone, not the loss. Fused AdamW
-        # reads `found_inf` on the device; where it is 1, no weight and no moment changes.
+        # Step: not by `scaler.step`, which waits for the device and checks only the gradients, not the loss. Fused
+        # AdamW reads `found_inf` on the device; where it is 1, no weight and no moment changes.
         self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         self.optimizer.step()
         self.scaler.update()
@@ -178,30 +179,27 @@ class Trainer:
         if self.ema:
             self.ema.update()
 
-        # Log: kept on the device until the next flush, for which alone the host waits
+        # Log: values stay on the device until the next flush, the only time the host waits
         rows = self.train_set.rows[group]
         self.guard.record(self.step, rows, loss, accuracy, gradient_norm, found_inf, loss_scale)
         self.step += 1
 
     def validate(self) -> dict[str, float]:
-        """`val.loss` and `val.contrastive_accuracy`, with a moving average of the weights `val_ema.*` beside them."""
+        """`val.loss` and `val.contrastive_accuracy`, and `val_ema.*` with a moving average of the weights."""
         metrics = self._measure("val")
         if self.ema:
             with self.ema.applied():
                 metrics |= self._measure("val_ema")
         return metrics
 
-    @contextmanager
-    def chosen_weights(self) -> Iterator[None]:
-        """The model holds the weights that `best_metric` judges: its own, or their moving average."""
+    def chosen_weights(self) -> AbstractContextManager[None]:
+        """Context in which the model holds the weights that `best_metric` judges: its own, or their moving average."""
         if self.ema and self.params.best_metric.startswith("val_ema."):
-            with self.ema.applied():
-                yield
-        else:
-            yield
+            return self.ema.applied()
+        return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the rest of the run depends on, in types that load with `weights_only`."""
+        """Everything that the rest of the run depends on, in types that load with `weights_only`."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -220,7 +218,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         self.step, self.learning_rate = state["step"], state["learning_rate"]
         self.gradient_cache.micro_batch_size = state["micro_batch_size"]
         self.throughput.load_state_dict(state["speed"])
@@ -257,7 +255,7 @@ class Trainer:
         return step_flops(self.model, 0 if cached else batch.pixels.shape[-1], len(group), texts, cached)
 
     def _flush(self) -> None:
-        """Wait for the device, and learn what the steps came to."""
+        """Wait for the device and read the steps' metrics."""
         self.records += self.guard.flush()
         self.throughput.lap()
 
@@ -280,29 +278,24 @@ class Trainer:
         }
 
     def _save_or_stop(self) -> None:
-        """Save the state where it is time, or where a signal asks to stop: then end with it."""
+        """Save the state if it is due, or if a signal asks to stop; then end training."""
         asked = self.ranks.any(self.stop.signal is not None)
         if asked or self._save_is_due():
             self._flush()
             is_saved = self.saver is not None and self.saver.save(self.state_dict(), self.step)
             if asked:
-                raise self._interrupted(self.ranks.any(is_saved))
+                how = (
+                    "saved its state; rerun the same command to resume" if self.ranks.any(is_saved) else "saved nothing"
+                )
+                number = self.stop.signal or signal.SIGTERM
+                where = f"{number.name}: training stopped at step {self.step} of {self.total_steps}"
+                raise Interrupted(f"{where} and {how}", number)
             self.throughput.start()
 
     def _save_is_due(self) -> bool:
         every = self.params.save_every_steps
         if every and self.step % every == 0:
             return True
-        # several processes must agree, which need not be asked at every step
+        # all processes must agree, which costs too much to ask at every step
         at_rest = self.step % LOG_EVERY_STEPS == 0 or self.step % self.steps_per_epoch == 0
         return at_rest and self.ranks.any(self.saver is not None and self.saver.is_due)
-
-    def _interrupted(self, is_saved: bool) -> Interrupted:
-        number = self.stop.signal or signal.SIGTERM
-        where = f"{number.name}: training stopped at step {self.step} of {self.total_steps}"
-        how = "and is saved; the same command goes on from there" if is_saved else "and is not saved"
-        return Interrupted(f"{where} {how}", number)
-
-    def _progress(self) -> Progress:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
-        return Progress(TextColumn("{task.description}"), *columns, disable=not self.ranks.is_first)
