@@ -153,7 +153,7 @@ def test_a_dead_server_is_not_asked_again_and_again(project, monkeypatch, caplog
             tracker.log_metrics({"test.loss": 3.0 - step}, step)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "MLflow failed" in caplog.text
-    assert "the run goes on" in caplog.text
+    assert "the run continues" in caplog.text
     assert dead.visitors == 2
 
 

@@ -178,7 +178,7 @@ def check_mlflow(setting: str, online: bool) -> Check:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname, port), timeout=TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        advice = "start the server or unset MLFLOW_TRACKING_URI; a run goes on without it and keeps its own log"
+        advice = "start the server or unset MLFLOW_TRACKING_URI; a run continues without it and keeps its own log"
         return Check("MLflow", "note", f"{target} does not answer: {error}", advice)
     return Check("MLflow", "ready", f"{target} listens")
 

@@ -12,6 +12,7 @@ import os
 import uuid
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -111,23 +112,19 @@ def free_slots(folder: Path, segments: Sequence[Segment], layout: RowLayout, cou
     return slots
 
 
-class RowWriter:
+class RowWriter(ExitStack):
     """Context that writes uncommitted rows into segments. Raises `OSError`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._descriptors: dict[Path, int] = {}
-
-    def __enter__(self) -> "RowWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
 
     def write(self, slot: Slot, row: np.ndarray) -> None:
         """Put a row of the segment's layout, C order, into its slot."""
         if slot.file not in self._descriptors:
-            self._descriptors[slot.file] = os.open(slot.file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(slot.file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._descriptors[slot.file] = descriptor
+            self.callback(os.close, descriptor)
         data, offset = row.data.cast("B"), slot.row * row.nbytes
         while data:  # a filling disk takes a part of it first, and gives its reason only when asked again
             written = os.pwrite(self._descriptors[slot.file], data, offset)
