@@ -14,10 +14,12 @@ WIDTH = 160
 STAGE = """
 from pathlib import Path
 from knee_siglip.core.metrics_file import write_metrics
-from knee_siglip.report.headline import EVALUATED
+from knee_siglip.params.sections import Params
+from knee_siglip.params.tasks import task_of
+from knee_siglip.report.headline import evaluated
 
 level = float(Path("level.txt").read_text())
-names = [*EVALUATED, "val_loss", "best_epoch", "validation_errors"]
+names = [*evaluated(task_of(Params())), "val_loss", "best_epoch", "validation_errors"]
 write_metrics(Path("reports/metrics.json"), {name: level + number / 1000 for number, name in enumerate(names)})
 write_metrics(Path("reports/evaluation/metrics.json"), {"test.retrieval.image_to_text.mrr": level, "test.rows": 318})
 """
