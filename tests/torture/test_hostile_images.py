@@ -174,6 +174,7 @@ READ: dict[str, tuple[Callable[[], bytes], np.ndarray, int]] = {
     "signed-16-bit.tif": (lambda: tiff(SIGNED), RAMP, 1),
     "32-bit.tif": (lambda: tiff(RAMP.astype(np.int32) * 1000), RAMP, 1),
     "unsigned-32-bit.tif": (lambda: retagged(tiff(RAMP.astype(np.int32) << 24), "SampleFormat", 1), RAMP, 1),
+    "unsigned-32-bit-untold.tif": (lambda: tiff(RAMP.astype(np.uint32) << 24), RAMP, 1),
     "16-bit-colour.tif": (lambda: tiff(np.dstack([DEEP >> 4] * 3), "rgb"), DEEP_GREY, 1),
     "16-bit-colour-big.tif": (lambda: tiff(np.dstack([DEEP >> 4] * 3), "rgb", ">"), DEEP_GREY, 1),
     "float.tif": (lambda: tiff(RAMP.astype(np.float32) / 255), RAMP, 1),

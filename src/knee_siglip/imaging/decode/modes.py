@@ -80,7 +80,8 @@ def _flat_grey(image: Image.Image) -> Image.Image:
 def _deep_grey(image: Image.Image, tags: dict[int, object], transparent: object) -> np.ndarray:
     """Modes I;16, I and F, stretched."""
     values = np.asarray(image)
-    if values.dtype == np.int32 and tags.get(SAMPLE_FORMAT, (2,)) == (1,) and tags.get(BITS_PER_SAMPLE) == (32,):
+    # a TIFF that does not say is unsigned: TIFF 6.0, section 19
+    if values.dtype == np.int32 and tags.get(SAMPLE_FORMAT, (1,)) == (1,) and tags.get(BITS_PER_SAMPLE) == (32,):
         values = values.view(np.uint32)  # Pillow lets the upper half wrap round to negative numbers
     if isinstance(transparent, int):
         usable = values != transparent
