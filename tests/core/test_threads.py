@@ -6,24 +6,25 @@ import pytest
 
 from knee_siglip.core import threads
 
-SHOWN = "import knee_siglip, os; print(os.environ.get('OMP_WAIT_POLICY'))"
+SHOWN = "import knee_siglip, os; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))"
 
 
-def wait_policy(**environment: str) -> str:
-    """What a fresh interpreter has set once the package is imported."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+def waiting(**environment: str) -> list[str]:
+    """Policy and spin count that a fresh interpreter has set once the package is imported."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     command = [sys.executable, "-c", SHOWN]
     return subprocess.run(
         command, env=inherited | environment, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    ).stdout.split()
 
 
-def test_threads_sleep_while_they_wait() -> None:
-    assert wait_policy() == "passive"
+def test_threads_soon_sleep_while_they_wait() -> None:
+    assert waiting() == ["passive", threads.SPIN_COUNT]
 
 
 def test_the_users_setting_wins() -> None:
-    assert wait_policy(OMP_WAIT_POLICY="active") == "active"
+    assert waiting(OMP_WAIT_POLICY="active") == ["active", "None"]
+    assert waiting(GOMP_SPINCOUNT="7") == ["passive", "7"]
 
 
 def test_the_policy_is_set_before_torch_is_loaded() -> None:

@@ -11,6 +11,12 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """`quota period` in microseconds, or `max period`: https://docs.kernel.org/admin-guide/cgroup-v2.html"""
 
 
+SPIN_COUNT = "1000"
+"""How often a waiting thread looks before it sleeps: long enough for the gap between two operators, too short to take a
+core from anybody (docs/decisions.md). libgomp's own value is 300,000:
+https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html"""
+
+
 def available_cores() -> int:
     """Cores that this process may use, which in a container are fewer than the machine's."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -18,13 +24,15 @@ def available_cores() -> int:
 
 
 def set_up_threads() -> None:
-    """Let idle OpenMP threads sleep, and start no more of them than a container's quota feeds.
+    """Let idle OpenMP threads sleep soon, and start no more of them than a container's quota feeds.
 
     torch's threads spin while they wait. Two trainings on one machine then take each other's cores for nothing, and so
-    do a training and whatever feeds it (benchmarks/waiting_threads.py). Children inherit both settings; whatever the
+    do a training and whatever feeds it (benchmarks/waiting_threads.py). Children inherit the settings; whatever the
     user has set wins.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+        os.environ["OMP_WAIT_POLICY"] = "passive"
     if quota := _quota():
         os.environ.setdefault("OMP_NUM_THREADS", str(quota))
 
