@@ -117,14 +117,13 @@ def test_loss_is_float32_under_autocast(embeds):
 
 
 def test_the_setting_of_tf32_is_given_back(embeds):
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
+    before = torch.get_float32_matmul_precision()
     try:
-        matmul.fp32_precision = "tf32"
+        torch.set_float32_matmul_precision("high")
         sigmoid_loss(*embeds, torch.tensor(9.0), torch.tensor(-1.5))
-        assert matmul.fp32_precision == "tf32"
+        assert torch.get_float32_matmul_precision() == "high"
     finally:
-        matmul.fp32_precision = before
+        torch.set_float32_matmul_precision(before)
 
 
 def correct(image_embeds, text_embeds, ids):

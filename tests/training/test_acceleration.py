@@ -1,7 +1,9 @@
 import importlib.util
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.params.sections import AugmentParams, FreezeParams, GradientCheckpointingParams, TrainParams
@@ -105,7 +107,34 @@ def test_only_the_blocks_are_compiled_and_only_when_asked(make_model):
     accelerate(model, TrainParams(), CPU)
     assert not compiled_modules(model)
     accelerate(model, TrainParams(compile=True), CPU)
-    assert compiled_modules(model) == [*blocks(model, "vision"), *blocks(model, "text")]
+    # each tower's last block pools one token, which is not its compiled forward
+    assert compiled_modules(model) == [*blocks(model, "vision")[:-1], *blocks(model, "text")[:-1]]
+
+
+@pytest.mark.parametrize(("device", "is_compiled"), [(CPU, False), (CUDA, True)])
+def test_blocks_are_compiled_by_default_on_a_gpu_only(make_model, monkeypatch, device, is_compiled):
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", Mock())
+    model = make_model(text_layers=2)
+    accelerate(model, TrainParams(), device)
+    assert bool(compiled_modules(model)) == is_compiled
+
+
+def test_batches_of_other_sizes_need_no_more_programs_than_there_is_room_for(make_model):
+    """Training, validation and shorter last batches, and ever other numbers of distinct texts."""
+    model = make_model(text_layers=3)
+    torch._dynamo.reset()
+    counters.clear()
+    accelerate(model, TrainParams(compile=True), CPU)
+    for block in (*model.vision.blocks, *model.text.blocks):
+        if block._compiled_call_impl is not None:
+            block.compile(backend="eager", dynamic=block in list(model.text.blocks))
+    for training in (True, False):
+        model.train(training)
+        for count in range(2, 12):
+            with torch.set_grad_enabled(training):
+                model(torch.rand(count, 3, 28, 28), torch.randint(2, 32, (count, 8)))
+    assert not counters["graph_break"]
+    assert counters["frames"]["ok"] == counters["frames"]["total"]
 
 
 def compiled_modules(model):

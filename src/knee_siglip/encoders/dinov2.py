@@ -5,22 +5,26 @@ block computes the query, output projection and MLP of that token alone. A grey 
 channel through the sum of the patch filters gives the same.
 """
 
+import math
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrainedModel
 from transformers.models.dinov2.modeling_dinov2 import (
     Dinov2Attention,
     Dinov2DropPath,
     Dinov2Layer,
+    Dinov2SwiGLUFFN,
     eager_attention_forward,
 )
 
 from knee_siglip.encoders.attention import attend
 from knee_siglip.encoders.flops import Layer, count_blocks, count_layer
 from knee_siglip.encoders.protocols import VisionEncoder
+from knee_siglip.encoders.stream import BlockParts, compute_block, follow_stream, stream_dtype
 
 
 class Dinov2Encoder(VisionEncoder):
@@ -34,6 +38,14 @@ class Dinov2Encoder(VisionEncoder):
     load_options: ClassVar[dict[str, Any]] = {"use_mask_token": False}
     model: Dinov2Model
 
+    @classmethod
+    def build(cls, config: PretrainedConfig) -> PreTrainedModel:
+        """A model with random weights, without the mask token that only pretraining uses."""
+        model = super().build(config)
+        for block in cls(model).blocks:
+            follow_stream(block, _parts)
+        return model
+
     @property
     def blocks(self) -> nn.ModuleList:
         """Transformer blocks, the lowest first."""
@@ -45,19 +57,27 @@ class Dinov2Encoder(VisionEncoder):
 
     def pool(self, pixel_values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """The CLS token (B, W) after the last norm; see `VisionEncoder.pool`."""
-        is_grey = pixel_values.shape[1] == 1
-        hidden = self._embed_grey(pixel_values, mean, std) if is_grey else self.model.embeddings(pixel_values)
         *blocks, last = self.blocks
+        assert isinstance(last, Dinov2Layer)
+        dtype = stream_dtype(self.model.embeddings.cls_token, _parts(last))
+        is_grey = pixel_values.shape[1] == 1
+        hidden = self._embed_grey(pixel_values, mean, std, dtype) if is_grey else self.model.embeddings(pixel_values)
+        hidden = hidden.to(dtype)
         for block in blocks:
             hidden = block(hidden)
-        assert isinstance(last, Dinov2Layer)
+        cls = self._pool_last(last, hidden)
+        normalised: Tensor = self.model.layernorm(cls.to(self.model.layernorm.weight.dtype))
+        return normalised[:, 0]
+
+    def _pool_last(self, last: Dinov2Layer, hidden: Tensor) -> Tensor:
+        """(B, T, W) to the CLS token (B, 1, W) after the last block."""
+        if hidden.dtype == torch.bfloat16 and _parts(last).is_plain:
+            return compute_block(_parts(last), hidden, slice(0, 1))
         cls = hidden[:, :1]
         attention, states = last.attention, last.norm1(hidden)
         attended = attend(attention, states, slice(0, 1), attention.attention_dropout, eager_attention_forward)
         cls = cls + last.drop_path(last.layer_scale1(attention.o_proj(attended)))
-        cls = cls + last.drop_path(last.layer_scale2(last.mlp(last.norm2(cls))))
-        normalised: Tensor = self.model.layernorm(cls)
-        return normalised[:, 0]
+        return cls + last.drop_path(last.layer_scale2(last.mlp(last.norm2(cls))))
 
     def layers(self, image_size: int) -> list[Layer]:
         """FLOPs of `pool` for one grey image, the lowest layer first."""
@@ -71,8 +91,8 @@ class Dinov2Encoder(VisionEncoder):
         blocks = count_blocks(self.blocks, patches + 1, self.width, hidden, matrices)
         return [embedding, *blocks, count_layer(self.model.layernorm, has_norm=True)]
 
-    def _embed_grey(self, grey: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """(B, 1, S, S) to tokens (B, 1 + P, W)."""
+    def _embed_grey(self, grey: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, 1, S, S) to tokens (B, 1 + P, W) of `dtype`."""
         embeddings = self.model.embeddings
         projection = embeddings.patch_embeddings.projection
         assert projection.bias is not None
@@ -80,6 +100,49 @@ class Dinov2Encoder(VisionEncoder):
         weight = (projection.weight * (std[:, :1] / std)).sum(dim=1, keepdim=True)
         bias = projection.bias + (projection.weight * ((mean[:, :1] - mean) / std)).sum(dim=(1, 2, 3))
         patches = F.conv2d(grey.to(weight.dtype), weight, bias, stride=projection.stride).flatten(2).transpose(1, 2)
-        tokens = torch.cat([embeddings.cls_token.expand(len(grey), -1, -1), patches], dim=1)
-        positioned: Tensor = tokens + embeddings.interpolate_pos_encoding(tokens, *grey.shape[2:])
-        return torch.as_tensor(embeddings.dropout(positioned))
+        cls = embeddings.cls_token.to(dtype).expand(len(grey), -1, -1)
+        tokens = torch.cat([cls, patches.to(dtype)], dim=1)
+        return torch.as_tensor(embeddings.dropout(tokens + self._positions(grey.shape[2] // self.patch).to(dtype)))
+
+    def _positions(self, side: int) -> Tensor:
+        """The position table (1, 1 + P, W) for `side` x `side` patches, as the library interpolates it.
+
+        Bicubic interpolation is linear in the table, so it is two products with a constant matrix. They cost less than
+        the library's interpolation, whose gradients a GPU also adds up in an order that changes from run to run.
+        """
+        table = self.model.embeddings.position_embeddings
+        cls, patches = table[:, :1], table[0, 1:]
+        trained = math.isqrt(len(patches))
+        if side == trained:
+            return table
+        matrix = _bicubic(trained, side, table.device).to(table.dtype)
+        grid = patches.unflatten(0, (trained, trained))
+        with torch.autocast(table.device.type, enabled=False):
+            resized = torch.einsum("ih,jw,hwd->ijd", matrix, matrix, grid)
+        return torch.cat([cls, resized.flatten(0, 1).unsqueeze(0)], dim=1)
+
+
+@lru_cache(maxsize=8)
+def _bicubic(old: int, new: int, device: torch.device) -> Tensor:
+    """(new, old) weights with which `new` points are interpolated between `old` ones."""
+    with torch.inference_mode(False), torch.no_grad():
+        identity = torch.eye(old, device=device)[None, None]
+        return F.interpolate(identity, size=(new, old), mode="bicubic", align_corners=False)[0, 0]
+
+
+def _parts(block: Dinov2Layer) -> BlockParts:
+    mlp: Any = block.mlp
+    is_gated = isinstance(mlp, Dinov2SwiGLUFFN)
+    return BlockParts(
+        attention=block.attention,
+        norms=(block.norm1, block.norm2),
+        output=block.attention.o_proj,
+        mlp_in=mlp.up_proj if is_gated else mlp.fc1,
+        mlp_out=mlp.down_proj if is_gated else mlp.fc2,
+        gate=mlp.gate_proj if is_gated else None,
+        activation=mlp.act_fn if is_gated else mlp.activation_fn,
+        eager=eager_attention_forward,
+        dropout=block.attention.attention_dropout,
+        scales=(block.layer_scale1.lambda1, block.layer_scale2.lambda1),
+        drop_path=block.drop_path,
+    )

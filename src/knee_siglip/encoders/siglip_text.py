@@ -6,12 +6,19 @@ block computes the query, output projection and MLP of that position alone.
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, SiglipTextConfig, SiglipTextModel
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipTextConfig,
+    SiglipTextModel,
+)
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer, eager_attention_forward
 
 from knee_siglip.encoders.attention import attend
 from knee_siglip.encoders.flops import Layer, count_blocks, count_layer
 from knee_siglip.encoders.protocols import TextEncoder
+from knee_siglip.encoders.stream import BlockParts, compute_block, follow_stream, stream_dtype
 
 WELL_TRAINED = 20
 """First positions kept as they are: most captions end there. Source: Long-CLIP (arXiv:2403.15378)."""
@@ -24,6 +31,14 @@ class SiglipTextEncoder(TextEncoder):
     config_class = SiglipTextConfig
     model_class = SiglipTextModel
     model: SiglipTextModel
+
+    @classmethod
+    def build(cls, config: PretrainedConfig) -> PreTrainedModel:
+        """A model with random weights."""
+        model = super().build(config)
+        for block in cls(model).blocks:
+            follow_stream(block, _parts)
+        return model
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -64,16 +79,26 @@ class SiglipTextEncoder(TextEncoder):
         """(B, L) token ids to (B, D): the last position after the last norm and the head."""
         hidden = self.model.embeddings(input_ids=input_ids)
         *blocks, last = self.blocks
+        assert isinstance(last, SiglipEncoderLayer)
+        hidden = hidden.to(stream_dtype(hidden, _parts(last)))
         for block in blocks:
             hidden = block(hidden, None)
-        assert isinstance(last, SiglipEncoderLayer)
+        norm = self.model.final_layer_norm
+        normalised = norm(self._pool_last(last, hidden).to(norm.weight.dtype))[:, 0]
+        # autocast lets a norm return float32; the head stays there, since its output is what is compared
+        with torch.autocast(hidden.device.type, enabled=False):
+            output: Tensor = self.model.head(normalised.to(self.model.head.weight.dtype))
+        return output
+
+    def _pool_last(self, last: SiglipEncoderLayer, hidden: Tensor) -> Tensor:
+        """(B, L, W) to the last position (B, 1, W) after the last block."""
+        if hidden.dtype == torch.bfloat16 and _parts(last).is_plain:
+            return compute_block(_parts(last), hidden, slice(-1, None))
         pooled = hidden[:, -1:]
         attention, states = last.self_attn, last.layer_norm1(hidden)
         attended = attend(attention, states, slice(-1, None), attention.dropout, eager_attention_forward)
         pooled = pooled + attention.out_proj(attended)
-        pooled = pooled + last.mlp(last.layer_norm2(pooled))
-        output: Tensor = self.model.head(self.model.final_layer_norm(pooled)[:, 0])
-        return output
+        return pooled + last.mlp(last.layer_norm2(pooled))
 
     def layers(self) -> list[Layer]:
         """FLOPs of `pool` for one text, the lowest layer first."""
@@ -82,6 +107,19 @@ class SiglipTextEncoder(TextEncoder):
         norm = count_layer(tower.final_layer_norm, has_norm=True)
         head = count_layer(tower.head, 2 * config.hidden_size * self.width)
         return [count_layer(tower.embeddings), *blocks, norm, head]
+
+
+def _parts(block: SiglipEncoderLayer) -> BlockParts:
+    return BlockParts(
+        attention=block.self_attn,
+        norms=(block.layer_norm1, block.layer_norm2),
+        output=block.self_attn.out_proj,
+        mlp_in=block.mlp.fc1,
+        mlp_out=block.mlp.fc2,
+        activation=block.mlp.activation_fn,
+        eager=eager_attention_forward,
+        dropout=block.self_attn.dropout,
+    )
 
 
 def _stretch(table: Tensor, length: int) -> Tensor:

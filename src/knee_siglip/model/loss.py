@@ -114,11 +114,10 @@ def _tiles(count: int, size: int) -> Iterator[slice]:
 @contextmanager
 def _full_float32(device: torch.device) -> Iterator[None]:
     """Disable autocast and TF32, whose cosines have three digits, whatever the rest of the training allows."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
+    before = torch.get_float32_matmul_precision()
     with torch.autocast(device.type, enabled=False):
-        matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
         try:
             yield
         finally:
-            matmul.fp32_precision = before
+            torch.set_float32_matmul_precision(before)

@@ -210,7 +210,7 @@ class TrainParams(Section):
     mixed_precision: Precision = "auto"
     tf32: bool = True
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     gradient_checkpointing: GradientCheckpointingParams = GradientCheckpointingParams()
     prefetch: Annotated[int, Field(ge=0, le=16)] | Literal["auto"] = "auto"
     multi_positive: bool = True

@@ -8,6 +8,9 @@ from knee_siglip.core.errors import UsageError
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.params.sections import TrainParams
 
+PROGRAMS = 64
+"""At most so many compiled programs of one function; torch's own limit of 8 falls back to plain steps in silence."""
+
 
 def accelerate(model: KneeRadDinoSigLIPModel, params: TrainParams, device: torch.device) -> None:
     """Set the attention, gradient checkpointing, compilation and TF32 that the params ask for, in place.
@@ -24,13 +27,26 @@ def accelerate(model: KneeRadDinoSigLIPModel, params: TrainParams, device: torch
         # transformers requests gradients of the token embeddings: needlessly, and through frozen blocks
         model.text_model.disable_input_require_grads()
     if device.type == "cuda":
-        precision = "tf32" if params.tf32 else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = precision
-        torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
-    if params.compile:
-        # blocks, not towers: all blocks of a tower share one program, so it takes seconds. Weights keep their names.
-        for block in (*model.vision.blocks, *model.text.blocks):
-            block.compile()
+        # not the newer `fp32_precision`, which torch.compile of 2.9 and 2.10 refuses (pytorch#166387)
+        torch.set_float32_matmul_precision("high" if params.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = params.tf32
+    if params.compile is True or (params.compile == "auto" and device.type == "cuda"):
+        _compile_blocks(model, is_asked_for=params.compile is True)
+
+
+def _compile_blocks(model: KneeRadDinoSigLIPModel, is_asked_for: bool) -> None:
+    """Compile blocks, not towers: all blocks of a tower share one program, so it takes seconds. Weights keep names.
+
+    Each tower's last block pools one token and runs as it is.
+    """
+    # training, validation and a shorter last batch are programs of their own, and both towers count together
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+    # unasked, a compiler that fails is no reason to end the run: it warns, and the block runs uncompiled
+    torch._dynamo.config.suppress_errors = not is_asked_for
+    for block in model.vision.blocks[:-1]:
+        block.compile(dynamic=False)  # few batch sizes, each with its own fastest program
+    for block in model.text.blocks[:-1]:
+        block.compile(dynamic=True)  # as many texts as a batch has distinct ones
 
 
 def _check_attention(params: TrainParams, device: torch.device) -> None:
