@@ -58,7 +58,8 @@ def measure(image_size: int, batch_size: int, steps: int, device: torch.device) 
     pixels = torch.randint(0, 256, (batch_size, image_size, image_size), dtype=torch.uint8, device=device)
     input_ids = torch.randint(2, 32000, (batch_size, TEXT_LENGTH), device=device)
     places = torch.arange(batch_size)
-    batch = Batch(places.numpy(), pixels, input_ids, places, places)
+    ids = places.to(device)
+    batch = Batch(places.numpy(), pixels, input_ids, ids, ids, places, places)
     losses, started = [], 0.0
     for step in range(steps):
         if step == 1:

@@ -96,7 +96,7 @@ def add_gradients(
     cache = GradientCache(encoder, ranks, micro_batch_size)
     encoded = cache.encode(local)
     scale, bias = encoder.model.logit_scale.exp(), encoder.model.logit_bias
-    ids = local.positive_ids(multi_positive), local.text_ids
+    ids = local.positive_ids(multi_positive), local.batch.text_ids
     embeds = encoded.image_embeds, encoded.text_embeds
     loss, accuracy = contrastive_loss(*embeds, scale, bias, *ids, local.group_size, ranks)
     loss.backward()

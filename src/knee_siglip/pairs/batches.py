@@ -1,6 +1,6 @@
 """Training batches: rows in a seeded order, pixels gathered from the cache, texts tokenised once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,42 +16,50 @@ class Pixels(Protocol):
         """Rows (B,) to uint8 (B, S, S), or to float32 (B, W)."""
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device without waiting for its pending work, which a GPU does from pinned memory only."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Batch:
     """B pairs of the manifest's `rows` (B,).
 
     On the device: `pixels` (B, S, S) uint8, or features (B, W) of a frozen vision tower; `input_ids` (U, L) of the
-    batch's distinct texts. On the CPU, int64: `places` (B,) each pair's row in `input_ids`; `distinct` (U,) the data
-    set's number of each of these texts.
+    batch's distinct texts; `row_ids` (B,) and `text_ids` (B,) int64: the manifest's rows and the data set's numbers of
+    the texts. On the CPU, int64: `places` (B,) each pair's row in `input_ids`; `distinct` (U,) the data set's number of
+    each of these texts.
     """
 
     rows: np.ndarray
     pixels: Tensor
     input_ids: Tensor
+    row_ids: Tensor
+    text_ids: Tensor
     places: Tensor
     distinct: Tensor
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def row_ids(self) -> Tensor:
-        """(B,) the manifest's rows, on the CPU."""
-        return torch.from_numpy(np.asarray(self.rows, dtype=np.int64))
-
-    @property
-    def text_ids(self) -> Tensor:
-        """(B,) which of the data set's texts each pair has, on the CPU."""
-        return self.distinct[self.places]
-
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device; from pinned memory this does not wait for the device's pending work."""
-        pixels = self.pixels.to(device, non_blocking=True)
-        return replace(self, pixels=pixels, input_ids=self.input_ids.to(device, non_blocking=True))
+        return self._each(lambda values: values.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
         """Copy to pinned memory, which a GPU reads by itself."""
-        return replace(self, pixels=self.pixels.pin_memory(), input_ids=self.input_ids.pin_memory())
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(
+            self,
+            pixels=change(self.pixels),
+            input_ids=change(self.input_ids),
+            row_ids=change(self.row_ids),
+            text_ids=change(self.text_ids),
+        )
 
 
 class PairDataset:
@@ -74,9 +82,12 @@ class PairDataset:
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The pairs at `indices` (B,) of this split, on the CPU."""
-        distinct, places = self.text_ids[torch.from_numpy(indices)].unique(return_inverse=True)
+        text_ids = self.text_ids[torch.from_numpy(indices)]
+        distinct, places = text_ids.unique(return_inverse=True)
         rows = self.rows[indices]
-        return Batch(rows, torch.from_numpy(self.pixels[rows]), self.input_ids[distinct], places, distinct)
+        row_ids = torch.from_numpy(np.asarray(rows, dtype=np.int64))
+        pixels = torch.from_numpy(self.pixels[rows])
+        return Batch(rows, pixels, self.input_ids[distinct], row_ids, text_ids, places, distinct)
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:

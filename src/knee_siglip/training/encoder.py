@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from knee_siglip.encoders.sample_dropout import use_sample_dropout
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.pairs.augmentation import augment
-from knee_siglip.pairs.batches import Batch
+from knee_siglip.pairs.batches import Batch, send
 from knee_siglip.pairs.randomness import sample_keys
 from knee_siglip.params.sections import AugmentParams
 
@@ -33,14 +34,9 @@ class LocalBatch:
     seed: int
     step: int
 
-    @property
-    def text_ids(self) -> Tensor:
-        """(m,) which of the data set's texts each pair has, on the device."""
-        return self.batch.text_ids.to(self.batch.pixels.device)
-
     def positive_ids(self, multi_positive: bool) -> Tensor:
         """(m,) equal where image and text belong together: equal texts, or only a pair's own."""
-        return self.text_ids if multi_positive else self.batch.row_ids.to(self.batch.pixels.device)
+        return self.batch.text_ids if multi_positive else self.batch.row_ids
 
     def pieces(self, micro_batch_size: int) -> list[slice]:
         """Rows of at most `micro_batch_size` pairs each; as many on every rank, so some may be empty."""
@@ -93,13 +89,16 @@ class PairEncoder(nn.Module):
         batch, device = local.batch, local.batch.pixels.device
         if rows.stop <= rows.start:
             return self._stand_in(batch)
+        # all that follows from the rows is computed on the CPU and sent: the device has better things to do
         distinct, places = batch.places[rows].unique(return_inverse=True)
-        image_keys = self._keys(local, IMAGES, batch.row_ids[rows])
-        text_keys = self._keys(local, TEXTS, batch.distinct[distinct])
+        image_keys = self._keys(local, IMAGES, torch.from_numpy(np.asarray(batch.rows[rows], dtype=np.int64)), device)
+        text_keys = self._keys(local, TEXTS, batch.distinct[distinct], device)
         pixels = batch.pixels[rows]
         if self.training and pixels.ndim == 3:
             pixels = augment(pixels, self.augment_params, image_keys)
-        return pixels, batch.input_ids[distinct.to(device)], places.to(device), image_keys, text_keys
+        is_whole = len(distinct) == len(batch.input_ids)
+        input_ids = batch.input_ids if is_whole else batch.input_ids[send(distinct, device)]
+        return pixels, input_ids, send(places, device), image_keys, text_keys
 
     def _stand_in(self, batch: Batch) -> tuple[Tensor, ...]:
         """Input of a piece without pairs: other ranks wait for this one's gradients, which are zero then."""
@@ -125,5 +124,5 @@ class PairEncoder(nn.Module):
             self._values = torch.empty(shape, dtype=mean.dtype, device=mean.device)
         return self.model.normalise_grey(pixels, out=self._values)
 
-    def _keys(self, local: LocalBatch, stream: int, ids: Tensor) -> Tensor:
-        return sample_keys(local.seed, 2 * local.step + stream, ids.to(local.batch.pixels.device))
+    def _keys(self, local: LocalBatch, stream: int, ids: Tensor, device: torch.device) -> Tensor:
+        return send(sample_keys(local.seed, 2 * local.step + stream, ids), device)

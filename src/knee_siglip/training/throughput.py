@@ -107,16 +107,19 @@ def loss_flops(count: int, width: int) -> int:
     return 3 * 2 * count**2 * width
 
 
-def step_flops(
-    model: KneeRadDinoSigLIPModel, image_size: int, images: int, texts: int, cached_features: bool = False
-) -> int:
+def pair_flops(model: KneeRadDinoSigLIPModel, image_size: int, cached_features: bool = False) -> tuple[int, int]:
+    """FLOPs of training on one image and on one text."""
+    return image_flops(model, image_size, cached_features), text_flops(model)
+
+
+def step_flops(of_pair: tuple[int, int], images: int, texts: int, width: int) -> int:
     """FLOPs of one optimizer step, on all devices together.
 
-    images: in the group. texts: distinct ones, encoded once each. The loss pairs every image with every image's text.
+    of_pair: those of one image and of one text. images: in the group. texts: distinct ones, encoded once each. width:
+    of an embedding; the loss pairs every image with every image's text.
     """
-    width = model.text.width
-    encoding = images * image_flops(model, image_size, cached_features) + texts * text_flops(model)
-    return encoding + loss_flops(images, width)
+    image, text = of_pair
+    return images * image + texts * text + loss_flops(images, width)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from knee_siglip.training.history import History
 from knee_siglip.training.interruption import StopRequest
 from knee_siglip.training.optimizer import build_optimizer, build_schedule
 from knee_siglip.training.resume import StateSaver
-from knee_siglip.training.throughput import Throughput, peak_flops, step_flops
+from knee_siglip.training.throughput import Throughput, pair_flops, peak_flops, step_flops
 from knee_siglip.training.val_metrics import measure_pairs
 
 LOG_EVERY_STEPS = 10
@@ -90,6 +90,7 @@ class Trainer:
         self.step = 0
         self.learning_rate = 0.0
         self.records: list[StepRecord] = []  # of this epoch
+        self._pair_flops: tuple[int, int] | None = None
 
     def fit(self) -> History:
         """Train all epochs, or until `patience` epochs bring no improvement, validating after each.
@@ -154,7 +155,7 @@ class Trainer:
             self.model.logit_scale.exp(),
             self.model.logit_bias,
             local.positive_ids(self.params.multi_positive),
-            local.text_ids,
+            batch.text_ids,
             len(group),
             self.ranks,
         )
@@ -251,8 +252,10 @@ class Trainer:
 
     def _flops(self, batch: Batch, group: np.ndarray) -> int:
         texts = len(self.train_set.text_ids[torch.from_numpy(group)].unique())
-        cached = batch.pixels.ndim == 2
-        return step_flops(self.model, 0 if cached else batch.pixels.shape[-1], len(group), texts, cached)
+        if self._pair_flops is None:  # all batches are of one image size
+            cached = batch.pixels.ndim == 2
+            self._pair_flops = pair_flops(self.model, 0 if cached else batch.pixels.shape[-1], cached)
+        return step_flops(self._pair_flops, len(group), texts, self.model.text.width)
 
     def _flush(self) -> None:
         """Wait for the device and read the steps' metrics."""
