@@ -29,7 +29,8 @@ def main() -> None:
     table = read_rows(Path(params.infer.csv_path), params.infer.split)
     outputs = Outputs.beside(paths.INFERENCE_REPORT / "results.csv")
     queries = params.infer.queries or params.task.queries
-    summary = infer_batch(Predictor(paths.BEST_MODEL), table, queries, outputs, params.infer.batch_size)
+    predictor = Predictor(paths.BEST_MODEL, precision=params.infer.precision)
+    summary = infer_batch(predictor, table, queries, outputs, params.infer.batch_size)
     metrics = summary.metrics()
     write_metrics(paths.INFERENCE_REPORT / "metrics.json", metrics)
     write_metrics(paths.INFERENCE_REPORT / "speed.json", summary.speed())

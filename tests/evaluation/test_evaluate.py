@@ -53,6 +53,13 @@ def test_with_the_real_tracker_switched_off_two_runs_are_equal(files, params):
     assert evaluate(params, files, device="cpu") == evaluate(params, files, device="cpu")
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", None), ("bf16", torch.bfloat16)])
+def test_the_towers_embed_in_the_precision_of_the_params(files, precision, dtype):
+    data = embed(Params.model_validate({"evaluate": {"precision": precision}}), files, device="cpu")
+    assert data.checkpoint.tower_dtype is dtype
+    assert data.splits["test"].image_embeds.dtype == np.float32
+
+
 def test_every_split_has_its_rows_in_the_order_of_the_manifest(files):
     test, val = embed(
         Params.model_validate({"evaluate": {"splits": ["test", "val", "test"]}}), files, device="cpu"

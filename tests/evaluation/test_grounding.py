@@ -120,7 +120,7 @@ def test_a_map_is_measured_on_the_region_of_its_own_finding_and_image(boxed, dat
     effusion = grounding._directions(split, data, {"effusion"})["effusion"]
     row_of = {data.pixels[split.numbers[[row]]].tobytes(): row for row in range(len(split))}
 
-    def knows(model, pixels, phrases, method, window):
+    def knows(model, pixels, phrases, method, window, dtype):
         found = []
         for image, texts in zip(pixels, phrases, strict=True):
             row = row_of[image.numpy().tobytes()]

@@ -125,3 +125,13 @@ def test_maps_work_on_a_frozen_model_and_leave_it_as_it_was(model, images, phras
         torch.testing.assert_close(phrase_maps(model, images, phrases, method), expected)
     assert model.vision_model.config._attn_implementation == "sdpa"
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("method", "differs"), [("raw", True), ("occlusion", True), ("gradient", False)])
+def test_maps_of_bf16_towers_are_near_those_of_float32(model, images, phrase, method, differs):
+    phrases = [phrase.unsqueeze(0)] * len(images)
+    exact = torch.stack(phrase_maps(model, images, phrases, method, window=1))
+    half = torch.stack(phrase_maps(model, images, phrases, method, window=1, dtype=torch.bfloat16))
+    assert half.dtype == torch.float32
+    assert (half - exact).norm() < 0.05 * exact.norm()
+    assert torch.equal(half, exact) != differs

@@ -42,7 +42,7 @@ def predictor(monkeypatch: pytest.MonkeyPatch) -> Predictor:
     def embed_pixels(_: object, batches: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([at_brightness(batch.mean(axis=(1, 2))) for batch in batches])
 
-    monkeypatch.setattr(predictor_module, "load_checkpoint", lambda path, device: checkpoint)
+    monkeypatch.setattr(predictor_module, "load_checkpoint", lambda path, device, precision: checkpoint)
     monkeypatch.setattr(predictor_module, "embed_pixels", embed_pixels)
     monkeypatch.setattr(predictor_module, "embed_texts", embed_texts)
     prompts = lambda checkpoint, ensembles: np.concatenate([embed_texts(checkpoint, texts) for texts in ensembles])  # noqa: E731

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from knee_siglip.core import paths
+from knee_siglip.inference import predictor as predictor_module
 from knee_siglip.inference.predictor import Predictor
 from knee_siglip.tracking.tracker import Tracker
 
@@ -56,3 +57,14 @@ def test_stage_logs_the_figures_of_its_metrics_file(stage: Callable[[], None], m
     stage()
     assert (logged["infer.rows"], logged["infer.failed"], logged["infer.kl_grade_predicted.4"]) == (2, 1, 1)
     assert files == ["results.csv"]
+
+
+def test_stage_computes_in_the_precision_of_the_params(
+    stage: Callable[[], None], predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    checkpoint = predictor.checkpoint
+    monkeypatch.setattr(predictor_module, "load_checkpoint", lambda *given: asked.append(given[2]) or checkpoint)
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("infer: {", "infer: {precision: bf16, "))
+    stage()
+    assert asked == ["bf16"]

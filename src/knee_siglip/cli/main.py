@@ -86,6 +86,9 @@ def infer(
         Path | None, typer.Option("--output_path", help=f"Where the batch's results go. None: {RESULTS}.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the encoders: bf16, float32, or auto: bf16 on a GPU that has it.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Rank queries for one image, or run a batch (exit code 3 if some of its images failed)."""
@@ -94,13 +97,12 @@ def infer(
     if image_path and (batch_size or output_path):
         raise UsageError("--batch_size and --output_path belong to --csv_path; for one image nothing is written")
     if csv_path:
-        _infer_csv(
-            model_path, csv_path, output_path or RESULTS, query, image_size, batch_size or BATCH_SIZE, device, as_json
-        )
+        output_path, batch_size = output_path or RESULTS, batch_size or BATCH_SIZE
+        _infer_csv(model_path, csv_path, output_path, query, image_size, batch_size, device, precision, as_json)
     elif image_path:
         from knee_siglip.inference.predictor import Predictor
 
-        predictor = Predictor(model_path, image_size, device)
+        predictor = Predictor(model_path, image_size, device, precision)
         prediction = predictor.rank_queries(image_path, query or predictor.task.queries)
         if as_json:
             _show_json(_as_dict(image_path, prediction))
@@ -116,6 +118,7 @@ def _infer_csv(
     image_size: int | None,
     batch_size: int,
     device: str,
+    precision: str,
     as_json: bool,
 ) -> None:
     from knee_siglip.inference.batch import infer_batch
@@ -126,7 +129,7 @@ def _infer_csv(
     if output_path.is_dir() or output_path.resolve() == csv_path.resolve():
         raise UsageError(f"--output_path {output_path} is a folder or the input itself; name a new CSV file")
     table, outputs = read_rows(csv_path), Outputs.beside(output_path)
-    predictor = Predictor(model_path, image_size, device)
+    predictor = Predictor(model_path, image_size, device, precision)
     summary = infer_batch(predictor, table, query or predictor.task.queries, outputs, batch_size)
     counts = summary.metrics()
     if as_json:

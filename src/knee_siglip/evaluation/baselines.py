@@ -23,14 +23,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.evaluation.embedded import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit, embed_prompts
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit, embed_prompts
 from knee_siglip.evaluation.headline import GRADING
 from knee_siglip.evaluation.split_metrics import Metrics
 from knee_siglip.metrics.grading import zero_shot_metrics
 from knee_siglip.metrics.matching.retrieval import contrastive_credit, embedding_scores
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint
-from knee_siglip.model.device import place
+from knee_siglip.model.device import images_at_once, place
 from knee_siglip.model.embedding import embed_pixels, embed_texts
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.params.files import parse_params
@@ -127,9 +127,10 @@ def pixel_neighbour(split: EmbeddedSplit, train: EmbeddedSplit, pixels: CachedPi
 
 def untrained(split: EmbeddedSplit, data: EmbeddedData, start: Checkpoint) -> Metrics:
     """Images, texts and prompts embedded by the model before its training."""
+    groups = split_groups(split.numbers, images_at_once(start.model.device))
     before = dataclasses.replace(
         split,
-        image_embeds=embed_pixels(start, (data.pixels[rows] for rows in split_groups(split.numbers, IMAGES_AT_ONCE))),
+        image_embeds=embed_pixels(start, (data.pixels[rows] for rows in groups)),
         text_embeds=embed_texts(start, split.texts),
         prompts=embed_prompts(start, split.task),
         logit_scale=start.model.logit_scale.exp().item(),
@@ -165,7 +166,7 @@ def thumbnails(pixels: CachedPixels, numbers: np.ndarray) -> np.ndarray:
     """(N, THUMBNAIL^2) float32 mean greys of the images of these manifest rows (N,)."""
     parts = [
         F.adaptive_avg_pool2d(torch.from_numpy(pixels[rows].astype(np.float32)), THUMBNAIL).flatten(1).numpy()
-        for rows in split_groups(numbers, IMAGES_AT_ONCE)
+        for rows in split_groups(numbers, images_at_once(torch.device("cpu")))
     ]
     return np.concatenate(parts) if parts else np.zeros((0, THUMBNAIL**2), dtype=np.float32)
 

@@ -14,14 +14,13 @@ from knee_siglip.metrics.grading import predicted_grades
 from knee_siglip.metrics.matching.retrieval import Correct, FirstCorrect, find_first_correct, number_texts
 from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.model.checkpoint import Checkpoint
+from knee_siglip.model.device import images_at_once
 from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.params.sections import EvaluateParams
 from knee_siglip.store.pixels import CachedPixels
 from knee_siglip.tables.manifest import number_groups
 from knee_siglip.task.task import Task
-
-IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def embed_split(
     """
     numbers = np.flatnonzero((manifest["split"] == name).to_numpy())
     rows = manifest.iloc[numbers].reset_index(drop=True)
-    groups = list(split_groups(numbers, IMAGES_AT_ONCE))
+    groups = list(split_groups(numbers, images_at_once(checkpoint.model.device)))
     shown = track(groups, description=f"Embedding {name}", console=Console(stderr=True))
     split = EmbeddedSplit(
         name=name,

@@ -92,7 +92,7 @@ def embed(params: Params, files: EvaluateFiles, device: str = "auto") -> Embedde
             evaluated is empty.
     """
     wanted, task = params.evaluate, task_of(params)
-    checkpoint = load_checkpoint(files.model, device=pick_device(device))
+    checkpoint = load_checkpoint(files.model, pick_device(device), wanted.precision)
     manifest = read_manifest(files.manifest)
     if missing := sorted(set(wanted.splits) - set(manifest["split"])):
         raise UserError(f"params.yaml: evaluate.splits names {missing[0]}, but no row of the manifest is in that split")

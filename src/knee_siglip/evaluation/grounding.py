@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from knee_siglip.evaluation.embedded import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.regions import Region, regions_of
 from knee_siglip.explain.maps import METHODS, Method, phrase_maps
 from knee_siglip.explain.overlays import draw_overlay, enlarge
 from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
+from knee_siglip.model.device import images_at_once
 from knee_siglip.model.embedding import embed_texts
 from knee_siglip.pairs.batches import split_groups
 
@@ -97,11 +98,12 @@ def _maps(
     split: EmbeddedSplit, data: EmbeddedData, wanted: dict[int, list[np.ndarray]], method: Method
 ) -> Iterator[np.ndarray]:
     """wanted: row to directions (D,). Yields (S, S) for each, row by row."""
-    device, window = data.checkpoint.model.device, data.params.grounding.window
-    for chunk in split_groups(np.array(list(wanted)), IMAGES_AT_ONCE):
+    checkpoint, window = data.checkpoint, data.params.grounding.window
+    device = checkpoint.model.device
+    for chunk in split_groups(np.array(list(wanted)), images_at_once(device)):
         pixels = torch.from_numpy(data.pixels[split.numbers[chunk]]).to(device)
         phrases = [torch.from_numpy(np.stack(wanted[row])).to(device) for row in chunk.tolist()]
-        for maps in phrase_maps(data.checkpoint.model, pixels, phrases, method, window):
+        for maps in phrase_maps(checkpoint.model, pixels, phrases, method, window, checkpoint.tower_dtype):
             for patches in maps.cpu().numpy():
                 yield enlarge(patches, data.pixels.image_size)
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from knee_siglip.evaluation.embedded import IMAGES_AT_ONCE, EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.headline import Estimate, headline_estimates, headlines
 from knee_siglip.evaluation.predictions import predictions_of
+from knee_siglip.model.device import images_at_once
 from knee_siglip.model.embedding import embed_pixels
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.pairs.disturbance import DISTURBANCES, Disturbance
@@ -75,9 +76,10 @@ def robustness_report(split: EmbeddedSplit, data: EmbeddedData) -> RobustnessRep
 
 def _embed(split: EmbeddedSplit, data: EmbeddedData, disturbance: Disturbance) -> np.ndarray:
     """(N, D) of the disturbed images."""
+    at_once = images_at_once(data.checkpoint.model.device)
 
     def batches() -> Iterator[np.ndarray]:
-        for numbers in split_groups(split.numbers, IMAGES_AT_ONCE):
+        for numbers in split_groups(split.numbers, at_once):
             keys = sample_keys(SEED, STREAM, torch.from_numpy(numbers))
             yield disturbance.change(torch.from_numpy(data.pixels[numbers]), keys).numpy()
 

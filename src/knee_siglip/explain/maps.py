@@ -30,6 +30,7 @@ def phrase_maps(
     phrases: Sequence[Tensor],
     method: Method = "occlusion",
     window: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
     """Maps of phrases over images; higher values are stronger evidence for the phrase.
 
@@ -39,6 +40,7 @@ def phrase_maps(
         phrases: of each image (P, D), directions in the embedding space.
         method: `raw`, see `patch_embeds`; `gradient`, see `attention_relevance`; `occlusion`, see `occlusion_drops`.
         window: of `occlusion` alone.
+        dtype: autocast type of the towers; None is the weights' own, which `gradient` always has.
 
     Returns:
         of each image (P, G, G) float32, G = S / patch size.
@@ -49,7 +51,8 @@ def phrase_maps(
         images = torch.arange(len(pixels)).repeat_interleave(counts)
         maps = attention_relevance(model, pixels[images.to(pixels.device)], torch.cat(list(phrases)))
         return list(maps.split(counts.tolist()))
-    field = patch_embeds(model, pixels) if method == "raw" else occlusion_drops(model, pixels, window)
+    with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype is not None):
+        field = patch_embeds(model, pixels) if method == "raw" else occlusion_drops(model, pixels, window)
     return [torch.einsum("ghd,pd->pgh", at, texts) for at, texts in zip(field, phrases, strict=True)]
 
 

@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.special import expit, softmax
 
-from knee_siglip.core.errors import UsageError, UserError
+from knee_siglip.core.errors import UsageError
 from knee_siglip.imaging.fit.transform import load_pixels
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
@@ -52,15 +51,18 @@ class Predictor:
         model_path: a checkpoint written by training.
         image_size: pixels; None takes the size it was trained at. Another one interpolates the position table.
         device: `auto`, or a torch device such as `cpu` or `cuda:1`.
+        precision: of the towers: bf16, float32, or `auto`: bf16 on a GPU that has it.
 
     Raises:
         UserError: the file is not such a checkpoint.
-        UsageError: `image_size` is no multiple of the vision patch, or there is no such device.
+        UsageError: `image_size` is no multiple of the vision patch, or there is no such device or precision.
     """
 
-    def __init__(self, model_path: Path, image_size: int | None = None, device: str = "auto") -> None:
+    def __init__(
+        self, model_path: Path, image_size: int | None = None, device: str = "auto", precision: str = "auto"
+    ) -> None:
         self.device = pick_device(device)
-        self.checkpoint = load_checkpoint(model_path, device=self.device)
+        self.checkpoint = load_checkpoint(model_path, self.device, precision)
         self.transform = self.checkpoint.transform
         if image_size is not None:
             check_divisible(image_size, self.checkpoint.model.vision.patch, "this checkpoint")
@@ -73,13 +75,8 @@ class Predictor:
         return prompt_embeddings(self.checkpoint, self.task.label_prompts)
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (B, S, S) to (B, D) L2-normalised float32."""
-        try:
-            return embed_pixels(self.checkpoint, [pixels])
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"{self.device} ran out of memory at batch_size = {len(pixels)}; use a smaller one"
-            ) from None
+        """uint8 (B, S, S) to (B, D) L2-normalised float32; in parts where the device's memory ends."""
+        return embed_pixels(self.checkpoint, [pixels])
 
     def embed_queries(self, queries: Sequence[str]) -> np.ndarray:
         """Q texts to (Q, D) L2-normalised float32."""

@@ -17,7 +17,7 @@ from knee_siglip import __version__
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_file
 from knee_siglip.imaging.fit.transform import Transform
-from knee_siglip.model.device import place
+from knee_siglip.model.device import embedding_dtype, place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.tables.text import load_tokenizer
 
@@ -26,7 +26,10 @@ FORMAT = "knee-siglip/1"
 
 @dataclass
 class Checkpoint:
-    """A trained model with all that inference needs; `metrics` are those of the epoch it was saved at."""
+    """A trained model with all that inference needs; `metrics` are those of the epoch it was saved at.
+
+    tower_dtype: autocast type in which its towers embed; None is the weights' own. It is not saved.
+    """
 
     model: KneeRadDinoSigLIPModel
     tokenizer: PreTrainedTokenizerBase
@@ -35,6 +38,7 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
     data_hash: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    tower_dtype: torch.dtype | None = None
 
     @property
     def image_size(self) -> int:
@@ -73,8 +77,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         torch.save(content, file)
 
 
-def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
+def load_checkpoint(path: Path, device: str | torch.device = "cpu", precision: str = "float32") -> Checkpoint:
     """Read a checkpoint; the model is in evaluation mode on `device`.
+
+    precision: of the towers when they embed: auto, bf16 or float32; see `embedding_dtype`.
 
     Raises:
         UserError: the file is missing, damaged, or not a checkpoint of this project.
@@ -91,6 +97,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoin
         metrics=content["metrics"],
         data_hash=content["data_hash"],
         versions=content["versions"],
+        tower_dtype=embedding_dtype(precision, torch.device(device)),
     )
 
 

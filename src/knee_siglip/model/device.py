@@ -39,5 +39,32 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
         if device.type != "cuda":
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if _has_bf16(device) else torch.float16
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[precision]
+
+
+def embedding_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """`evaluate.precision` and `infer.precision` to the autocast type of the towers; None computes in float32.
+
+    `auto` is bf16 on GPUs that support it, else float32: fp16 could overflow in a tower that was trained in bf16.
+
+    Raises:
+        UsageError: there is no such precision.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and _has_bf16(device) else None
+    known = {"bf16": torch.bfloat16, "float32": None}
+    if precision not in known:
+        raise UsageError(f"precision = {precision!r}: must be auto, bf16 or float32")
+    return known[precision]
+
+
+def images_at_once(device: torch.device) -> int:
+    """Images that are embedded in one batch: few stay in a CPU's cache, many fill a GPU."""
+    return 64 if device.type == "cpu" else 256
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether the card computes in bf16 itself; emulated, it is slower than float32."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,43 +1,60 @@
-"""Embeddings of images, texts and prompt ensembles with a loaded checkpoint."""
+"""Embeddings of images, texts and prompt ensembles with a loaded checkpoint.
 
-from collections.abc import Iterable, Sequence
+Its towers compute in `checkpoint.tower_dtype`; projection, text head and normalisation always in float32.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.model.checkpoint import Checkpoint
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.tables.text import tokenize
 
+logger = logging.getLogger(__name__)
+
 
 @torch.inference_mode()
 def embed_pixels(checkpoint: Checkpoint, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Batches of uint8 grey (B, S, S), fitted by the checkpoint's transform, to (N, D) float32, L2-normalised."""
+    """Batches of uint8 grey (B, S, S), fitted by the checkpoint's transform, to (N, D) float32, L2-normalised.
+
+    Raises:
+        UserError: not even one image fits into the device's memory.
+    """
     model = checkpoint.model
-    parts = [_no_rows(checkpoint)]
     values = torch.empty(0, device=model.device)
-    for batch in batches:
-        pixels = torch.from_numpy(np.ascontiguousarray(batch)).to(model.device)
+
+    def encode(pixels: Tensor) -> Tensor:
+        nonlocal values
         if len(values) < len(pixels):
             values = torch.empty(len(pixels), 1, *pixels.shape[1:], device=model.device)
-        parts.append(model.get_image_features(model.normalise_grey(pixels, out=values)).cpu().numpy())
-    return np.concatenate(parts)
+        return model.get_image_features(model.normalise_grey(pixels.to(model.device), out=values))
+
+    fitting = _FittingBatches(checkpoint, encode, "images")
+    return _joined(checkpoint, (fitting.embed(torch.from_numpy(np.ascontiguousarray(batch))) for batch in batches))
 
 
 @torch.inference_mode()
 def embed_texts(checkpoint: Checkpoint, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
-    """Texts (N,), normalised here, to (N, D) float32, L2-normalised. Equal texts are encoded once."""
+    """Texts (N,), normalised here, to (N, D) float32, L2-normalised. Equal texts are encoded once.
+
+    Raises:
+        UserError: not even one text fits into the device's memory.
+    """
     model = checkpoint.model
     text_ids, distinct = pd.factorize(np.asarray(texts, dtype=object))
-    parts = [_no_rows(checkpoint)]
-    for chunk in split_groups(distinct, batch_size):
-        input_ids = tokenize(
-            checkpoint.tokenizer, chunk.tolist(), checkpoint.max_text_length, checkpoint.position_count
-        )
-        parts.append(model.get_text_features(input_ids.to(model.device)).cpu().numpy())
-    return np.concatenate(parts)[text_ids]
+    fitting = _FittingBatches(checkpoint, lambda ids: model.get_text_features(ids.to(model.device)), "texts")
+    tokens = (
+        tokenize(checkpoint.tokenizer, chunk.tolist(), checkpoint.max_text_length, checkpoint.position_count)
+        for chunk in split_groups(distinct, batch_size)
+    )
+    return _joined(checkpoint, (fitting.embed(input_ids) for input_ids in tokens))[text_ids]
 
 
 def prompt_embeddings(checkpoint: Checkpoint, prompts: Sequence[Sequence[str]]) -> np.ndarray:
@@ -53,5 +70,40 @@ def ensemble(prompt_embeds: np.ndarray) -> np.ndarray:
     return F.normalize(torch.from_numpy(prompt_embeds.mean(axis=0)), dim=-1).numpy()
 
 
-def _no_rows(checkpoint: Checkpoint) -> np.ndarray:
-    return np.zeros((0, checkpoint.model.text.width), dtype=np.float32)
+class _FittingBatches:
+    """Embeds batches in the checkpoint's precision, in smaller parts once the device's memory has run out.
+
+    encode: (B, ...) on the CPU to (B, D) on the device. noun: names the rows in messages.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, encode: Callable[[Tensor], Tensor], noun: str) -> None:
+        self.checkpoint, self.encode, self.noun = checkpoint, encode, noun
+        self.largest: int | None = None
+
+    def embed(self, batch: Tensor) -> np.ndarray:
+        """(B, ...) on the CPU to (B, D) float32."""
+        while True:
+            try:
+                return np.concatenate([self._embed(part) for part in batch.split(self.largest or len(batch))])
+            except torch.OutOfMemoryError:
+                pass  # handled below: until the handler ends, the traceback keeps what filled the memory
+            self._halve(len(batch))
+
+    def _embed(self, part: Tensor) -> np.ndarray:
+        dtype = self.checkpoint.tower_dtype
+        with torch.autocast(self.checkpoint.model.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.encode(part).cpu().numpy()
+
+    def _halve(self, count: int) -> None:
+        tried, device = min(self.largest or count, count), self.checkpoint.model.device
+        if tried == 1:
+            raise UserError(f"{device} ran out of memory: not even one of the {self.noun} fits")
+        self.largest = (tried + 1) // 2
+        logger.warning("%s ran out of memory with %d %s; now %d at a time", device, tried, self.noun, self.largest)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _joined(checkpoint: Checkpoint, parts: Iterable[np.ndarray]) -> np.ndarray:
+    """The parts one after the other; (0, D) where there are none."""
+    return np.concatenate([np.zeros((0, checkpoint.model.text.width), dtype=np.float32), *parts])

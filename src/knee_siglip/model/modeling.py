@@ -126,8 +126,10 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
         return self.vision.pool(pixel_values, self.image_mean, self.image_std)
 
     def project_image_features(self, features: Tensor) -> Tensor:
-        """(B, W) CLS tokens to (B, D) L2-normalised float32 embeddings."""
-        return F.normalize(_full_precision(self.visual_projection(features)), dim=-1)
+        """(B, W) CLS tokens to (B, D) L2-normalised float32 embeddings, under any autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            dtype = next(self.visual_projection.parameters()).dtype
+            return F.normalize(_full_precision(self.visual_projection(features.to(dtype))), dim=-1)
 
     def get_text_features(self, input_ids: Tensor) -> Tensor:
         """(B, L) token ids, padded to the whole position table, to (B, D) L2-normalised float32 embeddings."""

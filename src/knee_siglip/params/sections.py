@@ -18,6 +18,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "bf16", "fp16", "none"]
+EmbeddingPrecision = Literal["auto", "bf16", "float32"]
 BestMetric = Literal["val.loss", "val.contrastive_accuracy", "val_ema.loss", "val_ema.contrastive_accuracy"]
 
 
@@ -278,7 +279,8 @@ class EvaluateParams(Section):
     """`label_prompts`: texts whose mean embedding stands for each of `task.labels`; `kl_prompts` is another name.
 
     `findings`: zero-shot findings. `subgroups`: columns by which the headline metrics are also reported. `robustness`:
-    measure disturbed images too. `gallery`: queries shown on the page.
+    measure disturbed images too. `gallery`: queries shown on the page. `precision`: of the towers when they embed;
+    `auto` is bf16 on a GPU that has it, else float32.
     """
 
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["test"]
@@ -291,6 +293,7 @@ class EvaluateParams(Section):
     robustness: bool = True
     grounding: GroundingParams = GroundingParams()
     gallery: Annotated[int, Field(ge=0, le=100)] = 6
+    precision: EmbeddingPrecision = "auto"
 
     @model_validator(mode="before")
     @classmethod
@@ -302,11 +305,15 @@ class EvaluateParams(Section):
 
 
 class InferParams(Section):
-    """`csv_path`: a CSV with `img_path`, or the manifest (rows of `split`). Without `queries` the task's are used."""
+    """`csv_path`: a CSV with `img_path`, or the manifest (rows of `split`). Without `queries` the task's are used.
+
+    `precision`: of the towers, as in `evaluate`.
+    """
 
     csv_path: str = "data/validated/manifest.parquet"
     split: Literal["train", "val", "test"] = "test"
     batch_size: PositiveInt = 64
+    precision: EmbeddingPrecision = "auto"
     queries: list[str] = []
 
 

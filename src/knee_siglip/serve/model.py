@@ -65,10 +65,15 @@ class KneeModel:
         """
         against = self.normal if against is None else against
         check_question(phrase, against, method)
-        model, pixels = self.predictor.checkpoint.model, self._pixels(image)
-        wanted, unwanted = torch.from_numpy(self.predictor.embed_queries((phrase, against))).to(model.device)
+        checkpoint, pixels = self.predictor.checkpoint, self._pixels(image)
+        device = checkpoint.model.device
+        wanted, unwanted = torch.from_numpy(self.predictor.embed_queries((phrase, against))).to(device)
         maps = phrase_maps(
-            model, torch.from_numpy(pixels[None]).to(model.device), [(wanted - unwanted)[None]], cast(Method, method)
+            checkpoint.model,
+            torch.from_numpy(pixels[None]).to(device),
+            [(wanted - unwanted)[None]],
+            cast(Method, method),
+            dtype=checkpoint.tower_dtype,
         )
         return Explanation(pixels, enlarge(maps[0][0].cpu().numpy(), len(pixels)))
 
@@ -93,15 +98,16 @@ def check_question(phrase: str, against: str | None, method: str) -> None:
         raise UsageError(f"method = {method!r}: there are {', '.join(METHODS)}")
 
 
-def load(path: Path | str, image_size: int | None = None, device: str = "auto") -> KneeModel:
+def load(path: Path | str, image_size: int | None = None, device: str = "auto", precision: str = "auto") -> KneeModel:
     """Load a checkpoint such as models/best_model.pt; it needs no other file.
 
     Args:
         path: a file that training wrote.
         image_size: pixels; None takes the size it was trained at.
         device: `auto`, or a torch device such as `cpu` or `cuda:1`.
+        precision: of the towers: bf16, float32, or `auto`: bf16 on a GPU that has it.
 
     Raises:
-        UserError: the file is no such checkpoint, or there is no such device.
+        UserError: the file is no such checkpoint, or there is no such device or precision.
     """
-    return KneeModel(Predictor(Path(path), image_size, device))
+    return KneeModel(Predictor(Path(path), image_size, device, precision))

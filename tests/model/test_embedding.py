@@ -1,0 +1,124 @@
+"""Embedding: towers in bf16 or float32, heads always in float32, and batches that do not fit."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from knee_siglip.core.errors import UsageError, UserError
+from knee_siglip.encoders.backbones import write_backbones
+from knee_siglip.imaging.fit.transform import Transform
+from knee_siglip.inference.predictor import Predictor
+from knee_siglip.model.build import build_model
+from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
+from knee_siglip.model.device import embedding_dtype, images_at_once
+from knee_siglip.model.embedding import embed_pixels, embed_texts
+from knee_siglip.params.sections import Params
+from toy_checkpoint import checkpoint_path  # noqa: F401
+
+CPU = torch.device("cpu")
+TEXTS = ["Normal left knee joint.", "Severe OA of medial compartment of right knee joint.", "Joint effusion."]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The encoders that ship with the project."""
+    backbones = tmp_path_factory.mktemp("backbones")
+    write_backbones(Params().model, backbones)
+    torch.manual_seed(0)
+    model, tokenizer = build_model(backbones, Params().model, contrastive_batch=64)
+    return Checkpoint(model.eval(), tokenizer, Transform(224, "pad", "local"), Params().to_dict())
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """(6, 224, 224): smooth gradients and noise."""
+    rng = np.random.default_rng(0)
+    ramps = np.linspace(0, 200, 224)[None, :, None] * rng.random((6, 1, 224))
+    return (ramps + rng.integers(0, 55, (6, 224, 224))).astype(np.uint8)
+
+
+def in_bf16(checkpoint: Checkpoint) -> Checkpoint:
+    return dataclasses.replace(checkpoint, tower_dtype=torch.bfloat16)
+
+
+def test_embeddings_of_bf16_towers_lie_within_a_hundredth_of_float32(checkpoint, pixels):
+    for embed, inputs in ((embed_pixels, [pixels]), (embed_texts, TEXTS)):
+        exact, half = embed(checkpoint, inputs), embed(in_bf16(checkpoint), inputs)
+        assert half.dtype == np.float32
+        assert np.abs(np.linalg.norm(half, axis=1) - 1).max() < 1e-6
+        assert np.linalg.norm(half - exact, axis=1).max() < 1e-2
+        assert np.abs(half @ exact.T - exact @ exact.T).max() < 1e-2
+        assert not np.array_equal(half, exact)
+
+
+def test_the_heads_stay_in_float32(checkpoint, pixels):
+    seen = []
+
+    def note(_: object, given: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        seen.append((given[0].dtype, out.dtype))
+
+    heads = (checkpoint.model.visual_projection, checkpoint.model.text_model.head)
+    hooks = [head.register_forward_hook(note) for head in heads]
+    block = checkpoint.model.vision.blocks[0].mlp.fc1.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    embed_pixels(in_bf16(checkpoint), [pixels[:1]])
+    embed_texts(in_bf16(checkpoint), TEXTS)
+    for hook in (*hooks, block):
+        hook.remove()
+    assert seen == [torch.bfloat16, (torch.float32, torch.float32), (torch.float32, torch.float32)]
+
+
+def test_a_batch_that_does_not_fit_is_embedded_in_parts(checkpoint, pixels, caplog, monkeypatch):
+    whole = embed_pixels(checkpoint, [pixels, pixels[:2]])
+    sizes = room_for(2, checkpoint, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        parts = embed_pixels(checkpoint, [pixels, pixels[:2]])
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    assert sizes == [6, 3, 2, 2, 2, 2]
+    assert caplog.messages == [
+        "cpu ran out of memory with 6 images; now 3 at a time",
+        "cpu ran out of memory with 3 images; now 2 at a time",
+    ]
+
+
+def test_one_image_that_does_not_fit_is_an_error(checkpoint, pixels, monkeypatch):
+    room_for(0, checkpoint, monkeypatch)
+    with pytest.raises(UserError, match="cpu ran out of memory: not even one of the images fits"):
+        embed_pixels(checkpoint, [pixels])
+
+
+def room_for(images: int, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Memory for so many images at once; returns the batch sizes that were tried."""
+    sizes: list[int] = []
+    encode = checkpoint.model.get_image_features
+
+    def limited(values: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(values))
+        if len(values) > images:
+            raise torch.OutOfMemoryError
+        return encode(values)
+
+    monkeypatch.setattr(checkpoint.model, "get_image_features", limited)
+    return sizes
+
+
+def test_auto_is_float32_on_a_cpu_and_bf16_on_a_gpu_that_has_it(monkeypatch):
+    assert embedding_dtype("auto", CPU) is None
+    for has_it, dtype in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr("knee_siglip.model.device._has_bf16", lambda _, has_it=has_it: has_it)
+        assert embedding_dtype("auto", torch.device("cuda")) is dtype
+    assert embedding_dtype("float32", torch.device("cuda")) is None
+    assert images_at_once(torch.device("cuda")) > images_at_once(CPU)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", None), ("bf16", torch.bfloat16), ("float32", None)])
+def test_the_predictor_computes_as_asked(checkpoint_path: Path, precision, dtype):  # noqa: F811
+    assert Predictor(checkpoint_path, device="cpu", precision=precision).checkpoint.tower_dtype is dtype
+
+
+def test_another_precision_is_refused(checkpoint_path: Path):  # noqa: F811
+    with pytest.raises(UsageError, match="precision = 'fp8': must be auto, bf16 or float32"):
+        load_checkpoint(checkpoint_path, "cpu", "fp8")
