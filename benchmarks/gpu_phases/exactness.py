@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_training import Figures, Task, build_trainer, clean_slate, epoch_of, synthetic_pairs, timed
+from gpu_phases.clock import clean_slate, timed
+from gpu_phases.runner import Figures
+from gpu_phases.training import Task, build_trainer, epoch_of, synthetic_pairs
 from group_gradients import add_gradients
 from sizes import our_model
 from torch import Tensor
@@ -45,29 +47,31 @@ def gradient_differences(task: Task, micro_batch_size: int, precision: str) -> F
     The undivided group is encoded with gradient checkpointing, without which it would not fit.
     """
     with clean_slate(task.device):
-        whole = _gradients(task, task.batch_size, precision, checkpointing=True)
-        pieces = _gradients(task, micro_batch_size, precision, checkpointing=False)
+        whole = gradients(task, task.batch_size, precision, checkpointing=True)
+        pieces = gradients(task, micro_batch_size, precision, checkpointing=False)
         names = [name for name in whole if not name.endswith(ZERO_BUT_FOR_ROUNDING)]
         squares = {name: ((pieces[name] - whole[name]).square().sum(), whole[name].square().sum()) for name in names}
         of_each = {name: math.sqrt(difference / norm) for name, (difference, norm) in squares.items()}
-        difference, norm = (sum(float(pair[i]) for pair in squares.values()) for i in range(2))
+        difference = sum(float(pair[0]) for pair in squares.values())
+        norm = sum(float(pair[1]) for pair in squares.values())
         worst = max(of_each, key=lambda name: of_each[name])
         return {"all": math.sqrt(difference / norm), "largest": of_each[worst], "parameter": worst}
 
 
-def _gradients(task: Task, micro_batch_size: int, precision: str, checkpointing: bool) -> dict[str, Tensor]:
+def gradients(task: Task, micro_batch_size: int, precision: str, checkpointing: bool) -> dict[str, Tensor]:
     """float64 (the sums of squares need it) gradients of one group, the same for the same task, on the CPU."""
     torch.manual_seed(0)
     params = TrainParams(
         mixed_precision=precision,  # type: ignore[arg-type]
         tf32=False,
+        compile=False,
         gradient_checkpointing=GradientCheckpointingParams(vision=checkpointing, text=checkpointing),
     )
     with task.device:
         model = our_model(task.sizes, task.batch_size).train()
     accelerate(model, params, task.device)
     encoder = PairEncoder(model, autocast_dtype(precision, task.device), params.augment)
-    pairs = synthetic_pairs(task.batch_size, task.image_size, task.sizes)
+    pairs = synthetic_pairs(task, task.batch_size)
     batch = pairs.batch(np.arange(task.batch_size)).to(task.device)
     group = LocalBatch(batch, task.batch_size, task.batch_size, seed=0, step=0)
     add_gradients(encoder, group, micro_batch_size)

@@ -1,17 +1,18 @@
-"""Training at full size on synthetic pairs in memory: this project's `Trainer`, open_clip's loop, and a plain one.
+"""Training on synthetic pairs in memory: this project's `Trainer`, open_clip's loop, and a plain one.
 
 Each function trains some steps that are not timed, then those that are, and leaves the device as it found it.
 """
 
-import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_phases.clock import clean_slate, release, timed
+from gpu_phases.runner import Figures
 from open_clip_training import OpenClipTraining
 from peers import open_clip
 from rich.progress import Progress
@@ -20,13 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-from knee_siglip.pairs.batches import PairDataset
+from knee_siglip.pairs.batches import PairDataset, Pixels, normalise
+from knee_siglip.pairs.prefetch import prefetch_batches
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.finite import FiniteGuard
+from knee_siglip.training.optimizer import freeze_towers
 from knee_siglip.training.throughput import Throughput, peak_memory_mb
 from knee_siglip.training.trainer import Trainer
 
-Figures = dict[str, Any]
 READY_BATCHES = 2
 """Different ones that the peers are given in turn."""
 
@@ -52,19 +54,23 @@ class ArrayPixels:
         return self.pixels[rows]
 
 
-def synthetic_pairs(count: int, image_size: int, sizes: Sizes) -> PairDataset:
-    """Noise and random tokens; no two texts are equal, since the peers would encode equal ones again and again."""
+def synthetic_pairs(task: Task, count: int, pixels: Pixels | None = None) -> PairDataset:
+    """Random tokens with `pixels` or noise; no two texts are equal, since the peers would encode equal ones again."""
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (count, image_size, image_size), dtype=np.uint8)
-    tokens = torch.from_numpy(rng.integers(2, sizes.vocabulary, (count, sizes.positions)))
-    return PairDataset(ArrayPixels(pixels), np.arange(count), tokens, np.arange(count))
+    if pixels is None:
+        side = task.image_size
+        pixels = ArrayPixels(rng.integers(0, 256, (count, side, side), dtype=np.uint8))
+    tokens = torch.from_numpy(rng.integers(2, task.sizes.vocabulary, (count, task.sizes.positions)))
+    return PairDataset(pixels, np.arange(count), tokens, np.arange(count))
 
 
-def build_trainer(task: Task, params: TrainParams, count: int) -> Trainer:
+def build_trainer(task: Task, params: TrainParams, count: int, pixels: Pixels | None = None) -> Trainer:
     """This project's, with random weights, over `count` pairs."""
+    torch.manual_seed(0)
     with task.device:  # random numbers of this size take seconds on a CPU
         model = our_model(task.sizes, params.batch_size * params.gradient_accumulation_steps)
-    pairs = synthetic_pairs(count, task.image_size, task.sizes)
+    freeze_towers(model, params.freeze)
+    pairs = synthetic_pairs(task, count, pixels)
     return Trainer(
         model,
         pairs,
@@ -74,7 +80,7 @@ def build_trainer(task: Task, params: TrainParams, count: int) -> Trainer:
         device=task.device,
         log=lambda _, __: None,
         on_best=lambda _: None,
-        guard=FiniteGuard(0, None, lambda _: []),
+        guard=FiniteGuard(max_skipped=3, dump=None, describe=lambda _: []),
     )
 
 
@@ -87,18 +93,18 @@ def epoch_of(trainer: Trainer) -> dict[str, float]:
     return metrics
 
 
-def train_ours(task: Task, **options: Any) -> Figures:
+def train_ours(task: Task, pixels: Pixels | None = None, **options: Any) -> Figures:
     """`Trainer.train_epoch` with the default params but for `options`: an epoch that warms up, and one that counts."""
     params = TrainParams(batch_size=task.batch_size, epochs=2, learning_rate=1e-4, **options)
     with clean_slate(task.device):
-        trainer = build_trainer(task, params, task.steps * task.batch_size)
+        trainer = build_trainer(task, params, task.steps * task.batch_size, pixels)
         started = time.perf_counter()
         epoch_of(trainer)
         first = time.perf_counter() - started
         metrics = epoch_of(trainer)
-        if params.compile:
-            torch.compiler.reset()
+        torch.compiler.reset()
         return trainer.throughput.metrics() | {
+            "step_ms": 1000 * trainer.throughput.seconds / task.steps,
             "warm_up_seconds": first - trainer.throughput.seconds,
             "batch_size": task.batch_size,
             "micro_batch_size": trainer.gradient_cache.micro_batch_size,
@@ -133,7 +139,24 @@ class ReadyBatches:
             yield self.batches[step % len(self.batches)]
 
 
-def train_open_clip(task: Task, image_size: int, changes: dict[str, Any]) -> Figures:
+class OurBatches(ReadyBatches):
+    """The same batches on this project's data path: gathered and pinned by a thread, normalised on the device."""
+
+    def __init__(self, task: Task, image_size: int, steps: int) -> None:
+        self.num_batches, self.num_samples = steps, steps * task.batch_size
+        self.dataloader, self.task = self, replace(task, image_size=image_size)
+        self.pairs = synthetic_pairs(self.task, self.num_samples)
+        self.mean = torch.full((1, 3, 1, 1), 0.53, device=task.device)
+        self.std = torch.full((1, 3, 1, 1), 0.26, device=task.device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        groups = np.split(np.arange(self.num_samples), self.num_batches)
+        with closing(prefetch_batches(self.pairs.batch, groups, self.task.device, "auto")) as batches:
+            for batch in batches:
+                yield normalise(batch.pixels, self.mean, self.std), batch.input_ids
+
+
+def train_open_clip(task: Task, image_size: int, changes: dict[str, Any], data: type[ReadyBatches]) -> Figures:
     """open_clip's ViT-B-16-SigLIP (but for `changes` of its config) at `image_size`, by its own loop in bf16."""
     with clean_slate(task.device):
         torch.backends.cudnn.benchmark = True  # as its main does
@@ -141,8 +164,8 @@ def train_open_clip(task: Task, image_size: int, changes: dict[str, Any]) -> Fig
             "ViT-B-16-SigLIP", force_image_size=image_size, device=task.device, output_dict=True, **changes
         )
         training = OpenClipTraining(model, task.batch_size, task.device, "amp_bf16")
-        training.epoch(ReadyBatches(task, image_size, 2))
-        batches = ReadyBatches(task, image_size, task.steps)
+        training.epoch(data(task, image_size, 2))
+        batches = data(task, image_size, task.steps)
         seconds = timed(lambda: training.epoch(batches), task.device)
         return _plain_figures(task, seconds) | {"image_size": image_size}
 
@@ -190,57 +213,15 @@ def plain_loss(model: KneeRadDinoSigLIPModel, pixel_values: Tensor, input_ids: T
 
 def as_many_as_fit(train: Callable[[Task], Figures], task: Task) -> Figures:
     """`train`, with half the batch wherever the device's memory ends: so the peers are not left out."""
-    batch_size = task.batch_size
     while True:
         try:
-            return train(Task(task.sizes, task.image_size, batch_size, task.steps, task.device))
+            return train(task)
         except torch.OutOfMemoryError:
-            if batch_size == 1:
+            if task.batch_size == 1:
                 raise
         # outside the handler: its traceback holds what filled the memory
         release(task.device)
-        batch_size //= 2
-        print(f"  out of memory; again with batches of {batch_size}", flush=True)
-
-
-@contextmanager
-def clean_slate(device: torch.device) -> Iterator[None]:
-    """Memory counted from here, and torch's settings as they were afterwards."""
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = matmul.fp32_precision, conv.fp32_precision, torch.backends.cudnn.benchmark
-    release(device)
-    try:
-        yield
-    finally:
-        matmul.fp32_precision, conv.fp32_precision, torch.backends.cudnn.benchmark = before
-
-
-def release(device: torch.device) -> None:
-    """Give back what nobody holds."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def timed(run: Callable[[], None], device: torch.device) -> float:
-    """Seconds, until the device has done it."""
-    synchronise(device)
-    started = time.perf_counter()
-    run()
-    synchronise(device)
-    return time.perf_counter() - started
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def shown(names: Sequence[str], figures: Figures) -> str:
-    """Some of the figures in one line."""
-    return ", ".join(f"{name} {figures[name]:.4g}" for name in names if name in figures)
+        task = replace(task, batch_size=task.batch_size // 2)
 
 
 def _plain_figures(task: Task, seconds: float) -> Figures:

@@ -1,0 +1,170 @@
+"""What the CPU's tests promise, seen on the GPU: precision, skipped steps, full memory, resuming, waits of the host."""
+
+import io
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from gpu_phases.clock import clean_slate, release
+from gpu_phases.exactness import ZERO_BUT_FOR_ROUNDING, gradients
+from gpu_phases.runner import Figures
+from gpu_phases.training import Task, build_trainer, epoch_of
+from torch import Tensor, nn
+
+from knee_siglip.params.sections import TrainParams
+from knee_siglip.training.trainer import Trainer
+
+EAGER = {"mixed_precision": "bf16", "compile": False}
+
+
+def bf16_beside_float32(task: Task) -> Figures:
+    """Norm of the difference of all gradients of one group, relative to the float32 ones, and their cosine."""
+    with clean_slate(task.device):
+        exact = gradients(task, task.batch_size, "none", checkpointing=False)
+        half = gradients(task, task.batch_size, "bf16", checkpointing=False)
+    names = [name for name in exact if not name.endswith(ZERO_BUT_FOR_ROUNDING)]
+    difference = math.sqrt(sum(float((half[name] - exact[name]).square().sum()) for name in names))
+    norm = math.sqrt(sum(float(exact[name].square().sum()) for name in names))
+    product = sum(float((half[name] * exact[name]).sum()) for name in names)
+    half_norm = math.sqrt(sum(float(half[name].square().sum()) for name in names))
+    return {"difference": difference / norm, "cosine": product / norm / half_norm}
+
+
+def skipped_step(task: Task) -> Figures:
+    """A step whose embeddings are not numbers: how many values of weights and moments it changes, among how many."""
+    with clean_slate(task.device):
+        trainer = _trainer(task, steps=1, epochs=3)
+        epoch_of(trainer)
+        before = _values(trainer)
+        with _spoilt(trainer.model.visual_projection):
+            skipped = epoch_of(trainer)["train.skipped_steps"]
+        after = _values(trainer)
+        changed = sum(int((old != new).sum()) for old, new in zip(before, after, strict=True))
+        moved = epoch_of(trainer)["train.skipped_steps"] == 0
+        differs = any(bool((old != new).any()) for old, new in zip(after, _values(trainer), strict=True))
+    return {"changed": changed, "skipped": skipped, "next_step_trains": float(moved and differs)}
+
+
+def full_memory(task: Task) -> Figures:
+    """One step with memory for about half a batch's activations beside one with enough: pieces, and losses."""
+    with clean_slate(task.device):
+        roomy = _trainer(task, steps=1, epochs=2)
+        loss = epoch_of(roomy)["train.loss"]
+        peak = torch.cuda.max_memory_allocated(task.device) if task.device.type == "cuda" else 0
+        del roomy
+    with clean_slate(task.device):
+        trainer = _trainer(task, steps=1, epochs=2)
+        with _half_the_memory(trainer, peak):
+            halved_loss = epoch_of(trainer)["train.loss"]
+        pieces = trainer.gradient_cache.micro_batch_size
+    return {
+        "batch_size": task.batch_size,
+        "micro_batch_size": pieces,
+        "halved": float(pieces < task.batch_size),
+        "loss": loss,
+        "loss_difference": abs(halved_loss - loss) / abs(loss),
+    }
+
+
+def resumed(task: Task) -> Figures:
+    """Two epochs of two steps beside the same with a state written and read between: largest relative difference."""
+    with clean_slate(task.device):
+        whole = _trainer(task, steps=2, epochs=2)
+        epoch_of(whole)
+        epoch_of(whole)
+        first = _trainer(task, steps=2, epochs=2)
+        epoch_of(first)
+        file = io.BytesIO()
+        torch.save(first.state_dict(), file)
+        file.seek(0)
+        second = _trainer(task, steps=2, epochs=2)
+        second.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        epoch_of(second)
+        apart = [_distance(old, new) for old, new in zip(_values(whole), _values(second), strict=True)]
+    return {"largest_difference": max(apart), "steps": second.step}
+
+
+def host_waits(task: Task) -> Figures:
+    """Waits of the host for the device in a step between flushes, by the line that waits.
+
+    Counted twice, in epochs of different length, so that what happens once an epoch cancels.
+    """
+    if task.device.type != "cuda":
+        return {"waits_a_step": 0.0, "lines": {}}
+    with clean_slate(task.device):
+        few, many = _waits(task, steps=4), _waits(task, steps=8)
+    lines = {line: (many[line] - few[line]) / 4 for line in sorted(many) if many[line] != few[line]}
+    return {"waits_a_step": sum(lines.values()), "lines": lines}
+
+
+def _waits(task: Task, steps: int) -> Counter[str]:
+    trainer = _trainer(task, steps=steps, epochs=2)
+    epoch_of(trainer)  # whatever happens once only
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            epoch_of(trainer)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    synchronising = [found for found in caught if re.search("synchroniz", str(found.message))]
+    return Counter(f"{Path(found.filename).name}:{found.lineno}" for found in synchronising)
+
+
+def _trainer(task: Task, steps: int, epochs: int) -> Trainer:
+    params = TrainParams(batch_size=task.batch_size, epochs=epochs, learning_rate=1e-4, **EAGER)  # type: ignore[arg-type]
+    return build_trainer(task, params, steps * task.batch_size)
+
+
+def _values(trainer: Trainer) -> list[Tensor]:
+    """Copies of all weights and moments."""
+    state = trainer.optimizer.state
+    moments = [state[p][name] for p in trainer.model.parameters() for name in ("exp_avg", "exp_avg_sq") if p in state]
+    return [value.detach().clone() for value in [*trainer.model.parameters(), *moments]]
+
+
+def _distance(old: Tensor, new: Tensor) -> float:
+    return float((new - old).norm() / old.norm().clamp(min=1e-12))
+
+
+@contextmanager
+def _spoilt(module: nn.Module) -> Iterator[None]:
+    """Its output is not a number."""
+    hook = module.register_forward_hook(lambda _, __, output: output * float("nan"))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _half_the_memory(trainer: Trainer, peak: int) -> Iterator[None]:
+    """Memory ends between what the trainer holds and `peak`; on a CPU a whole batch is refused."""
+    device = trainer.device
+    if device.type == "cuda":
+        release(device)
+        held = torch.cuda.memory_allocated(device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        # the optimizer's moments, which the first step makes, and the gradients: three times the weights
+        fixed = held + 3 * sum(p.nbytes for p in trainer.model.parameters())
+        torch.cuda.set_per_process_memory_fraction((fixed + max(0, peak - fixed) / 2) / total, device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+        return
+
+    def refuse(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if len(arguments[0]) > trainer.params.batch_size // 2:
+            raise torch.OutOfMemoryError("no memory for the whole batch")
+
+    hook = trainer.encoder.register_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
