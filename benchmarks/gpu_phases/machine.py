@@ -1,6 +1,6 @@
 """What the machine can do at best: copies, matrix products, attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -46,18 +46,20 @@ def attention_backends(scale: Scale, device: torch.device) -> Figures:
     for tokens in scale.tokens:
         batch = max(1, scale.matrix[0][0] // tokens)
         shape = (batch, heads, tokens, width)
-        query, key, value = torch.randn(3, *shape, device=device, dtype=torch.bfloat16).requires_grad_().unbind()
-        found[str(tokens)] = {name: _attention_time(kind, (query, key, value)) for name, kind in BACKENDS.items()}
+        inputs = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+        found[str(tokens)] = {name: _attention_time(kind, inputs) for name, kind in BACKENDS.items()}
     return found
 
 
-def _attention_time(kind: SDPBackend, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> float | str:
+def _attention_time(kind: SDPBackend, inputs: Sequence[torch.Tensor]) -> float | str:
+    query, key, value = inputs
+
     def once() -> None:
-        F.scaled_dot_product_attention(*inputs).sum().backward()
+        F.scaled_dot_product_attention(query, key, value).sum().backward()
 
     try:
         with sdpa_kernel(kind):
-            return 1000 * _seconds_each(once, inputs[0].device)
+            return 1000 * _seconds_each(once, query.device)
     except RuntimeError as error:  # this backend lacks the shape, the type or the device
         return str(error).splitlines()[0]
 

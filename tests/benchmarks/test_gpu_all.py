@@ -84,6 +84,14 @@ def test_a_phase_that_fails_or_comes_too_late_leaves_a_line_and_the_rest_runs(tm
     assert report.claims[0].met
 
 
+def test_a_skipped_phase_fails_the_run_only_where_it_has_a_goal(tmp_path: Path) -> None:
+    report = Report(tmp_path / "gpu_all.jsonl")
+    report.run([Phase("only a figure", 1, dict)], budget=-1e9, started=0.0)
+    assert report.all_met
+    report.run([Phase("a goal", 1, dict, lambda _, __: [])], budget=-1e9, started=0.0)
+    assert not report.all_met
+
+
 def test_a_missed_goal_is_a_failure_and_a_broken_goal_keeps_the_figures(tmp_path: Path) -> None:
     report = Report(tmp_path / "gpu_all.jsonl")
     report.run([Phase("slow", 0, lambda: {"x": 1}, lambda own, _: [Claim("x", own["x"], ">=", 2)])], 1e9, 0.0)
