@@ -11,21 +11,63 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from knee_siglip.params.sections import AugmentParams, TrainParams
+from knee_siglip.training import contrastive, distributed
 from knee_siglip.training.distributed import Ranks, open_ranks
 from knee_siglip.training.encoder import PairEncoder
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.trainer import Trainer
 from toys import add_gradients, local_batch, toy_model, toy_pairs
 
+FULL = [(3, "first pass"), (100, "first pass"), (3, "second pass"), (3, "backward"), (100, "backward")]
+"""Size of the pieces, and where memory ends."""
 
-def group_gradients(ranks: Ranks, count: int, micro_batch_size: int, dtype: torch.dtype, multi_positive: bool) -> dict:
-    """Loss, accuracy and gradients of one group of `count` pairs with dropout."""
+
+def group_gradients(
+    ranks: Ranks,
+    count: int,
+    micro_batch_size: int,
+    exchange: str,
+    multi_positive: bool = True,
+    dtype: torch.dtype = torch.float64,
+    full: str = "nowhere",
+) -> dict:
+    """Loss, accuracy and gradients of one group of `count` pairs with dropout.
+
+    exchange: of the texts. full: where the last rank's memory is full at first.
+    """
     model = toy_model(dropout=0.2, drop_path=0.2).to(dtype).train()
     pairs = toy_pairs(count)
     encoder = PairEncoder(model, None, AugmentParams())
+    happened = fill_memory(encoder, full if ranks.rank == ranks.size - 1 else "nowhere")
+    contrastive.GATHER_BELOW = {"ring": 0, "gathered": 1024}[exchange]
     loss, accuracy = add_gradients(encoder, local_batch(pairs, 3, ranks), micro_batch_size, ranks, multi_positive)
+    assert happened or full == "nowhere" or ranks.rank < ranks.size - 1
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     return found | {"loss": loss, "accuracy": accuracy}
+
+
+def fill_memory(encoder: PairEncoder, where: str) -> list[str]:
+    """Stands in for a GPU: the first pass, the second or the way back ends in the middle, once.
+
+    Returns:
+        Where it has happened so far.
+    """
+    happened: list[str] = []
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    if where == "backward":
+        error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    def fail(*_: object) -> None:
+        if not happened and (where != "second pass" or torch.is_grad_enabled()):
+            happened.append(where)
+            raise error
+
+    if where == "backward":
+        # the text tower's gradients come after the vision tower's, which are on their way by then
+        encoder.model.text_model.get_parameter("encoder.layers.0.self_attn.q_proj.weight").register_hook(fail)
+    elif where != "nowhere":
+        encoder.register_forward_hook(fail)
+    return happened
 
 
 def train(ranks: Ranks) -> dict:
@@ -52,14 +94,19 @@ def train(ranks: Ranks) -> dict:
 
 def main() -> None:
     """Do it all, and agree about a flag that only one process knows."""
+    distributed.BUCKET_BYTES = 4096  # several buckets for so small a model
     with open_ranks("cpu") as (ranks, _):
         found: dict = {
-            (count, micro, str(dtype), multi): group_gradients(ranks, count, micro, dtype, multi)
+            (count, micro, exchange, multi): group_gradients(ranks, count, micro, exchange, multi)
             for count in (23, 1)
             for micro in (3, 100)
-            for dtype in (torch.float64, torch.float32)
+            for exchange in ("ring", "gathered")
             for multi in (True, False)
         }
+        for exchange in ("ring", "gathered"):
+            found["float32", exchange] = group_gradients(ranks, 23, 3, exchange, dtype=torch.float32)
+        for micro, full in FULL:
+            found["full", micro, full] = group_gradients(ranks, 23, micro, "gathered", full=full)
         found["training"] = train(ranks)
         found["flags"] = [ranks.any(ranks.rank == 0), ranks.any(ranks.rank == ranks.size - 1), ranks.any(False)]
         found["rows"] = ranks.gather(torch.from_numpy(ranks.local_part(np.arange(7))).unsqueeze(1), 7)

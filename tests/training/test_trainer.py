@@ -183,6 +183,17 @@ def test_memory_that_does_not_hold_one_pair_is_told(make_model, make_pairs, monk
         trainer.fit()
 
 
+def test_another_error_is_not_taken_for_a_full_memory(make_model, make_pairs, monkeypatch):
+    trainer, _, _ = make_trainer(make_model(), make_pairs)
+
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(trainer.encoder, "forward", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        trainer.fit()
+
+
 def test_the_average_of_the_weights_is_measured_beside_them(make_model, make_pairs):
     params = PARAMS.model_copy(update={"epochs": 1, "ema_decay": 0.9, "best_metric": "val_ema.loss"})
     trainer, _, _ = make_trainer(make_model(), make_pairs, params)

@@ -8,6 +8,14 @@ from knee_siglip.core.errors import UsageError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
+OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
+
 
 def place(model: Module, device: str | torch.device) -> Module:
     """Move a model in place and return it, with its type, which transformers' own `to` loses."""
@@ -29,6 +37,13 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from None
     return torch.device(name)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the GPU's memory was full. torch has a class for its own allocator; cuBLAS's and cuDNN's are told apart
+    by their message alone."""
+    message = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(cause in message for cause in OUT_OF_MEMORY)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -11,21 +11,24 @@ The second pass must draw the same augmentation and dropout as the first: both c
 import logging
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.training.distributed import OUTSIDE_ENCODING, Ranks
+from knee_siglip.model.device import is_out_of_memory
+from knee_siglip.training.distributed import GradientSum, Ranks
 from knee_siglip.training.encoder import Embeds, LocalBatch, PairEncoder
 
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
+
+OUTSIDE_ENCODING = ("model.logit_scale", "model.logit_bias")
+"""Parameters of a `PairEncoder` that take no part in encoding: their gradients come from the loss alone, which is the
+same on every rank."""
 
 
 @dataclass
@@ -45,14 +48,19 @@ class GradientCache:
     """Encodes local batches, and propagates the gradients of their embeddings to the parameters.
 
     Args:
-        micro_batch_size: pairs that this rank encodes with a graph at a time; halved when memory runs out, with the
-            same result.
+        micro_batch_size: pairs that each rank encodes with a graph at a time; halved on all ranks when memory runs out
+            on one, with the same result.
     """
 
     def __init__(self, encoder: PairEncoder, ranks: Ranks, micro_batch_size: int) -> None:
         self.encoder, self.ranks, self.micro_batch_size = encoder, ranks, micro_batch_size
         self._announced = micro_batch_size
-        self._wrapped = ranks.wrap(encoder)
+        self._encoding = [
+            parameter
+            for name, parameter in encoder.named_parameters()
+            if parameter.requires_grad and name not in OUTSIDE_ENCODING
+        ]
+        self._sum = GradientSum(self._encoding, ranks)
 
     def encode(self, local: LocalBatch) -> EncodedBatch:
         """Embed a local batch.
@@ -71,14 +79,8 @@ class GradientCache:
         image_grads, text_grads = encoded.image_embeds.grad, encoded.text_embeds.grad
         assert image_grads is not None
         assert text_grads is not None
-        # DDP averages over the ranks, but the gradient of the group is their sum
-        grads = self.ranks.size * image_grads, self.ranks.size * text_grads
-        if self.ranks.size == 1:
-            self._until_it_fits(encoded.local, lambda: self._push_last(self._encode_again(encoded, grads), grads))
-        else:
-            last = encoded.graph or self._until_it_fits(encoded.local, lambda: self._encode_again(encoded, grads))
-            # from here on ranks exchange gradients and wait for each other, so no piece can be repeated
-            self._push_last(last, grads)
+        grads = image_grads, text_grads
+        self._until_it_fits(encoded.local, lambda: self._push_all(encoded, grads))
         if self.micro_batch_size < self._announced and self.ranks.is_first:
             logger.warning(
                 "out of GPU memory: each device now encodes %d pairs at a time, not %d; the result stays the same "
@@ -92,29 +94,23 @@ class GradientCache:
     def _encode(self, local: LocalBatch) -> EncodedBatch:
         pieces = local.pieces(self.micro_batch_size)
         if len(pieces) == 1:
-            images, texts = self._wrapped(*self.encoder.inputs(local, pieces[0]))
+            images, texts = self.encoder(*self.encoder.inputs(local, pieces[0]))
             return EncodedBatch(local, _leaf(images), _leaf(texts), graph=(images, texts))
         parts = self.encoder.encode_all(local, pieces)
         image_embeds = torch.cat([images for images, _ in parts])
         text_embeds = torch.cat([texts for _, texts in parts])
         return EncodedBatch(local, _leaf(image_embeds), _leaf(text_embeds), graph=None)
 
-    def _encode_again(self, encoded: EncodedBatch, grads: Embeds) -> Embeds:
-        """Second pass: push the gradients through all pieces but the last, which is only encoded."""
-        if encoded.graph is not None:
-            graph, encoded.graph = encoded.graph, None  # autograd goes through a graph once
-            return graph
+    def _push_all(self, encoded: EncodedBatch, grads: Embeds) -> None:
+        """Second pass: push the gradients through all pieces, and sum the parameters' over the ranks."""
+        graph, encoded.graph = encoded.graph, None  # autograd goes through a graph once
         *others, last = encoded.local.pieces(self.micro_batch_size)
-        for rows in others:
-            # each rank accumulates on its own; DDP exchanges gradients once, with the last piece
-            alone = self._wrapped.no_sync() if isinstance(self._wrapped, DistributedDataParallel) else nullcontext()
-            with alone:
-                _push(self._wrapped(*self.encoder.inputs(encoded.local, rows)), grads, rows)
-        embeds: Embeds = self._wrapped(*self.encoder.inputs(encoded.local, last))
-        return embeds
-
-    def _push_last(self, embeds: Embeds, grads: Embeds) -> None:
-        _push(embeds, grads, slice(len(grads[0]) - len(embeds[0]), None))
+        with self._sum.exchange():
+            for rows in others:
+                _push(self.encoder(*self.encoder.inputs(encoded.local, rows)), grads, rows)
+            embeds = graph or self.encoder(*self.encoder.inputs(encoded.local, last))
+            self._sum.begin_last_piece()
+            _push(embeds, grads, last)
 
     def _until_it_fits(self, local: LocalBatch, work: Callable[[], Result]) -> Result:
         """Result of `work`; when any rank runs out of memory, all ranks repeat it in smaller pieces."""
@@ -123,7 +119,9 @@ class GradientCache:
             is_full = False
             try:
                 results.append(work())
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 is_full = True  # handled below: until the handler ends, the traceback keeps what filled the memory
             # ranks with room must not wait in an exchange for one without
             if not self.ranks.any(is_full):
@@ -138,9 +136,8 @@ class GradientCache:
                 "train.gradient_checkpointing.vision and .text to true"
             )
         self.micro_batch_size = math.ceil(largest / 2)
-        for name, parameter in self.encoder.named_parameters():
-            if name not in OUTSIDE_ENCODING:  # those come from the loss alone and are already right
-                parameter.grad = None
+        for parameter in self._encoding:  # the other gradients come from the loss alone and are already right
+            parameter.grad = None
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 

@@ -1,8 +1,8 @@
 """The contrastive loss of a group whose pairs lie on several ranks.
 
-The loss is not averaged over ranks: each rank keeps its images and the blocks of texts go round in a ring, so every
-image of the group meets every text and no rank holds more than its part (Zhai et al. 2023, arXiv:2303.15343,
-section 3.3).
+The loss is not averaged over ranks: each rank keeps its images, and every image of the group meets every text. In large
+groups the blocks of texts go round in a ring, so that no rank holds more than its part (Zhai et al. 2023,
+arXiv:2303.15343, section 3.3); in small ones each rank gathers all texts, which takes fewer exchanges.
 """
 
 from dataclasses import replace
@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from knee_siglip.model.loss import Modality, add_pairs
 from knee_siglip.training.distributed import Ranks
+
+GATHER_BELOW = 1024
+"""Pairs a rank below which all texts are gathered: there an exchange costs its latency, not its bytes."""
 
 
 def contrastive_loss(
@@ -62,11 +65,8 @@ class _ContrastiveLoss(torch.autograd.Function):
         images = Modality.begin(image_embeds, positive_ids, text_ids)
         texts = Modality.begin(text_embeds, positive_ids, text_ids)
         sizes = ranks.part_sizes(group_size)
-        sums = torch.zeros(2, dtype=torch.float64, device=image_embeds.device)
-        for hop in range(ranks.size):
-            sums += add_pairs(images, texts, logit_scale, logit_bias)
-            texts = _pass_on(texts, sizes[(ranks.rank - hop - 1) % ranks.size], ranks)
-        # after a whole round this rank has its own texts again, with their sums
+        meet = _meet_in_ring if ranks.size == 1 or max(sizes) >= GATHER_BELOW else _meet_gathered
+        sums, texts = meet(images, texts, logit_scale, logit_bias, sizes, ranks)
         assert images.grads is not None
         assert texts.grads is not None
         scale_sum = (image_embeds * images.grads).sum(dtype=torch.float64)
@@ -86,6 +86,32 @@ class _ContrastiveLoss(torch.autograd.Function):
         by_ids_and_ranks = (None, None, None, None)
         by_embeds = (loss_grad * image_grads, loss_grad * text_grads)
         return (*by_embeds, loss_grad * scale_grad, loss_grad * bias_grad, *by_ids_and_ranks)
+
+
+def _meet_in_ring(
+    images: Modality, texts: Modality, logit_scale: Tensor, logit_bias: Tensor, sizes: list[int], ranks: Ranks
+) -> tuple[Tensor, Modality]:
+    """Sums (2,) of this rank's images with all texts, and its own texts with their sums over all images."""
+    sums = torch.zeros(2, dtype=torch.float64, device=images.embeds.device)
+    for hop in range(ranks.size):
+        sums += add_pairs(images, texts, logit_scale, logit_bias)
+        texts = _pass_on(texts, sizes[(ranks.rank - hop - 1) % ranks.size], ranks)
+    # after a whole round this rank has its own texts again
+    return sums, texts
+
+
+def _meet_gathered(
+    images: Modality, texts: Modality, logit_scale: Tensor, logit_bias: Tensor, sizes: list[int], ranks: Ranks
+) -> tuple[Tensor, Modality]:
+    """As `_meet_in_ring`, with all texts at once on every rank."""
+    gathered = (ranks.gather(part, sum(sizes)) for part in (texts.embeds, texts.positive_ids, texts.text_ids))
+    all_texts = Modality.begin(*gathered)
+    sums = add_pairs(images, all_texts, logit_scale, logit_bias)
+    assert all_texts.grads is not None
+    assert all_texts.best_logits is not None
+    grads = ranks.sum(all_texts.grads).split(sizes)[ranks.rank]
+    best_logits = ranks.max(all_texts.best_logits).split(sizes, dim=1)[ranks.rank]
+    return sums, replace(texts, grads=grads, best_logits=best_logits)
 
 
 def _pass_on(texts: Modality, incoming: int, ranks: Ranks) -> Modality:

@@ -1,26 +1,27 @@
 """The ranks that train one model together, one or several: their parts of a group, and what they exchange.
 
-torchrun (or `accelerate launch`) starts the processes, and DDP averages the gradients of what they encode.
+torchrun (or `accelerate launch`) starts the processes; `GradientSum` adds up the gradients of what they encode.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.model.device import pick_device
 
-OUTSIDE_ENCODING = ["model.logit_scale", "model.logit_bias"]
-"""Parameters of a `PairEncoder` that take no part in encoding: their gradients come from the loss, which is the same in
-every process."""
+BUCKET_BYTES = 25 * 2**20
+"""Gradients sent at a time, as DDP has it: enough to fill the connection, and the first ones leave early."""
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another, such as one that fills the store."""
@@ -45,13 +46,6 @@ class Ranks:
     def local_part(self, indices: np.ndarray) -> np.ndarray:
         """This process's part of a group (G,); the parts differ by one at most."""
         return np.array_split(indices, self.size)[self.rank]
-
-    def wrap(self, encoder: nn.Module) -> nn.Module:
-        """The encoder, with its gradients averaged over the processes if there are several."""
-        if self.size == 1:
-            return encoder
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(encoder, OUTSIDE_ENCODING)
-        return DistributedDataParallel(encoder, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process."""
@@ -82,9 +76,134 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def max(self, values: Tensor) -> Tensor:
+        """Maximum over all ranks, element by element, in place."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """The first rank's values, in place, on a CPU."""
+        if self.size > 1:
+            dist.broadcast(values, 0, group=self.control)
+        return values
+
+    def broadcast_object(self, value: T | None) -> T | None:
+        """The first rank's value, which must be small; the others' own is ignored."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, 0, group=self.control)
+        return values[0]
+
     def part_sizes(self, count: int) -> list[int]:
         """Length of each rank's part of `count`, as `local_part` splits it."""
         return [len(part) for part in np.array_split(np.empty(count), self.size)]
+
+
+class GradientSum:
+    """Sums gradients over the ranks while the backward pass still computes others.
+
+    As `DistributedDataParallel` does, but a rank whose pass fails still takes part in every exchange, so that no rank
+    waits for ever and all can repeat the pass; DDP's exchange ends with the process. Nothing to do on a single rank.
+
+    Args:
+        parameters: those whose gradients are sums over the ranks; all ranks begin with the first one's values. Their
+            `.grad` become views of buckets, which are sent whole and in place.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._parameters = parameters if ranks.size > 1 else []
+        self._buckets = _fill_buckets(list(reversed(self._parameters)))
+        self._bucket_of = {parameter: bucket for bucket in self._buckets for parameter in bucket.parameters}
+        self._arrived: list[nn.Parameter] | None = []  # in this order, until the buckets follow it
+        self._is_last_piece = False
+        self._sent: list[dist.Work] = []
+        for parameter in self._parameters:
+            dist.broadcast(parameter.data, 0)
+            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Zero the gradients; after the block, which may fail, they are sums over the ranks.
+
+        Raises:
+            Whatever the block raises, once all ranks have left it.
+        """
+        for bucket in self._buckets:
+            bucket.clear()
+        try:
+            yield
+        finally:
+            self._is_last_piece = False
+            while len(self._sent) < len(self._buckets):
+                self._send_next()
+            for work in self._sent:
+                work.wait()
+            self._sent = []
+            self._follow_arrivals()
+
+    def begin_last_piece(self) -> None:
+        """From now until the block's end each gradient is complete as soon as autograd has added to it."""
+        self._is_last_piece = True
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        if not self._is_last_piece:
+            return
+        assert isinstance(parameter, nn.Parameter)
+        self._bucket_of[parameter].missing.discard(parameter)
+        if self._arrived is not None:
+            self._arrived.append(parameter)
+        # in the same order on every rank
+        while len(self._sent) < len(self._buckets) and not self._buckets[len(self._sent)].missing:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        work = dist.all_reduce(self._buckets[len(self._sent)].values, async_op=True)
+        assert work is not None
+        self._sent.append(work)
+
+    def _follow_arrivals(self) -> None:
+        """After the first pass, fill the buckets anew in the order in which its gradients came."""
+        if self._arrived is None:
+            return
+        numbers = {parameter: number for number, parameter in enumerate(self._parameters)}
+        came = [numbers[parameter] for parameter in self._arrived]
+        order = self.ranks.broadcast_object([*came, *sorted(set(numbers.values()) - set(came))])
+        assert order is not None
+        self._buckets = _fill_buckets([self._parameters[number] for number in order])
+        self._bucket_of = {parameter: bucket for bucket in self._buckets for parameter in bucket.parameters}
+        self._arrived = None
+
+
+@dataclass
+class _Bucket:
+    """Gradients that are sent together. values: (n,) all of them; missing: parameters without their whole gradient."""
+
+    parameters: list[nn.Parameter]
+    values: Tensor
+    missing: set[Tensor] = field(default_factory=set)
+
+    def clear(self) -> None:
+        """Zero the gradients and give them to the parameters."""
+        self.missing = set(self.parameters)
+        parts = self.values.zero_().split([parameter.numel() for parameter in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def _fill_buckets(parameters: list[nn.Parameter]) -> list[_Bucket]:
+    """Buckets of at most BUCKET_BYTES of one type each, or of a single larger parameter."""
+    groups: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        size += parameter.nbytes
+        if not groups or size > BUCKET_BYTES or parameter.dtype != groups[-1][-1].dtype:
+            groups.append([])
+            size = parameter.nbytes
+        groups[-1].append(parameter)
+    return [_Bucket(group, group[0].new_empty(sum(parameter.numel() for parameter in group))) for group in groups]
 
 
 @contextmanager

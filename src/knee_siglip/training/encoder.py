@@ -78,7 +78,7 @@ class PairEncoder(nn.Module):
                 image_embeds = self.model.project_image_features(pixels)
             else:
                 image_embeds = self.model.get_image_features(self._normalise(pixels))
-        # index_select, not brackets: its gradient is summed in a fixed order
+        # index_select, not brackets: on a CPU its gradient is summed in a fixed order
         return image_embeds[: len(places)], text_embeds.index_select(0, places)
 
     def inputs(self, local: LocalBatch, rows: slice) -> tuple[Tensor, ...]:
