@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def run_in_child(files, params, kill_at=None, counted=None, environment=None):
 
     if kill_at or counted:
         sys.setprofile(count)
+        threading.setprofile(count)  # the thread that writes states
     run_stage(lambda: train(params, files, "cpu"))
     sys.setprofile(None)
     if counted:

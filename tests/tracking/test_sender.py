@@ -113,6 +113,19 @@ def test_the_curves_of_an_interrupted_training_are_whole_again(log, tmp_path):
     assert rows == [(0, 1.0), (1, 1.0), (2, 5.0), (3, 5.0)]
 
 
+def test_a_curve_keeps_what_was_logged_just_before_the_state_was_saved(log, tmp_path):
+    """A step's own metrics are logged before its state is saved, those of the epoch that it ends after a resume."""
+    log.write("metrics", values={"train.step_loss": 4.0}, step=10)
+    resumed = RunLog(log.path, "train-2")
+    resumed.write("start", **START)
+    resumed.write("metrics", values={"train.loss": 5.0}, step=10)
+    resumed.write("end", status="FINISHED")
+    live = tmp_path / "live"
+    assert send(Orders("dvclive", str(log.path), "train-2", {"folder": str(live)}), lambda: True)
+    assert (live / "plots/metrics/train/step_loss.tsv").read_text() == "step\tstep_loss\n10\t4.0\n"
+    assert "10\t5.0" in (live / "plots/metrics/train/loss.tsv").read_text()
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_a_curve_has_one_value_per_step_however_many_points_come_at_once(tmp_path, at_once):
     points = [

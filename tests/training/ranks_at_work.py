@@ -1,6 +1,6 @@
 """What each process of test_distributed.py does: `torchrun ranks_at_work.py OUT FOLDER`, or alone without torchrun.
 
-The first process writes what came out to OUT.
+The last process writes what came out to OUT.
 """
 
 import sys
@@ -15,6 +15,7 @@ from knee_siglip.training import contrastive, distributed
 from knee_siglip.training.distributed import Ranks, open_ranks
 from knee_siglip.training.encoder import PairEncoder
 from knee_siglip.training.finite import FiniteGuard
+from knee_siglip.training.resume import share_state
 from knee_siglip.training.trainer import Trainer
 from toys import add_gradients, local_batch, toy_model, toy_pairs
 
@@ -110,8 +111,15 @@ def main() -> None:
         found["training"] = train(ranks)
         found["flags"] = [ranks.any(ranks.rank == 0), ranks.any(ranks.rank == ranks.size - 1), ranks.any(False)]
         found["rows"] = ranks.gather(torch.from_numpy(ranks.local_part(np.arange(7))).unsqueeze(1), 7)
+        state = {
+            "step": 3,
+            "layers": [torch.arange(6.0).reshape(2, 3).T, torch.tensor(True)],
+            "none": (None, torch.ones(0)),
+        }
+        found["state"] = share_state(state if ranks.is_first else None, ranks)
+        found["no state"] = share_state(None, ranks)
         found["size"] = ranks.size
-        if ranks.is_first:
+        if ranks.rank == ranks.size - 1:
             torch.save(found, sys.argv[1])
 
 

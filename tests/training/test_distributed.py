@@ -78,6 +78,16 @@ def test_a_flag_of_one_process_reaches_all_and_rows_come_together_in_order(toget
     assert together["rows"].flatten().tolist() == list(range(7))
 
 
+def test_a_state_that_the_first_process_has_read_reaches_all(alone, together):
+    for found in (alone, together):
+        assert found["no state"] is None
+        assert found["state"]["step"] == 3
+        assert found["state"]["none"][0] is None
+        assert found["state"]["none"][1].shape == (0,)
+        assert torch.equal(found["state"]["layers"][0], torch.arange(6.0).reshape(2, 3).T)
+        assert found["state"]["layers"][1].item() is True
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "2")

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -23,15 +25,24 @@ def state(step):
     return {"step": step, "weights": torch.full((3000,), float(step))}
 
 
+def newest(keeper):
+    """The newest state that can be used, None if there is none."""
+    return next(keeper.undamaged(), None)
+
+
+def save(keeper, step):
+    assert keeper.save(state(step), step, wait=True)
+
+
 def files(keeper, ending):
     return sorted(path.name for path in keeper.folder.glob(f"*{ending}"))
 
 
 def test_the_newest_state_comes_back_and_two_are_kept(keeper):
-    assert keeper.load() is None
+    assert newest(keeper) is None
     for step in (5, 10, 15):
-        assert keeper.save(state(step), step)
-    loaded = keeper.load()
+        save(keeper, step)
+    loaded = newest(keeper)
     assert loaded["step"] == 15
     assert torch.equal(loaded["weights"], state(15)["weights"])
     assert files(keeper, ".state") == ["step-000000010.state", "step-000000015.state"]
@@ -41,7 +52,7 @@ def test_the_newest_state_comes_back_and_two_are_kept(keeper):
 @pytest.mark.parametrize("damage", ["flipped bit", "cut short", "empty", "no digest", "not there"])
 def test_a_damaged_state_is_noticed_and_the_one_before_is_used(keeper, damage, caplog):
     for step in (5, 10):
-        keeper.save(state(step), step)
+        save(keeper, step)
     file = keeper.folder / "step-000000010.state"
     data = bytearray(file.read_bytes())
     if damage == "flipped bit":
@@ -50,34 +61,124 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(keeper, damage, c
         file.with_suffix(".sha256" if damage == "no digest" else ".state").unlink()
     else:
         file.write_bytes(data[: {"cut short": len(data) // 2, "empty": 0}.get(damage, len(data))])
-    assert keeper.load()["step"] == 5
+    assert newest(keeper)["step"] == 5
     assert ("is damaged" in caplog.text) == (damage in ("flipped bit", "cut short", "empty"))
 
 
+@pytest.mark.parametrize("damage", ["flipped bit", "empty", "not there"])
+def test_a_damaged_best_model_makes_its_state_unusable(keeper, damage, caplog):
+    for step in (5, 10):
+        keeper.best_model.unlink(missing_ok=True)
+        keeper.best_model.write_bytes(b"best model up to %d" % step)
+        save(keeper, step)
+    file = keeper.folder / "step-000000010.best"
+    if damage == "not there":
+        file.unlink()
+    else:
+        file.write_bytes({"flipped bit": b"best model up to 11", "empty": b""}[damage])
+    assert newest(keeper)["step"] == 5
+    assert "step-000000010.state is damaged and is not used" in caplog.text
+    keeper.restore_best(5)
+    assert keeper.best_model.read_bytes() == b"best model up to 5"
+
+
+def test_the_digests_are_those_that_sha256sum_checks(keeper):
+    keeper.best_model.write_bytes(b"best")
+    save(keeper, 5)
+    check = ["sha256sum", "--check", "--strict", "step-000000005.sha256"]
+    assert subprocess.run(check, cwd=keeper.folder, capture_output=True, check=True).stdout.count(b"OK") == 2
+
+
+def with_digest(file, content):
+    """Put the content in the file's place, with the digest that belongs to it."""
+    file.write_bytes(content)
+    file.with_suffix(".sha256").write_text(f"{resume.sha256(file)}  {file.name}\n")
+
+
+def test_a_digest_that_is_no_text_and_other_content_with_its_own_digest_are_left_out(keeper, tmp_path, caplog):
+    for step in (5, 10):
+        save(keeper, step)
+    file = keeper.folder / "step-000000010.state"
+    file.with_suffix(".sha256").write_bytes(b"\xe9\xff")
+    assert newest(keeper)["step"] == 5
+    with_digest(file, b"not what torch writes")
+    assert newest(keeper)["step"] == 5
+    assert "is no saved state" in caplog.text
+    (tmp_path / "other").mkdir()
+    other = StateSaver(tmp_path / "other", minutes=5)
+    save(other, 10)
+    with_digest(file, (other.folder / file.name).read_bytes())
+    assert newest(keeper)["step"] == 5
+    assert "belongs to another training" in caplog.text
+
+
+def test_a_later_state_that_cannot_be_used_does_not_push_out_new_ones(keeper):
+    save(keeper, 100)
+    with_digest(keeper.folder / "step-000000100.state", b"not what torch writes")
+    for step in (5, 10, 15):
+        save(keeper, step)
+    assert newest(keeper)["step"] == 15
+    assert files(keeper, ".state") == [f"step-{step:09d}.state" for step in (10, 15, 100)]
+
+
+def test_training_goes_on_while_a_state_is_written_and_changes_nothing_of_it(keeper, monkeypatch):
+    gate, write = threading.Event(), resume.torch.save
+    monkeypatch.setattr(resume.torch, "save", lambda *args: gate.wait(20) and write(*args))
+    live = {"step": 5, "weights": torch.zeros(3), "epochs": [1]}
+    assert keeper.save(live, 5)
+    live["weights"] += 1
+    live["epochs"].append(2)
+    assert newest(keeper) is None
+    gate.set()
+    live["step"] = 10
+    assert keeper.save(live, 10)  # waits for the first one
+    assert newest(keeper)["step"] == 5
+    assert newest(keeper)["epochs"] == [1]
+    assert not newest(keeper)["weights"].any()
+    assert keeper.finish()
+    assert newest(keeper)["epochs"] == [1, 2]
+
+
+def test_a_training_that_ends_has_written_its_state(tmp_path):
+    with open_run(tmp_path, "abc", 5) as keeper:
+        keeper.save(state(5), 5)
+    assert newest(keeper)["step"] == 5
+
+
+def test_a_training_knows_whether_it_was_begun_before(tmp_path):
+    for expected in (False, True):
+        with open_run(tmp_path, "abc", 5) as keeper:
+            assert (keeper.begun is not None) == expected
+    keeper.remove()
+    with open_run(tmp_path, "abc", 5) as keeper:
+        assert keeper.begun is None
+
+
 def test_with_all_states_damaged_training_begins_anew(keeper):
-    keeper.save(state(5), 5)
+    save(keeper, 5)
     (keeper.folder / "step-000000005.state").write_bytes(b"")
-    assert keeper.load() is None
+    assert newest(keeper) is None
 
 
 def test_a_save_that_the_disk_refuses_costs_only_itself(keeper, monkeypatch, caplog):
-    keeper.save(state(5), 5)
+    save(keeper, 5)
 
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(resume.torch, "save", refuse)
-    assert not keeper.save(state(10), 10)
+    assert keeper.save(state(10), 10)
+    assert not keeper.finish()
     assert "step 10 could not be saved, the state before it is kept" in caplog.text
     assert "No space left on device" in caplog.text
-    assert keeper.load()["step"] == 5
+    assert newest(keeper)["step"] == 5
     assert files(keeper, ".partial") == []
 
 
 def test_the_best_model_is_that_of_the_state(keeper):
     """Trained on beyond the state, the model may have become better; those epochs are trained again."""
     keeper.best_model.write_text("epoch 2")
-    keeper.save(state(5), 5)
+    save(keeper, 5)
     keeper.best_model.unlink()
     keeper.best_model.write_text("epoch 3")
     keeper.restore_best(5)
@@ -92,7 +193,7 @@ def test_without_hard_links_the_best_model_is_copied(keeper, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     keeper.best_model.write_text("epoch 2")
-    keeper.save(state(5), 5)
+    save(keeper, 5)
     keeper.best_model.write_text("epoch 3")
     keeper.restore_best(5)
     assert keeper.best_model.read_text() == "epoch 2"
@@ -106,7 +207,7 @@ def test_a_state_is_due_after_its_minutes(monkeypatch, tmp_path):
     assert not keeper.is_due
     now[0] += 1
     assert keeper.is_due
-    keeper.save(state(1), 1)
+    save(keeper, 1)
     assert not keeper.is_due
 
 
@@ -143,7 +244,7 @@ def test_what_a_killed_save_left_is_swept_away(tmp_path):
     (tmp_path / "abc" / "step-000000005.state.partial").write_bytes(b"half")
     with open_run(tmp_path, "abc", 5) as keeper:
         assert files(keeper, ".partial") == []
-        assert keeper.load() is None
+        assert newest(keeper) is None
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -11,7 +11,9 @@ from knee_siglip.core.errors import UserError
 from knee_siglip.core.nesting import flatten
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.tables.manifest import read_manifest, write_manifest
+from knee_siglip.training.resume import StateSaver
 from knee_siglip.training.run import train
+from knee_siglip.training.trainer import Trainer
 
 
 def weights(path):
@@ -41,6 +43,37 @@ def test_two_runs_are_equal_to_the_bit(files, make_params):
         found.append((weights(files.final_model), report(files)))
     assert found[0][1] == found[1][1]
     assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
+
+
+def test_a_training_killed_before_its_first_state_says_that_it_starts_again(files, make_params, monkeypatch, caplog):
+    def end(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", end)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_params(), files, "cpu")
+    assert "interrupted" not in caplog.text
+    train(make_params(), files, "cpu")
+    assert "interrupted, and no saved state can be used: it starts again from the beginning" in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"history": None}, {"optimizer": {"state": {}, "param_groups": []}}])
+def test_a_state_of_another_version_is_refused_and_changes_nothing(files, make_params, monkeypatch, caplog, change):
+    params = make_params(save_every_steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(StateSaver, "remove", lambda saver: None)
+        train(params, files, "cpu")
+    expected = weights(files.final_model), report(files)
+    (folder,) = (paths.store_root() / paths.RUNS).iterdir()
+    saver = StateSaver(folder, minutes=5)
+    for state in list(saver.undamaged()):
+        saver.save(state | change, state["step"], wait=True)
+    train(params, files, "cpu")
+    assert caplog.text.count("does not fit this version") == 2
+    assert "starts again from the beginning" in caplog.text
+    assert report(files) == expected[1]
+    assert all(torch.equal(weights(files.final_model)[name], weight) for name, weight in expected[0].items())
 
 
 def test_micro_batches_change_the_last_digits_at_most(files, make_params):

@@ -33,12 +33,17 @@ class DvcliveRun:
         return self.folder
 
     def metrics(self, points: Sequence[Point]) -> None:
-        """Append to the curves, after what an interrupted run had logged for smaller steps.
+        """Append to the curves, after what an interrupted run had logged up to the first of their steps.
 
         The curves are an out of the stage, and equal runs shall have equal outs: speeds stay out, and of two values for
         one step (a tenth step may end an epoch) the first counts, however many points come at once.
         """
-        past = [point for point in self.history if points and point.step < points[0].step]
+        logged_again = {(point.key, point.step) for point in points}
+        past = [
+            point
+            for point in self.history
+            if points and point.step <= points[0].step and (point.key, point.step) not in logged_again
+        ]
         self.history = [] if points else self.history
         kept = []
         for point in (*past, *points):

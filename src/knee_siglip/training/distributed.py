@@ -215,7 +215,10 @@ def open_ranks(device: str = "auto") -> Iterator[tuple[Ranks, torch.device]]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Ranks(), pick_device(device)
+        chosen = pick_device(device)
+        if chosen.type == "cuda" and chosen.index is not None:
+            torch.cuda.set_device(chosen)  # events and streams are those of the current device
+        yield Ranks(), chosen
         return
     chosen = _local_device(device)
     dist.init_process_group(

@@ -31,7 +31,7 @@ from knee_siglip.training.features import frozen_features
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.interruption import stop_on_signals
 from knee_siglip.training.optimizer import freeze_towers
-from knee_siglip.training.resume import StateSaver, fingerprint, open_run
+from knee_siglip.training.resume import StateSaver, copy_state, fingerprint, open_run, share_state
 from knee_siglip.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def _train(job: Job, key: str, saver: StateSaver | None) -> None:
             saver=saver,
             stop=stop,
         )
-        _resume(trainer, job, key)
+        _resume(trainer, files)
         history = trainer.fit()
         if job.ranks.is_first:
             with trainer.chosen_weights():
@@ -149,17 +149,40 @@ def _train(job: Job, key: str, saver: StateSaver | None) -> None:
             _report(trainer, facts, files, tracker)
 
 
-def _resume(trainer: Trainer, job: Job, key: str) -> None:
-    """Load the newest state, if any, in all processes; the first one reports it."""
-    state = StateSaver(paths.store_root() / paths.RUNS / key, job.params.train.save_every_minutes).load()
+def _resume(trainer: Trainer, files: TrainFiles) -> None:
+    """Load the newest usable state, if any, which the first rank reads and shares; it also reports it."""
+    saver = trainer.saver
+    states = saver.undamaged() if saver else iter(())
+    while (state := share_state(next(states, None), trainer.ranks)) is not None:
+        if _fits(state, trainer):
+            break
+    if saver is None:
+        return
+    saver.restore_best(trainer.step)
+    if trainer.history.best_epoch:
+        _publish(saver, files.best_model)
     if state is not None:
+        logger.warning("resuming at step %d of %d", trainer.step, trainer.total_steps)
+    elif saver.begun is not None:
+        logger.warning(
+            "this training was begun on %s and interrupted, and no saved state can be used: it starts again from the "
+            "beginning (train.save_every_minutes: %g)",
+            f"{saver.begun:%Y-%m-%d at %H:%M}",
+            saver.minutes,
+        )
+
+
+def _fits(state: dict[str, Any], trainer: Trainer) -> bool:
+    """Load the state, unless it is one of another version of this program: then change nothing."""
+    before = copy_state(trainer.state_dict())
+    try:
         trainer.load_state_dict(state)
-    if trainer.saver is not None:
-        trainer.saver.restore_best(trainer.step)
-        if trainer.history.best_epoch:
-            _publish(trainer.saver, job.files.best_model)
-        if state is not None:
-            logger.warning("resuming at step %d of %d", trainer.step, trainer.total_steps)
+    # a missing entry, another type, other shapes: whatever another version has saved
+    except Exception as error:
+        logger.warning("a saved state does not fit this version of knee-siglip and is not used (%r)", error)
+        trainer.load_state_dict(before)
+        return False
+    return True
 
 
 def data_hash(manifest: pd.DataFrame, pixels: CachedPixels) -> str:

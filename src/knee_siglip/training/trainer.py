@@ -285,7 +285,7 @@ class Trainer:
         asked = self.ranks.any(self.stop.signal is not None)
         if asked or self._save_is_due():
             self._flush()
-            is_saved = self.saver is not None and self.saver.save(self.state_dict(), self.step)
+            is_saved = self.saver is not None and self.saver.save(self.state_dict(), self.step, wait=asked)
             if asked:
                 how = (
                     "saved its state; rerun the same command to resume" if self.ranks.any(is_saved) else "saved nothing"
