@@ -54,7 +54,7 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Swap in place, since DDP, a compiled model and the optimizer hold these tensors; needs one spare tensor."""
+        """Swap in place, since a compiled model and the optimizer hold these tensors; needs one spare tensor."""
         for weight, shadow in zip(self._weights, self._shadow, strict=True):
             kept = weight.clone()
             weight.copy_(shadow)

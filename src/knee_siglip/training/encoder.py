@@ -45,7 +45,7 @@ class LocalBatch:
 
 
 class PairEncoder(nn.Module):
-    """Pairs to embeddings; the module that DDP wraps.
+    """Pairs to embeddings; what a rank runs on each piece of its part.
 
     Args:
         dtype: autocast type; None computes in the weights' own.
