@@ -52,15 +52,15 @@ def test_a_training_killed_before_its_first_state_says_that_it_starts_again(file
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", end)
         with pytest.raises(KeyboardInterrupt):
-            train(make_params(), files, "cpu")
+            train(make_params(epochs=1), files, "cpu")
     assert "interrupted" not in caplog.text
-    train(make_params(), files, "cpu")
+    train(make_params(epochs=1), files, "cpu")
     assert "interrupted, and no saved state can be used: it starts again from the beginning" in caplog.text
 
 
-@pytest.mark.parametrize("change", [{"history": None}, {"optimizer": {"state": {}, "param_groups": []}}])
-def test_a_state_of_another_version_is_refused_and_changes_nothing(files, make_params, monkeypatch, caplog, change):
-    params = make_params(save_every_steps=4)
+def test_a_state_of_another_version_is_refused_and_changes_nothing(files, make_params, monkeypatch, caplog):
+    """Its weights fit and are loaded before its optimizer does not."""
+    params = make_params(epochs=1, save_every_steps=2)
     with monkeypatch.context() as patch:
         patch.setattr(StateSaver, "remove", lambda saver: None)
         train(params, files, "cpu")
@@ -68,7 +68,7 @@ def test_a_state_of_another_version_is_refused_and_changes_nothing(files, make_p
     (folder,) = (paths.store_root() / paths.RUNS).iterdir()
     saver = StateSaver(folder, minutes=5)
     for state in list(saver.undamaged()):
-        saver.save(state | change, state["step"], wait=True)
+        saver.save(state | {"optimizer": {"state": {}, "param_groups": []}}, state["step"], wait=True)
     train(params, files, "cpu")
     assert caplog.text.count("does not fit this version") == 2
     assert "starts again from the beginning" in caplog.text
