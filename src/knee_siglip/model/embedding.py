@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.model.checkpoint import Checkpoint
+from knee_siglip.model.device import is_out_of_memory
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.tables.text import tokenize
 
@@ -85,8 +86,10 @@ class _FittingBatches:
         while True:
             try:
                 return np.concatenate([self._embed(part) for part in batch.split(self.largest or len(batch))])
-            except torch.OutOfMemoryError:
-                pass  # handled below: until the handler ends, the traceback keeps what filled the memory
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                # handled below: until the handler ends, the traceback keeps what filled the memory
             self._halve(len(batch))
 
     def _embed(self, part: Tensor) -> np.ndarray:
