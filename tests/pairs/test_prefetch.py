@@ -152,3 +152,15 @@ def test_waiting_is_told_once_for_each_batch(make_pairs, groups, ahead):
 def test_no_batches_are_none(make_pairs):
     for ahead in (0, 2):
         assert list(prefetch_batches(make_pairs().batch, [], CPU, ahead)) == []
+
+
+def test_the_thread_works_on_its_ranks_own_gpu(monkeypatch, groups, make_pairs):
+    chosen = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, device))
+    )
+    monkeypatch.setattr(prefetch.Batch, "pin", lambda batch: batch)
+    monkeypatch.setattr(prefetch.Batch, "to", lambda batch, device: batch)
+    second = torch.device("cuda", 1)
+    assert len(list(prefetch_batches(make_pairs(count=24).batch, groups, second, 1))) == len(groups)
+    assert chosen == [("prefetch_0", second)]

@@ -49,7 +49,7 @@ def prefetch_batches(
         for indices in groups:
             yield timed(lambda indices=indices: prepare(indices))  # type: ignore[misc]
         return
-    with ThreadPoolExecutor(1, "prefetch") as thread:
+    with ThreadPoolExecutor(1, "prefetch", _select_device, (device,)) as thread:
         waiting: deque[Future[Batch]] = deque()
         try:
             for number, indices in enumerate(groups):
@@ -61,3 +61,9 @@ def prefetch_batches(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _select_device(device: torch.device) -> None:
+    """Make this thread pin memory for its rank's GPU: a new thread starts on the first one."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
