@@ -88,6 +88,8 @@ def test_batch_writes_its_files_and_exits_3_when_an_image_failed(
         (["infer", "--model_path", "m.pt", "--image_path", "a.png", "--output_path", "r.csv"], "--output_path"),
         (["infer", "--model_path", "m.pt", "--csv_path", "b.csv", "--output_path", "b.csv"], "input itself"),
         (["infer", "--model_path", "m.pt", "--csv_path", "b.csv"], "b.csv does not exist"),
+        (["infer", "--model_path", "m.pt", "--folder_path", "gone"], "gone is no folder"),
+        (["infer", "--model_path", "m.pt", "--csv_path", "b.csv", "--output_path", "r.xlsx"], ".csv or .parquet"),
         (["infer", "--model_path", "m.pt", "--csv_path", "b.csv", "--batch_size", "0"], "batch_size"),
         (["infer", "--model_path", "m.pt", "--image_path", "a.png", "--device", "abacus"], "abacus"),
         (["infer", "--image_path", "a.png"], "--model_path"),
@@ -216,11 +218,57 @@ def test_doctor_exits_1_only_when_something_is_broken(
     assert knee_siglip("doctor")[0] == 1
 
 
-def test_version_and_help_do_not_wait_for_torch() -> None:
-    slow = "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
+HEAVY = ("torch", "transformers", "pandas", "scipy", "sklearn", "matplotlib", "mlflow", "wandb", "dvc", "dvclive")
+
+HELP = f"""
+import sys
+from knee_siglip.cli.main import app
+for words in ([], *([name] for name in {{command}}), ["store", "pack"]):
+    try:
+        app([*words, "--help"], standalone_mode=True)
+    except SystemExit as end:
+        assert not end.code, words
+    assert not (loaded := set({HEAVY}) & set(sys.modules)), (words, loaded)
+"""
+
+
+def test_version_does_not_wait_for_torch() -> None:
+    slow = f"assert not set({HEAVY}) & set(sys.modules)"
     check = f"import sys; from knee_siglip.cli.main import main\ntry: main()\nfinally: {slow}"
     version = subprocess.run([sys.executable, "-c", check, "--version"], capture_output=True, text=True)
     assert (version.returncode, version.stdout) == (0, f"knee-siglip {__version__}\n")
-    shown = subprocess.run([sys.executable, "-c", check, "--help"], capture_output=True, text=True)
+
+
+def test_help_of_every_command_does_not_wait_for_heavy_imports() -> None:
+    commands = ("infer", "train", "doctor", "compare", "map", "split", "store")
+    shown = subprocess.run([sys.executable, "-c", HELP.format(command=commands)], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert all(command in shown.stdout for command in ("infer", "train", "doctor", "compare", "map"))
+    assert all(command in shown.stdout for command in commands)
+
+
+def test_folder_of_files_is_a_batch_and_what_is_no_image_is_a_row_that_says_so(
+    knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, knee_png: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pacs"
+    (folder / "study").mkdir(parents=True)
+    knee_png.rename(folder / "study/IM0001")
+    (folder / "README").write_text("no image")
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    results = tmp_path / "results.parquet"
+    batch = ("infer", "--model_path", checkpoint_path, "--folder_path", folder, "--output_path", results, "--json")
+    code, out, _ = knee_siglip(*batch)
+    assert (code, json.loads(out)["ok"]) == (3, 1)
+    table = pd.read_parquet(results).set_index("img_path")["status"]
+    assert table["study/IM0001"] == "ok"
+    assert "is no image" in table["README"]
+    assert "is empty" in table[r"caf\xe9.png"]
+
+
+def test_name_that_is_no_utf8_is_shown_escaped(
+    knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, knee_png: Path
+) -> None:
+    odd = knee_png.rename(knee_png.with_name(os.fsdecode(b"caf\xe9\x1b[31m.png")))
+    code, out, _ = knee_siglip("infer", "--model_path", checkpoint_path, "--image_path", odd)
+    assert code == 0
+    assert "\x1b[31m" not in out
+    assert r"caf\xe9\x1b" in out.replace("\n", "")

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +13,10 @@ import pytest
 from knee_siglip.core.errors import UserError
 from knee_siglip.imaging.decode.read import Decoded
 from knee_siglip.inference import batch as batch_module
-from knee_siglip.inference.batch import Summary, infer_batch, prepared_batches
-from knee_siglip.inference.outputs import Outputs, OutputWriter, open_outputs
+from knee_siglip.inference import outputs as outputs_module
+from knee_siglip.inference import predictor as predictor_module
+from knee_siglip.inference.batch import Summary, infer_batch, scored_batches
+from knee_siglip.inference.outputs import Outputs, Part, open_part
 from knee_siglip.inference.predictor import Predictor
 from knee_siglip.inference.rows import read_rows
 
@@ -78,7 +82,7 @@ def test_unreadable_images_get_a_row_with_their_error_and_the_run_goes_on(
     assert results["status"][3] == "img_path is empty"
     assert set(results.loc[1:3, "similarity: at 0":"kl_probability"].to_numpy().ravel()) == {""}
     assert results["site"].tolist() == list("abcde")
-    assert (summary.rows, summary.failed) == (5, 3)
+    assert (summary.done.rows, summary.failed) == (5, 3)
 
 
 def test_embeddings_are_float16_aligned_with_the_rows_and_nan_where_failed(
@@ -118,26 +122,125 @@ def test_surprise_of_a_decoder_is_that_rows_error(
     assert "KeyError" in (tmp_path / "out/results.csv").read_text()
 
 
-def test_failed_run_leaves_the_old_results_and_keeps_what_it_had_done(
-    run: Run, grey_image: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grey_image(0)
-    run("img_path\n0.png\n")
-    before = (tmp_path / "out/results.csv").read_text()
-    calls = []
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that were encoded; the encoder runs out of memory when 0 is in front."""
+    sizes: list[int] = []
+    encode = Predictor.embed_images
 
     def embed_images(self: Predictor, pixels: np.ndarray) -> np.ndarray:
-        calls.append(len(pixels))
-        if len(calls) == 2:
+        if sizes[:1] == [0] and len(sizes) > 3:
             raise UserError("out of memory")
-        return np.array([[1.0, 0.0]] * len(pixels), dtype=np.float32)
+        sizes.append(len(pixels))
+        return encode(self, pixels)
 
     monkeypatch.setattr(Predictor, "embed_images", embed_images)
+    monkeypatch.setattr(batch_module, "available_cores", lambda: 1)
+    monkeypatch.setattr(outputs_module, "ROWS_AT_RISK", 2)
+    return sizes
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_interrupted_run_goes_on_and_ends_with_the_same_bytes(
+    run: Run, grey_image: Callable[[int], Path], tmp_path: Path, embedded: list[int]
+) -> None:
+    csv = "img_path\n" + "\n".join(grey_image(value).name for value in range(0, 200, 20)) + "\ngone.png\n"
+    run(csv)
+    whole = read_files(tmp_path / "out")
+    embedded[:] = [0]
     with pytest.raises(UserError, match="out of memory"):
-        run("img_path\n0.png\n0.png\n0.png\n")
-    assert (tmp_path / "out/results.csv").read_text() == before
-    (partial,) = (tmp_path / "out").glob("results.csv.*.partial")
-    assert len(partial.read_text().splitlines()) == 1 + 2
+        run(csv)
+    assert read_files(tmp_path / "out") == whole  # the old results stay until the new ones are done
+    before = sum(embedded)
+    part = tmp_path / "out/results.csv.partial/0-of-1/results.csv"
+    part.write_bytes(part.read_bytes() + b"half a ro")
+    embedded.clear()
+    summary = run(csv)
+    assert (before, sum(embedded)) == (6, 4)
+    assert (summary.metrics()["rows"], summary.failed, summary.computed) == (11, 1, 5)
+    assert summary.metrics()["kl_grade_predicted"] == dict(zip("01234", (2, 3, 3, 2, 0), strict=True))
+    assert read_files(tmp_path / "out") == whole
+    assert not part.parent.parent.exists()
+
+
+@pytest.mark.parametrize("change", ["table", "queries", "batch_size", "model"])
+def test_what_another_run_left_is_not_taken(
+    run: Run, grey_image: Callable[[int], Path], embedded: list[int], monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    csv = "img_path\n" + "\n".join(grey_image(value).name for value in range(0, 200, 20)) + "\n"
+    embedded[:] = [0]
+    with pytest.raises(UserError, match="out of memory"):
+        run(csv)
+    embedded.clear()
+    if change == "model":
+        monkeypatch.setattr(Predictor, "digest", "another")
+    queries = ["at 7"] if change == "queries" else QUERIES
+    run(csv + "0.png\n" * (change == "table"), queries, 4 if change == "batch_size" else 2)
+    assert sum(embedded) == 10 + (change == "table")
+
+
+def test_processes_share_the_rows_and_the_first_one_joins_them(
+    run: Run, grey_image: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f'{grey_image(value).name},"a\nb"' for value in range(0, 250, 20)]
+    csv = "img_path,note\n" + "\n".join(rows) + "\ngone.png,\n"
+    alone = run(csv).metrics()
+    whole = read_files(tmp_path / "out")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    computed = []
+    for rank in (2, 1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        summary = run(csv)
+        computed.append(summary.computed)
+    assert computed == [6, 4, 4]
+    assert summary.metrics() == alone
+    assert read_files(tmp_path / "out") == whole
+
+
+def test_more_processes_than_batches_do_no_harm(
+    run: Run, grey_image: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in (2, 1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        summary = run(f"img_path\n{grey_image(0).name}\n")
+    assert summary.metrics()["rows"] == 1
+
+
+def test_parquet_results_hold_the_same_with_numbers_as_numbers(
+    predictor: Predictor, run: Run, grey_image: Callable[[int], Path], tmp_path: Path
+) -> None:
+    run(f"img_path,note\n{grey_image(200).name},=1+1\ngone.png,-5\n")
+    outputs = Outputs.beside(tmp_path / "out/results.parquet")
+    infer_batch(predictor, read_rows(tmp_path / "in.csv"), QUERIES, outputs, 2)
+    table, csv = pd.read_parquet(outputs.results), pd.read_csv(tmp_path / "out/results.csv")
+    assert table.columns.tolist() == csv.columns.tolist()
+    assert table["similarity: at 0"].dtype == np.float64
+    assert table["kl_probability"].tolist()[0] == csv["kl_probability"].tolist()[0]
+    assert table["similarity: at 0"].isna().tolist() == [False, True]
+    assert table["note"].tolist() == ["=1+1", "-5"]
+
+
+def test_cells_that_a_spreadsheet_would_run_are_guarded_and_numbers_stay(
+    run: Run, grey_image: Callable[[int], Path], tmp_path: Path
+) -> None:
+    run(f"img_path,note\n{grey_image(200).name},=1+1\n@gone.png,-5\n-x.png,+1e3\n")
+    results = pd.read_csv(tmp_path / "out/results.csv", dtype=str)
+    assert results["note"].tolist() == ["'=1+1", "-5", "+1e3"]
+    assert results["img_path"].tolist()[1:] == ["'@gone.png", "'-x.png"]
+    assert pd.read_csv(tmp_path / "out/embedding_ids.csv")["img_path"].tolist()[1:] == ["'@gone.png", "'-x.png"]
+
+
+def test_a_model_that_gives_no_numbers_gives_no_results(
+    run: Run, grey_image: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor_module, "embed_pixels", lambda *_: np.full((1, 2), np.nan, dtype=np.float32))
+    with pytest.raises(UserError, match=r"fake\.pt gives embeddings that are no numbers"):
+        run(f"img_path\n{grey_image(0).name}\n")
+    assert not (tmp_path / "out/results.csv").exists()
 
 
 def test_nothing_partial_is_left_after_a_finished_run(
@@ -163,14 +266,15 @@ def test_results_of_an_earlier_run_can_be_the_input(
     assert {"input_status", "status", "input_best_query"} <= set(columns)
 
 
-def test_decoding_runs_only_a_few_batches_ahead(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[int] = []
-    monkeypatch.setattr(batch_module, "prepare_image", lambda file, transform: decoded.append(1))
+def test_only_a_few_batches_are_ahead_of_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
     monkeypatch.setattr(batch_module, "available_cores", lambda: 2)
-    batches = prepared_batches([None] * 1000, predictor.transform, batch_size=10)
+    scorer: Any = SimpleNamespace(score=lambda rows: scored.append(len(rows)))
+    batches = scored_batches(scorer, iter([([""], None)] * 1000), batch_size=10)
     next(batches)
-    assert len(decoded) <= 10 * (1 + batch_module.BATCHES_AHEAD)
-    assert sum(len(images) for images in batches) == 990
+    assert sum(scored) <= 10 * (2 + batch_module.BATCHES_AHEAD)
+    assert len(list(batches)) == 99
+    assert sum(scored) == 1000
 
 
 def test_output_names_follow_the_results_file() -> None:
@@ -179,20 +283,14 @@ def test_output_names_follow_the_results_file() -> None:
     assert (other.embeddings, other.ids) == (Path("a/site2_embeddings.npy"), Path("a/site2_embedding_ids.csv"))
 
 
-def test_two_runs_with_the_same_outputs_do_not_mix_their_rows(tmp_path: Path) -> None:
+def test_second_run_with_the_same_outputs_is_refused(tmp_path: Path) -> None:
     outputs = Outputs.beside(tmp_path / "results.csv")
-
-    def write(writer: OutputWriter, name: str) -> None:
-        writer.write([[name]], [name], np.full((1, 2), ord(name), np.float32))
-
-    with open_outputs(outputs, ["img_path"], 2, 2) as first:
-        write(first, "a")
-        with open_outputs(outputs, ["img_path"], 1, 2) as second:
-            write(second, "b")
-        write(first, "a")
-    assert outputs.results.read_text() == "img_path\na\na\n"
-    assert outputs.ids.read_text() == "row,img_path,image_id\n0,a,a\n1,a,a\n"
-    assert np.load(outputs.embeddings).tolist() == [[97, 97], [97, 97]]
+    with (
+        open_part(outputs, Part(1, 0, 1), "key", ["img_path"], 2),
+        pytest.raises(UserError, match=r"another process is writing .*results\.csv"),
+        open_part(outputs, Part(1, 0, 1), "key", ["img_path"], 2),
+    ):
+        pass
 
 
 def test_unwritable_output_is_one_sentence(

@@ -14,7 +14,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or params, 3 done with some rows fai
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -24,13 +24,17 @@ from knee_siglip.cli.heatmap import draw_map
 from knee_siglip.cli.split.command import split
 from knee_siglip.cli.store import commands as store_commands
 from knee_siglip.core.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError, run_stage
+from knee_siglip.core.files import readable_name
 
 # torch, transformers and pandas are imported inside the commands: `--help` must not wait for them.
 if TYPE_CHECKING:
+    from knee_siglip.inference.batch import Summary
+    from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.predictor import Prediction
 
 BATCH_SIZE = 64
 RESULTS = Path("results.csv")
+RESULT_SUFFIXES = (".csv", ".parquet")
 STATE_STYLES = {"ready": "green", "note": "yellow", "broken": "bold red"}
 
 app = typer.Typer(
@@ -71,7 +75,12 @@ def infer(
     model_path: Annotated[Path, typer.Option("--model_path", help="A checkpoint, such as models/best_model.pt.")],
     image_path: Annotated[Path | None, typer.Option("--image_path", help="One radiograph: rank the queries.")] = None,
     csv_path: Annotated[
-        Path | None, typer.Option("--csv_path", help="A batch: a CSV with img_path (from its folder), or a manifest.")
+        Path | None,
+        typer.Option("--csv_path", help="A batch: CSV or Parquet with img_path (from its folder), or a manifest."),
+    ] = None,
+    folder_path: Annotated[
+        Path | None,
+        typer.Option("--folder_path", help="A batch: all files below a folder, such as DICOMs without suffix."),
     ] = None,
     query: Annotated[
         list[str] | None, typer.Option("--query", help="A text to compare with, repeatable. None: those of the task.")
@@ -83,7 +92,7 @@ def infer(
         int | None, typer.Option("--batch_size", min=1, help=f"Images at a time. None: {BATCH_SIZE}.")
     ] = None,
     output_path: Annotated[
-        Path | None, typer.Option("--output_path", help=f"Where the batch's results go. None: {RESULTS}.")
+        Path | None, typer.Option("--output_path", help=f"The batch's results, .csv or .parquet. None: {RESULTS}.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[
@@ -91,65 +100,66 @@ def infer(
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Rank queries for one image, or run a batch (exit code 3 if some of its images failed)."""
-    if (image_path is None) == (csv_path is None):
-        raise UsageError("give exactly one of --image_path (one image) and --csv_path (a batch)")
-    if image_path and (batch_size or output_path):
-        raise UsageError("--batch_size and --output_path belong to --csv_path; for one image nothing is written")
-    if csv_path:
-        output_path, batch_size = output_path or RESULTS, batch_size or BATCH_SIZE
-        _infer_csv(model_path, csv_path, output_path, query, image_size, batch_size, device, precision, as_json)
-    elif image_path:
-        from knee_siglip.inference.predictor import Predictor
+    """Rank queries for one image, or run a batch (exit code 3 if some of its images failed).
 
+    An interrupted batch goes on where it was. Several processes share one: torchrun --no-python knee-siglip infer ...
+    """
+    if sum(given is not None for given in (image_path, csv_path, folder_path)) != 1:
+        raise UsageError("give exactly one of --image_path (one image), --csv_path and --folder_path (a batch)")
+    if image_path and (batch_size or output_path):
+        raise UsageError("--batch_size and --output_path belong to a batch; for one image nothing is written")
+    if not image_path:
+        results = output_path or RESULTS
+        _check_results(results, csv_path)
+    from knee_siglip.inference.predictor import Predictor
+
+    if image_path:
         predictor = Predictor(model_path, image_size, device, precision)
         prediction = predictor.rank_queries(image_path, query or predictor.task.queries)
         if as_json:
             _show_json(_as_dict(image_path, prediction))
         else:
             _show_prediction(image_path, prediction, predictor.task.label_title)
-
-
-def _infer_csv(
-    model_path: Path,
-    csv_path: Path,
-    output_path: Path,
-    query: list[str] | None,
-    image_size: int | None,
-    batch_size: int,
-    device: str,
-    precision: str,
-    as_json: bool,
-) -> None:
+        return
+    from knee_siglip.core.processes import is_first_process
     from knee_siglip.inference.batch import infer_batch
     from knee_siglip.inference.outputs import Outputs
-    from knee_siglip.inference.predictor import Predictor
-    from knee_siglip.inference.rows import read_rows
+    from knee_siglip.inference.rows import read_folder, read_rows
 
-    if output_path.is_dir() or output_path.resolve() == csv_path.resolve():
-        raise UsageError(f"--output_path {output_path} is a folder or the input itself; name a new CSV file")
-    table, outputs = read_rows(csv_path), Outputs.beside(output_path)
-    predictor = Predictor(model_path, image_size, device, precision)
-    summary = infer_batch(predictor, table, query or predictor.task.queries, outputs, batch_size)
+    table = read_rows(csv_path) if csv_path else read_folder(cast(Path, folder_path))
+    predictor, outputs = Predictor(model_path, image_size, device, precision), Outputs.beside(results)
+    summary = infer_batch(predictor, table, query or predictor.task.queries, outputs, batch_size or BATCH_SIZE)
+    if is_first_process():
+        _show_summary(summary, outputs, as_json)
+    if summary.failed:
+        raise typer.Exit(EXIT_ROWS_FAILED)
+
+
+def _check_results(output_path: Path, csv_path: Path | None) -> None:
+    if output_path.is_dir() or (csv_path and output_path.resolve() == csv_path.resolve()):
+        raise UsageError(f"--output_path {output_path} is a folder or the input itself; name a new file")
+    if output_path.suffix not in RESULT_SUFFIXES:
+        raise UsageError(f"--output_path {output_path}: its name must end with {' or '.join(RESULT_SUFFIXES)}")
+
+
+def _show_summary(summary: "Summary", outputs: "Outputs", as_json: bool) -> None:
     counts = summary.metrics()
     if as_json:
         _show_json(counts | summary.speed())
     else:
         typer.echo(f"{counts['ok']} of {counts['rows']} images done, {counts['failed']} failed (column status)")
-        typer.echo(f"{outputs.results}, {outputs.embeddings}, {outputs.ids}")
-    if summary.failed:
-        raise typer.Exit(EXIT_ROWS_FAILED)
+        typer.echo(", ".join(map(readable_name, (outputs.results, outputs.embeddings, outputs.ids))))
 
 
 def _as_dict(image_path: Path, prediction: "Prediction") -> dict[str, Any]:
     labels = prediction.labels
     probabilities = dict(zip(labels.values, prediction.probabilities, strict=True))
     graded = {labels.column: prediction.label, f"{labels.prefix}_probabilities": probabilities} if labels else {}
-    return {"image": str(image_path), "queries": [vars(ranked) for ranked in prediction.ranking], **graded}
+    return {"image": readable_name(image_path), "queries": [vars(ranked) for ranked in prediction.ranking], **graded}
 
 
 def _show_json(values: dict[str, Any]) -> None:
-    typer.echo(json.dumps(values, indent=2))
+    typer.echo(json.dumps(values, indent=2, allow_nan=False))
 
 
 def _show_prediction(image_path: Path, prediction: "Prediction", title: str) -> None:
@@ -157,7 +167,7 @@ def _show_prediction(image_path: Path, prediction: "Prediction", title: str) -> 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("query", "similarity", "probability", title=Text(str(image_path)))
+    table = Table("query", "similarity", "probability", title=Text(readable_name(image_path)))
     for ranked in prediction.ranking:
         table.add_row(Text(ranked.query), f"{ranked.similarity:+.3f}", f"{ranked.probability:.3f}")
     console = Console()

@@ -140,6 +140,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def readable_name(path: Path) -> str:
+    r"""The path as text: bytes that are no UTF-8 and unprintable characters are escaped, as in `caf\xe9.png`."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def _acquire(path: Path, doing: str, wait: float) -> int:
     deadline = time.monotonic() + wait
     told = False

@@ -1,4 +1,4 @@
-"""Batch inference: images decoded on all cores ahead of the model, one row of results per input row, whatever happens.
+"""Batch inference: batches side by side on all cores, one row of results per input row, whatever happens.
 
 Columns of the results: `img_path`, the input's other columns, per query `similarity: QUERY` (cosine) and
 `probability: QUERY`, then `best_query`, the task's label and its probability (`kl_grade_predicted`, `kl_probability`),
@@ -6,55 +6,69 @@ Columns of the results: `img_path`, the input's other columns, per query `simila
 """
 
 import hashlib
-import math
+import json
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
 
+from knee_siglip import __version__
 from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.decode.read import ImageError, decode, read_bytes
 from knee_siglip.imaging.fit.transform import Transform
-from knee_siglip.inference.outputs import Outputs, open_outputs
+from knee_siglip.inference.outputs import Counts, Outputs, Part, PartWriter, merge_parts, open_part
 from knee_siglip.inference.predictor import Predictor, distinct_queries
-from knee_siglip.inference.rows import ImageRows, carried_names
+from knee_siglip.inference.rows import ImageRows, Row, carried_names
 from knee_siglip.task.task import Labels
 
 OK = "ok"
 BATCHES_AHEAD = 2
-"""Decoded batches that wait for the model: enough that neither waits for the other; more would only fill memory."""
+"""Batches that wait for a thread or for being written; more would only fill memory."""
 
+SCORES = ("similarity: ", "probability: ")
 
 PROGRESS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
-@dataclass
+@dataclass(frozen=True)
 class Summary:
-    """Counts of the rows; `grades` counts the predicted labels, by position, of the `ok` ones."""
+    """Counts of all rows: `done.grades` counts the predicted labels of the `ok` ones. seconds: of this process."""
 
     labels: Labels
-    rows: int = 0
-    failed: int = 0
-    grades: Counter[int] = field(default_factory=Counter)
+    done: Counts
     seconds: float = 0.0
+    computed: int = 0
+    """Rows of this process that no earlier, interrupted run had done."""
+
+    @property
+    def failed(self) -> int:
+        """Rows whose image could not be read."""
+        return self.done.failed
 
     def metrics(self) -> dict[str, Any]:
         """Counts, the same in every run over the same rows."""
-        predicted = {value: self.grades[grade] for grade, value in enumerate(self.labels.values)}
-        counts: dict[str, Any] = {"rows": self.rows, "ok": self.rows - self.failed, "failed": self.failed}
+        predicted = {value: self.done.grades.get(value, 0) for value in self.labels.values}
+        rows, failed = self.done.rows, self.done.failed
+        counts: dict[str, Any] = {"rows": rows, "ok": rows - failed, "failed": failed}
         return counts | ({self.labels.predicted: predicted} if self.labels else {})
 
     def speed(self) -> dict[str, float]:
         """Time and rate, without loading the checkpoint."""
-        return {"seconds": round(self.seconds, 2), "images_per_second": round(self.rows / max(self.seconds, 1e-9), 1)}
+        return {
+            "seconds": round(self.seconds, 2),
+            "images_per_second": round(self.computed / max(self.seconds, 1e-9), 1),
+        }
 
 
 @dataclass(frozen=True)
@@ -66,56 +80,101 @@ class PreparedImage:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class BatchResult:
+    """results: B rows of cells, the input's first; image_ids (B,); image_embeds (B, D), NaN for the failed."""
+
+    results: list[list[str]]
+    image_ids: list[str]
+    image_embeds: np.ndarray
+    counts: Counts
+
+
 def infer_batch(
     predictor: Predictor, table: ImageRows, queries: Sequence[str], outputs: Outputs, batch_size: int
 ) -> Summary:
     """Write the results, embeddings and ids of every row of `table`; an unreadable image is a row with its error.
 
+    An interrupted run with the same model, table and queries goes on where it was. Under torchrun each process takes a
+    part of the rows; the first one puts the files in place and returns the counts of all rows, the others of theirs.
+
     Raises:
-        UserError: the outputs cannot be written, or the device runs out of memory.
+        UserError: the outputs cannot be written, the model is damaged, or the device runs out of memory.
     """
     queries, labels = distinct_queries(queries), predictor.task.labels
     names = result_columns(queries, labels)
-    carried = carried_names(list(table.rows.columns[1:]), ["img_path", *names])
-    scorer = _Scorer(predictor, queries)
-    summary, started = Summary(labels, rows=len(table)), time.monotonic()
-    inputs = table.rows.itertuples(index=False, name=None)
-    with (
-        open_outputs(outputs, ["img_path", *carried, *names], len(table), scorer.width) as writer,
-        Progress(*PROGRESS, console=Console(stderr=True)) as progress,
-    ):
-        task = progress.add_task("infer", total=len(table))
-        for images in prepared_batches(table.files, predictor.transform, batch_size):
-            cells, image_embeds = scorer.score(images, summary)
-            rows = [[*row, *cell] for row, cell in zip(islice(inputs, len(images)), cells, strict=True)]
-            writer.write(rows, [image.image_id for image in images], image_embeds)
-            progress.advance(task, len(images))
-    summary.seconds = time.monotonic() - started
-    return summary
+    columns = ["img_path", *carried_names(table.columns[1:], ["img_path", *names]), *names]
+    part = Part.of_this_process(len(table), batch_size)
+    key = _run_key(predictor, table, columns, batch_size, part.ranks)
+    started = time.monotonic()
+    with single_threaded(predictor.device):
+        scorer = _Scorer(predictor, queries)
+        with open_part(outputs, part, key, columns, scorer.width) as writer:
+            before = writer.done.rows
+            rows = islice(table, part.start + before, part.stop)
+            _write_all(writer, scored_batches(scorer, rows, batch_size), len(part))
+            done, computed = writer.done, writer.done.rows - before
+            if part.rank == 0:
+                parts = [Part.of(len(table), batch_size, rank, part.ranks) for rank in range(part.ranks)]
+                numbers = [name for name in names if name.startswith(SCORES) or name == labels.probability]
+                writer.close()
+                done = merge_parts(outputs, parts, key, numbers)
+    return Summary(labels, done, time.monotonic() - started, computed)
+
+
+def _write_all(writer: PartWriter, results: Iterable[BatchResult], total: int) -> None:
+    with Progress(*PROGRESS, console=Console(stderr=True)) as progress:
+        task = progress.add_task("infer", total=total, completed=writer.done.rows)
+        for result in results:
+            writer.write(result.results, result.image_ids, result.image_embeds, result.counts)
+            progress.advance(task, len(result.results))
+
+
+def _run_key(predictor: Predictor, table: ImageRows, columns: list[str], batch_size: int, ranks: int) -> str:
+    """Changes with whatever changes a byte of the results."""
+    facts = [__version__, predictor.digest, str(predictor.transform), predictor.device.type, table.digest]
+    return hashlib.sha256(json.dumps([*facts, columns, batch_size, ranks]).encode()).hexdigest()
+
+
+@contextmanager
+def single_threaded(device: torch.device) -> Iterator[None]:
+    """One thread per operator while the block runs: the cores are taken by batches instead.
+
+    Else BLAS's threads of all batches wait for each other, and on a CPU a result would depend on the number of cores.
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def result_columns(queries: Sequence[str], labels: Labels) -> list[str]:
     """Names of the result columns, in order."""
-    scores = [f"{kind}: {query}" for query in queries for kind in ("similarity", "probability")]
+    scores = [f"{kind}{query}" for query in queries for kind in SCORES]
     graded = [labels.predicted, labels.probability] if labels else []
     return [*scores, "best_query", *graded, "status"]
 
 
-def prepared_batches(
-    files: Sequence[Path | None], transform: Transform, batch_size: int
-) -> Iterator[list[PreparedImage]]:
-    """Decode in order, at most `BATCHES_AHEAD` batches (or two images per core, if more) ahead of the reader."""
+def scored_batches(scorer: "_Scorer", rows: Iterable[Row], batch_size: int) -> Iterator[BatchResult]:
+    """Batches in order, each decoded and encoded by one thread, at most `BATCHES_AHEAD` of them ahead of the reader."""
     workers = available_cores()
-    ahead = max(BATCHES_AHEAD, math.ceil(2 * workers / batch_size))
-    pending: deque[list[Future[PreparedImage]]] = deque()
-    # Threads: Pillow, numpy and scipy release the interpreter lock, and nothing has to be copied between processes.
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        for start in range(0, len(files), batch_size):
-            pending.append([pool.submit(prepare_image, file, transform) for file in files[start : start + batch_size]])
-            if len(pending) > ahead:
-                yield [future.result() for future in pending.popleft()]
-        while pending:
-            yield [future.result() for future in pending.popleft()]
+    pending: deque[Future[BatchResult]] = deque()
+    rows = iter(rows)
+    # Threads: Pillow, numpy and torch release the interpreter lock, and nothing has to be copied between processes.
+    with ThreadPoolExecutor(workers, thread_name_prefix="infer") as pool:
+        try:
+            while batch := list(islice(rows, batch_size)):
+                pending.append(pool.submit(scorer.score, batch))
+                if len(pending) >= workers + BATCHES_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def prepare_image(file: Path | None, transform: Transform) -> PreparedImage:
@@ -137,7 +196,7 @@ def _one_line(error: Exception) -> str:
 
 
 class _Scorer:
-    """Turns decoded images into the result cells of their rows."""
+    """Turns rows into their results; several threads share it."""
 
     def __init__(self, predictor: Predictor, queries: list[str]) -> None:
         self.predictor = predictor
@@ -145,21 +204,25 @@ class _Scorer:
         self.query_embeds = predictor.embed_queries(queries)
         self.width = self.query_embeds.shape[1]
         self.blank = [""] * (len(result_columns(queries, predictor.task.labels)) - 1)
+        if predictor.task.labels:
+            predictor.grade_embeds  # noqa: B018 computed once, before the threads ask for it
 
-    def score(self, images: list[PreparedImage], summary: Summary) -> tuple[list[list[str]], np.ndarray]:
-        """B images to B rows of result cells and (B, D) embeddings, NaN for the failed; counts into `summary`."""
-        cells = [[*self.blank, image.error] for image in images]
+    def score(self, rows: Sequence[Row]) -> BatchResult:
+        """Decode and encode B rows."""
+        images = [prepare_image(file, self.predictor.transform) for _, file in rows]
+        results = [[*self.blank, image.error] for image in images]
         embeds = np.full((len(images), self.width), np.nan, dtype=np.float32)
         readable = {row: image.pixels for row, image in enumerate(images) if image.pixels is not None}
-        summary.failed += len(images) - len(readable)
+        counts = Counts(len(images), failed=len(images) - len(readable))
         if readable:
-            rows = list(readable)
-            embeds[rows] = self.predictor.embed_images(np.stack(list(readable.values())))
-            for row, values in zip(rows, self._cells(embeds[rows], summary), strict=True):
-                cells[row] = values
-        return cells, embeds
+            places = list(readable)
+            embeds[places] = self.predictor.embed_images(np.stack(list(readable.values())))
+            for place, cells in zip(places, self._cells(embeds[places], counts), strict=True):
+                results[place] = cells
+        cells_of = [[*cells, *result] for (cells, _), result in zip(rows, results, strict=True)]
+        return BatchResult(cells_of, [image.image_id for image in images], embeds, counts)
 
-    def _cells(self, image_embeds: np.ndarray, summary: Summary) -> Iterator[list[str]]:
+    def _cells(self, image_embeds: np.ndarray, counts: Counts) -> Iterator[list[str]]:
         similarities = image_embeds @ self.query_embeds.T
         probabilities = self.predictor.probabilities(similarities)
         grades = self.predictor.grade_probabilities(image_embeds)
@@ -168,6 +231,7 @@ class _Scorer:
             cells.append(self.queries[int(cosines.argmax())])
             if len(grade):  # the task has labels
                 best = int(grade.argmax())
-                summary.grades[best] += 1
-                cells += [self.predictor.task.labels.values[best], f"{grade[best]:.6f}"]
+                label = self.predictor.task.labels.values[best]
+                counts.grades[label] = counts.grades.get(label, 0) + 1
+                cells += [label, f"{grade[best]:.6f}"]
             yield [*cells, OK]

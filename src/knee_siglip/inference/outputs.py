@@ -1,25 +1,53 @@
-"""The files of a batch: written as `*.partial`, renamed at the end.
+"""The files of a batch, written piece by piece so that a killed run goes on where it was.
 
-A killed run leaves no half `results.csv`; what it had done is in `results.csv.*.partial`.
+Until all rows are done, everything lies in `results.csv.partial/`: a folder `RANK-of-RANKS` for each process, with its
+part of the three files and a journal. A line of the journal says how long the files were when they were last safe on
+disk; a resumed run cuts them there.
 """
 
 import csv
+import io
+import json
+import logging
+import math
+import os
+import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TextIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from knee_siglip.core.files import atomic_file, atomic_text
+from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import PARTIAL, flush_to_disk, link_or_copy, lock
+
+logger = logging.getLogger(__name__)
+
+RESULTS, EMBEDDINGS, IDS = "results.csv", "embeddings.npy", "embedding_ids.csv"
+PARQUET, JOURNAL, KEY = "results.parquet", "journal.jsonl", "key"
+NAMES = (RESULTS, EMBEDDINGS, IDS)
+
+ROWS_AT_RISK = 256
+"""Rows between two lines of the journal: half a second of work, which a killed run does again."""
+
+ROWS_IN_GROUP = 65_536
+"""Of a Parquet file; so many are in memory at once."""
+
+POLL_SECONDS = 0.2
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet runs such a cell. Source: OWASP, CSV Injection."""
 
 
 @dataclass(frozen=True)
 class Outputs:
     """`embeddings`: float16 (N, D), row-aligned with `results`, NaN where the image failed.
 
-    `ids`: CSV of row (from 0), img_path and image_id (sha256 of the file).
+    `results`: CSV, or Parquet by its suffix. `ids`: CSV of row (from 0), img_path and image_id (sha256 of the file).
     """
 
     results: Path
@@ -34,56 +62,288 @@ class Outputs:
             results, results.with_name(f"{prefix}embeddings.npy"), results.with_name(f"{prefix}embedding_ids.csv")
         )
 
+    @property
+    def is_parquet(self) -> bool:
+        """Whether the results are a Parquet file."""
+        return self.results.suffix == ".parquet"
+
+    @property
+    def partial(self) -> Path:
+        """The folder of an unfinished run."""
+        return self.results.with_name(self.results.name + PARTIAL)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows `start` to `stop` of all `rows`, which the process `rank` of `ranks` computes."""
+
+    rows: int
+    start: int
+    stop: int
+    rank: int = 0
+    ranks: int = 1
+
+    @classmethod
+    def of_this_process(cls, rows: int, batch_size: int) -> Self:
+        """By torchrun's RANK and WORLD_SIZE, in whole batches: so the same images meet in a batch however many."""
+        rank, ranks = (int(os.environ.get(name, alone)) for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        return cls.of(rows, batch_size, rank, ranks)
+
+    @classmethod
+    def of(cls, rows: int, batch_size: int, rank: int, ranks: int) -> Self:
+        """Part `rank` of so many."""
+        batches = math.ceil(rows / batch_size)
+        edges = [min(rows, batches * number // ranks * batch_size) for number in (rank, rank + 1)]
+        return cls(rows, edges[0], edges[1], rank, ranks)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder with its files."""
+        return f"{self.rank}-of-{self.ranks}"
+
+
+@dataclass
+class Counts:
+    """Rows done, and their counts; sizes: bytes of the three files."""
+
+    rows: int = 0
+    failed: int = 0
+    grades: dict[str, int] = field(default_factory=dict)
+    sizes: tuple[int, ...] = (0, 0, 0)
+
+    def add(self, other: "Counts") -> None:
+        """Count another part's rows too."""
+        self.rows += other.rows
+        self.failed += other.failed
+        for grade, count in other.grades.items():
+            self.grades[grade] = self.grades.get(grade, 0) + count
+
 
 @contextmanager
-def open_outputs(outputs: Outputs, columns: Sequence[str], count: int, width: int) -> Iterator["OutputWriter"]:
-    """A writer of N = `count` rows; the files are put in place when the block ends without an error.
-
-    Of two runs with the same outputs the later one wins, as a whole.
+def open_part(outputs: Outputs, part: Part, key: str, columns: Sequence[str], width: int) -> Iterator["PartWriter"]:
+    """A writer of this process's rows, which knows how many an interrupted run has done.
 
     Args:
+        key: changes with whatever changes a row; an interrupted run with another one is not resumed.
         columns: header of the results.
         width: D of the embeddings.
 
     Raises:
-        UserError: the files cannot be written.
+        UserError: another process writes these outputs, or the system refuses.
     """
-    with (  # the first is placed last: where results.csv is new, the others are too
-        atomic_text(outputs.results, keep_partial=True) as results,
-        atomic_file(outputs.embeddings, keep_partial=True) as embeddings,
-        atomic_text(outputs.ids, keep_partial=True) as ids,
-    ):
-        writer = OutputWriter(results, embeddings, ids)
-        writer.write_headers(columns, count, width)
-        yield writer
-        assert writer.done == count, f"{writer.done} of {count} rows written"
+    folder = outputs.partial / part.folder
+    with ExitStack() as stack:
+        try:
+            outputs.partial.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(outputs.partial / f"lock-{part.rank}", f"writing {outputs.results}", wait=0))
+            _prepare(folder, key)
+            writer = stack.enter_context(PartWriter(folder, part, columns, width, guarded=not outputs.is_parquet))
+            yield writer
+        except OSError as error:
+            raise _refusal(outputs, error) from None
 
 
-class OutputWriter:
-    """Appends a batch at a time to the three files. done: rows written so far."""
+def _prepare(folder: Path, key: str) -> None:
+    """Keep what an interrupted run with the same key has left there; remove all else."""
+    if folder.exists() and not _has_key(folder, key):
+        logger.warning("%s is of another model, table or query: starting from the first row", folder.parent)
+        shutil.rmtree(folder)
+    folder.mkdir(exist_ok=True)
+    (folder / KEY).write_text(key, encoding="utf-8")
 
-    def __init__(self, results: TextIO, embeddings: BinaryIO, ids: TextIO) -> None:
-        self._files = (results, embeddings, ids)
-        self._results = csv.writer(results, lineterminator="\n")
-        self._ids = csv.writer(ids, lineterminator="\n")
-        self._embeddings = embeddings
-        self.done = 0
 
-    def write_headers(self, columns: Sequence[str], count: int, width: int) -> None:
-        """Begin the files, as `open_outputs` is told."""
-        self._results.writerow(columns)
-        self._ids.writerow(["row", "img_path", "image_id"])
-        header: dict[str, Any] = {"descr": "<f2", "fortran_order": False, "shape": (count, width)}
-        np.lib.format.write_array_header_1_0(self._embeddings, header)
+def _has_key(folder: Path, key: str) -> bool:
+    try:
+        return (folder / KEY).read_text(encoding="utf-8") == key
+    except OSError:
+        return False
 
-    def write(self, results: Sequence[Sequence[str]], image_ids: Sequence[str], image_embeds: np.ndarray) -> None:
-        """Append B rows: `results` starts with img_path; `image_embeds` (B, D)."""
-        assert len(results) == len(image_ids) == len(image_embeds)
-        self._results.writerows(results)
-        numbered = enumerate(zip(results, image_ids, strict=True), start=self.done)
-        self._ids.writerows((row, result[0], image_id) for row, (result, image_id) in numbered)
-        self._embeddings.write(image_embeds.astype("<f2").tobytes())
-        self.done += len(results)
-        # A killed run shall leave what it had done, not what happened to be in the buffers.
+
+def read_progress(folder: Path) -> Counts:
+    """What is safe on disk: the last whole line of the journal."""
+    try:
+        *lines, _ = (folder / JOURNAL).read_text(encoding="utf-8").split("\n")
+        values = json.loads(lines[-1])
+    except (OSError, ValueError, IndexError):  # none, or a line that a power failure left empty
+        return Counts()
+    return Counts(**values | {"sizes": tuple(values["sizes"])})
+
+
+class PartWriter:
+    """Appends a batch at a time to the three files. done: rows, and their counts, written so far.
+
+    Each part's files have their headers; `start` is the number of their first row.
+    """
+
+    def __init__(self, folder: Path, part: Part, columns: Sequence[str], width: int, guarded: bool) -> None:
+        self.folder, self.part, self.guarded = folder, part, guarded
+        self.done = read_progress(folder)
+        self._pending = 0
+        paths = [folder / name for name in NAMES]
+        if any(
+            not path.exists() or path.stat().st_size < size for path, size in zip(paths, self.done.sizes, strict=True)
+        ):
+            self.done = Counts()
+        self._files = [path.open("r+b" if path.exists() else "w+b") for path in paths]
+        for file, size in zip(self._files, self.done.sizes, strict=True):
+            file.truncate(size)
+            file.seek(size)
+        self._journal = (folder / JOURNAL).open("a" if self.done.rows else "w", encoding="utf-8")
+        if not self.done.rows:
+            self._write_headers(columns, width)
+        if not len(part):
+            self.commit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; all of the part's rows are safe if they were written."""
+        for file in (*self._files, self._journal):
+            file.close()
+
+    def write(
+        self, results: Sequence[Sequence[str]], image_ids: Sequence[str], image_embeds: np.ndarray, counts: Counts
+    ) -> None:
+        """Append B rows: `results` starts with img_path; `image_embeds` (B, D); `counts` of these rows."""
+        assert len(results) == len(image_ids) == len(image_embeds) == counts.rows
+        first = self.part.start + self.done.rows
+        guarded = [[neutral(cell) for cell in row] for row in results] if self.guarded else results
+        named = enumerate(zip(guarded, image_ids, strict=True), start=first)
+        self._append(RESULTS, _csv_lines(guarded))
+        self._append(EMBEDDINGS, image_embeds.astype("<f2").tobytes())
+        self._append(IDS, _csv_lines([[row, neutral(cells[0]), image_id] for row, (cells, image_id) in named]))
+        self.done.add(counts)
+        self._pending += counts.rows
+        if self._pending >= ROWS_AT_RISK or self.done.rows == len(self.part):
+            self.commit()
+
+    def commit(self) -> None:
+        """Put everything safely on disk, then say so in the journal."""
         for file in self._files:
             file.flush()
+            os.fsync(file.fileno())
+        self.done.sizes = tuple(file.tell() for file in self._files)
+        self._journal.write(json.dumps(asdict(self.done)) + "\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+        self._pending = 0
+
+    def _append(self, name: str, data: bytes) -> None:
+        self._files[NAMES.index(name)].write(data)
+
+    def _write_headers(self, columns: Sequence[str], width: int) -> None:
+        self._append(RESULTS, _csv_lines([columns]))
+        self._append(IDS, _csv_lines([["row", "img_path", "image_id"]]))
+        header: dict[str, Any] = {"descr": "<f2", "fortran_order": False}
+        header["shape"] = (self.part.rows if self.part.rank == 0 else len(self.part), width)
+        np.lib.format.write_array_header_1_0(self._files[NAMES.index(EMBEDDINGS)], header)
+
+
+def _csv_lines(rows: Sequence[Sequence[Any]]) -> bytes:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode("utf-8", "backslashreplace")
+
+
+def neutral(cell: str) -> str:
+    """A text that a spreadsheet would run as a formula, behind an apostrophe; numbers stay."""
+    if not cell.startswith(FORMULA_STARTS):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def merge_parts(outputs: Outputs, parts: Sequence[Part], key: str, numbers: Sequence[str]) -> Counts:
+    """Wait until all processes have done their parts, and put the files in place: results.csv last.
+
+    numbers: columns that a Parquet file holds as float64.
+
+    Returns the counts of all rows.
+
+    Raises:
+        UserError: the system refuses.
+    """
+    first, *others = [outputs.partial / part.folder for part in parts]
+    total = Counts()
+    for part in parts:
+        total.add(_wait_for(outputs.partial / part.folder, len(part), key))
+    try:
+        for name in NAMES:
+            for folder in others:
+                _append_body(first / name, folder / name)
+        if outputs.is_parquet:
+            _write_parquet(first / RESULTS, first / PARQUET, numbers)
+        link_or_copy(first / EMBEDDINGS, outputs.embeddings)
+        link_or_copy(first / IDS, outputs.ids)
+        link_or_copy(first / (PARQUET if outputs.is_parquet else RESULTS), outputs.results)
+        flush_to_disk(outputs.results.parent)
+    except OSError as error:
+        raise _refusal(outputs, error) from None
+    shutil.rmtree(outputs.partial, ignore_errors=True)
+    return total
+
+
+def _wait_for(folder: Path, rows: int, key: str) -> Counts:
+    """The counts of a part, when all of its rows are done."""
+    told = False
+    while not (_has_key(folder, key) and (folder / JOURNAL).exists() and read_progress(folder).rows == rows):
+        if not told:
+            logger.warning("waiting for the other processes to finish their rows (%s)", folder)
+            told = True
+        time.sleep(POLL_SECONDS)
+    return read_progress(folder)
+
+
+def _append_body(target: Path, source: Path) -> None:
+    """Append what follows the header of a part's file."""
+    with source.open("rb") as part, target.open("ab") as whole:
+        if source.name == EMBEDDINGS:
+            version = np.lib.format.read_magic(part)
+            assert version == (1, 0)
+            np.lib.format.read_array_header_1_0(part)
+        else:
+            _skip_record(part)
+        shutil.copyfileobj(part, whole)
+
+
+def _skip_record(file: BinaryIO) -> None:
+    """Read one CSV record; a quoted cell may hold line ends."""
+    quotes = 0
+    while line := file.readline():
+        quotes += line.count(b'"')
+        if quotes % 2 == 0:
+            return
+
+
+def _write_parquet(source: Path, target: Path, numbers: Sequence[str]) -> None:
+    """CSV to Parquet, a block of rows at a time: text columns, and `numbers` as float64 with nulls."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    with source.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        names = next(reader)
+        types = [pa.float64() if name in numbers else pa.string() for name in names]
+        schema = pa.schema(list(zip(names, types, strict=True)))
+        with ParquetWriter(target, schema) as writer:
+            while rows := list(islice(reader, ROWS_IN_GROUP)):
+                columns = [
+                    [float(cell) if cell else None for cell in cells] if name in numbers else cells
+                    for name, cells in zip(names, zip(*rows, strict=True), strict=True)
+                ]
+                arrays = [pa.array(cells, kind) for cells, kind in zip(columns, types, strict=True)]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _refusal(outputs: Outputs, error: OSError) -> UserError:
+    return UserError(f"cannot write {outputs.results}: {error.strerror or error}; free some space or check the rights")

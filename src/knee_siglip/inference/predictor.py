@@ -3,15 +3,20 @@
 Needs the checkpoint file and nothing else: no hub, no params.yaml, no pandas.
 """
 
+import os
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.special import expit, softmax
 
-from knee_siglip.core.errors import UsageError
+from knee_siglip.core.errors import UsageError, UserError
+from knee_siglip.core.files import sha256
 from knee_siglip.imaging.fit.transform import load_pixels
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
@@ -62,25 +67,40 @@ class Predictor:
         self, model_path: Path, image_size: int | None = None, device: str = "auto", precision: str = "auto"
     ) -> None:
         self.device = pick_device(device)
+        if self.device == torch.device("cuda"):  # torchrun numbers the processes of a machine
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         self.checkpoint = load_checkpoint(model_path, self.device, precision)
         self.transform = self.checkpoint.transform
         if image_size is not None:
             check_divisible(image_size, self.checkpoint.model.vision.patch, "this checkpoint")
             self.transform = replace(self.transform, image_size=image_size)
         self.task = saved_task(self.checkpoint.params)
+        self._path = model_path
+        self._turn = threading.Lock() if self.device.type != "cpu" else nullcontext()  # a GPU has memory for one batch
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the checkpoint's file."""
+        return sha256(self._path)
 
     @cached_property
     def grade_embeds(self) -> np.ndarray:
         """(C, D) L2-normalised prompt ensembles of the labels, from the params the model was trained with."""
-        return prompt_embeddings(self.checkpoint, self.task.label_prompts)
+        return self._finite(prompt_embeddings(self.checkpoint, self.task.label_prompts))
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (B, S, S) to (B, D) L2-normalised float32; in parts where the device's memory ends."""
-        return embed_pixels(self.checkpoint, [pixels])
+        with self._turn:
+            return self._finite(embed_pixels(self.checkpoint, [pixels]))
 
     def embed_queries(self, queries: Sequence[str]) -> np.ndarray:
         """Q texts to (Q, D) L2-normalised float32."""
-        return embed_texts(self.checkpoint, queries)
+        return self._finite(embed_texts(self.checkpoint, queries))
+
+    def _finite(self, embeds: np.ndarray) -> np.ndarray:
+        if not np.isfinite(embeds).all():
+            raise UserError(f"{self._path} gives embeddings that are no numbers: its weights are damaged; train again")
+        return embeds
 
     def probabilities(self, similarities: np.ndarray) -> np.ndarray:
         """Cosines of any shape to the probability that text and image belong together; Zhai et al. 2023, eq. 1."""

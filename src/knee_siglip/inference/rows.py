@@ -1,51 +1,91 @@
-"""The rows of a batch: a CSV with `img_path`, or the validated manifest."""
+"""The images of a batch: rows of a CSV, of a Parquet file (such as the validated manifest), or files of a folder.
 
+Rows are read again for every use and never held: memory does not grow with them.
+"""
+
+import csv
+import hashlib
 import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from knee_siglip.core.errors import UsageError
-from knee_siglip.tables.manifest import read_manifest
+from knee_siglip.core.errors import UsageError, UserError
+from knee_siglip.core.files import readable_name, sha256
+from knee_siglip.tables.manifest import MADE_COLUMNS
 from knee_siglip.tables.table import read_table
 
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
 logger = logging.getLogger(__name__)
+
+PARQUET = ".parquet"
+ROWS_AT_ONCE = 4096
+
+Row = tuple[list[str], Path | None]
+"""Cells in the order of `ImageRows.columns`, and where the image lies; None if the row names none."""
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """`rows` (N, columns): texts, `img_path` first. `files` (N,): where each image lies; None if the row names none."""
+    """columns: `img_path` first. count: of rows. digest: changes with the table. read: iterates from the first row."""
 
-    rows: pd.DataFrame
-    files: list[Path | None]
+    columns: list[str]
+    count: int
+    digest: str
+    read: Callable[[], Iterator[Row]]
 
     def __len__(self) -> int:
-        return len(self.files)
+        return self.count
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.read()
 
 
 def read_rows(path: Path, split: str | None = None) -> ImageRows:
-    """Read a CSV (every row; relative `img_path` from its folder) or the manifest (`*.parquet`: `split` or all).
-
-    The whole table is held, some hundred bytes a row; pixels and embeddings are not.
+    """Every row of a CSV or Parquet file, relative `img_path` from its folder; of the manifest the rows of `split`.
 
     Raises:
         UsageError: the file is missing, has no `img_path` or no rows.
-        UserError: the file is no CSV in UTF-8, or a `*.parquet` file is no manifest.
+        UserError: the file is no CSV in UTF-8, or no Parquet file.
     """
     if not path.is_file():
-        raise UsageError(f"{path} does not exist; it must be a CSV with the column img_path, or the validated manifest")
-    is_manifest = path.suffix == ".parquet"
-    rows = _read_manifest(path, split) if is_manifest else read_table(path).reset_index(drop=True)
-    if "img_path" not in rows.columns:
-        raise UsageError(f"{path} has no column img_path; its columns are {', '.join(rows.columns) or 'none'}")
-    if rows.empty:
-        where = f" with split {split!r}" if is_manifest and split else ""
+        raise UsageError(f"{path} does not exist; it must be a CSV or Parquet file with the column img_path")
+    rows = _read_parquet(path, split) if path.suffix == PARQUET else _read_csv(path)
+    if not rows.count:
+        where = f" with split {split!r}" if path.suffix == PARQUET and split else ""
         raise UsageError(f"{path} has no rows{where}; there is nothing to infer")
-    names = rows["image_file" if is_manifest else "img_path"]
-    folder = Path() if is_manifest else path.parent
-    files = [folder / name if name.strip() else None for name in names]
-    return ImageRows(rows[["img_path", *rows.columns.drop("img_path")]], files)
+    return rows
+
+
+def read_folder(folder: Path) -> ImageRows:
+    """Every file below a folder, in the order of their names; hidden ones are left out.
+
+    DICOMs of a PACS have no suffix, so a file's name says nothing: what is no image becomes a row that says so.
+
+    Raises:
+        UsageError: there is no such folder, or no file in it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder")
+    files = list(_files_below(folder))
+    if not files:
+        raise UsageError(f"{folder} holds no file; there is nothing to infer")
+    digest = hashlib.sha256()
+    for file in files:
+        facts = file.stat()
+        digest.update(f"{file!r} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+
+    def read() -> Iterator[Row]:
+        for file in files:
+            yield [readable_name(file.relative_to(folder))], file
+
+    return ImageRows(["img_path"], len(files), digest.hexdigest(), read)
 
 
 def carried_names(columns: list[str], taken: list[str]) -> list[str]:
@@ -62,9 +102,109 @@ def carried_names(columns: list[str], taken: list[str]) -> list[str]:
     return names
 
 
-def _read_manifest(path: Path, split: str | None) -> pd.DataFrame:
-    rows = read_manifest(path)
-    rows = rows[rows["split"] == split] if split else rows
-    # convert_dtypes: a grade column with gaps may be float in pandas, but 2 must not come out as 2.0.
-    cells = rows.convert_dtypes().astype(object)
-    return cells.where(rows.notna(), "").astype(str).reset_index(drop=True)
+def _files_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".partial"))
+        for name in sorted(names):
+            file = Path(parent, name)
+            if not name.startswith(".") and file.is_file():
+                yield file
+
+
+def _read_csv(path: Path) -> ImageRows:
+    columns, count = _survey(path)
+    if columns is None:  # the whole table at once: names what is wrong with it, or reads what the survey could not
+        table = read_table(path)
+        columns, records = list(table.columns), table.to_numpy().tolist()
+        count, iterate = len(records), lambda: iter(records)
+    else:
+        iterate = partial(_records, path)
+    return _located(path, columns, count, iterate, "img_path", path.parent, sha256(path))
+
+
+def _survey(path: Path) -> tuple[list[str] | None, int]:
+    """Header and number of rows; None where the CSV is not plain."""
+    count = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            for cells in reader:
+                if cells and (len(cells) != len(header) or any("\0" in cell for cell in cells)):
+                    return None, 0
+                count += bool(cells)
+    except (OSError, ValueError, csv.Error):
+        return None, 0
+    is_plain = header and max(Counter(header).values()) == 1 and not any("\0" in name for name in header)
+    return (header, count) if is_plain else (None, 0)
+
+
+def _records(path: Path) -> Iterator[list[str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        next(reader)
+        yield from (cells for cells in reader if cells)
+
+
+def _read_parquet(path: Path, split: str | None) -> ImageRows:
+    file = _open_parquet(path)
+    columns = list(file.schema_arrow.names)
+    is_manifest = {"img_path", "split", *MADE_COLUMNS} <= {*columns}
+    split = split if is_manifest else None
+    count = file.metadata.num_rows
+    if split:
+        count = sum(row["split"] == split for row in _parquet_rows(file, ["split"]))
+
+    def records() -> Iterator[list[str]]:
+        for row in _parquet_rows(_open_parquet(path), columns):
+            if split is None or row["split"] == split:
+                yield [_cell(row[name]) for name in columns]
+
+    # A manifest names its files from the project's root.
+    located = ("image_file", Path()) if is_manifest else ("img_path", path.parent)
+    return _located(path, columns, count, records, *located, f"{sha256(path)} {split}")
+
+
+def _open_parquet(path: Path) -> "ParquetFile":
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(path)
+    except (OSError, ArrowException) as error:
+        raise UserError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _parquet_rows(file: "ParquetFile", columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+        yield from batch.to_pylist()
+
+
+def _cell(value: object) -> str:
+    """A grade column with gaps may be float, but 2 must not come out as 2.0."""
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _located(
+    path: Path,
+    columns: list[str],
+    count: int,
+    records: Callable[[], Iterator[list[str]]],
+    name_column: str,
+    folder: Path,
+    digest: str,
+) -> ImageRows:
+    """Put `img_path` first, and say where each row's image lies."""
+    if "img_path" not in columns:
+        raise UsageError(f"{path} has no column img_path; its columns are {', '.join(columns) or 'none'}")
+    first, named = columns.index("img_path"), columns.index(name_column)
+
+    def read() -> Iterator[Row]:
+        for cells in records():
+            name = cells[named]
+            ordered = [cells[first], *cells[:first], *cells[first + 1 :]]
+            yield ordered, folder / name if name.strip() else None
+
+    return ImageRows(["img_path", *columns[:first], *columns[first + 1 :]], count, digest, read)

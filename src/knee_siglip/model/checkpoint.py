@@ -4,6 +4,8 @@ Loads with `torch.load(weights_only=True)`: it holds plain containers and tensor
 """
 
 import tempfile
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", precision: s
 
 
 def _read(path: Path) -> dict[str, Any]:
+    check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -116,6 +119,23 @@ def _read(path: Path) -> dict[str, Any]:
         found = content.get("format", "no format entry") if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} is not a knee-siglip checkpoint of format {FORMAT}: found {found}")
     return content
+
+
+def check_archive(path: Path) -> None:
+    """Check the file's own checksums, which torch does not: one flipped bit would silently be another model.
+
+    Raises:
+        UserError: naming the entry that is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # missing, or no checkpoint at all: loading says so
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy it again, or train again") from None
+    if damaged is not None:
+        raise UserError(f"{path} is damaged (wrong checksum of {damaged}); copy it again, or train again")
 
 
 def _pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
