@@ -1,4 +1,4 @@
-"""python benchmarks/batch_inference.py [--only peers scale kills] [--rows 1000 10000 50000] [--peer_rows 1000] [--output FILE]
+"""python benchmarks/batch_inference.py [--only peers scale kills] [--rows N ...] [--peer_rows N] [--output FILE]
 
 Batch inference of the default run's model over its 512 px PNGs (paths repeat; the files are in the page cache):
 `peers`: images/s after start-up, alone and beside a busy process, against Hugging Face's own models with the same
