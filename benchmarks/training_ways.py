@@ -112,7 +112,7 @@ class Ours:
         freeze = FreezeParams(vision="all" if frozen else "none")
         self.params = TrainParams(batch_size=work.batch_size, epochs=1000, freeze=freeze, **(options or {}))
         self.model = place(our_model(work.sizes, work.batch_size), device)
-        freeze_towers(self.model, self.params.freeze)
+        freeze_towers(self.model, self.params.freeze, self.params.lora)
         manifest = read_manifest(work.manifest)
         pixels = open_pixels(manifest, work.cache_facts)
         if pixels.image_size != work.sizes.image_size:

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from knee_siglip.params.sections import AugmentParams, TrainParams
+from knee_siglip.params.sections import AugmentParams, FreezeParams, LoraParams, TrainParams
 from knee_siglip.training import contrastive, distributed
 from knee_siglip.training.distributed import Ranks, open_ranks
 from knee_siglip.training.encoder import PairEncoder
 from knee_siglip.training.finite import FiniteGuard
+from knee_siglip.training.optimizer import freeze_towers
 from knee_siglip.training.resume import share_state
 from knee_siglip.training.trainer import Trainer
 from toys import add_gradients, local_batch, toy_model, toy_pairs
@@ -71,9 +72,11 @@ def fill_memory(encoder: PairEncoder, where: str) -> list[str]:
     return happened
 
 
-def train(ranks: Ranks) -> dict:
+def train(ranks: Ranks, freeze: FreezeParams) -> dict:
     """Weights and history after three epochs of groups of 8 with a last one of 4, accumulated, averaged, in float64."""
-    model = toy_model(dropout=0.1).double()
+    model = toy_model(dropout=0.1)
+    freeze_towers(model, freeze, LoraParams(rank=4, dropout=0.2))
+    model.double()
     params = TrainParams(
         batch_size=4, gradient_accumulation_steps=2, micro_batch_size=3, epochs=3, learning_rate=5e-3, ema_decay=0.9
     )
@@ -108,7 +111,8 @@ def main() -> None:
             found["float32", exchange] = group_gradients(ranks, 23, 3, exchange, dtype=torch.float32)
         for micro, full in FULL:
             found["full", micro, full] = group_gradients(ranks, 23, micro, "gathered", full=full)
-        found["training"] = train(ranks)
+        found["training"] = train(ranks, FreezeParams())
+        found["adapters"] = train(ranks, FreezeParams(vision="lora", text="lora"))
         found["flags"] = [ranks.any(ranks.rank == 0), ranks.any(ranks.rank == ranks.size - 1), ranks.any(False)]
         found["rows"] = ranks.gather(torch.from_numpy(ranks.local_part(np.arange(7))).unsqueeze(1), 7)
         state = {

@@ -63,6 +63,11 @@ def test_an_image_costs_what_torch_counts(make_counted, freeze, image_size):
     assert 3 * image_flops(model, image_size) == counted(model.get_image_features, pixels) - positions
 
 
+def test_adapters_spare_the_gradients_of_the_weights_alone(make_counted):
+    costs = [image_flops(make_counted(FreezeParams(vision=kept)), 28) for kept in ("all", "lora", "none")]
+    assert costs[0] < costs[1] < costs[2]
+
+
 @pytest.mark.parametrize("freeze", [FreezeParams(text=kept) for kept in ("none", "all", 1)], ids=str)
 def test_a_text_costs_what_torch_counts(make_counted, freeze):
     model = make_counted(freeze)

@@ -124,6 +124,20 @@ def test_a_partly_frozen_tower_trains_its_last_blocks_only(files, make_params):
     assert all(name.startswith(("encoder.layer.3.", "layernorm.")) for name in changed)
 
 
+def test_adapters_are_merged_into_checkpoints_and_train_nothing_else_of_their_tower(files, make_params):
+    train(make_params(freeze={"vision": "lora"}, lora={"rank": 4}, ema_decay=0.9), files, "cpu")
+    before = load_state(files.backbones / "vision")
+    after = {n.removeprefix("vision_model."): w for n, w in weights(files.best_model).items() if "vision_model" in n}
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    linear = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+    assert {name.split(".")[-2] for name in changed} == set(linear)
+    assert all(name.endswith(".weight") for name in changed)
+    counts = load_checkpoint(files.best_model).model.parameter_counts()
+    assert 0 < report(files)["parameters.trainable"] < counts["total"] - counts["vision"] + counts["vision"] // 2
+    assert not (paths.store_root() / paths.FEATURES).exists()
+
+
 def load_state(folder):
     from knee_siglip.encoders.backbones import load_vision
 

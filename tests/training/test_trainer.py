@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.params.sections import AugmentParams, FreezeParams, TrainParams
+from knee_siglip.params.sections import AugmentParams, FreezeParams, LoraParams, TrainParams
 from knee_siglip.training import accumulation
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.optimizer import freeze_towers
@@ -94,6 +94,36 @@ def test_a_frozen_tower_keeps_its_weights(make_model, make_pairs, tower):
         frozen = name.startswith(f"{tower}_model.")
         assert torch.equal(before[name], parameter) or not frozen, name
     assert not torch.equal(before["visual_projection.weight"], model.visual_projection.weight)
+
+
+def test_adapters_resume_to_the_bit_with_their_average(make_model, make_pairs, tmp_path):
+    params = PARAMS.model_copy(update={"epochs": 3, "ema_decay": 0.9, "augment": AugmentParams()})
+
+    def new_trainer(seed):
+        model = make_model(seed=seed)
+        freeze_towers(model, FreezeParams(vision="lora", text="lora"), LoraParams(rank=4, dropout=0.2))
+        return make_trainer(model, make_pairs, params)[0]
+
+    undisturbed, interrupted = new_trainer(0), new_trainer(0)
+    undisturbed.fit()
+
+    def save_or_stop():
+        if interrupted.step == 6:
+            interrupted._flush()
+            torch.save(interrupted.state_dict(), tmp_path / "state")
+            raise InterruptedError
+
+    interrupted._save_or_stop = save_or_stop
+    with pytest.raises(InterruptedError):
+        interrupted.fit()
+    resumed = new_trainer(seed=7)
+    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    resumed.fit()
+    for name, tensor in undisturbed.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    average = undisturbed.ema.state_dict()["shadow"]
+    assert all(".lora_" in name or name.startswith(("logit", "visual_projection")) for name in average)
+    assert all(torch.equal(resumed.ema.state_dict()["shadow"][name], tensor) for name, tensor in average.items())
 
 
 def test_a_non_finite_loss_stops_before_the_update(make_model, make_pairs):

@@ -5,19 +5,25 @@ from dataclasses import dataclass
 
 from torch import nn
 
+ADAPTER_WEIGHT = ".lora_"
+"""Part of the names of an adapter's weights, and of no others (`adapters.py`)."""
+
 
 @dataclass(frozen=True)
 class Layer:
     """FLOPs forward of one layer, for one image or text.
 
     `weighted`: products with weights. `unweighted`: products of two activations, of which both take a gradient.
-    `has_norm`: a norm with weights comes first, so that the products' inputs take a gradient if the layer is trained.
+    `trained`: some of the layer's own weights take a gradient. `adapted`: its adapters do; their own products are not
+    counted, as their rank is far below the width. `has_norm`: a norm with weights comes first, so that the products'
+    inputs take a gradient if the layer is trained.
     """
 
     weighted: int
     unweighted: int
     trained: bool
     has_norm: bool
+    adapted: bool = False
 
 
 def count_layer(module: nn.Module, weighted: int = 0, has_norm: bool = False) -> Layer:
@@ -34,7 +40,8 @@ def count_blocks(blocks: nn.ModuleList, tokens: int, width: int, hidden: int, ma
     for block in blocks:
         queries = 1 if block is blocks[-1] else tokens
         weights = 2 * width**2 * tokens + (2 * width**2 + matrices * width * hidden) * queries
-        layers.append(Layer(2 * weights, 2 * 2 * queries * tokens * width, is_trained(block), has_norm=True))
+        trained, adapted = is_trained(block), is_adapted(block)
+        layers.append(Layer(2 * weights, 2 * 2 * queries * tokens * width, trained, has_norm=True, adapted=adapted))
     return layers
 
 
@@ -46,13 +53,18 @@ def training_flops(layers: Iterable[Layer]) -> int:
     """
     flops, is_trained_below = 0, False
     for layer in layers:
-        needs_input_gradients = is_trained_below or (layer.trained and layer.has_norm)
+        needs_input_gradients = is_trained_below or layer.adapted or (layer.trained and layer.has_norm)
         flops += layer.weighted * (1 + layer.trained + needs_input_gradients)
         flops += layer.unweighted * (3 if needs_input_gradients else 1)
-        is_trained_below = is_trained_below or layer.trained
+        is_trained_below = is_trained_below or layer.trained or layer.adapted
     return flops
 
 
 def is_trained(module: nn.Module) -> bool:
-    """Whether any parameter takes a gradient."""
-    return any(parameter.requires_grad for parameter in module.parameters())
+    """Whether any parameter, adapters left out, takes a gradient."""
+    return any(parameter.requires_grad for name, parameter in module.named_parameters() if ADAPTER_WEIGHT not in name)
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether it holds adapters."""
+    return any(ADAPTER_WEIGHT in name for name, _ in module.named_parameters())

@@ -6,6 +6,7 @@ Loads with `torch.load(weights_only=True)`: it holds plain containers and tensor
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,16 @@ class Checkpoint:
         return self.model.text.positions
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the file atomically."""
+def save_checkpoint(checkpoint: Checkpoint, path: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write the file atomically.
+
+    weights: stored in place of the model's own, by the names of a model without adapters.
+    """
+    weights = checkpoint.model.state_dict() if weights is None else weights
     content = {
         "format": FORMAT,
         "config": checkpoint.model.config.to_dict(),
-        "weights": {name: tensor.detach().cpu() for name, tensor in checkpoint.model.state_dict().items()},
+        "weights": {name: tensor.detach().cpu() for name, tensor in weights.items()},
         "tokenizer": _pack_tokenizer(checkpoint.tokenizer),
         "transform": checkpoint.transform.to_dict(),
         "params": checkpoint.params,

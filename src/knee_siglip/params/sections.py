@@ -157,14 +157,25 @@ class ModelParams(Section):
     bias_init: float | Literal["auto"] = "auto"
 
 
-Freeze = Literal["none", "all"] | PositiveInt
+Freeze = Literal["none", "all", "lora"] | PositiveInt
 
 
 class FreezeParams(Section):
-    """Frozen weights of each tower: none, all, or (a number n) all but the last n blocks and the final norm."""
+    """Frozen weights of each tower: none; all; a number n: all but the last n blocks and the final norm; or lora.
+
+    `lora` freezes all of them and trains low-rank adapters in the blocks, which checkpoints merge into the weights.
+    """
 
     vision: Freeze = "none"
     text: Freeze = "none"
+
+
+class LoraParams(Section):
+    """Adapters of a tower whose `freeze` is `lora`: W + (alpha / rank) B A, with A of `rank` rows."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class GradientCheckpointingParams(Section):
@@ -223,6 +234,7 @@ class TrainParams(Section):
     save_every_steps: PositiveInt | None = None
     cache_frozen_features: bool = True
     freeze: FreezeParams = FreezeParams()
+    lora: LoraParams = LoraParams()
     augment: AugmentParams = AugmentParams()
 
     @field_validator("mixed_precision", mode="before")

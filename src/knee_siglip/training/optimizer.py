@@ -8,15 +8,16 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from knee_siglip.core.errors import UsageError
+from knee_siglip.encoders.adapters import add_adapters
 from knee_siglip.encoders.protocols import Encoder
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-from knee_siglip.params.sections import Freeze, FreezeParams, TrainParams
+from knee_siglip.params.sections import Freeze, FreezeParams, LoraParams, TrainParams
 
 Schedule = Literal["onecycle", "cosine", "constant"]
 
 
-def freeze_towers(model: KneeRadDinoSigLIPModel, freeze: FreezeParams) -> None:
-    """Freeze weights: they take no gradient, no decay and no optimizer memory.
+def freeze_towers(model: KneeRadDinoSigLIPModel, freeze: FreezeParams, lora: LoraParams | None = None) -> None:
+    """Freeze weights: they take no gradient, no decay and no optimizer memory. `lora` adds adapters that do.
 
     A number n trains only the last n blocks and what follows them (final norm, the text tower's head); the embeddings
     stay frozen even where n is the number of blocks.
@@ -24,19 +25,22 @@ def freeze_towers(model: KneeRadDinoSigLIPModel, freeze: FreezeParams) -> None:
     Raises:
         UsageError: n is larger than the tower's number of blocks.
     """
-    _freeze(model.vision, freeze.vision, "vision")
-    _freeze(model.text, freeze.text, "text")
+    _freeze(model.vision, freeze.vision, lora or LoraParams(), "vision")
+    _freeze(model.text, freeze.text, lora or LoraParams(), "text")
 
 
-def _freeze(encoder: Encoder, frozen: Freeze, name: str) -> None:
+def _freeze(encoder: Encoder, frozen: Freeze, lora: LoraParams, name: str) -> None:
     blocks = len(encoder.blocks)
+    if frozen == "lora":
+        add_adapters(encoder, lora)
+        return
     if not isinstance(frozen, int):
         encoder.model.requires_grad_(frozen == "none")
         return
     if frozen > blocks:
         raise UsageError(
             f"train.freeze.{name} = {frozen}: the {name} tower has {blocks} blocks; "
-            f"give a number from 1 to {blocks} of last blocks to train, or none or all"
+            f"give a number from 1 to {blocks} of last blocks to train, or none, all or lora"
         )
     depths = encoder.depths()
     for parameter_name, parameter in encoder.model.named_parameters():

@@ -16,6 +16,7 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import Interrupted, UserError
 from knee_siglip.core.files import link_or_copy
 from knee_siglip.core.metrics_file import write_metrics
+from knee_siglip.encoders.adapters import merged_state_dict
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
 from knee_siglip.model.device import autocast_dtype, place
@@ -95,7 +96,7 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     manifest = read_manifest(files.manifest)
     group_size = params.train.batch_size * params.train.gradient_accumulation_steps
     model, tokenizer = build_model(files.backbones, params.model, group_size)
-    freeze_towers(model, params.train.freeze)
+    freeze_towers(model, params.train.freeze, params.train.lora)
     check_divisible(params.image_size, model.vision.patch, "params.yaml")
     pixels = open_pixels(manifest, files.cache_facts)
     # without `tracking`: a tracking URI may hold a password, and checkpoints are passed on
@@ -248,7 +249,7 @@ def _publish(saver: StateSaver, path: Path) -> None:
 
 def _save(checkpoint: Checkpoint, metrics: dict[str, float], path: Path) -> None:
     checkpoint.metrics = metrics
-    save_checkpoint(checkpoint, path)
+    save_checkpoint(checkpoint, path, merged_state_dict(checkpoint.model))
 
 
 def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker: Tracker) -> None:
