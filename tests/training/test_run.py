@@ -138,6 +138,20 @@ def test_adapters_are_merged_into_checkpoints_and_train_nothing_else_of_their_to
     assert not (paths.store_root() / paths.FEATURES).exists()
 
 
+def test_texts_are_cut_where_the_training_texts_need_it(files, make_params, caplog):
+    manifest = pd.read_parquet(files.manifest)
+    params = make_params()
+    params = params.model_copy(update={"model": params.model.model_copy(update={"max_text_length": "auto"})})
+    with pytest.raises(UserError, match="no token counts"):
+        train(params, files, "cpu")
+    # test rows are not looked at
+    write_manifest(manifest.assign(text_tokens=[70] * 28 + [300] * 12), files.manifest)
+    train(params, files, "cpu")
+    assert "72 tokens; 0 of 28 training texts are cut" in caplog.text
+    model = load_checkpoint(files.best_model)
+    assert (model.max_text_length, model.position_count, report(files)["dataset.max_text_length"]) == (72, 72, 72)
+
+
 def load_state(folder):
     from knee_siglip.encoders.backbones import load_vision
 

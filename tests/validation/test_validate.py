@@ -356,3 +356,15 @@ def test_absolute_paths_stay_absolute(project):
     assert outcome.issues == []
     assert outcome.manifest["image_file"].iloc[0] == str(project.folder / "data/images/P000_left.png")
     assert outcome.manifest["image_file"].iloc[1] == "data/images/P001_left.png"
+
+
+def test_with_auto_the_length_is_what_the_training_texts_need(project):
+    project.set(2, "impression", "mild osteoarthritis " * 50)
+    outcome = project.run(model={"max_text_length": "auto"})
+    length = outcome.metrics["texts"]["max_text_length"]
+    assert length == outcome.manifest["text_tokens"].max() + -outcome.manifest["text_tokens"].max() % 8 > 64
+    assert outcome.of("truncated_text") == []
+    project.set(7, "impression", "mild osteoarthritis " * 200)
+    again = project.run(model={"max_text_length": "auto"})
+    assert again.metrics["texts"]["max_text_length"] == length
+    assert len(again.of("truncated_text")) == 1

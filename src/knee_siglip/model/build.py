@@ -24,6 +24,7 @@ def build_model(
         UserError: a folder is missing or holds another kind of model.
     """
     vision, text = load_vision(backbones / "vision"), load_text(backbones / "text")
+    assert params.max_text_length != "auto", "choose_text_length comes first"
     text.extend_positions(params.max_text_length)
     mean, std = load_image_normalisation(backbones / "vision")
     config = KneeRadDinoSigLIPConfig(

@@ -145,14 +145,17 @@ class PreprocessParams(Section):
 
 
 class ModelParams(Section):
-    """The encoders (`small`, a hub id with its 40-digit revision, or a local folder) and what joins them."""
+    """The encoders (`small`, a hub id with its 40-digit revision, or a local folder) and what joins them.
+
+    `max_text_length`: tokens after which a text is truncated; auto: what the training texts need (`tables/text.py`).
+    """
 
     vision: str = SMALL
     vision_revision: str = ""
     text: str = SMALL
     text_revision: str = ""
     projection: Literal["linear", "mlp"] = "linear"
-    max_text_length: Annotated[int, Field(ge=8, le=4096)] = 64
+    max_text_length: Annotated[int, Field(ge=8, le=4096)] | Literal["auto"] = 64
     temperature: PositiveFloat = 0.07
     bias_init: float | Literal["auto"] = "auto"
 

@@ -17,6 +17,9 @@ image_file: path usable from the project's root; image_id: sha256 of the file; w
 original; text: the normalised impression; flags: what was noticed and kept, joined by `;`.
 """
 
+TOKENS_COLUMN = "text_tokens"
+"""Made too, if a tokenizer is at hand: the text's length in tokens, with the end token."""
+
 
 def read_manifest(path: Path = MANIFEST) -> pd.DataFrame:
     """Rows in the input's order; input columns as text, labels that are numbers as nullable Int64.

@@ -24,8 +24,8 @@ from knee_siglip.pairs.batches import PairDataset, Pixels
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.sections import Params
 from knee_siglip.store.pixels import CachedPixels, open_pixels
-from knee_siglip.tables.manifest import read_manifest
-from knee_siglip.tables.text import tokenize
+from knee_siglip.tables.manifest import TOKENS_COLUMN, read_manifest
+from knee_siglip.tables.text import fitting_text_length, position_count, tokenize
 from knee_siglip.tracking.tracker import Tracker, open_tracker, remember_run
 from knee_siglip.training.distributed import Ranks, open_ranks
 from knee_siglip.training.features import frozen_features
@@ -64,7 +64,7 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
             logging.getLogger("knee_siglip").setLevel(logging.ERROR)
         torch.manual_seed(params.seed)
         job = _prepare(params, files, ranks, chosen)
-        key = fingerprint(params, job.checkpoint.data_hash, files.backbones)
+        key = fingerprint(job.params, job.checkpoint.data_hash, files.backbones)
         first = open_run(paths.store_root() / paths.RUNS, key, params.train.save_every_minutes)
         with first if ranks.is_first else nullcontext() as saver:
             ranks.wait()  # until the first process holds the lock, or has ended without it
@@ -94,6 +94,7 @@ class Job:
 
 def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.device) -> Job:
     manifest = read_manifest(files.manifest)
+    params = choose_text_length(params, manifest, files.backbones / "text")
     group_size = params.train.batch_size * params.train.gradient_accumulation_steps
     model, tokenizer = build_model(files.backbones, params.model, group_size)
     freeze_towers(model, params.train.freeze, params.train.lora)
@@ -111,6 +112,26 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     train_set = _pairs(manifest, seen, train_rows, checkpoint)
     val_set = _pairs(manifest, seen, val_rows, checkpoint)
     return Job(params, files, ranks, device, manifest, checkpoint, train_set, val_set)
+
+
+def choose_text_length(params: Params, manifest: pd.DataFrame, text_encoder: Path) -> Params:
+    """Params with a number in place of `model.max_text_length: auto`, from the token counts that validation wrote.
+
+    Raises:
+        UserError: the manifest has no counts.
+    """
+    if params.model.max_text_length != "auto":
+        return params
+    if TOKENS_COLUMN not in manifest:
+        raise UserError(
+            "model.max_text_length = auto: the manifest has no token counts; rerun validation (dvc repro -f validate) "
+            "or give a number"
+        )
+    counts = manifest.loc[manifest["split"] == "train", TOKENS_COLUMN]
+    length = fitting_text_length(counts, position_count(text_encoder))
+    cut = int((counts > length).sum())
+    logger.warning("model.max_text_length = auto: %d tokens; %d of %d training texts are cut", length, cut, len(counts))
+    return params.model_copy(update={"model": params.model.model_copy(update={"max_text_length": length})})
 
 
 def _train(job: Job, key: str, saver: StateSaver | None) -> None:
@@ -196,6 +217,7 @@ def dataset_facts(manifest: pd.DataFrame, checkpoint: Checkpoint) -> dict[str, A
     """Dotted dataset statistics and parameter counts, as trackers and metrics.json show them."""
     splits = ("train", "val", "test")
     facts: dict[str, Any] = {f"dataset.{split}_rows": int((manifest["split"] == split).sum()) for split in splits}
+    facts["dataset.max_text_length"] = checkpoint.max_text_length
     facts["dataset.distinct_texts"] = int(manifest["text"].nunique())
     if "patient_id" in manifest:
         facts["dataset.patients"] = int(manifest["patient_id"].nunique())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, add_flag
+from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, TOKENS_COLUMN, add_flag
 from knee_siglip.task.task import Labels
 from knee_siglip.validation.images.inspection import Failure, Result
 from knee_siglip.validation.issue import Issue, issues_of_rows
@@ -43,7 +43,7 @@ def check_columns(table: pd.DataFrame, csv: Path) -> list[Issue]:
             listed = shorten(", ".join(names), LISTED_LENGTH)
             message = f"column {name!r} is missing; the columns are {listed}{hint}"
             issues.append(Issue("error", "missing_column", 1, str(csv), message))
-    for name in MADE_COLUMNS:
+    for name in (*MADE_COLUMNS, TOKENS_COLUMN):
         if name in names:
             message = f"column {name!r} is one that validation makes; rename yours"
             issues.append(Issue("error", "reserved_column", 1, str(csv), message))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -12,9 +12,9 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
-from knee_siglip.tables.manifest import write_manifest
+from knee_siglip.tables.manifest import TOKENS_COLUMN, write_manifest
 from knee_siglip.tables.table import TableError, read_table
-from knee_siglip.tables.text import load_tokenizer, normalise_text
+from knee_siglip.tables.text import fitting_text_length, load_tokenizer, normalise_text, position_count
 from knee_siglip.task.task import Task
 from knee_siglip.validation import rows as checks
 from knee_siglip.validation.images.inspection import NO_FACTS, ImageFacts, Result, inspect_images
@@ -108,9 +108,9 @@ def _examine(
     table: pd.DataFrame, params: Params, task: Task, text_encoder: Path
 ) -> tuple[pd.DataFrame, list[Issue], dict[str, Any]]:
     """Check and measure the rows kept."""
-    tokens = None
-    if text_encoder.is_dir():
-        tokens = Tokens(load_tokenizer(text_encoder), table["text"], params.model.max_text_length)
+    tokens = _tokens(table, params.model.max_text_length, text_encoder)
+    if tokens is not None:
+        table = table.assign(**{TOKENS_COLUMN: table["text"].map(tokens.counts)})
     table, looks = checks.check_appearance(table)
     shift, shifted = check_shift(table, task)
     shortcuts, predictable = check_shortcuts(table, task)
@@ -122,6 +122,20 @@ def _examine(
         "shortcuts": shortcuts,
     }
     return table, [*looks, *check_texts(table, tokens, task), *shifted, *predictable], metrics
+
+
+def _tokens(table: pd.DataFrame, length: int | Literal["auto"], text_encoder: Path) -> Tokens | None:
+    """The tokenizer's work, and the length by which texts count as truncated; None without a tokenizer."""
+    if not text_encoder.is_dir():
+        return None
+    tokenizer = load_tokenizer(text_encoder)
+    if length != "auto":
+        return Tokens(tokenizer, table["text"], length)
+    positions = position_count(text_encoder)
+    tokens = Tokens(tokenizer, table["text"], positions)
+    train = table.loc[table["split"] == "train", "text"]
+    tokens.length = fitting_text_length(train.map(tokens.counts), positions)
+    return tokens
 
 
 def _add_columns(

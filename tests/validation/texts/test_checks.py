@@ -113,6 +113,7 @@ def test_metrics(tokenizer):
         "words_median": 2.0,
         "words_min": 2,
         "words_max": 5,
+        "max_text_length": 64,
         "truncated_share": 0.0,
         "tokens_median": 3.0,
         "tokens_max": 6,

@@ -53,11 +53,12 @@ class Tokens:
         return [*self._truncated(table), *self._unknown(table), *self._changed(table)]
 
     def metrics(self, texts: pd.Series) -> dict[str, float | int]:
-        """Share (0-1) of truncated rows and of unknown words (every occurrence counts); token counts."""
+        """Length that texts are cut to; shares (0-1) of cut rows and of unknown words, each occurrence counted."""
         counts = texts.map(self.counts)
         words = texts.map(str.split).explode().dropna()
         unknown = [word for word, facts in self.words.items() if facts.unknown]
         return {
+            "max_text_length": self.length,
             "truncated_share": float((counts > self.length).mean()) if len(texts) else 0.0,
             "tokens_median": float(counts.median()) if len(texts) else 0.0,
             "tokens_max": int(counts.max()) if len(texts) else 0,
