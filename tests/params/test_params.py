@@ -19,14 +19,15 @@ def test_shipped_file_states_every_default():
     assert params.flat().keys() == parse_params({}).flat().keys()
 
 
-def test_rad_dino_preset_has_the_references_values_and_asks_for_revisions():
+def test_rad_dino_preset_has_the_references_batch_and_schedule_and_asks_for_revisions():
     params = load_params(ROOT / "presets" / "rad-dino.yaml")
     assert (params.model.vision, params.model.vision_revision) == ("microsoft/rad-dino", "")
     assert (params.model.text, params.model.text_revision) == ("google/siglip-base-patch16-224", "")
-    assert (params.image_size, params.model.max_text_length, params.model.temperature) == (224, 512, 0.07)
+    assert (params.image_size, params.model.max_text_length, params.model.temperature) == (224, "auto", 0.07)
     train = params.train
     assert (train.batch_size, train.epochs, train.learning_rate) == (64, 20, 1e-4)
     assert (train.weight_decay, train.warmup_ratio, train.gradient_accumulation_steps) == (0.01, 0.05, 1)
+    assert params.flat().keys() == Params().flat().keys()
 
 
 HIP = {"subject": "hip", "label_column": "hip_grade", "labels": {1: "mild", 2: "severe"}, "queries": ["Normal hip."]}
@@ -136,6 +137,11 @@ def test_dotted_names_become_sections_and_back():
         ({"model": {"vision": "microsoft/rad-dino"}}, "model.vision_revision = '': .*40-digit hash"),
         ({"model": {"text": "google/siglip-base-patch16-224", "text_revision": "main"}}, "text_revision = 'main'"),
         ({"model": {"vision": "rad dino"}}, "model.vision = 'rad dino': is no folder"),
+        (
+            {"train": {"init_from": "models/best_model.pt"}},
+            "train.init_from = .*: training replaces this file; copy it",
+        ),
+        ({"train": {"init_from": "start/224.pt"}}, "train.init_from = 'start/224.pt': does not exist"),
     ],
 )
 def test_what_the_params_name_is_looked_for_before_any_work(values, sentence):

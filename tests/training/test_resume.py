@@ -292,6 +292,16 @@ def test_what_changes_no_number_is_the_same_training(backbones, changes):
     assert fingerprint(parse_params({}), "data", backbones) == fingerprint(parse_params(changes), "data", backbones)
 
 
+def test_another_start_under_the_same_name_is_another_training(backbones, tmp_path):
+    start = tmp_path / "start.pt"
+    params = parse_params({"train": {"init_from": str(start)}})
+    found = set()
+    for content in ("first", "second"):
+        start.write_text(content)
+        found.add(fingerprint(params, "data", backbones))
+    assert len(found) == 2
+
+
 def test_other_data_or_encoders_are_another_training(backbones):
     before = fingerprint(parse_params({}), "data", backbones)
     assert fingerprint(parse_params({}), "other data", backbones) != before

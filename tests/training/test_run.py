@@ -1,6 +1,7 @@
 """A training from files to files."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -9,11 +10,15 @@ import torch
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.nesting import flatten
-from knee_siglip.model.checkpoint import load_checkpoint
+from knee_siglip.imaging.fit.transform import Transform
+from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.tables.manifest import read_manifest, write_manifest
 from knee_siglip.training.resume import StateSaver
+from knee_siglip.tables.text import load_tokenizer
 from knee_siglip.training.run import train
 from knee_siglip.training.trainer import Trainer
+
+SIZE = 28
 
 
 def weights(path):
@@ -150,6 +155,25 @@ def test_texts_are_cut_where_the_training_texts_need_it(files, make_params, capl
     assert "72 tokens; 0 of 28 training texts are cut" in caplog.text
     model = load_checkpoint(files.best_model)
     assert (model.max_text_length, model.position_count, report(files)["dataset.max_text_length"]) == (72, 72, 72)
+
+
+def test_a_second_run_starts_from_the_firsts_weights(files, make_params, tmp_path):
+    train(make_params(), files, "cpu")
+    first = shutil.copyfile(files.best_model, tmp_path / "first.pt")
+    train(make_params(init_from=str(first), epochs=1, learning_rate=1e-12), files, "cpu")
+    for name, weight in weights(first).items():
+        torch.testing.assert_close(weights(files.best_model)[name], weight, rtol=0, atol=1e-6)
+
+
+def test_weights_of_other_encoders_are_refused_with_the_name_of_one(files, make_params, make_model, tmp_path):
+    tokenizer = load_tokenizer(files.backbones / "text")
+    params = make_params(init_from=str(tmp_path / "other.pt"))
+    other = Checkpoint(make_model(), tokenizer, Transform(SIZE, "pad", "none"), params.to_dict())
+    save_checkpoint(other, tmp_path / "other.pt")
+    with pytest.raises(
+        UserError, match=r"train\.init_from = .*other\.pt: is a model of other encoders.* first text_model"
+    ):
+        train(params, files, "cpu")
 
 
 def load_state(folder):

@@ -108,6 +108,29 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", precision: s
     )
 
 
+def start_from(model: KneeRadDinoSigLIPModel, path: Path) -> None:
+    """Give a model the weights of a checkpoint of the same encoders, in place; its text position table may be shorter.
+
+    Image position tables fit any image size, so a model trained at 224 px can go on at 518.
+
+    Raises:
+        UserError: the file is no checkpoint, or its weights are another architecture's.
+    """
+    found = load_checkpoint(path).model
+    found.text.extend_positions(model.text.positions)
+    weights, own = found.state_dict(), model.state_dict()
+    if odd := sorted(name for name in weights.keys() | own.keys() if _shape(weights, name) != _shape(own, name)):
+        raise UserError(
+            f"train.init_from = {path}: is a model of other encoders than params.yaml names: {len(odd)} weights differ "
+            f"in shape, first {odd[0]} ({_shape(weights, odd[0])}, here {_shape(own, odd[0])})"
+        )
+    model.load_state_dict(weights)
+
+
+def _shape(weights: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(weights[name].shape) if name in weights else None
+
+
 def _read(path: Path) -> dict[str, Any]:
     check_archive(path)
     try:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.core.paths import PARAMS, SAMPLE
+from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, PARAMS, SAMPLE
 from knee_siglip.params.sections import PATCH_SIZES, SMALL, Params
 
 
@@ -65,9 +65,23 @@ def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
             raise UsageError(
                 f"{source}: {key} = {value!r}: does not exist; name your CSV, and the folder of its images"
             )
+    _check_init(params.train.init_from, source)
     model = params.model
     check_encoder("vision", model.vision, model.vision_revision)
     check_encoder("text", model.text, model.text_revision)
+
+
+def _check_init(checkpoint: str | None, source: str) -> None:
+    """Raise `UsageError` unless `train.init_from` is a file that is still there when training starts."""
+    if checkpoint is None:
+        return
+    if Path(checkpoint).resolve() in (BEST_MODEL.resolve(), FINAL_MODEL.resolve()):
+        raise UsageError(
+            f"{source}: train.init_from = {checkpoint!r}: training replaces this file; copy it first, for instance to "
+            "start/224.pt, and name the copy"
+        )
+    if not Path(checkpoint).is_file():
+        raise UsageError(f"{source}: train.init_from = {checkpoint!r}: does not exist; name a checkpoint, or null")
 
 
 def check_encoder(tower: str, source: str, revision: str) -> None:

@@ -209,6 +209,7 @@ class TrainParams(Section):
 
     Both count the pairs of all devices, so the number of devices does not change the result. Neither does
     `micro_batch_size`, the pairs that one device encodes at a time; `auto` halves it when the GPU runs out of memory.
+    `init_from`: a checkpoint of the same encoders, whose weights training starts from.
     """
 
     batch_size: Annotated[int, Field(ge=2)] = 64
@@ -236,6 +237,7 @@ class TrainParams(Section):
     save_every_minutes: PositiveFloat = 5.0
     save_every_steps: PositiveInt | None = None
     cache_frozen_features: bool = True
+    init_from: str | None = None
     freeze: FreezeParams = FreezeParams()
     lora: LoraParams = LoraParams()
     augment: AugmentParams = AugmentParams()

@@ -50,6 +50,9 @@ def fingerprint(params: Params, data_hash: str, backbones: Path) -> str:
     values = params.to_dict()
     used = {name: values[name] for name in ("seed", "image_size", "model", "train")}
     used["train"] = {name: value for name, value in used["train"].items() if name not in HARMLESS}
+    start = params.train.init_from
+    if start is not None:
+        used["train"]["init_from"] = sha256(Path(start))
     files = {str(path.relative_to(backbones)): sha256(path) for path in sorted(backbones.rglob("*")) if path.is_file()}
     content = json.dumps([FORMAT, used, data_hash, files], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]

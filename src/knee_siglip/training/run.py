@@ -18,7 +18,7 @@ from knee_siglip.core.files import link_or_copy
 from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.encoders.adapters import merged_state_dict
 from knee_siglip.model.build import build_model
-from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint
+from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint, start_from
 from knee_siglip.model.device import autocast_dtype, place
 from knee_siglip.pairs.batches import PairDataset, Pixels
 from knee_siglip.params.checks import check_divisible
@@ -97,6 +97,8 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     params = choose_text_length(params, manifest, files.backbones / "text")
     group_size = params.train.batch_size * params.train.gradient_accumulation_steps
     model, tokenizer = build_model(files.backbones, params.model, group_size)
+    if params.train.init_from is not None:
+        start_from(model, Path(params.train.init_from))
     freeze_towers(model, params.train.freeze, params.train.lora)
     check_divisible(params.image_size, model.vision.patch, "params.yaml")
     pixels = open_pixels(manifest, files.cache_facts)
