@@ -24,7 +24,12 @@ KNEE = task_of(Params())
 
 
 def toy_model(
-    seed: int = 0, dropout: float = 0.0, drop_path: float = 0.0, text_layers: int = 1, **kwargs
+    seed: int = 0,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    text_layers: int = 1,
+    vocabulary: int = VOCABULARY,
+    **kwargs,
 ) -> KneeRadDinoSigLIPModel:
     """The same for the same seed."""
     torch.manual_seed(seed)
@@ -40,7 +45,7 @@ def toy_model(
         drop_path_rate=drop_path,
     )
     text = SiglipTextConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=text_layers,

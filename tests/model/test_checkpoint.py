@@ -9,17 +9,19 @@ from knee_siglip.core.errors import UserError
 from knee_siglip.encoders.backbones import SMALL_FOLDER
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from knee_siglip.params.sections import Params
+from knee_siglip.params.files import parse_params
 from knee_siglip.tables.text import load_tokenizer
+from toys import POSITIONS
 
 
 @pytest.fixture
 def checkpoint(make_model):
+    tokenizer = load_tokenizer(SMALL_FOLDER / "text")
     return Checkpoint(
-        model=make_model().eval(),
-        tokenizer=load_tokenizer(SMALL_FOLDER / "text"),
+        model=make_model(vocabulary=len(tokenizer)).eval(),
+        tokenizer=tokenizer,
         transform=Transform(28, "pad", "local"),
-        params=Params().to_dict(),
+        params=parse_params({"model": {"max_text_length": POSITIONS}}).to_dict(),
         metrics={"val.loss": 1.5},
         data_hash="abc",
     )
@@ -104,3 +106,60 @@ def test_one_flipped_bit_is_refused(checkpoint, tmp_path, share):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"best_model\.pt is damaged"):
         load_checkpoint(path)
+def _drop_a_weight(content):
+    del content["weights"]["visual_projection.bias"]
+
+
+def _bend_a_weight(content):
+    content["weights"]["visual_projection.bias"] = torch.zeros(3)
+
+
+def _name_a_folder_above(content):
+    content["tokenizer"][".."] = torch.zeros(3, dtype=torch.uint8)
+
+
+def _bytes_of_floats(content):
+    content["tokenizer"]["x.json"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (_drop_a_weight, "config and weights do not fit: visual_projection.bias has shape None for"),
+        (_bend_a_weight, r"visual_projection.bias has shape \(3,\) for"),
+        (_name_a_folder_above, "its tokenizer has a file named '..'"),
+        (_bytes_of_floats, "the file x.json of its tokenizer holds no bytes"),
+        (lambda content: content.pop("config"), "its part config is missing"),
+        (lambda content: content.update(weights=3), "its part weights is missing or no dict"),
+        (lambda content: content["config"].update(vision_config={"model_type": "x"}), "its config builds no model"),
+        (lambda content: content["config"].update(image_std=[0.0, 1.0, 1.0]), "image_std above 0"),
+        (lambda content: content["transform"].update(contrast="vivid"), "contrast = 'vivid' of its transform"),
+        (lambda content: content["transform"].update(image_size=8960), "image_size = 8960 .* up to 4096"),
+        (lambda content: content["transform"].update(image_size=30), "image_size = 30 .* multiple of 14"),
+        (lambda content: content["params"]["model"].update(max_text_length="auto"), "max_text_length = 'auto'"),
+        (lambda content: content["tokenizer"].clear(), "it holds no tokenizer"),
+    ],
+)
+def test_a_crafted_checkpoint_is_one_sentence_that_names_file_and_part(checkpoint, tmp_path, change, sentence):
+    path = tmp_path / "crafted.pt"
+    save_checkpoint(checkpoint, path)
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=sentence) as error:
+        load_checkpoint(path)
+    assert "crafted.pt" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_checkpoint_does_not_choose_the_attention_code(checkpoint, tmp_path):
+    """transformers would load a name such as `someone/kernel` from the hub."""
+    path = tmp_path / "crafted.pt"
+    save_checkpoint(checkpoint, path)
+    content = torch.load(path, weights_only=True)
+    for config in (content["config"], content["config"]["vision_config"], content["config"]["text_config"]):
+        config["_attn_implementation"] = config["attn_implementation"] = "someone/kernel"
+    torch.save(content, path)
+    model = load_checkpoint(path).model
+    for config in (model.config, model.vision_model.config, model.text_model.config):
+        assert config._attn_implementation == "sdpa"

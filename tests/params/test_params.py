@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_siglip.core.errors import UsageError
+from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.core.nesting import flatten, nest
 from knee_siglip.params.checks import check_inputs
 from knee_siglip.params.files import load_params, parse_params
@@ -55,6 +55,13 @@ def test_checkpoints_from_before_there_were_tasks_are_about_the_knee():
     }
     task = saved_task(saved)
     assert task == replace(task_of(Params()), label_prompts=tuple([f"grade {grade}"] for grade in range(5)))
+
+
+def test_a_checkpoint_with_prompts_for_two_grades_of_five_describes_no_task():
+    with pytest.raises(UserError, match="label 2 is in only one of"):
+        saved_task({"evaluate": {"kl_prompts": {"0": ["none"], "1": ["doubtful"]}}})
+    with pytest.raises(UserError, match="describe no task: labels"):
+        saved_task({"task": {"labels": 3}})
 
 
 @pytest.mark.parametrize(

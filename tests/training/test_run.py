@@ -17,6 +17,7 @@ from knee_siglip.training.resume import StateSaver
 from knee_siglip.tables.text import load_tokenizer
 from knee_siglip.training.run import train
 from knee_siglip.training.trainer import Trainer
+from toys import POSITIONS
 
 SIZE = 28
 
@@ -168,10 +169,11 @@ def test_a_second_run_starts_from_the_firsts_weights(files, make_params, tmp_pat
 def test_weights_of_other_encoders_are_refused_with_the_name_of_one(files, make_params, make_model, tmp_path):
     tokenizer = load_tokenizer(files.backbones / "text")
     params = make_params(init_from=str(tmp_path / "other.pt"))
-    other = Checkpoint(make_model(), tokenizer, Transform(SIZE, "pad", "none"), params.to_dict())
+    saved = params.to_dict() | {"model": {"max_text_length": POSITIONS}}
+    other = Checkpoint(make_model(vocabulary=len(tokenizer)), tokenizer, Transform(SIZE, "pad", "none"), saved)
     save_checkpoint(other, tmp_path / "other.pt")
     with pytest.raises(
-        UserError, match=r"train\.init_from = .*other\.pt: is a model of other encoders.* first text_model"
+        UserError, match=r"train\.init_from = .*other\.pt: is a model of other encoders.*: text_model.* others differ"
     ):
         train(params, files, "cpu")
 

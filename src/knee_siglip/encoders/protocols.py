@@ -112,6 +112,11 @@ class TextEncoder(Encoder, Protocol):
         """Length of the position table in tokens; every text is padded to it."""
         return int(self.model.config.max_position_embeddings)
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens it knows."""
+        return int(self.model.config.vocab_size)
+
     @abstractmethod
     def extend_positions(self, length: int) -> None:
         """Make room for `length` tokens, in place; a table that is long enough stays as it is."""

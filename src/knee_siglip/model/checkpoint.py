@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
@@ -22,9 +23,15 @@ from knee_siglip.core.files import atomic_file
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.device import embedding_dtype, place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
+from knee_siglip.params.sections import LARGEST_IMAGE, PreprocessParams
 from knee_siglip.tables.text import load_tokenizer
 
 FORMAT = "knee-siglip/1"
+
+PARTS: dict[str, type] = {
+    **dict.fromkeys(("config", "weights", "tokenizer", "transform", "params", "metrics", "versions"), dict),
+    "data_hash": str,
+}
 
 
 @dataclass
@@ -87,25 +94,97 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, weights: Mapping[str, to
 def load_checkpoint(path: Path, device: str | torch.device = "cpu", precision: str = "float32") -> Checkpoint:
     """Read a checkpoint; the model is in evaluation mode on `device`.
 
+    The file may come from anyone: each part is checked before it is used, and none chooses code that is run.
+
     precision: of the towers when they embed: auto, bf16 or float32; see `embedding_dtype`.
 
     Raises:
-        UserError: the file is missing, damaged, or not a checkpoint of this project.
+        UserError: the file is missing, damaged, or not a checkpoint of this project; naming the part that is wrong.
     """
     content = _read(path)
-    with no_init_weights():
-        model = KneeRadDinoSigLIPModel(KneeRadDinoSigLIPConfig.from_dict(content["config"]))
-    model.load_state_dict(content["weights"])
-    return Checkpoint(
-        model=place(model, device).eval(),
-        tokenizer=_unpack_tokenizer(content["tokenizer"]),
-        transform=Transform.from_dict(content["transform"]),
-        params=content["params"],
-        metrics=content["metrics"],
-        data_hash=content["data_hash"],
-        versions=content["versions"],
-        tower_dtype=embedding_dtype(precision, torch.device(device)),
-    )
+    try:
+        model = _build_model(content["config"], content["weights"])
+        return Checkpoint(
+            model=place(model, device).eval(),
+            tokenizer=_unpack_tokenizer(content["tokenizer"], model.text.vocabulary),
+            transform=_checked_transform(content["transform"], model.vision.patch),
+            params=_checked_params(content["params"], model.text.positions),
+            metrics=content["metrics"],
+            data_hash=content["data_hash"],
+            versions=content["versions"],
+            tower_dtype=embedding_dtype(precision, torch.device(device)),
+        )
+    except _WrongPart as error:
+        raise UserError(f"{path} is no usable checkpoint: {error}") from None
+
+
+class _WrongPart(Exception):
+    """What is wrong with a part of a checkpoint."""
+
+
+def _build_model(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> KneeRadDinoSigLIPModel:
+    try:
+        with no_init_weights():
+            model = KneeRadDinoSigLIPModel(KneeRadDinoSigLIPConfig.from_dict(_without_implementations(config)))
+    # transformers and torch raise many kinds for values that no model can have
+    except Exception as error:
+        raise _WrongPart(f"its config builds no model ({type(error).__name__}: {_first_line(error)})") from None
+    if model.image_mean.numel() != 3 or model.image_std.numel() != 3 or not (model.image_std > 0).all():
+        raise _WrongPart("image_mean and image_std of its config must be three numbers each, image_std above 0")
+    if difference := _difference(weights, model.state_dict()):
+        raise _WrongPart(f"config and weights do not fit: {difference}")
+    model.load_state_dict(weights)
+    return model
+
+
+def _without_implementations(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without the names of attention code: transformers would fetch a name it does not know from the hub."""
+    return {
+        key: _without_implementations(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if not str(key).endswith(("_implementation", "_implementation_internal"))
+    }
+
+
+def _difference(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> str:
+    """The first weight whose shape is not the model's, and how many there are; empty if none is."""
+    odd = sorted(name for name in weights.keys() | own.keys() if _shape(weights, name) != _shape(own, name))
+    if not odd:
+        return ""
+    found = f"{odd[0]} has shape {_shape(weights, odd[0])} for {_shape(own, odd[0])}"
+    return found + (f", and {len(odd) - 1} others differ" if len(odd) > 1 else "")
+
+
+def _shape(weights: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
+    weight = weights.get(name)
+    return tuple(weight.shape) if isinstance(weight, torch.Tensor) else None
+
+
+def _checked_transform(values: dict[str, Any], patch: int) -> Transform:
+    named = {name: values.get(name) for name in PreprocessParams.model_fields}
+    size = values.get("image_size")
+    try:
+        PreprocessParams.model_validate(named)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise _WrongPart(f"{wrong['loc'][0]} = {wrong['input']!r} of its transform: {wrong['msg']}") from None
+    if not isinstance(size, int) or not 0 < size <= LARGEST_IMAGE or size % patch:
+        raise _WrongPart(
+            f"image_size = {size!r} of its transform: must be a multiple of {patch} up to {LARGEST_IMAGE} pixels"
+        )
+    return Transform.from_dict(values)
+
+
+def _checked_params(params: dict[str, Any], positions: int) -> dict[str, Any]:
+    section = params.get("model")
+    length = section.get("max_text_length") if isinstance(section, dict) else None
+    if not isinstance(length, int) or not 1 < length <= positions:
+        raise _WrongPart(f"model.max_text_length = {length!r} of its params: must be a number up to {positions}")
+    return params
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no reason given").splitlines()[0]
 
 
 def start_from(model: KneeRadDinoSigLIPModel, path: Path) -> None:
@@ -118,17 +197,9 @@ def start_from(model: KneeRadDinoSigLIPModel, path: Path) -> None:
     """
     found = load_checkpoint(path).model
     found.text.extend_positions(model.text.positions)
-    weights, own = found.state_dict(), model.state_dict()
-    if odd := sorted(name for name in weights.keys() | own.keys() if _shape(weights, name) != _shape(own, name)):
-        raise UserError(
-            f"train.init_from = {path}: is a model of other encoders than params.yaml names: {len(odd)} weights differ "
-            f"in shape, first {odd[0]} ({_shape(weights, odd[0])}, here {_shape(own, odd[0])})"
-        )
-    model.load_state_dict(weights)
-
-
-def _shape(weights: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(weights[name].shape) if name in weights else None
+    if difference := _difference(found.state_dict(), model.state_dict()):
+        raise UserError(f"train.init_from = {path}: is a model of other encoders than params.yaml names: {difference}")
+    model.load_state_dict(found.state_dict())
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -146,6 +217,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format", "no format entry") if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} is not a knee-siglip checkpoint of format {FORMAT}: found {found}")
+    for part, expected in PARTS.items():
+        if not isinstance(content.get(part), expected):
+            raise UserError(f"{path} is no usable checkpoint: its part {part} is missing or no {expected.__name__}")
     return content
 
 
@@ -174,8 +248,19 @@ def _pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tenso
         return {file.name: torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files}
 
 
-def _unpack_tokenizer(files: dict[str, torch.Tensor]) -> PreTrainedTokenizerBase:
+def _unpack_tokenizer(files: dict[str, torch.Tensor], vocabulary: int) -> PreTrainedTokenizerBase:
+    """vocabulary: tokens that the text encoder has."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
-            (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
-        return load_tokenizer(Path(folder))
+            if not isinstance(name, str) or Path(name).name != name or name == "..":
+                raise _WrongPart(f"its tokenizer has a file named {name!r}, which is no plain name")
+            if not isinstance(content, torch.Tensor) or content.dtype != torch.uint8:
+                raise _WrongPart(f"the file {name} of its tokenizer holds no bytes")
+            (Path(folder) / name).write_bytes(content.numpy().tobytes())
+        try:
+            tokenizer = load_tokenizer(Path(folder))
+        except UserError as error:
+            raise _WrongPart(str(error).replace(folder, "it")) from None
+    if len(tokenizer) > vocabulary:
+        raise _WrongPart(f"its tokenizer has {len(tokenizer)} tokens, its text encoder only {vocabulary}")
+    return tokenizer

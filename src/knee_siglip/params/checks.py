@@ -6,7 +6,7 @@ from pathlib import Path
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, PARAMS, SAMPLE
-from knee_siglip.params.sections import PATCH_SIZES, SMALL, Params
+from knee_siglip.params.sections import LARGEST_IMAGE, PATCH_SIZES, SMALL, Params
 
 
 def check_image_size(params: Params, source: str) -> None:
@@ -27,6 +27,8 @@ def check_divisible(image_size: int, patch: int, source: str) -> None:
     """Raise `UsageError` unless whole patches fill the image: the encoder would silently drop the rest."""
     if image_size <= 0:
         raise UsageError(f"image_size = {image_size}: must be a positive number of pixels")
+    if image_size > LARGEST_IMAGE:
+        raise UsageError(f"image_size = {image_size}: must be at most {LARGEST_IMAGE} pixels")
     if image_size % patch:
         low = image_size // patch * patch
         near = [str(size) for size in (low, low + patch) if size > 0]

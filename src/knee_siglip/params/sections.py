@@ -12,6 +12,8 @@ RAD_DINO = "microsoft/rad-dino"
 SIGLIP = "google/siglip-base-patch16-224"
 SMALL = "small"
 PATCH_SIZES = {SMALL: 28, RAD_DINO: 14}
+LARGEST_IMAGE = 4096
+"""Side in pixels."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -350,7 +352,7 @@ class TrackingParams(Section):
 class Params(Section):
     """The whole of params.yaml. The defaults are the embedded default run."""
 
-    image_size: Annotated[int, Field(ge=28, le=4096)] = 224
+    image_size: Annotated[int, Field(ge=28, le=LARGEST_IMAGE)] = 224
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: DataParams = DataParams()
     task: TaskParams = TaskParams()

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from knee_siglip.core.errors import UserError
 from knee_siglip.params.sections import EvaluateParams, FindingParams, Params, TaskParams
 from knee_siglip.task.task import Finding, Labels, Positive, Task
 
@@ -13,11 +16,26 @@ def task_of(params: Params) -> Task:
 
 
 def saved_task(saved: Mapping[str, Any]) -> Task:
-    """The task of a checkpoint's params; a checkpoint from before tasks existed is about the knee."""
+    """The task of a checkpoint's params; a checkpoint from before tasks existed is about the knee.
+
+    Raises:
+        UserError: the params describe no task.
+    """
     needed = ("label_prompts", "kl_prompts", "findings")  # others may be of another version
     evaluate = {name: value for name, value in saved.get("evaluate", {}).items() if name in needed}
-    known = EvaluateParams.model_validate(evaluate)
-    return _task(TaskParams.model_validate(saved.get("task", {})), known.label_prompts, known.findings)
+    try:
+        known = EvaluateParams.model_validate(evaluate)
+        task = TaskParams.model_validate(saved.get("task", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"the checkpoint's own params describe no task: {where}: {first['msg']}") from None
+    if odd := sorted(task.labels.keys() ^ known.label_prompts.keys()):
+        raise UserError(
+            f"the checkpoint's own params describe no task: label {odd[0]} is in only one of task.labels and "
+            "evaluate.label_prompts"
+        )
+    return _task(task, known.label_prompts, known.findings)
 
 
 def _task(section: TaskParams, prompts: Mapping[str, list[str]], findings: Mapping[str, FindingParams]) -> Task:

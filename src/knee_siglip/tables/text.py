@@ -119,7 +119,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     # Not AutoTokenizer for SigLIP: a text tower's config alone does not tell it the class.
     loader = SiglipTokenizer if (folder / SENTENCEPIECE_FILE).is_file() else AutoTokenizer
     try:
-        tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{folder} holds no tokenizer ({SENTENCEPIECE_FILE} of a SigLIP model): {reason}") from None
