@@ -7,12 +7,14 @@ params.yaml is checked at once and reruns nothing by itself.
 from knee_siglip.core.errors import run_stage
 from knee_siglip.core.paths import PARAMS_CHECKED
 from knee_siglip.params.checks import check_inputs
-from knee_siglip.params.files import load_params
+from knee_siglip.params.files import check_stated, load_params
 
 
 def main() -> None:
     """Check, then write the constant file."""
-    check_inputs(load_params())
+    params = load_params()
+    check_stated()
+    check_inputs(params)
     PARAMS_CHECKED.parent.mkdir(parents=True, exist_ok=True)
     PARAMS_CHECKED.write_text("params.yaml was checked\n")
 

@@ -134,4 +134,4 @@ def test_a_missing_column_is_named(with_finding):
     ],
 )
 def test_a_text_affirms_what_it_does_not_negate(text, said):
-    assert is_affirmed(re.compile("effusion", re.IGNORECASE), text) == said
+    assert is_affirmed("effusion", text, "evaluate.findings.effusion.text") == said

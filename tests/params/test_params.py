@@ -6,7 +6,7 @@ import pytest
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.core.nesting import flatten, nest
 from knee_siglip.params.checks import check_inputs
-from knee_siglip.params.files import load_params, parse_params
+from knee_siglip.params.files import check_stated, load_params, parse_params
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import saved_task, task_of
 
@@ -64,6 +64,9 @@ def test_a_checkpoint_with_prompts_for_two_grades_of_five_describes_no_task():
         saved_task({"task": {"labels": 3}})
 
 
+FINDING = {"positive": ["x"], "negative": ["y"]}
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -81,6 +84,20 @@ def test_a_checkpoint_with_prompts_for_two_grades_of_five_describes_no_task():
         ({"evaluate": {"label_prompts": {0: ["a"]}}}, "evaluate.label_prompts: no prompts for 1, 2, 3, 4"),
         ({"evaluate": {"label_prompts": {n: ["a"] for n in range(6)}}}, "prompts for 5, but task.labels are 0, 1"),
         ({"task": {"subject": "hip"}}, "task.queries: none"),
+        (
+            {"task": {"subject": "hip"}, "evaluate": {"kl_prompts": {"0": ["a"]}}},
+            r"(?s)prompts for 0, but task.labels are none.*queries: none.*task.subject = 'hip': nothing of the knee",
+        ),
+        ({"evaluate": None}, r"evaluate = None: must be a section \(key: value\); leave"),
+        ({"evaluate": {"kl_prompts": {0: ["a"], "0": ["b"]}}}, "has both 0 and '0', which are one label"),
+        ({"data": {"csv": ""}}, "data.csv = '': must not be empty"),
+        ({"infer": {"csv_path": " "}}, "infer.csv_path = ' ': must not be empty"),
+        ({"infer": {"queries": [""]}}, "infer.queries.0 = '': must not be empty"),
+        ({"model": {"bias_init": float("nan")}}, "model.bias_init = nan"),
+        ({"model": {"temperature": 1e-320}}, "model.temperature = 1e-320: Input should be greater"),
+        ({"evaluate": {"findings": {"x": FINDING | {"text": "("}}}}, r"text = '\(' is no regular expression"),
+        ({"evaluate": {"findings": {"x": FINDING | {"text": "(a|aa)+$"}}}}, r"text = .* takes more than 1 s"),
+        ({"data": {"patient_id_pattern": "(a|aa)+$"}}, "patient_id_pattern = .* takes more than 1 s"),
         ({"task": HIP | {"labels": {"1": "a"}}}, "labels has a single one"),
         ({"task": HIP | {"positive": {"name": "x", "title": "x", "lowest": 1}}}, "positive.lowest = '1': must be one"),
         ({"task": HIP | {"label_patterns": "kellgren-lawrence"}}, "needs the labels 0, 1, 2, 3, 4"),
@@ -148,6 +165,7 @@ def test_dotted_names_become_sections_and_back():
             {"train": {"init_from": "models/best_model.pt"}},
             "train.init_from = .*: training replaces this file; copy it",
         ),
+        ({"infer": {"csv_path": "nope.csv"}}, "infer.csv_path = 'nope.csv': does not exist"),
         ({"train": {"init_from": "start/224.pt"}}, "train.init_from = 'start/224.pt': does not exist"),
     ],
 )
@@ -159,3 +177,46 @@ def test_what_the_params_name_is_looked_for_before_any_work(values, sentence):
 def test_the_sample_may_be_named_before_it_is_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_inputs(Params())
+
+
+def test_columns_that_evaluation_names_are_looked_for_before_training(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("img_path,impression,split\n")
+    data = {"csv": str(path), "images": str(tmp_path)}
+    check_inputs(parse_params({"data": data}))
+    with pytest.raises(
+        UsageError, match=r"evaluate\.subgroups names clinic, but .*train\.csv has no such column; it has"
+    ):
+        check_inputs(parse_params({"data": data, "evaluate": {"subgroups": ["side", "clinic"]}}))
+    findings = {"x": FINDING | {"column": "boxes"}}
+    with pytest.raises(UsageError, match=r"evaluate\.findings\.x\.column names boxes"):
+        check_inputs(parse_params({"data": data, "evaluate": {"findings": findings}}))
+
+
+def test_wrong_yaml_is_located_once(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("train:\n  epochs: [1\nseed: 0\n")
+    with pytest.raises(UsageError, match="not valid YAML in line 3, column 5") as error:
+        load_params(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_dvc_reads_itself_must_stand_in_the_file(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("data:\n  csv: train.csv\n")
+    with pytest.raises(UsageError, match=r"data\.images is missing; dvc\.yaml uses it"):
+        check_stated(path)
+    check_stated(ROOT / "params.yaml")
+    check_stated(ROOT / "presets" / "rad-dino.yaml")
+
+
+def test_dvc_can_set_the_prompts_of_one_grade(tmp_path):
+    """Its `-S` finds text keys only: `0:` unquoted is a number."""
+    from dvc.utils.hydra import apply_overrides
+
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text())
+    apply_overrides(path, ["evaluate.kl_prompts.0=[Healthy knee.]", "task.labels.0=healthy"])
+    params = load_params(path)
+    assert params.evaluate.label_prompts["0"] == ["Healthy knee."]
+    assert params.task.labels["0"] == "healthy"

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.expressions import find_matches
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.bootstrap import auroc_statistic, interval_of
 from knee_siglip.metrics.grading import ranking_areas
@@ -66,8 +67,8 @@ def finding_truth(split: EmbeddedSplit, name: str, finding: Finding) -> np.ndarr
     """
     if finding.column is None:
         assert finding.text is not None
-        pattern = re.compile(finding.text, re.IGNORECASE)
-        said = {text: is_affirmed(pattern, text) for text in set(split.texts)}
+        key = f"evaluate.findings.{name}.text"
+        said = {text: is_affirmed(finding.text, text, key) for text in set(split.texts)}
         return np.array([said[text] for text in split.texts], dtype=bool)
     require_column(name, finding, split.rows)
     cells = split.rows[finding.column].fillna("").astype(str)
@@ -91,12 +92,12 @@ def require_column(name: str, finding: Finding, rows: pd.DataFrame) -> None:
         )
 
 
-def is_affirmed(pattern: re.Pattern[str], text: str) -> bool:
-    """Whether the pattern matches somewhere without a negation before it in the same clause.
+def is_affirmed(pattern: str, text: str, key: str) -> bool:
+    """Whether the pattern, the param `key`, matches somewhere without a negation before it in the same clause.
 
     "No fracture, effusion or loose body" affirms none of the three.
     """
-    for match in pattern.finditer(text):
+    for match in find_matches(key, pattern, text):
         clause = CLAUSE_END.split(text[: match.start()].lower())[-1]
         if not NEGATION.search(clause):
             return True

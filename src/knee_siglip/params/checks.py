@@ -1,12 +1,14 @@
 """Checks across sections: image size against patch size, files and folders that params name, hub revisions."""
 
+import csv
 import json
 import re
 from pathlib import Path
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, PARAMS, SAMPLE
+from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, MANIFEST, PARAMS, SAMPLE
 from knee_siglip.params.sections import LARGEST_IMAGE, PATCH_SIZES, SMALL, Params
+from knee_siglip.task.knee import SUBJECT
 
 
 def check_image_size(params: Params, source: str) -> None:
@@ -39,20 +41,28 @@ def check_divisible(image_size: int, patch: int, source: str) -> None:
 
 
 def check_task(params: Params, source: str) -> None:
-    """Raise `UsageError` unless the sections `task` and `evaluate` have the same labels."""
+    """Raise `UsageError` unless `task` and `evaluate` have the same labels; all that is wrong at once."""
     labels, prompts = list(params.task.labels), params.evaluate.label_prompts
+    wrong = []
     if missing := [label for label in labels if label not in prompts]:
-        raise UsageError(
-            f"{source}: evaluate.label_prompts: no prompts for {', '.join(missing)}; every one of task.labels "
+        wrong.append(
+            f"evaluate.label_prompts: no prompts for {', '.join(missing)}; every one of task.labels "
             f"({', '.join(labels)}) needs at least one"
         )
     if unknown := [label for label in prompts if label not in labels]:
-        raise UsageError(
-            f"{source}: evaluate.label_prompts: prompts for {', '.join(unknown)}, but task.labels are "
-            f"{', '.join(labels) or 'none'}"
+        wrong.append(
+            f"evaluate.label_prompts (or kl_prompts): prompts for {', '.join(unknown)}, but task.labels are "
+            f"{', '.join(labels) or 'none'}; name the same labels in both"
         )
     if not (params.task.queries or params.infer.queries):
-        raise UsageError(f"{source}: task.queries: none; give the texts that an image is compared with by default")
+        wrong.append("task.queries: none; give the texts that an image is compared with by default")
+    if wrong and params.task.subject != SUBJECT:
+        wrong.append(
+            f"task.subject = {params.task.subject!r}: nothing of the {SUBJECT} is taken over, so the sections task and "
+            "evaluate must state its own labels, prompts and queries (docs/task.md)"
+        )
+    if wrong:
+        raise UsageError("\n".join(f"{source}: {sentence}" for sentence in wrong))
 
 
 def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
@@ -67,10 +77,46 @@ def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
             raise UsageError(
                 f"{source}: {key} = {value!r}: does not exist; name your CSV, and the folder of its images"
             )
+    _check_infer(Path(params.infer.csv_path), source)
+    _check_columns(params, source)
     _check_init(params.train.init_from, source)
     model = params.model
     check_encoder("vision", model.vision, model.vision_revision)
     check_encoder("text", model.text, model.text_revision)
+
+
+def _check_infer(table: Path, source: str) -> None:
+    """Raise `UsageError` unless `infer.csv_path` exists or is the manifest, which a stage makes."""
+    if table != MANIFEST and not table.is_relative_to(SAMPLE) and not table.is_file():
+        raise UsageError(
+            f"{source}: infer.csv_path = {str(table)!r}: does not exist; name a CSV with img_path, or {MANIFEST}"
+        )
+
+
+def _check_columns(params: Params, source: str) -> None:
+    """Raise `UsageError` for a column that `evaluate` names and the CSV, if it is there, has not."""
+    columns = _header(Path(params.data.csv))
+    if columns is None:
+        return
+    known = {*columns, "side", "view", params.task.label_column, "patient_id"}
+    named = {f"evaluate.subgroups names {name}": name for name in params.evaluate.subgroups}
+    findings = params.evaluate.findings.items()
+    named |= {
+        f"evaluate.findings.{name}.column names {item.column}": item.column for name, item in findings if item.column
+    }
+    for what, column in named.items():
+        if column not in known:
+            raise UsageError(f"{source}: {what}, but {params.data.csv} has no such column; it has {', '.join(columns)}")
+
+
+def _header(path: Path) -> list[str] | None:
+    """Columns of a CSV; None for a file that is not there yet, or that validation has to judge."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            columns = [name.strip() for name in next(csv.reader(file), [])]
+    except (OSError, ValueError, csv.Error):
+        return None
+    return columns if "img_path" in columns else None
 
 
 def _check_init(checkpoint: str | None, source: str) -> None:

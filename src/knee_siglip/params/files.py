@@ -6,9 +6,10 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from knee_siglip.core.errors import UsageError
+from knee_siglip.core.nesting import flatten
 from knee_siglip.core.paths import PARAMS
 from knee_siglip.params.checks import check_image_size, check_task
 from knee_siglip.params.sections import Params, Section
@@ -20,13 +21,35 @@ def load_params(path: Path = PARAMS) -> Params:
     Raises:
         UsageError: naming the key, its value and what is allowed; all mistakes at once.
     """
+    values = _read_yaml(path)
+    return parse_params({} if values is None else values, source=str(path))
+
+
+FOR_DVC = ("data.csv", "data.images", "infer.csv_path")
+"""Keys that dvc.yaml names: DVC itself reads them, and knows no defaults."""
+
+
+def check_stated(path: Path = PARAMS) -> None:
+    """Raise `UsageError` unless a params file states each key of `FOR_DVC`."""
+    stated = flatten(_read_yaml(path) or {})
+    if missing := [key for key in FOR_DVC if key not in stated]:
+        raise UsageError(
+            f"{path}: {missing[0]} is missing; dvc.yaml uses it, so its default must stand in the file too"
+        )
+
+
+def _read_yaml(path: Path) -> Any:
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; run from the project's root") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        what = ": ".join(part for part in (error.context, error.problem) if part)
+        raise UsageError(f"{path} is not valid YAML{where}: {what}") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from None
-    return parse_params({} if values is None else values, source=str(path))
 
 
 def save_params(params: Params, path: Path) -> None:
@@ -54,6 +77,12 @@ PYDANTICS_OWN = ("function-", "literal[", "constrained-", "int", "float")
 """Prefixes of parts of an error's location that name a type of a union, not a key."""
 
 
+MESSAGES = {
+    "model_type": "must be a section (key: value); leave the whole line out to take its defaults",
+}
+"""In place of pydantic's own, which names a class of this package."""
+
+
 def _sentences(source: str, error: ValidationError) -> list[str]:
     """One sentence per key, whatever number of types it allows."""
     reasons: dict[str, list[str]] = {}
@@ -67,7 +96,7 @@ def _sentences(source: str, error: ValidationError) -> list[str]:
             near = difflib.get_close_matches(key, list(_known_keys(Params)), n=1, cutoff=0.4)
             reasons[key] = [f"unknown key; did you mean {near[0]}?" if near else "unknown key"]
         else:
-            reasons.setdefault(key, []).append(item["msg"].removeprefix("Value error, "))
+            reasons.setdefault(key, []).append(MESSAGES.get(item["type"], item["msg"].removeprefix("Value error, ")))
             if not isinstance(item["input"], dict):  # of a whole section the reason names the key
                 values[key] = item["input"]
     sentences = []

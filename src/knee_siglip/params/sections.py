@@ -1,10 +1,10 @@
 """Typed, frozen parameters: one class per section of params.yaml, with the defaults of the embedded run."""
 
-import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from knee_siglip.core.expressions import check_expression
 from knee_siglip.core.nesting import flatten
 from knee_siglip.task import knee
 
@@ -24,6 +24,15 @@ EmbeddingPrecision = Literal["auto", "bf16", "float32"]
 BestMetric = Literal["val.loss", "val.contrastive_accuracy", "val_ema.loss", "val_ema.contrastive_accuracy"]
 
 
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+Filled = Annotated[str, AfterValidator(_not_empty)]
+
+
 class Section(BaseModel):
     """A section: immutable, no unknown keys, no silent conversion of text to numbers."""
 
@@ -33,9 +42,15 @@ class Section(BaseModel):
 class DataParams(Section):
     """Which rows and images are used."""
 
-    csv: str = "data/sample/train.csv"
-    images: str = "data/sample/images"
+    csv: Filled = "data/sample/train.csv"
+    images: Filled = "data/sample/images"
     patient_id_pattern: str | None = None
+
+    @field_validator("patient_id_pattern")
+    @classmethod
+    def _pattern_is_an_expression(cls, value: str | None) -> str | None:
+        check_expression("patient_id_pattern", value or "")
+        return value
 
 
 class SampleParams(Section):
@@ -46,14 +61,20 @@ class SampleParams(Section):
     size: Annotated[int, Field(ge=512, le=4096)] = 512
 
 
-Prompts = Annotated[list[str], Field(min_length=1)]
+Prompts = Annotated[list[Filled], Field(min_length=1)]
 LabelName = Annotated[str, Field(pattern=r"^\w[\w +-]*$")]
 MetricName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 
 
 def _keys_as_text(value: object) -> object:
     """YAML reads grades as numbers; JSON and checkpoints can only hold text keys."""
-    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    found = {str(key): item for key, item in value.items()}
+    if len(found) < len(value):
+        twice = next(key for key in value if not isinstance(key, str) and str(key) in value)
+        raise ValueError(f"has both {twice} and '{twice}', which are one label; quote the key in the file: '{twice}'")
+    return found
 
 
 ByLabel = BeforeValidator(_keys_as_text)
@@ -85,7 +106,7 @@ class TaskParams(Section):
     label_patterns: Literal["kellgren-lawrence"] | Annotated[dict[LabelName, str], ByLabel] = "kellgren-lawrence"
     side_words: str | None = knee.SIDE_WORDS
     normal: Annotated[str, Field(min_length=1)] = knee.NORMAL
-    queries: list[str] = list(knee.USUAL_QUERIES)
+    queries: list[Filled] = list(knee.USUAL_QUERIES)
 
     @model_validator(mode="before")
     @classmethod
@@ -101,7 +122,7 @@ class TaskParams(Section):
     @field_validator("side_words")
     @classmethod
     def _side_words_are_an_expression(cls, value: str | None) -> str | None:
-        _check_expression("side_words", value or "")
+        check_expression("side_words", value or "")
         return value
 
     @model_validator(mode="after")
@@ -118,15 +139,8 @@ class TaskParams(Section):
         if unknown := sorted(self.label_patterns.keys() - self.labels.keys()):
             raise ValueError(f"label_patterns has {unknown[0]!r}, which is none of labels")
         for label, pattern in self.label_patterns.items():
-            _check_expression(f"label_patterns.{label}", pattern)
+            check_expression(f"label_patterns.{label}", pattern)
         return self
-
-
-def _check_expression(key: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{key} = {pattern!r} is no regular expression: {error}") from None
 
 
 class ValidateParams(Section):
@@ -158,8 +172,8 @@ class ModelParams(Section):
     text_revision: str = ""
     projection: Literal["linear", "mlp"] = "linear"
     max_text_length: Annotated[int, Field(ge=8, le=4096)] | Literal["auto"] = 64
-    temperature: PositiveFloat = 0.07
-    bias_init: float | Literal["auto"] = "auto"
+    temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = 0.07
+    bias_init: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = "auto"
 
 
 Freeze = Literal["none", "all", "lora"] | PositiveInt
@@ -279,7 +293,7 @@ class FindingParams(Section):
     def _one_truth(self) -> Self:
         if (self.column is None) == (self.text is None):
             raise ValueError("give exactly one of column and text, which tells who has the finding")
-        _check_expression("text", self.text or "")
+        check_expression("text", self.text or "")
         return self
 
 
@@ -308,7 +322,7 @@ class EvaluateParams(Section):
     findings: dict[MetricName, FindingParams] = {
         name: FindingParams(**values) for name, values in knee.FINDINGS.items()
     }
-    subgroups: list[str] = ["side", "view", "kl_grade"]
+    subgroups: list[Filled] = ["side", "view", "kl_grade"]
     robustness: bool = True
     grounding: GroundingParams = GroundingParams()
     gallery: Annotated[int, Field(ge=0, le=100)] = 6
@@ -329,11 +343,11 @@ class InferParams(Section):
     `precision`: of the towers, as in `evaluate`.
     """
 
-    csv_path: str = "data/validated/manifest.parquet"
+    csv_path: Filled = "data/validated/manifest.parquet"
     split: Literal["train", "val", "test"] = "test"
     batch_size: PositiveInt = 64
     precision: EmbeddingPrecision = "auto"
-    queries: list[str] = []
+    queries: list[Filled] = []
 
 
 class TrackingParams(Section):
@@ -373,9 +387,12 @@ class Params(Section):
         if not isinstance(task, dict) or task.get("subject", knee.SUBJECT) == knee.SUBJECT:
             return value
         subgroups = ["side", "view", task.get("label_column", "grade")]
-        nothing = {"label_prompts": {}, "findings": {}, "subgroups": subgroups}
         evaluate = value.get("evaluate", {})
-        return value | {"evaluate": nothing | evaluate} if isinstance(evaluate, dict) else value
+        if not isinstance(evaluate, dict):
+            return value
+        prompts = "kl_prompts" if "kl_prompts" in evaluate else "label_prompts"
+        nothing = {prompts: {}, "findings": {}, "subgroups": subgroups}
+        return value | {"evaluate": nothing | evaluate}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict with the keys of params.yaml."""

@@ -3,10 +3,9 @@
 All grades that a text names are allowed, so two compartments or an earlier study raise no warning.
 """
 
-import re
-
 import pandas as pd
 
+from knee_siglip.core.expressions import find_matches
 from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue, issues_of_rows
 from knee_siglip.validation.texts.kellgren_lawrence import Grades, grades_in_text, is_negated
@@ -38,7 +37,7 @@ def named_grades(text: str, task: Task) -> tuple[str, Grades] | None:
         return grades_in_text(text)
     words, phrases = plain(text), {}
     for label, pattern in task.label_patterns.items():
-        for match in re.finditer(pattern, words, re.IGNORECASE):
+        for match in find_matches(f"task.label_patterns.{label}", pattern, words):
             if not is_negated(words, match):
                 phrases[match[0]] = task.labels.position(label)
     return (", ".join(phrases), frozenset(phrases.values())) if phrases else None
