@@ -1,4 +1,4 @@
-"""python benchmarks/presets.py --csv CSV --images FOLDER [--rows N] [--epochs N] [--seeds N] [--arms ARM ...] [--output FILE]
+"""python benchmarks/presets.py --csv CSV --images FOLDER [--rows N] [--epochs N] [--seeds N] [--arms ARM ...]
 
 What the values of presets/rad-dino.yaml that differ from the reference's do on the small encoders: every parameter of
 the image encoder at the full rate, and one change of it at a time. Judged on the val split, never on test. The small
