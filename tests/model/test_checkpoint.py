@@ -106,6 +106,8 @@ def test_one_flipped_bit_is_refused(checkpoint, tmp_path, share):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"best_model\.pt is damaged"):
         load_checkpoint(path)
+
+
 def _drop_a_weight(content):
     del content["weights"]["visual_projection.bias"]
 

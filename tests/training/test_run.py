@@ -13,8 +13,8 @@ from knee_siglip.core.nesting import flatten
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.tables.manifest import read_manifest, write_manifest
-from knee_siglip.training.resume import StateSaver
 from knee_siglip.tables.text import load_tokenizer
+from knee_siglip.training.resume import StateSaver
 from knee_siglip.training.run import train
 from knee_siglip.training.trainer import Trainer
 from toys import POSITIONS
