@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -119,30 +120,108 @@ def jpeg(grey: np.ndarray = RAMP) -> bytes:
     return stream.getvalue()
 
 
-def table(descriptor: list[int], data: np.ndarray) -> Dataset:
+def jpeg_2000(grey: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(grey).save(stream, "JPEG2000", no_jp2=True)
+    return stream.getvalue()
+
+
+def padded(count: int) -> Dataset:
+    dataset = dicom(STORED)
+    dataset.PixelData += bytes(count)
+    return dataset
+
+
+def padded_below() -> bytes:
+    dataset = dicom(np.where(np.arange(64) < 20, -2000, RAMP.astype(np.int16)), 16)
+    dataset.add_new("PixelPaddingValue", "US", 2**16 - 2000)
+    return written(dataset)
+
+
+def big_endian_table() -> bytes:
+    made = dicom(STORED.astype(">u2"), syntax=ExplicitVRBigEndian)
+    made.VOILUTSequence = [table([4096, 0, 16], DARK, ">u2")]
+    plain = Dataset(made)  # a FileDataset keeps its byte order
+    plain.file_meta = made.file_meta
+    return written(plain, little_endian=False, implicit_vr=False)
+
+
+def offsets_of_fragments() -> bytes:
+    """One frame in three fragments under an offset table that lists each: some writers' mistake."""
+    frame = jpeg_2000(RAMP)
+    third = len(frame) // 6 * 2
+    return frames_of(JPEG2000Lossless, frame[:third], frame[third : 2 * third], frame[2 * third :])()
+
+
+def table(descriptor: list[int], data: np.ndarray, dtype: str = "<u2") -> Dataset:
     item = Dataset()
-    item.LUTDescriptor = descriptor
-    item.LUTData = data.astype("<u2").tobytes()
+    item.LUTDescriptor = [number & 0xFFFF for number in descriptor]
+    item["LUTDescriptor"].VR = "US"
+    item.LUTData = np.rint(data).astype(dtype).tobytes()
     item["LUTData"].VR = "OW"
     return item
 
 
-def palette() -> bytes:
-    elements = {}
+def spelt(keyword: str, raw: bytes, dataset: Dataset | None = None, **elements) -> Callable[[], bytes]:
+    """A data set with an element's bytes as pydicom would never write them."""
+
+    def build() -> bytes:
+        made = dicom(STORED, **{keyword: "9" * len(raw), **elements}) if dataset is None else dataset
+        data = written(made)
+        assert data.count(b"9" * len(raw)) == 1
+        return data.replace(b"9" * len(raw), raw)
+
+    return build
+
+
+def palette(descriptor: list[int], data: np.ndarray, stored: np.ndarray = RAMP, bits: int = 8) -> Callable[[], bytes]:
+    elements = {"PhotometricInterpretation": "PALETTE COLOR"}
     for colour in ("Red", "Green", "Blue"):
-        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
-        elements[f"{colour}PaletteColorLookupTableData"] = (np.arange(255, -1, -1) * 257).astype("<u2").tobytes()
-    return written(dicom(RAMP, 8, PhotometricInterpretation="PALETTE COLOR", **elements))
+        elements[f"{colour}PaletteColorLookupTableDescriptor"] = descriptor
+        elements[f"{colour}PaletteColorLookupTableData"] = data.tobytes()
+    return make(stored, bits, **elements)
+
+
+def frames_of(syntax: str, *frames: bytes, grey: np.ndarray = RAMP, has_bot: bool = True, **options):
+    def build() -> bytes:
+        dataset = dicom(grey, 8, syntax, PixelData=encapsulate(list(frames), has_bot=has_bot, **options))
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+        return written(dataset)
+
+    return build
+
+
+def floating(keyword: str, values: np.ndarray, **elements) -> Callable[[], bytes]:
+    absent = dict.fromkeys(("PixelData", "BitsStored", "HighBit", "PixelRepresentation"))
+    bits = values.dtype.itemsize * 8
+    return make(STORED, **absent, **{keyword: values.tobytes()}, BitsAllocated=bits, **elements)
 
 
 GARBAGE = STORED | (np.indices((48, 64)).sum(axis=0) % 16 << 12).astype(np.uint16)
 SIGNED = STORED.astype(np.int16) - 2048
 YBR = np.dstack([RAMP, RAMP * 0 + 128, RAMP * 0 + 128])
+CLIPPED = np.clip((STORED - 1024.0) / 2047 * 255, 0, 255)
 YBR_422 = np.stack([RAMP[:, ::2], RAMP[:, 1::2], RAMP[:, ::2] * 0 + 128, RAMP[:, ::2] * 0 + 128], axis=-1)
 PADDED = np.where(np.arange(64) < 20, 65535, STORED).astype(np.uint16)
 LINEAR = np.clip((STORED - 1500.0) / 999 * 255, 0, 255)
 WINDOW = {"WindowCenter": "2000", "WindowWidth": "1000"}
 INVERTED = np.linspace(65535, 0, 4096)
+DARK = np.linspace(4095, 0, 4096)
+BYTES = np.linspace(255, 0, 4096)
+RISING = np.linspace(0, 65535, 65536)
+FULL = RAMP.astype(np.uint16) * 257
+FULL_SIGNED = (FULL.astype(np.int32) - 32768).astype(np.int16)
+NAN = np.where(np.arange(64) == 5, np.nan, RAMP / 255).astype(np.float32)
+
+
+def voi(*arguments, stored: np.ndarray = STORED, bits: int = 12, **elements) -> Callable[[], bytes]:
+    return make(stored, bits, VOILUTSequence=[table(*arguments)], **elements)
+
+
+def modality(*arguments, stored: np.ndarray = STORED, bits: int = 12, **elements) -> Callable[[], bytes]:
+    return make(stored, bits, ModalityLUTSequence=[table(*arguments)], **elements)
+
 
 READ: dict[str, tuple[Callable[[], bytes], np.ndarray, int]] = {
     # name: (makes the bytes, expected grey, greys that it may differ by)
@@ -178,7 +257,100 @@ READ: dict[str, tuple[Callable[[], bytes], np.ndarray, int]] = {
     ),
     "32-bit": (make(STORED.astype(np.uint32) << 12, 24), RAMP, 2),
     "padding": (make(PADDED, 16, PixelPaddingValue=65535), None, 0),
-    "palette": (palette, 255 - RAMP, 1),
+    "voi-table-of-12-bits-that-says-16": (voi([4096, 0, 16], DARK), 255 - RAMP, 1),
+    "voi-table-of-12-bits-that-says-8": (voi([4096, 0, 8], DARK), 255 - RAMP, 1),
+    "voi-table-of-8-bits-in-words": (voi([4096, 0, 8], BYTES), 255 - RAMP, 1),
+    "voi-table-of-8-bits-packed": (voi([4096, 0, 8], BYTES, "u1"), 255 - RAMP, 1),
+    "voi-table-after-a-first-value": (voi([2048, 1024, 12], np.linspace(0, 4095, 2048)), CLIPPED, 1),
+    "voi-table-signed": (voi([4096, -2048, 16], DARK, stored=SIGNED), 255 - RAMP, 1),
+    "voi-table-signed-16-bit": (voi([0, -32768, 16], RISING, stored=FULL_SIGNED, bits=16), RAMP, 1),
+    "voi-table-unsigned-16-bit": (voi([0, 0, 16], RISING, stored=FULL, bits=16), RAMP, 1),
+    "voi-table-of-rescaled-values": (
+        voi([4096, -1024, 16], DARK, RescaleSlope="1", RescaleIntercept="-1024"),
+        255 - RAMP,
+        1,
+    ),
+    "voi-table-monochrome1": (voi([4096, 0, 16], DARK, PhotometricInterpretation="MONOCHROME1"), RAMP, 1),
+    "voi-table-too-short": (voi([4096, 0, 16], DARK[:1000]), RAMP, 2),
+    "voi-table-of-zeros": (voi([4096, 0, 16], DARK * 0), RAMP, 2),
+    "second-voi-table": (
+        make(STORED, VOILUTSequence=[table([4096, 0, 16], DARK[:9]), table([4096, 0, 16], DARK)]),
+        255 - RAMP,
+        1,
+    ),
+    "voi-table-and-window": (voi([4096, 0, 16], DARK, **WINDOW), 255 - RAMP, 1),
+    "voi-table-big-endian": (big_endian_table, 255 - RAMP, 1),
+    "modality-table-of-12-bits": (modality([4096, 0, 12], DARK), 255 - RAMP, 2),
+    "modality-table-of-8-bits-packed": (modality([4096, 0, 8], BYTES, "u1"), 255 - RAMP, 2),
+    "modality-table-signed-16-bit": (modality([0, -32768, 16], RISING, stored=FULL_SIGNED, bits=16), RAMP, 2),
+    "modality-table-signed-first-as-unsigned": (modality([4096, 63488, 16], DARK, stored=SIGNED), 255 - RAMP, 2),
+    "modality-table-and-window": (
+        modality([4096, 0, 16], np.arange(4096) + 1000, WindowCenter="3000", WindowWidth="1000"),
+        LINEAR,
+        1,
+    ),
+    "presentation-table": (make(STORED, PresentationLUTSequence=[table([256, 0, 12], DARK[::16])]), 255 - RAMP, 2),
+    "presentation-shape-inverse": (make(STORED, PresentationLUTShape="INVERSE"), 255 - RAMP, 2),
+    "presentation-shape-inverse-monochrome1": (
+        make(STORED, PresentationLUTShape="INVERSE", PhotometricInterpretation="MONOCHROME1"),
+        255 - RAMP,
+        2,
+    ),
+    "presentation-shape-identity": (make(STORED, PresentationLUTShape="IDENTITY"), RAMP, 2),
+    "presentation-shape-unknown": (make(STORED, PresentationLUTShape=NAME.upper()), RAMP, 2),
+    "lone-negative-slope": (make(STORED, RescaleSlope="-1"), 255 - RAMP, 2),
+    "lone-intercept-and-window": (
+        make(STORED, RescaleIntercept="-1000", WindowCenter="1000", WindowWidth="1000"),
+        LINEAR,
+        1,
+    ),
+    "empty-rescale": (make(STORED, RescaleSlope="", RescaleIntercept="", **WINDOW), LINEAR, 1),
+    "intercept-with-a-comma": (spelt("RescaleIntercept", b"-1024,00", RescaleSlope="1", **WINDOW), RAMP, 2),
+    "centre-with-a-comma": (spelt("WindowCenter", b"2000,500", WindowWidth="1000"), RAMP, 2),
+    "centre-not-a-number": (spelt("WindowCenter", b"1.#QNAN0", WindowWidth="1000"), RAMP, 2),
+    "width-not-a-number": (spelt("WindowWidth", b"nan     ", WindowCenter="2000"), RAMP, 2),
+    "negative-width": (make(STORED, WindowCenter="2000", WindowWidth="-1000"), RAMP, 2),
+    "empty-first-window": (spelt("WindowCenter", b"\\2000   ", WindowWidth=["9", "1000"]), LINEAR, 1),
+    "empty-first-centre": (spelt("WindowCenter", b"\\2000   ", WindowWidth="1000"), RAMP, 2),
+    "more-centres-than-widths": (make(STORED, WindowCenter=["2000", "9"], WindowWidth="1000"), LINEAR, 1),
+    "empty-window": (make(STORED, WindowCenter="", WindowWidth=""), RAMP, 2),
+    "lower-case-function": (
+        make(STORED, VOILUTFunction="sigmoid", **WINDOW),
+        255 / (1 + np.exp(-4 * (STORED - 2000.0) / 1000)),
+        1,
+    ),
+    "lower-case-interpretation": (make(STORED, PhotometricInterpretation="monochrome1"), 255 - RAMP, 2),
+    "no-interpretation": (make(STORED, PhotometricInterpretation=None), RAMP, 2),
+    "empty-interpretation": (make(STORED, PhotometricInterpretation=""), RAMP, 2),
+    "grey-as-three-samples": (coloured("MONOCHROME2", np.dstack([RAMP] * 3)), RAMP, 1),
+    "no-representation": (make(STORED, PixelRepresentation=None), RAMP, 2),
+    "empty-representation": (make(STORED, PixelRepresentation=""), RAMP, 2),
+    "no-samples": (make(STORED, SamplesPerPixel=None), RAMP, 2),
+    "no-high-bit": (make(STORED, HighBit=None), RAMP, 2),
+    "high-bit-beyond-the-word": (make(STORED, HighBit=40), RAMP, 2),
+    "frames-as-text": (spelt("NumberOfFrames", b"one "), RAMP, 2),
+    "no-planes": (make(np.dstack([RAMP] * 3), 8, PhotometricInterpretation="RGB"), RAMP, 1),
+    "float": (floating("FloatPixelData", (RAMP / 255).astype(np.float32)), RAMP, 1),
+    "double": (floating("DoubleFloatPixelData", RAMP * 1e-6), RAMP, 1),
+    "float-window": (
+        floating("FloatPixelData", STORED.astype(np.float32), VOILUTFunction="LINEAR_EXACT", **WINDOW),
+        LINEAR,
+        1,
+    ),
+    "float-nan": (floating("FloatPixelData", NAN), np.where(np.isnan(NAN), 0, RAMP), 1),
+    "signed-padding-as-unsigned": (padded_below, np.where(np.arange(64) < 20, 0, RAMP), 1),
+    "palette": (palette([256, 0, 16], (np.arange(255, -1, -1) * 257).astype("<u2")), 255 - RAMP, 1),
+    "palette-of-8-bits-in-words": (palette([256, 0, 16], np.arange(255, -1, -1).astype("<u2")), 255 - RAMP, 1),
+    "palette-of-8-bits-packed": (palette([256, 0, 8], np.arange(255, -1, -1).astype("u1")), 255 - RAMP, 1),
+    "palette-of-4096-bytes": (palette([4096, 0, 8], np.rint(BYTES).astype("u1"), STORED, 12), 255 - RAMP, 1),
+    "padding-after-the-pixels": (lambda: written(padded(40)), RAMP, 2),
+    "ybr-422-with-all-samples": (coloured("YBR_FULL_422", YBR), RAMP, 1),
+    "fragments": (
+        frames_of(JPEG2000Lossless, jpeg_2000(RAMP), has_bot=False, fragments_per_frame=3),
+        RAMP,
+        0,
+    ),
+    "offset-table-of-fragments": (offsets_of_fragments, RAMP, 0),
     "rgb": (coloured("RGB", np.dstack([RAMP] * 3)), RAMP, 1),
     "rgb-planes": (coloured("RGB", np.stack([RAMP] * 3), 1, Rows=48, Columns=64), RAMP, 1),
     "ybr-full": (coloured("YBR_FULL", YBR), RAMP, 1),
@@ -258,6 +430,30 @@ def test_dicom_in_another_transfer_syntax_is_read_right(name, tmp_path, caplog, 
     assert_nothing_told(caplog, capfd)
 
 
+DOUBTED = {
+    "empty-rescale": (),
+    "voi-table-of-12-bits-that-says-16": (),
+    "voi-table-too-short": ("VOILUTSequence",),
+    "second-voi-table": (),
+    "presentation-shape-unknown": ("PresentationLUTShape",),
+    "intercept-with-a-comma": ("RescaleIntercept", "WindowCenter", "WindowWidth"),
+    "centre-with-a-comma": ("WindowCenter", "WindowWidth"),
+    "negative-width": ("WindowCenter", "WindowWidth"),
+    "window-of-text": ("WindowCenter", "WindowWidth"),
+    "no-representation": ("PixelRepresentation",),
+    "no-interpretation": ("PhotometricInterpretation",),
+    "lower-case-interpretation": (),
+    "unknown-function-is-linear": ("VOILUTFunction",),
+    "frames-as-text": ("NumberOfFrames",),
+    "window": (),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTED)
+def test_elements_that_are_passed_over_are_told(name):
+    assert decode(READ[name][0](), Path("a.dcm")).doubtful == DOUBTED[name]
+
+
 def cut(data: bytes, before_end: int) -> bytes:
     return data[:-before_end]
 
@@ -269,17 +465,19 @@ def deflate_bomb() -> bytes:
     return data[:start] + b"".join(squeeze.compress(bytes(2**24)) for _ in range(40)) + squeeze.flush()
 
 
-def jpeg_2000(grey: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(grey).save(stream, "JPEG2000", no_jp2=True)
-    return stream.getvalue()
-
-
 def open_sequence() -> bytes:
     """A sequence of undefined length that never ends, before the pixels."""
     data = make(STORED)()
     at = data.index(b"\x08\0\x16\0UI")
     return data[:at] + b"\x08\0\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff" * 3 + data[at:400]
+
+
+def two_rle_frames() -> bytes:
+    one = dicom(STORED)
+    one.compress(RLELossless, generate_instance_uid=False)
+    frame = get_frame(one.PixelData, 0, number_of_frames=1)
+    one.PixelData = encapsulate([frame, frame], has_bot=False)
+    return written(one)
 
 
 def claiming(**elements) -> Callable[[], bytes]:
@@ -315,6 +513,43 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "99-bits-stored": (claiming(BitsStored=99), "cannot be decoded"),
     "no-bits-stored": (claiming(BitsStored=None), "cannot be decoded"),
     "7-samples": (claiming(SamplesPerPixel=7), "cannot be decoded"),
+    "frames-as-a-decimal": (spelt("NumberOfFrames", b"3.0 "), "3 frames; a radiograph has one"),
+    "frame-and-a-half": (lambda: written(padded(48 * 64)), r"1\.5 frames; a radiograph has one"),
+    "two-frames-that-say-one": (lambda: written(padded(2 * 48 * 64)), "2 frames; a radiograph has one"),
+    "one-row-too-many": (claiming(Rows=47), "frames; a radiograph has one"),
+    "two-float-frames": (
+        floating("FloatPixelData", np.zeros((2, 48, 64), np.float32)),
+        "2 frames; a radiograph has one",
+    ),
+    "half-a-float-frame": (floating("FloatPixelData", np.zeros((24, 64), np.float32)), "cannot be decoded"),
+    "two-jpeg-2000-frames": (
+        frames_of(JPEG2000Lossless, *[jpeg_2000(RAMP)] * 2, has_bot=False),
+        "2 frames; a radiograph has one",
+    ),
+    "two-jpeg-2000-frames-in-the-table": (
+        frames_of(JPEG2000Lossless, *[jpeg_2000(RAMP)] * 2),
+        "2 frames; a radiograph has one",
+    ),
+    "two-jpeg-2000-frames-in-one-fragment": (
+        frames_of(JPEG2000Lossless, jpeg_2000(RAMP) + jpeg_2000(255 - RAMP)),
+        "2 frames; a radiograph has one",
+    ),
+    "two-jpeg-frames": (
+        frames_of(JPEGBaseline8Bit, jpeg(), jpeg(), has_bot=False, fragments_per_frame=2),
+        "2 frames; a radiograph has one",
+    ),
+    "two-rle-frames": (two_rle_frames, "2 frames; a radiograph has one"),
+    "no-colour-interpretation": (
+        coloured("RGB", np.dstack([RAMP] * 3), PhotometricInterpretation=None),
+        "without a usable PhotometricInterpretation element",
+    ),
+    "rgb-of-one-sample": (claiming(PhotometricInterpretation="RGB"), "usable PhotometricInterpretation element"),
+    "bits-stored-beyond-allocated": (claiming(BitsStored=17), "without a usable BitsStored element"),
+    "no-bits-allocated": (claiming(BitsAllocated=None), "without a usable BitsAllocated element"),
+    "palette-without-tables": (
+        claiming(PhotometricInterpretation="PALETTE COLOR"),
+        "usable RedPaletteColorLookupTableData element",
+    ),
     "fewer-pixels-than-promised": (claiming(Rows=50), "cannot be decoded"),
     "no-slope": (claiming(RescaleSlope="0", RescaleIntercept="0"), "cannot be decoded"),
     "empty-pixels": (claiming(PixelData=b""), "cannot be decoded|without"),

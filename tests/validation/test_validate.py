@@ -211,6 +211,14 @@ def test_nearly_flat_image_is_kept_with_a_warning(project):
     assert outcome.manifest["flags"].tolist()[:3] == ["", "flat_image", ""]
 
 
+def test_dicom_with_a_doubtful_header_is_kept_with_a_warning(project, save_dicom):
+    stored = np.array(Image.open(project.image(3))).astype(np.uint16) * 16
+    shutil.copy(save_dicom(stored, PixelRepresentation=None), project.image(3))
+    outcome = project.run()
+    assert "PixelRepresentation" in only(outcome, "doubtful_elements", "warning")["message"]
+    assert outcome.manifest["flags"].tolist()[:3] == ["", "doubtful_elements", ""]
+
+
 def test_inverted_image_is_kept_with_a_warning(project):
     Image.fromarray(255 - np.array(Image.open(project.image(4)))).save(project.image(4))
     outcome = project.run()

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, TOKENS_COLUMN, add_flag
+from knee_siglip.imaging.appearance import appearance_warnings
 from knee_siglip.task.task import Labels
 from knee_siglip.validation.images.inspection import Failure, Result
 from knee_siglip.validation.issue import Issue, issues_of_rows
@@ -26,8 +27,13 @@ SPLIT_SYNONYMS = {
 CELL_LENGTH, LISTED_LENGTH = 60, 500
 """Characters of a cell, and of the header, that a sentence quotes."""
 
-FLAT_STD = 15.0
-"""Grey levels of 255: below it little contrast is left. 1 % of real knees, legitimate ones among them."""
+APPEARANCE = {
+    "constant_image": "have one grey only",
+    "flat_image": "are nearly flat",
+    "inverted_image": "seem inverted",
+    "doubtful_elements": "have DICOM elements that were passed over",
+}
+"""What many images have in common, for each check of `appearance_warnings`."""
 
 
 def check_columns(table: pd.DataFrame, csv: Path) -> list[Issue]:
@@ -134,26 +140,16 @@ def check_images(table: pd.DataFrame, files: pd.Series, inspected: Mapping[str, 
 
 
 def check_appearance(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Issue]]:
-    """Flag constant, nearly flat and inverted images; all are kept."""
-    readable = table["image_id"] != ""
-    constant = readable & (table["std"] == 0)
-    flat = readable & ~constant & (table["std"] < FLAT_STD)
-    inverted = readable & (table["inverted"] > 0.5)
-    exchanged = (
-        "bright and dark seem exchanged (probability {inverted:.2f}); preprocess.inversion: correct turns such images "
-        "round"
-    )
-    looks = (
-        ("constant_image", constant, "have one grey only", "every pixel has the same grey"),
-        ("flat_image", flat, "are nearly flat", "nearly flat: its greys deviate by {std:.1f} of 255"),
-        ("inverted_image", inverted, "seem inverted", exchanged),
-    )
+    """Warn of constant, nearly flat and inverted images and of doubtful DICOM elements; all are kept."""
+    messages: dict[str, dict[int, str]] = {check: {} for check in APPEARANCE}
+    measured = table.loc[table["image_id"] != "", ["std", "inverted", "doubtful"]]
+    for row, std, inverted, doubtful in measured.itertuples(name=None):
+        for check, message in appearance_warnings(std, inverted, doubtful.split()).items():
+            messages[check][row] = message
     issues: list[Issue] = []
-    for check, rows, problem, message in looks:
-        measured = table.loc[rows, ["std", "inverted"]].itertuples(name=None)
-        messages = {row: message.format(std=std, inverted=probability) for row, std, probability in measured}
-        issues += issues_of_rows(table, check, messages, problem)
-        table = add_flag(table, table.index[rows], check)
+    for check, problem in APPEARANCE.items():
+        issues += issues_of_rows(table, check, messages[check], problem)
+        table = add_flag(table, table.index[table.index.isin(list(messages[check]))], check)
     return table, issues
 
 

@@ -30,7 +30,7 @@ from knee_siglip.validation.texts.tokens import Tokens
 
 NOTHING_READ = pd.DataFrame({name: pd.Series(dtype=str) for name in ("split", "patient_id", "image_id", "text")})
 
-WORKING_COLUMNS = ("pixel_id", "kind", "file_bytes", "mean", "std", "inverted", "fingerprint")
+WORKING_COLUMNS = ("pixel_id", "kind", "file_bytes", "mean", "std", "inverted", "doubtful", "fingerprint")
 """Facts of the images that the checks use and the manifest leaves out."""
 
 

@@ -85,6 +85,12 @@ def test_dict_round_trip():
     assert Transform.from_dict(transform.to_dict()) == transform
 
 
+def test_checkpoint_of_version_2_is_read_and_its_pixels_are_not():
+    old = {**Transform(224, "pad", "local").to_dict(), "version": 2}
+    assert Transform.from_dict(old) == Transform(224, "pad", "local")
+    assert Transform.from_dict(old).to_dict()["version"] == VERSION
+
+
 def test_pixels_of_another_version_are_refused():
     with pytest.raises(ImageError, match="run preprocess again"):
         Transform.from_dict({**Transform(224, "pad", "local").to_dict(), "version": VERSION + 1})

@@ -1,8 +1,10 @@
 """What a compressed DICOM frame says of itself, and the frames that only GDCM decodes."""
 
 import faulthandler
+import io
 import mmap
 import os
+import re
 import struct
 from collections.abc import Callable
 
@@ -13,6 +15,27 @@ JPEG_SIZES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 
 
 JPEG_2000_SIZE = b"\xff\x4f\xff\x51"
 """Start of codestream, then the size marker (ISO 15444-1, A.4.1 and A.5.1)."""
+
+START = rb"\xff\xd8\xff|\xff\x4f\xff\x51|\0\0\0\x0cjP  |[\x01-\x0f]\0{3}\x40\0{3}"
+"""How a frame begins: JPEG and JPEG-LS, a JPEG 2000 codestream or file, RLE (PS3.5, annex G.5)."""
+
+NEXT_FRAME = re.compile(rb"(?<=\xff\xd9)\0?(?=" + START + rb")")
+"""Between two images in one fragment. Neither marker pair can stand inside compressed data."""
+
+
+def frames_in(pixel_data: bytes) -> list[bytes]:
+    """The frames of encapsulated pixel data, found by how they begin, not by the offset table or the number claimed."""
+    from pydicom.encaps import generate_fragments, parse_basic_offsets
+
+    stream = io.BytesIO(pixel_data)
+    parse_basic_offsets(stream)
+    frames: list[list[bytes]] = []
+    for fragment in generate_fragments(stream):
+        for part in NEXT_FRAME.split(fragment):
+            if not frames or re.match(START, part):
+                frames.append([])
+            frames[-1].append(part)
+    return [b"".join(parts) for parts in frames]
 
 
 def frame_size(frame: bytes) -> tuple[int, int] | None:

@@ -22,11 +22,16 @@ class MissingImageError(ImageError):
 
 
 class Decoded(NamedTuple):
-    """An image file's content. grey: uint8 (H, W), upright; bits: per sample in the file; kind: `PNG I;16`."""
+    """An image file's content.
+
+    grey: uint8 (H, W), upright; bits: per sample in the file; kind: `PNG I;16`; doubtful: elements of a DICOM that were
+    unusable and passed over.
+    """
 
     grey: np.ndarray
     bits: int
     kind: str
+    doubtful: tuple[str, ...] = ()
 
 
 def shown(path: Path) -> str:

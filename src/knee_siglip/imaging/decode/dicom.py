@@ -8,15 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from knee_siglip.imaging.decode.codestream import decode_apart, decode_extended_jpeg, frame_size
 from knee_siglip.imaging.decode.decoded import Decoded, ImageError, check_size, shown
+from knee_siglip.imaging.decode.header import Header, normalise
+from knee_siglip.imaging.decode.pixels import FLOATS, several_frames, stored_values
 from knee_siglip.imaging.decode.presentation import grey_of
 from knee_siglip.imaging.decode.raster import is_picture
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 SUFFIXES = {".dcm", ".dicom", ".dic"}
 
@@ -25,9 +25,12 @@ FIRST_ELEMENT = re.compile(rb"\x02\0[\0-\x10]\0(UL|OB|UI)|\x08\0[\0-\x18]\0", re
 
 ELEMENTS = [
     *("SOPClassUID", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
-    *("NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"),
+    *("NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    "PixelData",
+    *FLOATS,
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
-    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PaletteColorLookupTableUID"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTSequence"),
+    *("PresentationLUTShape", "PaletteColorLookupTableUID"),
     *(
         f"{colour}PaletteColorLookupTable{part}"
         for colour in ("Red", "Green", "Blue")
@@ -37,21 +40,8 @@ ELEMENTS = [
 ]
 """All that is read: names, dates and descriptions never get into memory as values."""
 
-KINDS = {"MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
-
 MAX_INFLATED = 1 << 29
 """Bytes that a deflated data set may have: `MAX_PIXELS` in 16 bits, and more."""
-
-RLE = "1.2.840.10008.1.2.5"
-DECODERS = {
-    **{f"1.2.840.10008.1.2.4.{number}": "pillow" for number in (50, 51)},
-    **{f"1.2.840.10008.1.2.4.{number}": "gdcm" for number in (57, 70)},
-    **{f"1.2.840.10008.1.2.4.{number}": "pyjpegls" for number in (80, 81)},
-    **{f"1.2.840.10008.1.2.4.{number}": "pylibjpeg" for number in (90, 91, 201, 202, 203)},
-}
-"""One decoder per transfer syntax: tried in turn, a damaged file would come out as another one saw it."""
-
-JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 
 
 def is_dicom(data: bytes, path: Path) -> bool:
@@ -71,16 +61,12 @@ def decode_dicom(data: bytes, path: Path) -> Decoded:
         warnings.simplefilter("ignore")  # pydicom's warnings quote header values
         _silence()
         try:
-            dataset = _read(data, path)
-            _check(dataset, path)
-            stored = _stored(dataset, path)
-            if stored.shape[:2] != (dataset.Rows, dataset.Columns) or stored.shape[2:] not in ((), (3,)):
-                raise ImageError(
-                    f"{shown(path)}: DICOM with pixels of shape {stored.shape}; one grey or RGB frame is read"
-                )
-            photometric = dataset.get("PhotometricInterpretation")
-            kind = f"DICOM {photometric if photometric in KINDS else 'other'}"
-            return Decoded(grey_of(stored, dataset), int(dataset.BitsStored), kind)
+            header = Header(_read(data, path), path)
+            _check(header)
+            stored = stored_values(header)
+            bits = int(header.dataset.get("BitsStored") or 8 * stored.dtype.itemsize)
+            kind = f"DICOM {header.dataset.PhotometricInterpretation}"
+            return Decoded(grey_of(stored, header), bits, kind, tuple(header.doubtful))
         except ImageError:
             raise
         except MemoryError:
@@ -131,58 +117,33 @@ def _check_inflated(data: bytes, path: Path) -> None:
             raise ImageError(f"{shown(path)}: DICOM that inflates to more than {MAX_INFLATED:,} bytes")
 
 
-def _check(dataset: "Dataset", path: Path) -> None:
-    from pydicom.pixels import get_decoder
-
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        usable = get_decoder(syntax).is_available
-    except NotImplementedError:
-        usable = False
-    if not usable and ("PixelData" in dataset or not syntax.is_transfer_syntax):
+def _check(header: Header) -> None:
+    """Refuse what is no single frame of usable pixels, and normalise the header of what is."""
+    dataset, path, syntax = header.dataset, header.path, header.dataset.file_meta.TransferSyntaxUID
+    if not _decodable(syntax) and ("PixelData" in dataset or not syntax.is_transfer_syntax):
         raise ImageError(
             f"{shown(path)}: DICOM in transfer syntax {_name(syntax)}, which is not supported; "
             "convert it to Explicit VR Little Endian or JPEG 2000 with another tool (gdcmconv or dcmdjpeg, say)"
         )
-    if "PixelData" not in dataset:
+    if not any(keyword in dataset for keyword in ("PixelData", *FLOATS)):
         what = _name(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
         kind = f" (it is: {what})" if what.endswith(")") else ""
         raise ImageError(f"{shown(path)}: DICOM without (complete) pixel data{kind}, or no DICOM at all")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise ImageError(f"{shown(path)}: DICOM with {frames} frames; a radiograph has one")
+    normalise(header)
     check_size(int(dataset.Columns), int(dataset.Rows), path)
+    frames = header.number("NumberOfFrames") or 1
+    if frames > 1:
+        raise several_frames(f"{frames:g}", path)
+    dataset.NumberOfFrames = 1
 
 
-def _stored(dataset: "Dataset", path: Path) -> np.ndarray:
-    """Stored values (H, W), or RGB (H, W, 3), without what older files keep in the unused bits."""
-    from pydicom.encaps import get_frame
+def _decodable(syntax: "UID") -> bool:
+    from pydicom.pixels import get_decoder
 
-    syntax, bits = dataset.file_meta.TransferSyntaxUID, int(dataset.BitsStored)
-    if syntax.is_encapsulated:
-        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-        if syntax != RLE and frame_size(frame) != (dataset.Rows, dataset.Columns):  # decoders believe the frame: a bomb
-            raise ImageError(
-                f"{shown(path)}: DICOM that is damaged: its header and its compressed image differ in size"
-            )
-        if syntax == JPEG_EXTENDED and bits > 8:
-            shape = int(dataset.Rows), int(dataset.Columns)
-            values = decode_apart(lambda: decode_extended_jpeg(frame, *shape, bits), shape, "u2")
-            sign = 16 - bits
-            return (values << sign).view(np.int16) >> sign if dataset.PixelRepresentation == 1 else values
-        if syntax in DECODERS:
-            dataset.pixel_array_options(decoding_plugin=DECODERS[syntax])
-        if DECODERS.get(syntax) == "gdcm":
-            shape = (dataset.Rows, dataset.Columns, dataset.SamplesPerPixel)[: 2 if dataset.SamplesPerPixel == 1 else 3]
-            kind = "i" if dataset.PixelRepresentation == 1 else "u"
-            return decode_apart(lambda: dataset.pixel_array, shape, f"{kind}{dataset.BitsAllocated // 8}")
-    unused = int(dataset.get("HighBit") or bits - 1) + 1 - bits
-    if not 0 < unused <= int(dataset.BitsAllocated) - bits:
-        return dataset.pixel_array  # YBR comes as RGB
-    dataset.BitsStored = bits + unused
-    stored: np.ndarray = dataset.pixel_array >> unused
-    dataset.BitsStored = bits
-    return stored
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
 
 
 def _name(uid: str) -> str:

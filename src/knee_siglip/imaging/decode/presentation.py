@@ -1,27 +1,37 @@
 """Stored DICOM values to the grey that a viewer shows first: modality step, then table or window, then 8 bits."""
 
-import math
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
 from knee_siglip.imaging.decode.exposure import bands, grey_range, thinned, to_uint8
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
+from knee_siglip.imaging.decode.header import Header
+from knee_siglip.imaging.decode.lookup import Table, table_in
+from knee_siglip.imaging.decode.voi import WINDOW, Modality, presentations
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R 601, as Pillow's `convert("L")`."""
 
+COLOURS = ("Red", "Green", "Blue")
 
-def grey_of(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """stored: (H, W), or (H, W, 3) as RGB. Returns uint8 (H, W)."""
+PALETTE_BITS = (8, 12, 16)
+"""Depths of palette entries. The descriptor's depth is of no use: 8-bit entries are often kept in 16-bit words."""
+
+
+def grey_of(stored: np.ndarray, header: Header) -> np.ndarray:
+    """stored: (H, W), or (H, W, 3) as RGB; header: normalised. Returns uint8 (H, W).
+
+    Raises:
+        ImageError: naming the element that is missing or unusable.
+    """
+    interpretation = header.dataset.PhotometricInterpretation
     if stored.ndim == 3:
-        return _luma(stored, 2 ** int(dataset.BitsStored) - 1)
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        return _palette(stored, dataset)
-    grey = _monochrome(stored, dataset)
-    return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+        return _luma(stored, 2 ** int(header.dataset.BitsStored) - 1)
+    if interpretation == "PALETTE COLOR":
+        return _palette(stored, header)
+    grey = _monochrome(stored, header)
+    # MONOCHROME1 and INVERSE together mean one inversion: PS3.3, C.8.11.1, demands both of the same image
+    if header.code("PresentationLUTShape", ("IDENTITY", "INVERSE")) == "INVERSE" or interpretation == "MONOCHROME1":
+        grey = 255 - grey
+    return _presented(grey, header)
 
 
 def _luma(colours: np.ndarray, maximum: float) -> np.ndarray:
@@ -31,13 +41,26 @@ def _luma(colours: np.ndarray, maximum: float) -> np.ndarray:
     return grey
 
 
-def _palette(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    from pydicom.pixels.processing import apply_color_lut
-
+def _palette(stored: np.ndarray, header: Header) -> np.ndarray:
     levels, index = _levels(stored)
-    colours = apply_color_lut(levels[None], dataset)[..., :3]
-    grey: np.ndarray = _luma(colours, np.iinfo(colours.dtype).max)[0][index]
+    if any(f"Segmented{colour}PaletteColorLookupTableData" in header.dataset for colour in COLOURS):
+        from pydicom.pixels.processing import apply_color_lut
+
+        colours = apply_color_lut(levels[None], header.dataset)[..., :3]
+    else:
+        colours = np.stack([_palette_table(header, colour).look_up(levels) for colour in COLOURS], axis=-1)[None]
+    brightest = int(colours.max())
+    white = next(2**bits - 1 for bits in PALETTE_BITS if brightest < 2**bits)
+    grey: np.ndarray = _luma(colours, white)[0][index]
     return grey
+
+
+def _palette_table(header: Header, colour: str) -> Table:
+    name = f"{colour}PaletteColorLookupTable"
+    table = table_in(header, header.dataset, name, *header.extent())
+    if table is None:
+        raise header.unusable(f"{name}Data")
+    return table
 
 
 def _levels(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,77 +75,60 @@ def _levels(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return levels, stored.astype(stored.dtype.newbyteorder("="), copy=False).view(unsigned)
 
 
-def _monochrome(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
+def _monochrome(stored: np.ndarray, header: Header) -> np.ndarray:
     """Stored values (H, W) to uint8, MONOCHROME1 not yet inverted.
 
-    Without a usable window (none, or one that shows a single grey) 8-bit values stay and deeper ones are stretched.
+    Without a usable table or window (none, or one that shows a single grey) 8-bit values stay and deeper ones are
+    stretched.
     """
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi
-
-    slope = _slope(dataset)
+    extent = _finite_range(stored) if stored.dtype.kind == "f" else header.extent()
+    modality = Modality.of(header, *extent)
     levels, index = _levels(stored)
-    values: np.ndarray = apply_modality_lut(levels, dataset)
-    if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        table: np.ndarray | None = to_uint8(apply_voi(values, dataset)[None], 0, 2**bits - 1)[0]
+    values = modality.apply(levels)
+    if modality.known:
+        for keywords, greys in presentations(values, header, *modality.extent(*extent)):
+            grey: np.ndarray = greys[index]
+            if grey.min() < grey.max():
+                return grey
+            if stored.min() < stored.max():
+                header.doubt(*keywords)
     else:
-        table = _window(values, dataset)
-    if table is not None:
-        grey: np.ndarray = table[index]
-        if grey.min() < grey.max():
-            return grey
-    bits = int(dataset.BitsStored)
-    if bits <= 8 and stored.dtype.itemsize == 1 and slope > 0 and not dataset.get("ModalityLUTSequence"):
-        low = -(2 ** (bits - 1)) if stored.dtype.kind == "i" else 0
-        return to_uint8(stored, low, low + 2**bits - 1)
+        header.doubt(*(keyword for keyword in ("VOILUTSequence", *WINDOW) if keyword in header.dataset))
+    if stored.dtype.itemsize == 1 and modality.table is None and modality.slope > 0:
+        return to_uint8(stored, *extent)
     sample = thinned(index)
-    low, high = grey_range(values[sample].astype(np.float64), _usable(levels, dataset)[sample])
-    table = to_uint8(values[None], low, max(high, low + 255 * abs(slope)))[0]
-    return np.take(table, index)
+    low, high = grey_range(values[sample].astype(np.float64), _usable(levels, header)[sample])
+    least = 0.0 if stored.dtype.kind == "f" else 255 * abs(modality.slope)
+    return np.take(to_uint8(values[None], low, max(high, low + least))[0], index)
 
 
-def _slope(dataset: "Dataset") -> float:
-    """The rescale slope; 1 where there is none. ValueError for one that leaves no image."""
-    value = dataset.get("RescaleSlope")
-    slope = 1.0 if value is None or value == "" else float(value)
-    if slope == 0 or not math.isfinite(slope):
-        raise ValueError("rescale slope")
-    return slope
+def _finite_range(stored: np.ndarray) -> tuple[float, float]:
+    finite = stored[np.isfinite(stored)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
-def _usable(levels: np.ndarray, dataset: "Dataset") -> np.ndarray:
+def _usable(levels: np.ndarray, header: Header) -> np.ndarray:
     """False for the values that pad the image (PS3.3, C.7.5.1.1.2)."""
-    ends = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    numbers = [end for end in ends if isinstance(end, int)]
+    ends = [header.whole(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    numbers = [end for end in ends if end is not None]
     if not numbers:
         return np.ones(levels.shape, dtype=bool)
+    if levels.dtype == np.int16:  # -2000 is often written as unsigned, 63536
+        numbers = [(number + 2**15) % 2**16 - 2**15 for number in numbers]
     outside: np.ndarray = (levels < min(numbers)) | (levels > max(numbers))
     return outside
 
 
-def _window(values: np.ndarray, dataset: "Dataset") -> np.ndarray | None:
-    """The first window, DICOM PS3.3 C.11.2.1; None where there is none or its width is not allowed.
+def _presented(grey: np.ndarray, header: Header) -> np.ndarray:
+    """The Presentation LUT (PS3.3, C.11.6), from the first entry for black to the last for white, where there is one.
 
-    values: (N,); returns uint8 (N,).
+    grey: uint8 (H, W), and so is what is returned.
     """
-    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    function = dataset.get("VOILUTFunction")
-    if function not in ("SIGMOID", "LINEAR_EXACT"):
-        function = "LINEAR"
-    if centre is None or width is None or not width > (1 if function == "LINEAR" else 0):
-        return None
-    if function == "SIGMOID":
-        steepness = np.clip(-4 * (values.astype(np.float64) - centre) / width, -80, 80)
-        return to_uint8(1 / (1 + np.exp(steepness))[None], 0, 1)[0]
-    if function == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    return to_uint8(values[None], centre - width / 2, centre + width / 2)[0]
-
-
-def _first(value: Any) -> float | None:
-    """A window element holds nothing, a number or a list of numbers."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, (int, float, str)):
-        return float(value)
-    return float(value[0]) if len(value) else None
+    for item in header.items("PresentationLUTSequence")[:1]:
+        table = table_in(header, item, "LUT", 0, 2**16 - 1)
+        if table is not None and table.entries.any():
+            positions = table.first + np.linspace(0, len(table.entries) - 1, 256)
+            presented: np.ndarray = to_uint8(table.look_up(positions)[None], 0, float(table.entries.max()))[0][grey]
+            return presented
+        header.doubt("PresentationLUTSequence")
+    return grey

@@ -15,10 +15,14 @@ from knee_siglip.imaging.decode.read import read_grey
 from knee_siglip.imaging.fit.contrast import local_contrast
 from knee_siglip.imaging.fit.resize import resize
 
-VERSION = 2
+VERSION = 3
 """Version of everything between file and pixels. Raise it when the same file would give other pixels: it is part of the
 store's key and of every checkpoint, so old pixels never meet new code. 2: sums that are exact on any machine
-(resize.py, contrast.py), `inversion`; on average one grey away from 1."""
+(resize.py, contrast.py), `inversion`; on average one grey away from 1. 3: DICOMs with tables, lone slopes or
+PresentationLUTShape that 2 misread, and two knees on one film under `inversion: correct`; all else as in 2."""
+
+READABLE = (2, VERSION)
+"""Versions whose checkpoints are used as they are: images that were read right then give the same pixels now."""
 
 
 def load_pixels(path: Path, transform: "Transform") -> np.ndarray:
@@ -59,7 +63,7 @@ class Transform:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Transform":
         """Inverse of `to_dict`; `ImageError` where another version of this code wrote it."""
-        if values.get("version") != VERSION:
+        if values.get("version") not in READABLE:
             raise ImageError(
                 f"images were preprocessed with transform version {values.get('version')}, this knee-siglip has "
                 f"version {VERSION}; run preprocess again, or use the knee-siglip that made them"

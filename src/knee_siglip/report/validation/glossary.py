@@ -108,6 +108,12 @@ GLOSSARY = {
         "Look at the images. preprocess.inversion: correct inverts them back.",
         True,
     ),
+    "doubtful_elements": Entry(
+        "Doubtful DICOM header",
+        "Elements are missing, or hold no number, or fit nothing. The pixels were shown without them.",
+        "Look at the images: greys may differ from what a viewer shows. Export them again if they do.",
+        True,
+    ),
     "empty_text": Entry(
         "Empty impression", "There is no text to learn from.", "Write the impression, or remove the row."
     ),

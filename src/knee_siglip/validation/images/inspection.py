@@ -31,8 +31,8 @@ class ImageFacts:
 
     image_id: sha256 of the file; pixel_id: sha256 of the upright grey pixels; width, height: of the upright image, in
     pixels; bits: per sample in the file; kind: format and mode, `PNG I;16`; file_bytes: the file's size; mean, std: of
-    the grey levels, 0-255; inverted: probability that bright and dark are exchanged; fingerprint: see
-    near_duplicates.py.
+    the grey levels, 0-255; inverted: probability that bright and dark are exchanged; doubtful: a DICOM's
+    elements that were passed over; fingerprint: see near_duplicates.py.
     """
 
     image_id: str
@@ -45,10 +45,11 @@ class ImageFacts:
     mean: float
     std: float
     inverted: float
+    doubtful: str
     fingerprint: bytes
 
 
-NO_FACTS = ImageFacts("", "", 0, 0, 0, "", 0, 0.0, 0.0, 0.0, b"")
+NO_FACTS = ImageFacts("", "", 0, 0, 0, "", 0, 0.0, 0.0, 0.0, "", b"")
 """Stands in the table for an image that cannot be read."""
 
 
@@ -86,7 +87,8 @@ def inspect_images(names: Iterable[str]) -> dict[str, Result]:
 
 def describe(data: bytes, image_id: str, path: Path) -> ImageFacts:
     """Decode a file's bytes, whose sha256 is image_id. path: only for the message of an `ImageError`."""
-    grey, bits, kind = decode(data, path)
+    image = decode(data, path)
+    grey = image.grey
     height, width = grey.shape
     pixel_hash = hashlib.sha256(repr(grey.shape).encode())
     pixel_hash.update(np.ascontiguousarray(grey).data)
@@ -95,12 +97,13 @@ def describe(data: bytes, image_id: str, path: Path) -> ImageFacts:
         pixel_id=pixel_hash.hexdigest(),
         width=width,
         height=height,
-        bits=bits,
-        kind=kind,
+        bits=image.bits,
+        kind=image.kind,
         file_bytes=len(data),
         mean=float(grey.mean()),
         std=float(grey.std()),
         inverted=inversion_probability(grey),
+        doubtful=" ".join(image.doubtful),
         fingerprint=fingerprint(grey),
     )
 

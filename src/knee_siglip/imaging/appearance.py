@@ -1,0 +1,38 @@
+"""What looks wrong with a readable image: validation, inference and heat maps warn in the same words."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from knee_siglip.imaging.decode.decoded import Decoded
+from knee_siglip.imaging.decode.inversion import inversion_probability
+
+FLAT_STD = 15.0
+"""Grey levels of 255: below it little contrast is left. 1 % of real knees, legitimate ones among them."""
+
+
+def appearance_warnings(std: float, inverted: float, doubtful: Sequence[str]) -> dict[str, str]:
+    """A sentence for each check that an image does not pass.
+
+    std: of its greys, 0-255; inverted: `inversion_probability`; doubtful: as in `Decoded`.
+    """
+    warnings = {}
+    if std == 0:
+        warnings["constant_image"] = "every pixel has the same grey"
+    elif std < FLAT_STD:
+        warnings["flat_image"] = f"nearly flat: its greys deviate by {std:.1f} of 255"
+    if inverted > 0.5:
+        warnings["inverted_image"] = (
+            f"bright and dark seem exchanged (probability {inverted:.2f}); preprocess.inversion: correct turns such "
+            "images round"
+        )
+    if doubtful:
+        warnings["doubtful_elements"] = (
+            f"DICOM elements that are missing or unusable and were passed over: {', '.join(doubtful)}"
+        )
+    return warnings
+
+
+def warnings_of(image: Decoded) -> dict[str, str]:
+    """`appearance_warnings` of a decoded image."""
+    return appearance_warnings(float(np.std(image.grey)), inversion_probability(image.grey), image.doubtful)
