@@ -64,6 +64,24 @@ def png_with(name: bytes, content: bytes) -> bytes:
     return data[:33] + chunk(name, content) + data[33:]
 
 
+def png_of_rows(rows: int, *passes: bytes, interlaced: bool = False) -> bytes:
+    """A 64 x 48 PNG with every checksum right and only so many rows, or passes, inside."""
+    pixels = b"".join(passes or (b"\0" + row.tobytes() for row in RAMP[:rows]))
+    header = struct.pack(">IIBBBBB", 64, 48, 8, 0, 0, 0, interlaced)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def passes(count: int) -> list[bytes]:
+    """The first of the seven passes of an interlaced RAMP."""
+    starts = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    return [
+        b"\0" + row.tobytes()
+        for left, top, across, down in starts[:count]
+        for row in np.ascontiguousarray(RAMP[top::down, left::across])
+    ]
+
+
 def tiff(samples: np.ndarray, photometric: str = "minisblack", byteorder: Literal["<", ">"] = "<") -> bytes:
     """Samples (H, W) or (H, W, channels) of any type, uncompressed."""
     stream = io.BytesIO()
@@ -148,6 +166,9 @@ READ: dict[str, tuple[Callable[[], bytes], np.ndarray, int]] = {
     # name: (makes the bytes, expected grey, greys that it may differ by)
     "grey.png": (lambda: encoded(GREY, "PNG"), RAMP, 0),
     "interlaced-like-text.png": (lambda: encoded(GREY, "PNG", pnginfo=TEXT), RAMP, 0),
+    "black.png": (lambda: encoded(Image.fromarray(RAMP * 0), "PNG"), RAMP * 0, 0),
+    "all-rows.png": (lambda: png_of_rows(48), RAMP, 0),
+    "interlaced.png": (lambda: png_of_rows(0, *passes(7), interlaced=True), RAMP, 0),
     "bilevel.png": (lambda: encoded(GREY.point(lambda g: 255 * (g > 99), "1"), "PNG"), 255 * (RAMP > 99), 0),
     "2-bit.png": (lambda: png(levels(2), bitdepth=2), steps(2), 0),
     "4-bit.png": (lambda: png(levels(4), bitdepth=4), steps(4), 0),
@@ -237,6 +258,12 @@ def flipped(data: bytes, at: int) -> bytes:
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "truncated.png": (lambda: encoded(GREY, "PNG")[:-40], "damaged: truncated"),
+    "half-the-rows.png": (lambda: png_of_rows(24), "damaged: rows are missing"),
+    "one-row-less.png": (lambda: png_of_rows(47), "damaged: rows are missing"),
+    "one-pass-less.png": (
+        lambda: png_of_rows(0, *passes(6), interlaced=True),
+        "damaged: rows are missing",
+    ),
     "no-end.png": (lambda: encoded(GREY, "PNG")[:-12], "damaged: truncated"),
     "truncated.jpg": (lambda: encoded(GREY, "JPEG")[:-200], "damaged: truncated"),
     "truncated.tif": (lambda: encoded(GREY, "TIFF")[:-200], "damaged"),

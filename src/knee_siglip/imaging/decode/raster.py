@@ -1,15 +1,14 @@
 """PNG, JPEG, TIFF and other raster formats to grey, in every mode, depth and orientation that Pillow reads."""
 
 import io
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from knee_siglip.imaging.decode.decoded import Decoded, ImageError, check_size, shown
 from knee_siglip.imaging.decode.modes import COLOURS, deep_colour, grey_of, sample_bits
+from knee_siglip.imaging.decode.png import check_rows, pixel_chunks
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 """Raster formats only: Pillow's EPS would start Ghostscript, and rare formats are rarely tested decoders."""
@@ -41,9 +40,6 @@ OTHER_FILES = {
 }
 """First bytes, lower case, of what is often found under an image's name."""
 
-MAX_CHUNKS = 200_000
-"""Of a PNG; the largest image in chunks of 4 kB has 100,000."""
-
 SUBFILE_TYPE = 254
 """TIFF tag; bit 0 marks a reduced copy of another page."""
 
@@ -62,15 +58,18 @@ def decode_picture(data: bytes, path: Path) -> Decoded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if data.startswith(b"\x89PNG"):
-                _check_chunks(data, path)
+            chunks = pixel_chunks(data, path) if data.startswith(b"\x89PNG") else []
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_size(image.width, image.height, path)
                 _check_single(image, path)
                 bits, kind = sample_bits(image, data), f"{image.format} {image.mode}"
                 if bits == 16 and image.mode in COLOURS:
-                    return Decoded(deep_colour(image, data, path), bits, f"{kind};16")
-                return Decoded(grey_of(image, data), bits, kind)
+                    grey, kind = deep_colour(image, data, path), f"{kind};16"
+                else:
+                    grey = grey_of(image, data)
+                if image.format == "PNG":
+                    check_rows(data, chunks, grey, path)
+                return Decoded(grey, bits, kind)
         except ImageError:
             raise
         except UnidentifiedImageError:
@@ -100,24 +99,6 @@ def _other_file(data: bytes) -> str:
         if data.startswith(signature):
             return f"is damaged: it begins like {name}, but has no usable header"
     return "is no image of a known format (PNG, JPEG, TIFF, DICOM)"
-
-
-def _check_chunks(data: bytes, path: Path) -> None:
-    """Check the critical chunks' checksums: Pillow skips them, and a flipped bit would silently change pixels."""
-    position = 8
-    for _ in range(MAX_CHUNKS):
-        header = data[position : position + 8]
-        if len(header) < 8:
-            break
-        length, name = struct.unpack(">I4s", header)
-        end = position + 8 + length
-        critical = not name[0] & 0x20  # PNG specification, 5.4: a lower-case letter marks an ancillary chunk
-        if critical and data[end : end + 4] != struct.pack(">I", zlib.crc32(memoryview(data)[position + 4 : end])):
-            raise ImageError(f"{shown(path)}: is damaged: {'truncated' if end + 4 > len(data) else 'wrong checksum'}")
-        if name == b"IEND":
-            return
-        position = end + 4
-    raise ImageError(f"{shown(path)}: is damaged: truncated, or cut into more than {MAX_CHUNKS:,} chunks")
 
 
 def _check_single(image: Image.Image, path: Path) -> None:
