@@ -26,6 +26,9 @@ as it was; a normal one that is called inverted would be spoiled."""
 TAIL = 0.05
 """Share of the pixels beyond either of the percentiles that `_gap` compares with the median."""
 
+WIDE = 1.15
+"""Width over height from which a film may hold two knees side by side."""
+
 FLAT = 3
 """Greys; a row or column that varies no more belongs to a border, not to the radiograph."""
 
@@ -36,8 +39,23 @@ def inversion_probability(grey: np.ndarray) -> float:
     grey: uint8 (H, W), any size, upright, before any contrast step. Returns 0 to 1; above 0.5 means inverted. Where
     nothing can be seen (a constant image) the answer is well below 0.5.
     """
-    log_odds = float(features(grey) @ np.array(WEIGHTS)) - CAUTION
+    log_odds = float(_evidence(grey) @ np.array(WEIGHTS)) - CAUTION
     return 1 / (1 + math.exp(-log_odds))
+
+
+def _evidence(grey: np.ndarray) -> np.ndarray:
+    """`features`; of a wide film the mean of its own and its halves'.
+
+    Two knees have their dark background in the middle and bone at the sides: as a whole a normal film may look
+    inverted, but each half is a knee like any other. Half of a single knee says little, the whole then decides.
+    """
+    pixels = np.asarray(_shrunk(grey))
+    left, top, right, bottom = _without_borders(pixels)
+    if right - left < WIDE * (bottom - top):
+        return features(grey)
+    middle = max(1, (left + right) * grey.shape[1] // (2 * pixels.shape[1]))
+    halves = [features(half) for half in (grey[:, :middle], grey[:, middle:])]
+    return (features(grey) + (halves[0] + halves[1]) / 2) / 2
 
 
 def features(grey: np.ndarray) -> np.ndarray:
@@ -66,17 +84,21 @@ def _ranks(thumbnail: np.ndarray, outside: np.ndarray) -> np.ndarray:
 
 def _thumbnail(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The radiograph without its borders, uint8 (SIDE, SIDE), and where a tilted frame still shows, bool."""
-    step = max(1, min(grey.shape) // (8 * SIDE))
-    image = Image.fromarray(np.ascontiguousarray(grey[::step, ::step]))
-    shrink = max(1, min(image.size) // (2 * SIDE))
-    if shrink > 1:
-        image = image.reduce(shrink)
+    image = _shrunk(grey)
     pixels = np.asarray(image)
     box = _without_borders(pixels)
     frame = _frame_grey(pixels, box)
     box = _inset(_without_frame(pixels, box, frame), image.size)
     thumbnail = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, box=box))
     return thumbnail, np.abs(thumbnail - frame) < FLAT
+
+
+def _shrunk(grey: np.ndarray) -> Image.Image:
+    """The whole image in a whole fraction of its size, its shorter side at least 2 x SIDE where it was so before."""
+    step = max(1, min(grey.shape) // (8 * SIDE))
+    image = Image.fromarray(np.ascontiguousarray(grey[::step, ::step]))
+    shrink = max(1, min(image.size) // (2 * SIDE))
+    return image.reduce(shrink) if shrink > 1 else image
 
 
 Box = tuple[int, int, int, int]
