@@ -120,6 +120,21 @@ def test_disk_that_cannot_be_written_is_broken(newcomer: pytest.MonkeyPatch, tmp
     assert doctor.check_disk("disk", tmp_path).state == "broken"
 
 
+def test_user_id_without_a_name_is_noticed(newcomer: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        newcomer.delenv(name, raising=False)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    newcomer.setattr("pwd.getpwuid", unknown)
+    check = doctor.check_user()
+    assert check.state == "broken"
+    assert "export USER=me" in check.advice
+    newcomer.setenv("USER", "me")
+    assert doctor.check_user().state == "ready"
+
+
 def test_missing_git_identity_is_noticed(newcomer: pytest.MonkeyPatch) -> None:
     subprocess.run(["git", "config", "--global", "user.name", "A"], check=True)
     check = doctor.check_git_identity()

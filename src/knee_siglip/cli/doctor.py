@@ -3,6 +3,7 @@
 Nothing is changed. Nothing is contacted unless `online` is set; each contact then times out after 3 seconds.
 """
 
+import getpass
 import importlib.util
 import netrc
 import os
@@ -55,6 +56,7 @@ def examine(online: bool = False) -> list[Check]:
         check_wandb(params.tracking.wandb),
         check_disk("project disk", Path.cwd()),
         check_disk("store disk", paths.find_store_root()),
+        check_user(),
         check_git_identity(),
     ]
 
@@ -207,6 +209,14 @@ def check_disk(name: str, folder: Path) -> Check:
         advice = f"a real training wants {LOW_DISK_GB:.0f} GB; set KNEE_SIGLIP_STORE to another disk"
         return Check(name, "note", detail, advice)
     return Check(name, "ready", detail)
+
+
+def check_user() -> Check:
+    """Whether the operating system knows the user's name: DVC looks it up for its locks."""
+    try:
+        return Check("user", "ready", getpass.getuser())
+    except (KeyError, OSError):  # no passwd entry, as in a container started with an arbitrary user id
+        return Check("user", "broken", "this user id has no name, and DVC refuses it", "set one: export USER=me")
 
 
 def check_git_identity() -> Check:

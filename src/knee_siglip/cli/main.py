@@ -11,8 +11,10 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage or params, 3 done with some rows failed.
 """
 
+import io
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -51,6 +53,8 @@ app.add_typer(store_commands.app, name="store")
 
 def main() -> None:
     """Entry point of the console script: a user's mistake is one sentence, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name of undecodable bytes, as stderr shows it
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     run_stage(app)
 

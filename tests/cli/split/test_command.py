@@ -1,7 +1,10 @@
 """`knee-siglip split`: what is written, what is refused, and that validation finds no leak in it."""
 
 import csv
+import io
+import os
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 import typer
 from PIL import Image
 
+from knee_siglip.cli.main import main
 from knee_siglip.cli.split.command import split
 from knee_siglip.core import errors
 from knee_siglip.params.files import parse_params
@@ -228,3 +232,24 @@ def test_validation_finds_no_leak_afterwards(
         assert run_split(path, out, "--seed", str(seed))[0] == 0
         params = parse_params({"data": {"csv": str(out.relative_to(tmp_path)), "images": "data/images"}})
         assert len(validate(params)) == 68
+
+
+def test_folders_of_undecodable_names_need_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, knees: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(knees.parent, odd)
+    results = []
+    for target in (odd / "out.csv", tmp_path / "elsewhere.csv"):
+        printed, told = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+        monkeypatch.setattr(sys, "stdout", printed)
+        monkeypatch.setattr(sys, "stderr", told)
+        monkeypatch.setattr(sys, "argv", ["knee-siglip", "split", str(odd / knees.name), str(target)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed.flush()
+        results.append((ended.value.code, printed.buffer.getvalue().decode(), told.getvalue()))
+    assert results[0][0] in (0, None)
+    assert r"caf\udce9" in results[0][1].replace("\n", "")
+    assert results[1][0] == 2
+    assert "no Unicode text" in results[1][2]

@@ -90,7 +90,12 @@ def split_csv(
     image_ids = pd.Series(_image_ids(files), table.index, dtype=str)
     names = list(stratify or [STRATIFIED])
     done, warnings = split_table(
-        table, shares, seed=seed, stratify=names, pattern=pattern, links=[pd.Series(files, table.index), image_ids]
+        table,
+        shares,
+        seed=seed,
+        stratify=names,
+        pattern=pattern,
+        links=[pd.Series(files, table.index, dtype=object), image_ids],
     )
     unread = int((image_ids == "").sum())
     if unread:
@@ -170,7 +175,13 @@ def _moved(names: "pd.Series", old: Path, new: Path) -> "pd.Series":
         if not name.strip() or Path(name).is_absolute():
             return name
         path = os.path.normpath(old.absolute() / name)
-        return path if linked else Path(os.path.relpath(path, new.absolute())).as_posix()
+        path = path if linked else Path(os.path.relpath(path, new.absolute())).as_posix()
+        if any("\ud800" <= character <= "\udfff" for character in path):  # undecodable bytes, as Python holds them
+            raise UsageError(
+                f"{new}: the way from there to the images of {old} is no Unicode text, as a CSV needs it; write the "
+                "CSV into the same folder as the other one, or rename the folder"
+            )
+        return path
 
     return names.map(move)
 
