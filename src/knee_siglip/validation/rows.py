@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, TOKENS_COLUMN, add_flag
 from knee_siglip.imaging.appearance import appearance_warnings
+from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, TOKENS_COLUMN, add_flag
 from knee_siglip.task.task import Labels
 from knee_siglip.validation.images.inspection import Failure, Result
 from knee_siglip.validation.issue import Issue, issues_of_rows
