@@ -174,5 +174,23 @@ def test_undefined_figures_have_no_interval():
 def test_resamples_that_leave_a_figure_undefined_do_not_count(graded):
     """A single positive is missing from a third of the resamples."""
     truth = np.arange(20) == 3
-    interval = interval_of(auroc_statistic(np.arange(20.0), truth), np.arange(20), 200)
+    drawn = resample([auroc_statistic(np.arange(20.0), truth)], np.arange(20), 200)[0]
+    assert np.isnan(drawn).any()
+    interval = percentile_interval(drawn)
     assert 0 <= interval.low < interval.high <= 1
+
+
+@pytest.mark.parametrize(("patients", "enough"), [(1, False), (9, False), (10, True)])
+def test_an_interval_needs_ten_patients(patients, enough):
+    rows = np.arange(40) % patients
+    assert (interval_of(mean_statistic(np.arange(40) % 3), rows, 50) is not None) == enough
+
+
+@pytest.mark.parametrize(("positive_patients", "enough"), [(1, False), (9, False), (10, True)])
+def test_an_auroc_needs_ten_patients_of_each_class(positive_patients, enough):
+    truth = np.arange(80) < 40
+    patients = np.where(truth, np.arange(80) % positive_patients, np.arange(80))
+    scores = np.random.default_rng(0).normal(size=80)
+    for statistic in (auroc_statistic(scores, truth), auroc_statistic(scores, ~truth)):
+        assert (interval_of(statistic, patients, 50) is not None) == enough
+        assert statistic.units(patients) == positive_patients

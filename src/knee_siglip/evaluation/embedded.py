@@ -19,6 +19,7 @@ from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, pro
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.params.sections import EvaluateParams
 from knee_siglip.store.pixels import CachedPixels
+from knee_siglip.tables.ids import Units, independent_units
 from knee_siglip.tables.manifest import number_groups
 from knee_siglip.task.task import Task
 
@@ -73,9 +74,14 @@ class EmbeddedSplit:
         return number_texts(self.texts)
 
     @cached_property
+    def units(self) -> Units:
+        """The patients, or what stands for them where none is known."""
+        return independent_units(self.rows)
+
+    @property
     def patients(self) -> np.ndarray:
-        """(N,) integers, equal for rows of one patient; a row without one stands for itself."""
-        return number_groups(self.rows, "patient_id")
+        """(N,) integers, equal for rows of one independent unit."""
+        return self.units.numbers
 
     @cached_property
     def study_ids(self) -> np.ndarray:

@@ -9,6 +9,7 @@ import pandas as pd
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.expressions import find_matches
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.headline import interval_metrics
 from knee_siglip.metrics.bootstrap import auroc_statistic, interval_of
 from knee_siglip.metrics.grading import ranking_areas
 from knee_siglip.metrics.matching.similarity import SCORE_DECIMALS, cosine_scores
@@ -52,8 +53,9 @@ def measure_findings(split: EmbeddedSplit, _: EmbeddedData) -> dict[str, float]:
     for name, (truth, score) in finding_truth_and_scores(split).items():
         if not (areas := ranking_areas(truth, score)):
             continue
-        interval = interval_of(auroc_statistic(score, truth), split.patients)
-        bounds = {"auroc_ci_low": interval.low, "auroc_ci_high": interval.high} if interval else {}
+        statistic = auroc_statistic(score, truth)
+        interval = interval_of(statistic, split.patients)
+        bounds = interval_metrics("auroc", interval, statistic.units(split.patients))
         of_finding = {**areas, **bounds, "prevalence": float(truth.mean()), "n": len(truth)}
         metrics |= {f"zero_shot_findings.{name}.{metric}": value for metric, value in of_finding.items()}
     return metrics

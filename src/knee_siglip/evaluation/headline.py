@@ -20,16 +20,20 @@ from knee_siglip.metrics.bootstrap import (
     resample,
     value_of,
 )
-from knee_siglip.tables.manifest import number_groups
+from knee_siglip.tables.ids import independent_units
 from knee_siglip.task.task import Labels
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric's value and its 95 % interval; None where no resample defines it."""
+    """A metric's value and its 95 % interval; None where there are too few independent units for one.
+
+    units: how many it rests on (`Statistic.units`).
+    """
 
     value: float
     interval: Interval | None
+    units: int
 
 
 def contrastive_accuracy(table: pd.DataFrame) -> Statistic:
@@ -99,5 +103,18 @@ def headline_estimates(
     """As `headline_from_predictions`, with intervals from one set of draws of patients for all metrics."""
     values = headline_from_predictions(table, names)
     known = headlines_of(table)
-    drawn = resample([known[name](table) for name in values], number_groups(table, "patient_id"), resamples, seed)
-    return {name: Estimate(values[name], percentile_interval(row)) for name, row in zip(values, drawn, strict=True)}
+    statistics = {name: known[name](table) for name in values}
+    patients = independent_units(table).numbers
+    drawn = resample(list(statistics.values()), patients, resamples, seed)
+    estimates = {}
+    for (name, statistic), row in zip(statistics.items(), drawn, strict=True):
+        interval = percentile_interval(row) if statistic.has_enough(patients) else None
+        estimates[name] = Estimate(values[name], interval, statistic.units(patients))
+    return estimates
+
+
+def interval_metrics(name: str, interval: Interval | None, units: int) -> dict[str, float]:
+    """`<name>_ci_low` and `_ci_high`, or `_ci_units`: how few independent units there are for an interval."""
+    if interval is None:
+        return {f"{name}_ci_units": units}
+    return {f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}

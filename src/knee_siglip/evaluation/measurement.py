@@ -18,7 +18,7 @@ from knee_siglip.evaluation.confidence import (
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.findings import measure_findings
 from knee_siglip.evaluation.grounding import grounding_report
-from knee_siglip.evaluation.headline import headline_estimates
+from knee_siglip.evaluation.headline import headline_estimates, interval_metrics
 from knee_siglip.evaluation.linear_probe import probe_metrics, probe_table
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.evaluation.robustness import robustness_report
@@ -59,12 +59,14 @@ def measure(split: EmbeddedSplit, data: EmbeddedData) -> Metrics:
 
 
 def measure_headline(predictions: pd.DataFrame) -> Metrics:
-    """The headline metrics of one split's predictions, with `<metric>_ci_low` and `<metric>_ci_high`."""
+    """The headline metrics of one split's predictions, with `<metric>_ci_low` and `<metric>_ci_high`.
+
+    In place of an interval for which there are too few independent units stands their number, `<metric>_ci_units`.
+    """
     metrics: Metrics = {}
     for name, estimate in headline_estimates(predictions).items():
         metrics[name] = estimate.value
-        if estimate.interval is not None:
-            metrics |= {f"{name}_ci_low": estimate.interval.low, f"{name}_ci_high": estimate.interval.high}
+        metrics |= interval_metrics(name, estimate.interval, estimate.units)
     return metrics
 
 

@@ -23,6 +23,7 @@ from knee_siglip.metrics.matching.retrieval import (
 )
 from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.model.loss import sigmoid_loss
+from knee_siglip.tables.ids import UNIT_COUNTS
 from knee_siglip.tables.text import normalise_text
 
 Metrics = dict[str, float]
@@ -35,10 +36,11 @@ OF_PROMPTS = ("accuracy", "quadratic_weighted_kappa")
 
 
 def count_rows(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
-    """Sample sizes."""
+    """Sample sizes: `patients` are the known ones, beside them the studies and images that stand for unknown ones."""
+    units = {UNIT_COUNTS[unit]: count for unit, count in split.units.counts.items() if count or unit == "patient"}
     return {
         "rows": len(split),
-        "patients": len(np.unique(split.patients)),
+        **units,
         "distinct_texts": len(np.unique(split.text_ids)),
         "graded_rows": len(split.graded),
     }

@@ -10,7 +10,7 @@ import pandas as pd
 from knee_siglip.evaluation.headline import grades_and_predicted, headlines_of
 from knee_siglip.metrics.bootstrap import RESAMPLES, Statistic, percentile_interval, resample, value_of
 from knee_siglip.metrics.significance import holm_adjusted, normal_p_value
-from knee_siglip.tables.manifest import number_groups
+from knee_siglip.tables.ids import independent_units
 
 FEWEST_ROWS = 30
 """Metrics of smaller groups say little and may point at persons: they are suppressed."""
@@ -18,8 +18,8 @@ FEWEST_ROWS = 30
 LEVEL = 0.05
 UNKNOWN = "unknown"
 
-BETWEEN_GRADES = (".balanced_accuracy", ".quadratic_weighted_kappa")
-"""Ends of the metrics left out where all of a group have one grade: the kappa is 0 with a single mistake then."""
+BETWEEN_GRADES = ".balanced_accuracy"
+"""End of the metric left out where all of a group have one grade: it is the accuracy then."""
 
 MEASURED = ("metric", "value", "low", "high", "difference", "p_holm")
 """Columns that are empty for a suppressed group."""
@@ -46,7 +46,7 @@ def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int 
         and high (95 % bootstrap of patients), difference (to all other rows), p_holm (of no difference, adjusted for
         all groups and metrics of the table), flagged: worse than the others by more than chance.
     """
-    patients = number_groups(table, "patient_id")
+    patients = independent_units(table).numbers
     rows: list[dict[str, Any]] = []
     for group in find_subgroups(table, columns):
         suppressed = len(group.rows) < FEWEST_ROWS
@@ -57,7 +57,7 @@ def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int 
             "patients": len(np.unique(patients[group.rows])),
             "suppressed": suppressed,
         }
-        measured = [] if suppressed else _measure(table, group, resamples)
+        measured = [] if suppressed else _measure(table, group, patients, resamples)
         rows += [facts | cells for cells in measured or [dict.fromkeys(MEASURED)]]
     tested = [row for row in rows if row["p_holm"] is not None]
     for row, p in zip(tested, holm_adjusted([row["p_holm"] for row in tested]), strict=True):
@@ -87,7 +87,7 @@ def count_subgroups(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {"subgroups.groups": len(shown), "subgroups.flagged": len(flagged)} if rows else {}
 
 
-def _measure(table: pd.DataFrame, group: Subgroup, resamples: int) -> list[dict[str, Any]]:
+def _measure(table: pd.DataFrame, group: Subgroup, patients: np.ndarray, resamples: int) -> list[dict[str, Any]]:
     """Cells of every metric that is defined in the group; `p_holm` is not adjusted yet."""
     others = np.setdiff1d(np.arange(len(table)), group.rows)
     statistics_of = headlines_of(table)
@@ -95,18 +95,24 @@ def _measure(table: pd.DataFrame, group: Subgroup, resamples: int) -> list[dict[
     outside = {name: statistic(table.iloc[others]) for name, statistic in statistics_of.items()}
     values = {name: value_of(statistic, len(group.rows)) for name, statistic in inside.items()}
     one_grade = len(np.unique(grades_and_predicted(table)[0][group.rows])) < 2
-    left_out = BETWEEN_GRADES if one_grade else ()
-    names = [name for name, value in values.items() if np.isfinite(value) and not name.endswith(left_out)]
+    names = [
+        name
+        for name, value in values.items()
+        if np.isfinite(value) and not (one_grade and name.endswith(BETWEEN_GRADES))
+    ]
     statistics = [_restricted(inside[name], group.rows) for name in names]
     statistics += [_restricted(outside[name], others) for name in names]
-    drawn, drawn_outside = np.split(resample(statistics, number_groups(table, "patient_id"), resamples), 2)
+    drawn, drawn_outside = np.split(resample(statistics, patients, resamples), 2)
     cells = []
     for name, mine, theirs in zip(names, drawn, drawn_outside, strict=True):
         difference = values[name] - value_of(outside[name], len(others))
         differences = (mine - theirs)[np.isfinite(mine - theirs)]
-        known = np.isfinite(difference) and len(differences) > 1
+        enough = inside[name].has_enough(patients[group.rows])
+        known = (
+            enough and outside[name].has_enough(patients[others]) and np.isfinite(difference) and len(differences) > 1
+        )
         gap = (difference, normal_p_value(difference, differences)) if known else (None, None)
-        interval = percentile_interval(mine)
+        interval = percentile_interval(mine) if enough else None
         bounds = (interval.low, interval.high) if interval else (None, None)
         cells.append(dict(zip(MEASURED, (name, values[name], *bounds, *gap), strict=True)))
     return cells
@@ -114,4 +120,4 @@ def _measure(table: pd.DataFrame, group: Subgroup, resamples: int) -> list[dict[
 
 def _restricted(statistic: Statistic, rows: np.ndarray) -> Statistic:
     """A statistic of the rows (n,) alone as one that takes the weights of the whole table."""
-    return lambda weights: statistic(weights[:, rows])
+    return Statistic(lambda weights: statistic(weights[:, rows]), statistic.classes)

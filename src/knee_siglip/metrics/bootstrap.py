@@ -1,8 +1,9 @@
 """Patient-level bootstrap: intervals that know that the two knees of one patient are not independent.
 
-Patients are drawn with replacement, with all of their rows, so that a resample is a weight for each row: how often its
-patient was drawn. A `Statistic` turns the weights of many resamples into its values; `resample` gives several of them
-the same draws, so that metrics, subgroups and differences of two models come from the same imagined test sets.
+Patients (or what stands for them: `independent_units`) are drawn with replacement, with all of their rows, so that a
+resample is a weight for each row: how often its patient was drawn. A `Statistic` turns the weights of many resamples
+into its values; `resample` gives several of them the same draws, so that metrics, subgroups and differences of two
+models come from the same imagined test sets.
 Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8 (hierarchical data) and 5.3
 (percentiles).
 """
@@ -13,14 +14,43 @@ from dataclasses import dataclass
 import numpy as np
 
 from knee_siglip.metrics.grading import kappa_from_confusion, weighted_macro_auroc
+from knee_siglip.metrics.units import FEWEST_UNITS
 
 RESAMPLES = 2000
 COVERAGE = 0.95
 CELLS_AT_ONCE = 2_000_000
 """Resamples times rows held in memory."""
 
-Statistic = Callable[[np.ndarray], np.ndarray]
-"""(R, N) weights of the rows to (R,) values of the metric; NaN where a resample leaves it undefined."""
+
+@dataclass(frozen=True)
+class Statistic:
+    """A metric as a function of the weights of its N rows.
+
+    value: (R, N) weights to (R,) values; NaN where a resample leaves it undefined. classes: (N,) which of the classes
+    that the metric tells apart a row is of, all one class for a mean; negative where the row takes no part.
+    """
+
+    value: Callable[[np.ndarray], np.ndarray]
+    classes: np.ndarray
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """(R, N) weights to (R,) values."""
+        return self.value(weights)
+
+    def units(self, patients: np.ndarray) -> int:
+        """How many of the patients, (N,) of the rows, it rests on: of its second largest class, if it has several.
+
+        A macro AUROC over grades needs two that are well known; a rare third one then counts as far as a resample
+        holds it.
+        """
+        known = self.classes >= 0
+        pairs = np.unique(np.stack([self.classes[known], patients[known]]), axis=1)
+        counts = np.sort(np.unique(pairs[0], return_counts=True)[1])[::-1]
+        return int(counts[min(1, len(counts) - 1)]) if len(counts) else 0
+
+    def has_enough(self, patients: np.ndarray) -> bool:
+        """Whether an interval over these patients, (N,) of the rows, means anything."""
+        return self.units(patients) >= FEWEST_UNITS
 
 
 @dataclass(frozen=True)
@@ -80,13 +110,16 @@ def mean_statistic(values: np.ndarray) -> Statistic:
     """Mean of per-row values (N,); rows whose value is NaN take no part."""
     rows = np.flatnonzero(np.isfinite(values))
     known = values[rows].astype(np.float64)
-    return lambda weights: _share(weights[:, rows] @ known, weights[:, rows].sum(axis=1))
+    return Statistic(
+        lambda weights: _share(weights[:, rows] @ known, weights[:, rows].sum(axis=1)),
+        np.where(np.isfinite(values), 0, -1),
+    )
 
 
 def kappa_statistic(grades: np.ndarray, predicted: np.ndarray) -> Statistic:
     """Quadratic-weighted kappa of grades (N,) and predicted (N,), from 0; rows with a negative grade take no part."""
     confusion = _confusion_statistic(grades, predicted)
-    return lambda weights: kappa_from_confusion(confusion(weights))
+    return Statistic(lambda weights: kappa_from_confusion(confusion(weights)), grades)
 
 
 def balanced_accuracy_statistic(grades: np.ndarray, predicted: np.ndarray) -> Statistic:
@@ -99,15 +132,15 @@ def balanced_accuracy_statistic(grades: np.ndarray, predicted: np.ndarray) -> St
         present = np.isfinite(recalls)
         return _share(np.where(present, recalls, 0).sum(axis=1), present.sum(axis=1))
 
-    return balanced_accuracy
+    return Statistic(balanced_accuracy, np.minimum(grades, 0))
 
 
 def macro_auroc_statistic(scores: np.ndarray, grades: np.ndarray) -> Statistic:
     """Macro one-vs-rest AUROC of scores (N, C) for grades (N,); rows with a negative grade take no part."""
     rows = np.flatnonzero(grades >= 0)
     if not len(rows):
-        return lambda weights: np.full(len(weights), np.nan)
-    return lambda weights: weighted_macro_auroc(scores[rows], grades[rows], weights[:, rows])
+        return Statistic(lambda weights: np.full(len(weights), np.nan), grades)
+    return Statistic(lambda weights: weighted_macro_auroc(scores[rows], grades[rows], weights[:, rows]), grades)
 
 
 def auroc_statistic(scores: np.ndarray, truth: np.ndarray) -> Statistic:
@@ -118,7 +151,9 @@ def auroc_statistic(scores: np.ndarray, truth: np.ndarray) -> Statistic:
 def interval_of(
     statistic: Statistic, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
-    """Interval of one statistic, rows belonging to patients (N,); None where no resample defines it."""
+    """Interval of one statistic, rows belonging to patients (N,); None where they are too few to define it."""
+    if not statistic.has_enough(patients):
+        return None
     return percentile_interval(resample([statistic], patients, resamples, seed)[0])
 
 

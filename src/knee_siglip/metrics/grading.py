@@ -42,7 +42,7 @@ def agreement_metrics(grades: np.ndarray, predicted: np.ndarray, classes: int) -
 
     Returns:
         accuracy; balanced_accuracy, the mean recall over the grades that occur; adjacent_accuracy, off by one at most;
-        mae, the mean number of grades off; quadratic_weighted_kappa, left out where all agree on one grade. Empty
+        mae, the mean number of grades off; quadratic_weighted_kappa, left out with a single actual grade. Empty
         without rows.
     """
     if not len(grades):
@@ -54,7 +54,7 @@ def agreement_metrics(grades: np.ndarray, predicted: np.ndarray, classes: int) -
         "adjacent_accuracy": float((off <= 1).mean()),
         "mae": float(off.mean()),
     }
-    if len(np.union1d(grades, predicted)) > 1:
+    if len(present) > 1:
         kappa = cohen_kappa_score(grades, predicted, labels=np.arange(classes), weights="quadratic")
         metrics["quadratic_weighted_kappa"] = float(kappa)
     return metrics
@@ -115,7 +115,9 @@ def predicted_grades(scores: np.ndarray) -> np.ndarray:
 
 
 def kappa_from_confusion(confusion: np.ndarray) -> np.ndarray:
-    """Quadratic-weighted kappa of each (..., C, C) matrix of counts; NaN where actual and predicted are one same class.
+    """Quadratic-weighted kappa of each (..., C, C) matrix of counts; NaN where fewer than two actual classes occur.
+
+    With a single one there is nothing to agree on: it would be 0 with one mistake in a thousand.
 
     1 - sum(w * observed) / sum(w * expected by the margins), w = (i - j)^2; Cohen 1968, doi:10.1037/h0026256.
     """
@@ -125,7 +127,7 @@ def kappa_from_confusion(confusion: np.ndarray) -> np.ndarray:
     observed = (weights * confusion).sum(axis=(-2, -1)) * confusion.sum(axis=(-2, -1))
     expected = (weights * actual[..., :, None] * predicted[..., None, :]).sum(axis=(-2, -1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return 1 - observed / np.where(expected > 0, expected, np.nan)
+        return 1 - observed / np.where((actual > 0).sum(axis=-1) > 1, expected, np.nan)
 
 
 def weighted_macro_auroc(scores: np.ndarray, grades: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -7,11 +7,12 @@ import pandas as pd
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.paths import MANIFEST
+from knee_siglip.tables.ids import id_keys
 
 SPLITS = ("train", "val", "test")
 
 MADE_COLUMNS = ("image_file", "image_id", "width", "height", "bits", "text", "flags")
-"""What validation adds to the input's columns (and `patient_id`, empty where unknown).
+"""What validation adds to the input's columns (and `patient_id`; it and `study_id` are empty where unknown).
 
 image_file: path usable from the project's root; image_id: sha256 of the file; width, height, bits: of the upright
 original; text: the normalised impression; flags: what was noticed and kept, joined by `;`.
@@ -46,11 +47,11 @@ def write_manifest(manifest: pd.DataFrame, path: Path = MANIFEST) -> None:
 
 
 def number_groups(table: pd.DataFrame, column: str) -> np.ndarray:
-    """(N,) integers from 0, equal for rows of one group (patient, study); a row without one is a group of its own."""
+    """(N,) integers from 0, equal for rows whose id in `column` is one by `id_key`; a row without is its own group."""
     if column not in table:
         return np.arange(len(table))
     numbers: dict[str | int, int] = {}
-    names = table[column].fillna("").tolist()
+    names = id_keys(table[column]).tolist()
     return np.array([numbers.setdefault(name or row, len(numbers)) for row, name in enumerate(names)], dtype=np.int64)
 
 

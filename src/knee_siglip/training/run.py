@@ -24,6 +24,7 @@ from knee_siglip.pairs.batches import PairDataset, Pixels
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.sections import Params
 from knee_siglip.store.pixels import CachedPixels, open_pixels
+from knee_siglip.tables.ids import independent_units
 from knee_siglip.tables.manifest import TOKENS_COLUMN, read_manifest
 from knee_siglip.tables.text import fitting_text_length, position_count, tokenize
 from knee_siglip.tracking.tracker import Tracker, open_tracker, remember_run
@@ -222,7 +223,7 @@ def dataset_facts(manifest: pd.DataFrame, checkpoint: Checkpoint) -> dict[str, A
     facts["dataset.max_text_length"] = checkpoint.max_text_length
     facts["dataset.distinct_texts"] = int(manifest["text"].nunique())
     if "patient_id" in manifest:
-        facts["dataset.patients"] = int(manifest["patient_id"].nunique())
+        facts["dataset.patients"] = independent_units(manifest).counts["patient"]
     return facts | {f"parameters.{name}": count for name, count in checkpoint.model.parameter_counts().items()}
 
 

@@ -12,6 +12,7 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
+from knee_siglip.tables.ids import known_ids
 from knee_siglip.tables.manifest import TOKENS_COLUMN, write_manifest
 from knee_siglip.tables.table import TableError, read_table
 from knee_siglip.tables.text import fitting_text_length, load_tokenizer, normalise_text, position_count
@@ -93,6 +94,7 @@ def _check(params: Params, text_encoder: Path) -> Outcome:
         *checks.check_labels(table, task.labels),
         *checks.check_duplicate_rows(table),
         *unknown,
+        *leakage.check_ids(table, "study_id"),
         *checks.check_images(table, files, inspected),
         *checks.check_outside(files, params.data.images),
     ]
@@ -145,6 +147,8 @@ def _add_columns(
     found = [image if isinstance(image := inspected.get(name), ImageFacts) else NO_FACTS for name in files]
     facts = {field.name: [getattr(image, field.name) for image in found] for field in fields(ImageFacts)}
     made = ("image_id", "width", "height", "bits")
+    if "study_id" in table.columns:
+        table = table.assign(study_id=known_ids(table["study_id"]))
     return table.assign(
         patient_id=patients,
         image_file=files,

@@ -133,8 +133,10 @@ def test_metrics_and_split_are_chosen_and_a_csv_written(compare: Run, tmp_path: 
     code, printed, _ = compare("main", "poorer", "--split", "val", *flags, "--csv", tmp_path / "out.csv")
     assert code == 0
     assert "10 rows of 5 patients, split val" in printed
-    assert "2 metrics)" in printed
+    assert "too few (5)" in printed
+    assert "an interval and p need 10 patients" in printed
     table = pd.read_csv(tmp_path / "out.csv")
+    assert table[["low", "high", "p", "p_holm"]].isna().all(axis=None)
     assert table["metric"].tolist() == names
     assert (table["difference"] == table["value_b"] - table["value_a"]).all()
 

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from knee_siglip.validation.splits.cohort import VALUES_SHOWN, cohort_metrics, counts, patient_numbers
+from knee_siglip.validation.splits.cohort import VALUES_SHOWN, cohort_metrics, counts
 from toys import KNEE
 
 
@@ -79,8 +79,3 @@ def test_free_text_in_a_column_does_not_fill_the_metrics() -> None:
 
 def test_counts_leave_out_what_is_unknown(table: pd.DataFrame) -> None:
     assert counts(table) == {"rows": 5, "patients": 3, "images": 4, "distinct_texts": 3}
-
-
-def test_rows_of_unknown_patients_are_patients_of_their_own() -> None:
-    table = pd.DataFrame({"patient_id": ["a", "", "A", "", "b"]})
-    assert patient_numbers(table).tolist() == [0, 1, 0, 2, 3]

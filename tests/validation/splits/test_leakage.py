@@ -193,3 +193,21 @@ def test_without_column_and_pattern_a_warning_says_what_cannot_be_checked(make_t
 def test_wrong_pattern_names_the_parameter(make_table, pattern, reason):
     with pytest.raises(UsageError, match=rf"data\.patient_id_pattern.*{reason}"):
         patient_ids(make_table(("train", "", "a")), pattern)
+
+
+@pytest.mark.parametrize("placeholder", ["nan", "Unknown", "NA", "0", "xxx"])
+def test_drop_keeps_rows_whose_patient_is_a_placeholder(make_table, placeholder):
+    table = make_table(("train", placeholder, "a"), ("test", placeholder, "b"), ("test", "9000099", "c"))
+    patients, issues = patient_ids(table, None)
+    kept, leaks = find_leaks(table.assign(patient_id=patients), "drop")
+    assert len(kept) == 3
+    assert leaks == []
+    assert [issue.check for issue in issues] == ["placeholder_id", "unknown_patient"]
+    assert f"2 of 3 rows have a placeholder as patient_id, taken as unknown: {placeholder!r} (2)" in issues[0].message
+
+
+def test_rounded_ids_are_named_and_join_nobody(make_table):
+    table = make_table(("train", "9.00E+06", "a"), ("test", "9.00E+06", "b"))
+    patients, issues = patient_ids(table, None)
+    assert patients.tolist() == ["", ""]
+    assert [(issue.check, issue.row) for issue in issues[:2]] == [("rounded_id", 2), ("rounded_id", 3)]

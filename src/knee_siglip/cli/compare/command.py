@@ -125,10 +125,11 @@ def _read_at(root: Path, rev: str) -> bytes:
 
 def _facts(rows: "pd.DataFrame", split: str) -> dict[str, str | int]:
     from knee_siglip.metrics.bootstrap import RESAMPLES
-    from knee_siglip.tables.manifest import number_groups
+    from knee_siglip.tables.ids import UNIT_COUNTS, independent_units
 
-    patients = len(set(number_groups(rows, "patient_id").tolist()))
-    return {"split": split, "rows": len(rows), "patients": patients, "resamples": RESAMPLES}
+    units = independent_units(rows)
+    counts = {UNIT_COUNTS[unit]: count for unit, count in units.counts.items() if count or unit == "patient"}
+    return {"split": split, "rows": len(rows), **counts, "units": str(units), "resamples": RESAMPLES}
 
 
 def _show(comparisons: Sequence["Comparison"], rev_a: str, rev_b: str, facts: dict[str, str | int]) -> None:
@@ -137,19 +138,32 @@ def _show(comparisons: Sequence["Comparison"], rev_a: str, rev_b: str, facts: di
     from rich.console import Console
     from rich.table import Table
 
+    from knee_siglip.metrics.units import FEWEST_UNITS
+
     console = Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    adjusted = f"p (Holm,\n{len(comparisons)} metrics)"
+    adjusted = f"p (Holm,\n{sum(row.p is not None for row in comparisons)} metrics)"
     table = Table("metric", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for title in ("A", "B", "B - A", "95 % interval", "p", adjusted):
         table.add_column(title, justify="right", no_wrap=True)
     for row in comparisons:
-        interval = f"{row.low:+.3f} to {row.high:+.3f}"
-        values = f"{row.value_a:.3f}", f"{row.value_b:.3f}", f"{row.difference:+.3f}", interval
-        table.add_row(row.metric, *values, f"{row.p:.3f}", f"{row.p_holm:.3f}")
+        values = f"{row.value_a:.3f}", f"{row.value_b:.3f}", f"{row.difference:+.3f}"
+        table.add_row(row.metric, *values, *_certainty(row))
     typer.echo(f"A: {rev_a}\nB: {rev_b}")
-    typer.echo(f"{facts['rows']} rows of {facts['patients']} patients, split {facts['split']}")
+    typer.echo(f"{facts['rows']} rows of {facts['units']}, split {facts['split']}")
     console.print(table, highlight=False)
     typer.echo(f"Intervals and p: {facts['resamples']:,} resamples of patients, the same for A and B; p is two-sided.")
+    if few := [row.metric for row in comparisons if row.p is None]:
+        typer.echo(
+            f"Too few: an interval and p need {FEWEST_UNITS} patients, of each class where classes are told apart: "
+            f"{', '.join(few)}."
+        )
     typer.echo("p (Holm): adjusted for the number of metrics looked at; 0.05 is the usual limit for it.")
+
+
+def _certainty(row: "Comparison") -> tuple[str, str, str]:
+    """Interval and both p-values of a row of the table."""
+    if row.low is None or row.high is None or row.p is None or row.p_holm is None:
+        return f"too few ({row.units})", "-", "-"
+    return f"{row.low:+.3f} to {row.high:+.3f}", f"{row.p:.3f}", f"{row.p_holm:.3f}"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +14,8 @@ from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.evaluation.headline import headline_from_predictions, headlines_of
 from knee_siglip.metrics.bootstrap import RESAMPLES, percentile_interval, resample
 from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
-from knee_siglip.tables.manifest import number_groups
+from knee_siglip.metrics.units import FEWEST_UNITS
+from knee_siglip.tables.ids import independent_units
 from knee_siglip.task.task import Labels
 
 KEY = ["image_id", "text"]
@@ -41,16 +42,19 @@ class Comparison:
     """One metric of two models; `difference` is B minus A, `low` and `high` are its 95 % interval.
 
     p: two-sided, of no difference (`bootstrap_p_value`); p_holm: adjusted for all metrics compared beside this one.
+    units: independent ones that it rests on (`Statistic.units`). Where they are fewer than `FEWEST_UNITS` there is
+    neither an interval nor a p-value.
     """
 
     metric: str
     value_a: float
     value_b: float
     difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
+    units: int
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
 
 
 def compare(
@@ -81,14 +85,19 @@ def compare(
     if undefined := [name for name in metrics if name not in differences]:
         raise UserError(f"{undefined[0]} is undefined for these {len(a)} rows; leave it out")
     values_a, values_b = headline_from_predictions(a), headline_from_predictions(b)
-    p_values = [bootstrap_p_value(values) for values in differences.values()]
+    patients = independent_units(a).numbers
+    units = {name: known[name](a).units(patients) for name in differences}
+    tested = [name for name, count in units.items() if count >= FEWEST_UNITS]
+    p_values = [bootstrap_p_value(differences[name]) for name in tested]
+    adjusted = dict(zip(tested, zip(p_values, holm_adjusted(p_values), strict=True), strict=True))
     comparisons = []
-    for (name, values), p, p_holm in zip(differences.items(), p_values, holm_adjusted(p_values), strict=True):
+    for name, values in differences.items():
+        row = Comparison(name, values_a[name], values_b[name], values_b[name] - values_a[name], units[name])
         interval = percentile_interval(values)
-        assert interval is not None
-        a_value, b_value = values_a[name], values_b[name]
-        difference = b_value - a_value
-        comparisons.append(Comparison(name, a_value, b_value, difference, interval.low, interval.high, p, p_holm))
+        if name in adjusted and interval is not None:
+            p, p_holm = adjusted[name]
+            row = replace(row, low=interval.low, high=interval.high, p=p, p_holm=p_holm)
+        comparisons.append(row)
     return comparisons
 
 
@@ -140,7 +149,7 @@ def _paired_differences(
     """B minus A in the resamples that define both; metrics of which there are none are left out."""
     known = headlines_of(a)
     statistics = [known[name](table) for table in (a, b) for name in names]
-    drawn_a, drawn_b = np.split(resample(statistics, number_groups(a, "patient_id"), resamples, seed), 2)
+    drawn_a, drawn_b = np.split(resample(statistics, independent_units(a).numbers, resamples, seed), 2)
     defined = {name: row[np.isfinite(row)] for name, row in zip(names, drawn_b - drawn_a, strict=True)}
     return {name: values for name, values in defined.items() if len(values)}
 

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.core.errors import UsageError, UserError
+from knee_siglip.tables.ids import id_keys, known_ids
 from knee_siglip.tables.manifest import SPLITS
-from knee_siglip.validation.splits.leakage import id_key, patient_ids
+from knee_siglip.validation.splits.leakage import patient_ids
 
 STRATIFIED = ("kl_grade",)
 BALANCED = ("side", "view")
@@ -79,8 +80,8 @@ def split_table(
         UsageError: the pattern is no regular expression with a group.
         UserError: fewer independent groups than splits.
     """
-    patients = patient_ids(table, pattern)[0].map(id_key)
-    studies = [table["study_id"].map(id_key)] if "study_id" in table.columns else []
+    patients = id_keys(patient_ids(table, pattern)[0])
+    studies = [id_keys(known_ids(table["study_id"]))] if "study_id" in table.columns else []
     groups = _groups(patients, [table["img_path"], *studies, *links])
     names = _names(groups, patients, table["img_path"], seed)
     if len(names) < len(SPLITS):

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from knee_siglip.cli.split.assignment import Shares
 
 VAL, TEST = 0.15, 0.15
-STRATIFIED = "kl_grade"
 IMAGES_PER_CHUNK = 256
 VALUES_SHOWN = 8
 """A stratified column with more values is not shown in the printed table."""
@@ -39,7 +38,7 @@ def split(
     test: Annotated[float, typer.Option("--test", help="Share of the rows.")] = TEST,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, another split.")] = 0,
     stratify: Annotated[
-        list[str] | None, typer.Option("--stratify", help=f"Column to keep alike, repeatable. None: {STRATIFIED}.")
+        list[str] | None, typer.Option("--stratify", help="Column to keep alike, repeatable. None: the task's labels.")
     ] = None,
     patient_id_pattern: Annotated[
         str | None,
@@ -55,10 +54,27 @@ def split(
 
     shares = Shares(val, test)
     _check_paths(in_csv, out_csv, force)
+    names = stratify or default_stratified()
     table, warnings = split_csv(in_csv, out_csv, shares, seed, stratify, patient_id_pattern, overwrite_split)
     for warning in warnings:
         logger.warning(warning)
-    _show(table, out_csv, (stratify or [STRATIFIED])[0], patient_id_pattern)
+    _show(table, out_csv, names[0] if names else "", patient_id_pattern)
+
+
+def default_stratified() -> list[str]:
+    """The column of the task's labels, by the project's params.yaml, if it has labels; outside a project the knee's.
+
+    Raises:
+        UserError: params.yaml is invalid.
+    """
+    from knee_siglip.core.paths import PARAMS, find_project_root
+    from knee_siglip.params.files import load_params
+    from knee_siglip.params.sections import Params
+    from knee_siglip.params.tasks import task_of
+
+    root = find_project_root()
+    labels = task_of(load_params(root / PARAMS) if root else Params()).labels
+    return [labels.column] if labels else []
 
 
 def split_csv(
@@ -88,7 +104,7 @@ def split_csv(
     _check_columns(table, in_csv, stratify, overwrite_split)
     files = [os.path.normpath(in_csv.parent / name) if name.strip() else "" for name in table["img_path"]]
     image_ids = pd.Series(_image_ids(files), table.index, dtype=str)
-    names = list(stratify or [STRATIFIED])
+    names = list(stratify or default_stratified())
     done, warnings = split_table(
         table,
         shares,
@@ -102,8 +118,8 @@ def split_csv(
         warnings.append(
             f"{unread} of {len(table)} images cannot be read: whether they repeat another one was not checked"
         )
-    if not stratify and STRATIFIED not in table.columns:
-        warnings.append(f"there is no column {STRATIFIED}: name with --stratify what shall be alike in all splits")
+    if not stratify and (missing := [name for name in names if name not in table.columns]):
+        warnings.append(f"there is no column {missing[0]}: name with --stratify what shall be alike in all splits")
     if pattern is not None:  # img_path may change with the folder: then the pattern would find nobody in it
         done = done.assign(patient_id=patient_ids(table, pattern)[0])
     done = done.assign(img_path=_moved(table["img_path"], in_csv.parent, out_csv.parent))
@@ -203,21 +219,21 @@ def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -
     from rich.table import Table
     from rich.text import Text
 
+    from knee_siglip.tables.ids import independent_units
     from knee_siglip.tables.manifest import SPLITS
-    from knee_siglip.validation.splits.cohort import patient_numbers
     from knee_siglip.validation.splits.leakage import patient_ids
 
-    patients = patient_numbers(table.assign(patient_id=patient_ids(table, None)[0]))
+    known = table.assign(patient_id=patient_ids(table, None)[0])
     values = sorted(set(table[column].str.strip()) - {""}) if column in table.columns else []
     values = values if len(values) <= VALUES_SHOWN else []
-    shown = Table("split", "rows", "", "patients", *map(escape, values), title=Text(str(path)))
+    shown = Table("split", "rows", "", "independent units", *map(escape, values), title=Text(str(path)))
     for name in SPLITS:
         chosen = (table["split"] == name).to_numpy()
-        counts = [str(chosen.sum()), f"{chosen.mean():.1%}", str(len(set(patients[chosen])))]
+        counts = [str(chosen.sum()), f"{chosen.mean():.1%}", str(independent_units(known[chosen]))]
         if values:
             cells = table.loc[chosen, column].str.strip()
-            known = max(1, int((cells != "").sum()))
-            counts += [f"{(cells == value).sum() / known:.1%}" for value in values]
+            graded = max(1, int((cells != "").sum()))
+            counts += [f"{(cells == value).sum() / graded:.1%}" for value in values]
         shown.add_row(name, *counts)
     if values:
         shown.caption = Text(f"{values[0]} ... {values[-1]}: share of the rows by {column}, where it is known")

@@ -15,10 +15,13 @@ from knee_siglip.report.html.numbers import leaves, number, readable
 from knee_siglip.report.html.rendering import write_html
 from knee_siglip.report.html.svg import clip
 from knee_siglip.report.html.tables import Table
+from knee_siglip.tables.ids import describe_units
 
 TILES = {
     "rows": "images",
     "patients": "patients",
+    "studies_of_unknown_patients": "studies of unknown patients",
+    "images_of_unknown_patients": "images of unknown patients",
     "distinct_texts": "distinct texts",
     "graded_rows": "graded images",
 }
@@ -57,6 +60,7 @@ def write_page(path: Path, results: EvaluationResults) -> None:
         "evaluation.html.j2",
         split=split.name,
         task=split.task,
+        units=describe_units(split.units) if split.units else "",
         synthetic=at(results.facts, "params.data.csv") == DataParams().csv,
         verdict=verdict(split),
         tiles=[(at(split.metrics, key), name) for key, name in TILES.items() if at(split.metrics, key) is not None],

@@ -10,6 +10,7 @@ from knee_siglip.core.errors import UserError
 from knee_siglip.core.metrics_file import read_json
 from knee_siglip.params.tasks import saved_task
 from knee_siglip.report.evaluation.wording import CHANCE, CHANCE_LEVELS, Metric, at, headline_words
+from knee_siglip.tables.ids import UNIT_COUNTS
 from knee_siglip.task.task import Task
 
 Row = Mapping[str, Any]
@@ -49,6 +50,17 @@ class SplitResults:
         low = at(self.metrics, f"{name}_ci_low")
         high = at(self.metrics, f"{name}_ci_high")
         return None if low is None or high is None else (low, high)
+
+    def too_few(self, name: str) -> int | None:
+        """How few independent units the metric `name` has for an interval; None where they suffice."""
+        few: int | None = at(self.metrics, f"{name}_ci_units")
+        return few
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Number of independent units by kind (`Units.counts`), as far as it was counted."""
+        known = {unit: at(self.metrics, name) for unit, name in UNIT_COUNTS.items()}
+        return {unit: int(count) for unit, count in known.items() if count is not None}
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Baseline to dotted metric to value; chance is known without a measurement where it is so by definition."""

@@ -19,9 +19,10 @@ from knee_siglip.report.evaluation.wording import (
     grade_figures,
     grade_names,
     percentage,
+    too_few_units,
 )
 from knee_siglip.report.html.charts import Chart
-from knee_siglip.report.html.numbers import NOTHING, number, plural
+from knee_siglip.report.html.numbers import number, plural
 from knee_siglip.report.html.plots import Bin, Line, curves, reliability, strip
 from knee_siglip.report.html.tables import Cell, HeatTable, Table
 from knee_siglip.task.task import Task
@@ -65,7 +66,7 @@ def headline_table(split: SplitResults) -> Table | None:
         levels = [baselines[baseline].get(name) for baseline in known]
         meaning = metric.meaning.format(size="some" if size is None else number(size))
         title = Markup('<b>{}</b><br><span class="soft">{}</span>').format(metric.title, meaning)
-        between = metric.between(*interval) if interval else NOTHING
+        between = metric.between(*interval) if interval else too_few_units(split.too_few(name))
         row: list[Cell] = [title, metric.shown(value), between, *map(metric.shown, levels)]
         row += [metric.shown(ceilings[name])] if any(ceilings.values()) else []
         drawn = f"{metric.title}: {metric.shown(value)}, {between}"

@@ -5,9 +5,9 @@ from typing import Any
 
 from knee_siglip.report.evaluation.results import Row, SplitResults
 from knee_siglip.report.evaluation.verdict import worst_condition
-from knee_siglip.report.evaluation.wording import GRADING, Metric, at, group_name, named, percentage
+from knee_siglip.report.evaluation.wording import GRADING, Metric, at, group_name, named, percentage, too_few_units
 from knee_siglip.report.html.charts import Chart
-from knee_siglip.report.html.numbers import NOTHING, number, plural
+from knee_siglip.report.html.numbers import number, plural
 from knee_siglip.report.html.plots import Estimate, Line, curves, forest, strip
 from knee_siglip.report.html.tables import Cell, Table
 
@@ -34,7 +34,7 @@ def findings_table(split: SplitResults) -> Table | None:
         interval = None if low is None or high is None else (low, high)
         if interval and interval[0] <= 0.5:
             doubtful.add(len(rows))
-        between = AREA.between(low, high) or NOTHING
+        between = AREA.between(low, high) or too_few_units(figures.get("auroc_ci_units"))
         shown = strip(f"{named(name)}: AUROC {AREA.shown(area)}, {between}", area, interval, [0.5])
         counts = [number(figures.get("n")), percentage(figures.get("prevalence"))]
         rows.append([named(name), *counts, AREA.shown(area), between, AREA.shown(figures.get("auprc")), shown])

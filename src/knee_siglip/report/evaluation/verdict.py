@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from knee_siglip.metrics.units import FEWEST_UNITS
 from knee_siglip.report.evaluation.results import Row, SplitResults
 from knee_siglip.report.evaluation.wording import (
     BASELINES,
@@ -14,6 +15,7 @@ from knee_siglip.report.evaluation.wording import (
     percentage,
 )
 from knee_siglip.report.html.numbers import number, plural
+from knee_siglip.tables.ids import describe_units
 
 INVERSION = "inversion"
 
@@ -34,7 +36,14 @@ class Verdict:
 
 
 def verdict(split: SplitResults) -> Verdict:
-    """Judge one split. If the model does not beat the baselines, the first sentence says so."""
+    """Judge one split. If the model does not beat the baselines, the first sentence says so.
+
+    There is no judgement where no headline metric has enough independent units for an interval.
+    """
+    if any(split.too_few(name) is not None for name in split.headline) and not any(map(split.interval, split.headline)):
+        why = f"it holds {describe_units(split.units)}, and an interval needs {FEWEST_UNITS} of each class it compares"
+        advice = f"{_ability(split)} Chance alone may explain these figures."
+        return Verdict("warning", f"The {split.name} split is too small to judge the model: {why}.", advice)
     beaten_by = not_beaten(split)
     judged = at(split.metrics, "verdict.beats_baselines")
     if judged == 0 or (judged is None and beaten_by):
@@ -50,7 +59,7 @@ def not_beaten(split: SplitResults) -> dict[str, list[str]]:
     for baseline, figures in split.baselines().items():
         for metric in split.headline:
             value, interval = at(split.metrics, metric), split.interval(metric)
-            if value is not None and metric in figures:
+            if value is not None and metric in figures and split.too_few(metric) is None:
                 surely = value if interval is None else interval[0]
                 if surely <= figures[metric]:
                     lost.setdefault(baseline, []).append(metric)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from knee_siglip.metrics.units import FEWEST_UNITS
 from knee_siglip.report.html.numbers import NOTHING, number, readable
 from knee_siglip.task.task import Task
 
@@ -183,6 +184,11 @@ def percentage(value: float | None) -> str:
 def of_hundred(value: float) -> str:
     """`88 of 100`."""
     return f"{100 * value:.0f} of 100"
+
+
+def too_few_units(units: int | None) -> str:
+    """What stands in place of an interval; units: how many independent ones there are, where that is the reason."""
+    return NOTHING if units is None else f"too few units ({units} of {FEWEST_UNITS})"
 
 
 def at(metrics: Mapping[str, Any], dotted: str) -> Any:

@@ -57,6 +57,16 @@ GLOSSARY = {
         "Without patient IDs, patient leakage between splits cannot be checked.",
         "Add a column patient_id, or set data.patient_id_pattern.",
     ),
+    "placeholder_id": Entry(
+        "Placeholder instead of an ID",
+        "Such rows count as rows of unknown patients or studies, not as one.",
+        "Correct the cells, or leave them empty.",
+    ),
+    "rounded_id": Entry(
+        "Rounded ID",
+        "A spreadsheet wrote the ID in scientific notation and dropped digits, so it may be any of many.",
+        "Export the column again, as text.",
+    ),
     "patient_leak": Entry(
         "Patient in two splits",
         "The model would be tested on patients it was trained on, and its scores would be too good.",

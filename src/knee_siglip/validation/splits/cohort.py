@@ -1,13 +1,13 @@
-"""Counts and distributions of each split for metrics.json, and which rows are one patient."""
+"""Counts and distributions of each split for metrics.json."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from knee_siglip.tables.manifest import SPLITS, number_groups
+from knee_siglip.tables.ids import id_keys
+from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.task.task import Labels, Task
-from knee_siglip.validation.splits.leakage import id_key
 
 DECIMALS = 4
 """In metrics.json: a diff must show changes of the data, not of the last bit."""
@@ -29,13 +29,8 @@ def cohort_metrics(table: pd.DataFrame, task: Task) -> dict[str, Any]:
 
 def counts(rows: pd.DataFrame) -> dict[str, int]:
     """Number of rows, and of distinct known patients, images and texts."""
-    distinct = {"patients": rows["patient_id"].map(id_key), "images": rows["image_id"], "distinct_texts": rows["text"]}
+    distinct = {"patients": id_keys(rows["patient_id"]), "images": rows["image_id"], "distinct_texts": rows["text"]}
     return {"rows": len(rows)} | {name: int(values[values != ""].nunique()) for name, values in distinct.items()}
-
-
-def patient_numbers(table: pd.DataFrame) -> np.ndarray:
-    """(N,) integers 0 ... P-1, equal for the rows of one patient; a row of an unknown patient is one of its own."""
-    return number_groups(table.assign(patient_id=table["patient_id"].map(id_key)), "patient_id")
 
 
 def text_words(table: pd.DataFrame) -> pd.Series:
@@ -69,7 +64,7 @@ def _image_metrics(images: pd.DataFrame) -> dict[str, Any]:
         "intensity": {name: round(float(images[name].mean()), DECIMALS) for name in ("mean", "std")},
         "file_bytes": _summary(images["file_bytes"], "median"),
     }
-    patients = images["patient_id"].map(id_key)
+    patients = id_keys(images["patient_id"])
     if (patients != "").any():
         metrics["images_per_patient"] = _summary(patients[patients != ""].value_counts(), "mean", "max")
     return metrics

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from knee_siglip.core.errors import UsageError
+from knee_siglip.tables.ids import id_keys, is_rounded, known_ids
 from knee_siglip.tables.manifest import SPLITS, add_flag
 from knee_siglip.validation.images.near_duplicates import Pair
-from knee_siglip.validation.issue import Issue, Severity
+from knee_siglip.validation.issue import Issue, Severity, issues_of_rows
 
 RANK = {split: rank for rank, split in enumerate(SPLITS)}
 """`drop` removes rows from the lower of two splits: test is never touched."""
 
 ROWS_NAMED = 4
+PLACEHOLDERS_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -33,34 +35,56 @@ class Leak:
 def patient_ids(table: pd.DataFrame, pattern: str | None) -> tuple[pd.Series, list[Issue]]:
     """Patient of every row as text, empty where unknown: column patient_id, else `pattern`'s first group in img_path.
 
-    Returns the ids and a warning for what cannot be checked.
+    Placeholders and rounded numbers (`id_key`) name nobody. Returns the ids and warnings for what cannot be checked.
 
     Raises:
         UsageError: the pattern is no regular expression with a group.
     """
-    given = table["patient_id"].str.strip() if "patient_id" in table.columns else pd.Series("", table.index, dtype=str)
+    given = known_ids(table["patient_id"]) if "patient_id" in table.columns else pd.Series("", table.index, dtype=str)
+    issues = check_ids(table, "patient_id")
     if pattern is not None:
         _check_pattern(pattern)
-        derived = table["img_path"].str.extract(pattern).iloc[:, 0]
-        given = given.where(given != "", derived.fillna(""))
+        given = given.where(given != "", known_ids(table["img_path"].str.extract(pattern).iloc[:, 0]))
     unknown = given.index[given == ""]
     if unknown.empty:
-        return given, []
+        return given, issues
     rows = "all rows" if len(unknown) == len(table) else f"{len(unknown)} of {len(table)} rows, the first {unknown[0]}"
     message = (
         f"no patient is known of {rows}: whether a patient is in two splits cannot be checked there; add a column "
         "patient_id, or set data.patient_id_pattern, a regular expression whose first group is the patient in img_path"
     )
-    return given, [Issue("warning", "unknown_patient", None, "", message)]
+    return given, [*issues, Issue("warning", "unknown_patient", None, "", message)]
 
 
-def id_key(text: str) -> str:
-    """What two spellings of one id have in common: case, spaces and leading zeros do not count.
-
-    `P007`, `p7 ` and `P 07` are one id, `0007` and `7` too. Other marks count (`1-2` is not `12`), and so do letters
-    (`A1` is not `1`) and zeros inside or behind a number (`7.01` is not `7.1`).
-    """
-    return re.sub(r"(?<![0-9.])0+(?=[0-9])", "", "".join(text.split()).casefold())
+def check_ids(table: pd.DataFrame, column: str) -> list[Issue]:
+    """Warn of cells that look like ids and are none: placeholders, and numbers whose digits a spreadsheet rounded."""
+    if column not in table.columns:
+        return []
+    cells = table[column].str.strip()
+    none = cells[(cells != "") & (known_ids(cells) == "")]
+    rounded = none[none.map(is_rounded)]
+    issues = issues_of_rows(
+        table,
+        "rounded_id",
+        {
+            row: f"{column} {cell} has lost digits: it may be any of many {column.removesuffix('_id')}s, so it is "
+            "taken as unknown; export the column as text"
+            for row, cell in zip(rounded.index.tolist(), rounded, strict=True)
+        },
+        f"have a {column} that has lost digits, as in {next(iter(rounded), '')}; they are taken as unknown",
+    )
+    others = none.drop(rounded.index)
+    if len(others):
+        counts = others.value_counts()
+        named = ", ".join(f"{cell!r} ({count})" for cell, count in counts[:PLACEHOLDERS_NAMED].items())
+        more = f" and {len(counts) - PLACEHOLDERS_NAMED} more" if len(counts) > PLACEHOLDERS_NAMED else ""
+        message = (
+            f"{len(others)} of {len(table)} rows have a placeholder as {column}, taken as unknown: {named}{more}; the "
+            f"first is row {others.index[0]}"
+        )
+        first = int(others.index[0])
+        issues.append(Issue("warning", "placeholder_id", first, str(table.at[first, "img_path"]), message))
+    return issues
 
 
 def find_leaks(table: pd.DataFrame, on_leak: str, pairs: Sequence[Pair] = ()) -> tuple[pd.DataFrame, list[Issue]]:
@@ -132,7 +156,7 @@ def _shared_ids(table: pd.DataFrame, name: str) -> Iterator[Leak]:
     column = f"{name}_id"
     if column not in table.columns:
         return
-    for group in _leaking(table, table[column].map(id_key)):
+    for group in _leaking(table, id_keys(table[column])):
         spellings = list(dict.fromkeys(group[column].str.strip()))
         named = spellings[0] if len(spellings) == 1 else f"{', '.join(map(repr, spellings))} (taken as one {name})"
         yield Leak(f"{name}_leak", group.index.tolist(), f"{name} {named} is in {_where(group)}")

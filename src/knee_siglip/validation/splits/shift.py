@@ -4,7 +4,8 @@ Each feature of val and of test is compared with train's: numbers by the two-sam
 statistic (the largest gap between the two cumulative shares) is also the effect size; categories by chi-squared, with
 Cramer's V as effect size. Rows of one patient are not independent, and two knees would count twice as evidence: every
 patient weighs 1, spread over their rows, and the tests count patients, not rows. That errs on the quiet side: the mean
-of two knees scatters less than one knee does. A row of an unknown patient is a patient of its own.
+of two knees scatters less than one knee does. Where no patient is known, a
+study, else an image, counts as one (`independent_units`).
 
 p values are corrected for all comparisons by Holm 1979. A warning needs a small p AND a large effect: among 100,000
 rows a difference of no consequence is significant, and among 20 a large gap is chance. In 400 random splits of 2,100
@@ -19,9 +20,10 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.metrics.significance import holm_adjusted
+from knee_siglip.tables.ids import independent_units
 from knee_siglip.task.task import Labels, Task
 from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.splits.cohort import DECIMALS, patient_numbers, text_words
+from knee_siglip.validation.splits.cohort import DECIMALS, text_words
 
 P_VALUE = 0.01
 """After Holm's correction: at most one in a hundred clean data sets gets a warning."""
@@ -94,7 +96,7 @@ def check_shift(table: pd.DataFrame, task: Task) -> tuple[dict[str, Any], list[I
     each shifted feature of a split.
     """
     rows = table[table["image_id"] != ""]
-    rows = rows.assign(text_words=text_words(rows), patient=patient_numbers(rows))
+    rows = rows.assign(text_words=text_words(rows), patient=independent_units(rows).numbers)
     parts = dict(list(rows.groupby("split")))
     pairs = [(split, parts["train"], parts[split]) for split in ("val", "test") if {"train", split} <= set(parts)]
     compared = [comparison for pair in pairs for comparison in _compare(*pair, task.labels)]

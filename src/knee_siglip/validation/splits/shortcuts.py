@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from knee_siglip.tables.ids import independent_units
 from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
-from knee_siglip.validation.splits.cohort import DECIMALS, patient_numbers
+from knee_siglip.validation.splits.cohort import DECIMALS
 
 FEATURES = {
     "file_size": ("file_bytes",),
@@ -118,7 +119,7 @@ def clustered_auroc(scores: np.ndarray, positive: np.ndarray, patients: np.ndarr
 def _draw(rows: pd.DataFrame) -> pd.DataFrame:
     """At most MAX_ROWS rows of whole patients, drawn by a fixed seed, with `patient` and the made features."""
     rows = rows.assign(
-        patient=patient_numbers(rows),
+        patient=independent_units(rows).numbers,
         aspect=rows["width"] / rows["height"],
         kind=np.unique(rows["kind"].to_numpy(dtype=str), return_inverse=True)[1],
     )
