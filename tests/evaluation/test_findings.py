@@ -57,7 +57,7 @@ def test_two_knees_of_a_patient_widen_the_interval(with_finding, data_of):
     rows = split.rows.iloc[double].reset_index(drop=True)
     rows["patient_id"] = [f"patient {row}" for row in double]
     pairs = dataclasses.replace(split, rows=rows, image_embeds=split.image_embeds[double])
-    alone = dataclasses.replace(pairs, rows=rows.assign(patient_id=""))
+    alone = dataclasses.replace(pairs, rows=rows.assign(patient_id="", image_id=[f"{row:064x}" for row in range(320)]))
     widths = []
     for each in (pairs, alone):
         metrics = measure_findings(each, data_of(each))

@@ -39,7 +39,8 @@ def test_each_group_has_the_figures_of_its_rows_alone(table):
         for metric, value in expected.items():
             row = found[metric]
             assert row["value"] == pytest.approx(value)
-            assert row["low"] <= value <= row["high"]
+            few = group == "B" and metric.endswith(("kappa", "macro_auroc"))  # eight patients or fewer of each grade
+            assert row["low"] is None if few else row["low"] <= value <= row["high"]
             assert (row["column"], row["n"], row["suppressed"]) == (column, count, False)
     assert of(rows, "B")["patients"] == 20
 
