@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from knee_siglip.validation.images.candidates import RELATIONS, nearest
+from knee_siglip.validation.images import candidates
+from knee_siglip.validation.images.candidates import LEAST_COSINE, RELATIONS, apart, nearest, turned, unit
 from knee_siglip.validation.images.near_duplicates import (
     FINE_SIDE,
     _square,
@@ -141,9 +142,53 @@ def test_candidates_of_many_images_take_bounded_memory():
     splits = np.where(np.arange(10_000) < 1000, 4, 1)
     prints[5000] = -prints[10][:, ::-1]
     tracemalloc.start()
-    images, orientations, signs = nearest(prints, np.arange(1000), splits, 3)
+    near = nearest(prints, np.arange(1000), splits, 3)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    at = int(np.flatnonzero(images[10] == 5000)[0])
-    assert (RELATIONS[orientations[10, at]], signs[10, at]) == ("mirrored", -1)
+    (at,) = np.flatnonzero((near.query == 10) & (near.image == 5000))
+    assert (RELATIONS[near.orientation[at]], near.sign[at]) == ("mirrored", -1)
     assert peak < 170e6
+
+
+def test_the_bound_leaves_out_no_candidate(monkeypatch):
+    """Against all products at once, where the bound prunes much, little, or after several tiles and blocks."""
+    prints = structured_prints(1500)
+    splits = np.random.default_rng(1).choice([1, 1, 2, 4, 5], 1500)
+    queries = np.flatnonzero(splits > 1)[:150]
+    monkeypatch.setattr(candidates, "TILE", 400)
+    for count in (1, 3, 40, 1499):
+        near = nearest(prints, queries, splits, count)
+        found = set(
+            zip(near.query.tolist(), near.image.tolist(), near.orientation.tolist(), near.sign.tolist(), strict=True)
+        )
+        assert found == all_products(prints, queries, splits, count)
+
+
+def structured_prints(count):
+    """int8 (count, 32, 32) that share much, as knees do; each tenth one is alike its predecessor or is it mirrored."""
+    rng = np.random.default_rng(0)
+    shared = gaussian_filter(rng.normal(size=(20, 32, 32)), (0, 2, 2)) * 8
+    prints = np.tensordot(rng.normal(size=(count, 20)), shared, 1) + rng.normal(size=(count, 32, 32))
+    prints[10::20] = prints[9:-1:20] + rng.normal(size=prints[10::20].shape) / 3
+    prints[20::20] = -prints[19:-1:20, :, ::-1]
+    return np.clip(np.rint(prints * 20), -127, 127).astype(np.int8)
+
+
+def all_products(prints, queries, splits, count):
+    """(query, image, orientation, sign) of the `count` nearest, from every cosine."""
+    projection = candidates.fit_projection(prints)
+    flat = [
+        unit(unit(turned(prints, number).reshape(len(prints), -1).astype(np.float32)) @ projection)
+        for number in range(8)
+    ]
+    cosines = np.stack([vectors[queries] @ flat[0].T for vectors in flat])
+    best = np.abs(cosines).max(axis=0)
+    best[~apart(splits[queries][:, None], splits[None])] = 0
+    best[np.arange(len(queries)), queries] = 0
+    expected = set()
+    for query in range(len(queries)):
+        for image in np.argsort(-best[query])[:count].tolist():
+            if best[query, image] >= LEAST_COSINE:
+                turn = int(np.abs(cosines[:, query, image]).argmax())
+                expected.add((query, image, turn, float(np.sign(cosines[turn, query, image]))))
+    return expected

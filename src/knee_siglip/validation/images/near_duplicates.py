@@ -5,21 +5,23 @@ matched under crops, and what is promising is laid over each other at 128 pixels
 (registration.py). Images without content (grey deviation below 3) have nothing to compare and are left out.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from knee_siglip.core.processes import work_in_chunks
+from knee_siglip.core.processes import split_chunks, work_in_chunks
 from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.decode.decoded import ImageError
 from knee_siglip.imaging.decode.read import read_grey
 from knee_siglip.tables.manifest import SPLITS
-from knee_siglip.validation.images.candidates import RELATIONS, nearest, turned
+from knee_siglip.validation.images.candidates import RELATIONS, Candidates, nearest, turned
 from knee_siglip.validation.images.registration import (
     UNMOVED,
     align,
@@ -74,19 +76,14 @@ class Pair:
     pixels_b: str
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """Images `query` and `partner`, with their files, to be compared; the query is turned and signed first.
-
-    starts: two placements (2, 4) to begin from.
-    """
+class Suspect(NamedTuple):
+    """Images `query` and `partner`, with their files, to be compared; the query is turned and signed first."""
 
     query: int
     partner: int
     files: tuple[str, str]
     turn: int
     sign: float
-    starts: np.ndarray
 
 
 def fingerprint(grey: np.ndarray) -> bytes:
@@ -158,38 +155,40 @@ class _Search:
 
     def look(self, queries: np.ndarray, count: int) -> np.ndarray:
         """Compare the `count` likeliest partners of each; returns the queries that may have more."""
-        partners, turns, signs = nearest(self.prints, queries, self.splits, count)
-        places, columns = np.nonzero(partners >= 0)
-        chosen = partners[places, columns], turns[places, columns], signs[places, columns]
-        suspects = self._promising(queries[places], *chosen)
-        chunks = [suspects[at : at + PAIRS_PER_CHUNK] for at in range(0, len(suspects), PAIRS_PER_CHUNK)]
-        for results in work_in_chunks(_compare, chunks, available_cores(), "Comparing alike images"):
-            for suspect, score in results:
-                if score >= self.threshold:
-                    self._keep(suspect, score)
-        full = (partners >= 0).all(axis=1) & (count < len(self.rows) - 1)
-        own, others = queries[full, None], partners[full]
-        pairs = np.stack([np.minimum(own, others), np.maximum(own, others)], axis=2)
-        return queries[full][[all(tuple(pair) in self.found for pair in row) for row in pairs.tolist()]]
+        count = min(count, len(self.rows) - 1)
+        near = nearest(self.prints, queries, self.splits, count)
+        own = queries[near.query]
+        keys = np.minimum(own, near.image) * len(self.rows) + np.maximum(own, near.image)
+        self._compare(near, own, keys)
+        full = np.bincount(near.query, minlength=len(queries)) == count
+        found = [one * len(self.rows) + other for one, other in self.found]
+        full[near.query[~np.isin(keys, found)]] = False
+        return queries[full & (count < len(self.rows) - 1)]
 
-    def _promising(
-        self, queries: np.ndarray, partners: np.ndarray, turns: np.ndarray, signs: np.ndarray
-    ) -> list[Suspect]:
-        """Those not compared before whose fingerprints match; sorted, so that a file is read once per chunk."""
-        keys = np.minimum(queries, partners) * len(self.rows) + np.maximum(queries, partners)
+    def _compare(self, near: Candidates, own: np.ndarray, keys: np.ndarray) -> None:
+        """Compare those not compared before; sorted, so that a file is read once per chunk."""
         distinct, first = np.unique(keys, return_index=True)
         order = np.sort(first[~np.isin(distinct, self.compared)])
         self.compared = np.union1d(self.compared, distinct)
-        suspects: list[Suspect] = []
-        for start in range(0, len(order), PAIRS_PER_CHUNK):
-            part = order[start : start + PAIRS_PER_CHUNK]
-            upright = np.stack([signs[at] * turned(self.prints[queries[at]], turns[at]) for at in part.tolist()])
-            scores, starts = _match(upright.astype(np.float32), self.prints[partners[part]].astype(np.float32))
-            for at, begin in zip(part[scores >= PROMISING].tolist(), starts[scores >= PROMISING], strict=True):
-                one, other = int(queries[at]), int(partners[at])
-                files = self.files[one], self.files[other]
-                suspects.append(Suspect(one, other, files, int(turns[at]), float(signs[at]), begin))
-        return suspects
+        suspects = [
+            Suspect(one, other, (self.files[one], self.files[other]), turn, sign)
+            for one, other, turn, sign in zip(
+                own[order].tolist(),
+                near.image[order].tolist(),
+                near.orientation[order].tolist(),
+                near.sign[order].tolist(),
+                strict=True,
+            )
+        ]
+        workers = available_cores()
+        chunks = split_chunks(suspects, PAIRS_PER_CHUNK, workers)
+        with tempfile.TemporaryDirectory() as folder:  # mapped, so that the workers share one copy of the fingerprints
+            prints_file = Path(folder) / "prints.npy"
+            np.save(prints_file, self.prints)
+            for results in work_in_chunks(partial(_judge, prints_file), chunks, workers, "Comparing alike images"):
+                for suspect, score in results:
+                    if score >= self.threshold:
+                        self._keep(suspect, score)
 
     def _keep(self, suspect: Suspect, score: float) -> None:
         one, other = sorted((suspect.query, suspect.partner))
@@ -200,29 +199,34 @@ class _Search:
         )
 
 
-def _match(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def match_fingerprints(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fingerprints (N, 32, 32). Returns the best correlation (N,) and the placements of two ways to it (N, 2, 4)."""
     boxed, boxes = coarse_match(first, second)
     aligned = align(first, second, np.tile(UNMOVED, (len(first), 1)), 8)
     return np.maximum(boxed, overlap(first, second, aligned)), np.stack([boxes, aligned], axis=1)
 
 
-def _compare(suspects: Sequence[Suspect]) -> list[tuple[Suspect, float]]:
-    """Read both images of each and compare them; what cannot be read any more is left out."""
-    there, first, second = [], [], []
-    for suspect in suspects:
+def _judge(prints_file: Path, suspects: Sequence[Suspect]) -> list[tuple[Suspect, float]]:
+    """Match the fingerprints, then compare the images of what is promising; what can no longer be read is left out."""
+    prints = np.load(prints_file, mmap_mode="r")
+    upright = np.stack([s.sign * turned(prints[s.query], s.turn) for s in suspects]).astype(np.float32)
+    partners = prints[[suspect.partner for suspect in suspects]].astype(np.float32)
+    scores, starts = match_fingerprints(upright, partners)
+    kept, first, second = [], [], []
+    for number in np.flatnonzero(scores >= PROMISING).tolist():
+        suspect = suspects[number]
         try:
             one, other = _read_square(suspect.files[0]), _read_square(suspect.files[1])
         except ImageError:  # gone since it was inspected
             continue
-        there.append(suspect)
+        kept.append(number)
         first.append(suspect.sign * turned(one, suspect.turn))
         second.append(other)
-    if not there:
+    if not kept:
         return []
-    starts = np.stack([suspect.starts for suspect in there], axis=1).astype(np.float32)
-    scores = similarity(np.stack(first).astype(np.float32), np.stack(second), starts)
-    return list(zip(there, scores.tolist(), strict=True))
+    placements = starts[kept].transpose(1, 0, 2).astype(np.float32)
+    alike = similarity(np.stack(first).astype(np.float32), np.stack(second), placements)
+    return list(zip([suspects[number] for number in kept], alike.tolist(), strict=True))
 
 
 def _lower_quartile(first: np.ndarray, second: np.ndarray) -> np.ndarray:
