@@ -140,6 +140,17 @@ def test_a_few_rows_are_enough(make_split, data_of):
     assert all(np.isfinite(value) for value in metrics.values())
 
 
+def test_of_many_labels_a_fixed_sample_of_whole_patients_is_used_and_said(three, monkeypatch):
+    monkeypatch.setattr("knee_siglip.evaluation.linear_probe.MOST_ROWS", 150)
+    test, data = three()
+    table = probe_table(test, data)
+    assert {row["available"] for row in table} == {600}
+    assert [row["labels"] for row in table if row["share"] == 100] == [150, 150]
+    metrics = probe_metrics(table)
+    assert (metrics["linear_probe.train_rows"], metrics["linear_probe.train_rows_available"]) == (150, 600)
+    assert probe_table(test, data) == table
+
+
 def drawn_patients(share, seed, grades, patients):
     return set(patients[draw_labels(grades, patients, share, seed)])
 

@@ -28,6 +28,10 @@ NEIGHBOURS = (1, 5, 10, 20, 50)
 MAX_ITERATIONS = 200
 """Bounds the time; the sample's fits converge within 50."""
 
+MOST_ROWS = 50_000
+"""Labelled rows of train and of val that the probes see at most, drawn by patient; every row of the third split is
+measured. Below it more labels hardly change a probe, above it nearest neighbours take hours."""
+
 SHOWN = ("accuracy", "quadratic_weighted_kappa")
 
 Row = dict[str, str | int | float]
@@ -48,6 +52,13 @@ class Labelled:
         rows = split.graded
         return cls(split.image_embeds[rows], split.grades, split.patients[rows], len(split.task.labels))
 
+    def capped(self) -> "Labelled":
+        """At most MOST_ROWS of them, the same in every run: by patient, in the proportions of their worst grades."""
+        if len(self.grades) <= MOST_ROWS:
+            return self
+        rows = draw_labels(self.grades, self.patients, 100 * MOST_ROWS / len(self.grades), SEEDS[0])
+        return self.take(rows[:MOST_ROWS])
+
     def take(self, rows: np.ndarray) -> "Labelled":
         """Only these rows."""
         return Labelled(self.embeds[rows], self.grades[rows], self.patients[rows], self.classes)
@@ -56,12 +67,16 @@ class Labelled:
 def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
     """One row per fit: `method` (linear_probe or knn), `share` in percent, `seed`, what it learnt from and its metrics.
 
-    `patients`, `labels`: how many it learnt from; `chosen`: C or k. Empty where train, val or the split itself has no
-    grades, and for train and val. All labels are drawn once: every seed would give the same.
+    `patients`, `labels`: how many it learnt from; `available`: graded rows of train, of which at most MOST_ROWS are
+    used; `chosen`: C or k. Empty where train, val or the split itself has no grades, and for train and val. All labels
+    are drawn once: every seed would give the same.
     """
     if split.name in ("train", "val") or not {"train", "val"} <= data.splits.keys():
         return []
-    train, val, test = (Labelled.of(each) for each in (data.splits["train"], data.splits["val"], split))
+    everything = Labelled.of(data.splits["train"])
+    train = everything.capped()
+    val = Labelled.of(data.splits["val"]).capped()
+    test = Labelled.of(split)
     if not (len(train.grades) and len(val.grades) and len(test.grades)):
         return []
     table: list[Row] = []
@@ -74,12 +89,18 @@ def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
                 table.append({"method": "linear_probe", "share": share, "seed": seed, **found})
     neighbours = [(k, KNeighborsClassifier(k, algorithm="brute")) for k in NEIGHBOURS if k <= len(train.grades)]
     table.append({"method": "knn", "share": 100, "seed": SEEDS[0], **_best(neighbours, train, val, test)})
-    return table
+    return [row | {"available": len(everything.grades)} for row in table]
 
 
 def probe_metrics(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """linear_probe.share_<percent>.<metric>, the mean over seeds, and <metric>_std; knn.<metric>."""
+    """linear_probe.share_<percent>.<metric>, the mean over seeds, and <metric>_std; knn.<metric>.
+
+    linear_probe.train_rows and .train_rows_available where MOST_ROWS left some out.
+    """
     metrics: dict[str, float] = {}
+    if (available := max((int(row["available"]) for row in table), default=0)) > MOST_ROWS:
+        metrics["linear_probe.train_rows"] = max(int(row["labels"]) for row in table)
+        metrics["linear_probe.train_rows_available"] = available
     for share in SHARES:
         rows = [row for row in table if row["method"] == "linear_probe" and row["share"] == share]
         for name in SHOWN:
@@ -94,7 +115,7 @@ def probe_metrics(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return metrics
 
 
-def draw_labels(grades: np.ndarray, patients: np.ndarray, share: int, seed: int) -> np.ndarray:
+def draw_labels(grades: np.ndarray, patients: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Row numbers of `share` percent of the patients, in the proportions of their worst grades.
 
     At least one patient of each worst grade, or a small share would have nothing to learn.

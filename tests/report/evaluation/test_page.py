@@ -116,6 +116,13 @@ def test_disturbances_findings_places_probes_and_wordings_are_told(evaluation) -
     assert "Mild OA. 2 70.0 % 0.600" in page.section("prompts").text
 
 
+def test_a_probe_that_learnt_from_a_sample_says_so(evaluation) -> None:
+    metrics = evaluation.json("metrics")
+    metrics["test"]["linear_probe"] |= {"train_rows": 50_000, "train_rows_available": 812_345}
+    evaluation.write("metrics", metrics)
+    assert "50,000 of 812,345 graded training images" in evaluation.page().section("probes").text
+
+
 def test_maps_that_are_no_better_than_the_middle_are_said_to_locate_nothing(evaluation) -> None:
     evaluation.set_cells("grounding", slice(1), pointing_game=0.4, cnr=0.1)
     assert "these maps locate nothing" in evaluation.page().section("grounding").text

@@ -163,6 +163,9 @@ def probe_table(split: SplitResults) -> Table | None:
         rows.append([name, *cells])
     columns = ["", *(GRADING[metric].title for metric in PROBE_METRICS)]
     caption = "Mean ± standard deviation over several random draws of the labels."
+    probe = at(split.metrics, "linear_probe") or {}
+    if available := probe.get("train_rows_available"):
+        caption += f" All labels are {probe['train_rows']:,} of {available:,} graded training images, drawn by patient."
     return Table(caption, columns, rows) if len(rows) > 1 else None
 
 
