@@ -19,7 +19,7 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_file
 from knee_siglip.store.filling import locked
-from knee_siglip.store.segments import DAMAGED_ID, RowLayout, clean_folder, read_segments
+from knee_siglip.store.segments import DAMAGED_ID, RECORDS, RowLayout, clean_folder, read_segments
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +51,21 @@ class RowStore:
     def refresh(self) -> None:
         """Read the segments again: another process may have added some."""
         self.segments = read_segments(self.folder, self.layout)
-        places = [(number, record.row) for number, segment in enumerate(self.segments) for record in segment.records]
-        self._places = np.array(places, dtype=np.int64).reshape(-1, 2)
-        self._hashes = [record.row_hash for segment in self.segments for record in segment.records]
-        ids = (record.image_id for segment in self.segments for record in segment.records)
-        self._numbers = {image_id: number for number, image_id in enumerate(ids)}
-        self._numbers.pop(DAMAGED_ID, None)
+        index = np.concatenate([np.empty(0, dtype=RECORDS), *(segment.index for segment in self.segments)])
+        numbers = np.repeat(np.arange(len(self.segments)), [len(segment.index) for segment in self.segments])
+        sound = index["image_id"] != DAMAGED_ID.encode()
+        self._ids, self._hashes = index["image_id"][sound], index["row_hash"][sound]
+        self._places = np.stack([numbers, index["row"]], axis=1)[sound]
+        self._by_id = np.argsort(self._ids, kind="stable")
 
     @property
     def image_ids(self) -> list[str]:
         """Ids of all images in the store, in order of arrival."""
-        return list(self._numbers)
+        return [image_id.decode() for image_id in dict.fromkeys(self._ids.tolist())]
 
     def missing(self, image_ids: Sequence[str]) -> set[str]:
         """The ids whose rows are not in the store."""
-        return set(image_ids) - self._numbers.keys()
+        return {image_ids[at] for at in np.flatnonzero(self._find(image_ids) < 0).tolist()}
 
     def add_missing(self, image_ids: Sequence[str], add: Callable[[set[str]], None]) -> int:
         """Have `add` bring the missing ids under the folder's lock; returns how many.
@@ -101,7 +101,7 @@ class RowStore:
 
     def locate(self, image_ids: Sequence[str]) -> np.ndarray:
         """int64 (N, 2): segment number and row of each id, for `read`; valid until the next `refresh`."""
-        return self._places[self._find(image_ids)]
+        return self._places[self._numbers(image_ids)]
 
     def read(self, places: np.ndarray) -> np.ndarray:
         """Rows at places (B, 2): (B, *shape) in that order, one gather from each segment."""
@@ -120,14 +120,23 @@ class RowStore:
 
     def row_hashes(self, image_ids: Sequence[str]) -> list[str]:
         """sha256 of each image's row, as noted when it was made."""
-        return [self._hashes[number] for number in self._find(image_ids)]
+        return [row_hash.decode() for row_hash in self._hashes[self._numbers(image_ids)].tolist()]
 
-    def _find(self, image_ids: Sequence[str]) -> list[int]:
-        try:
-            return [self._numbers[i] for i in image_ids]
-        except KeyError:
+    def _find(self, image_ids: Sequence[str]) -> np.ndarray:
+        """(N,) number of each id's last record, -1 where there is none."""
+        asked = np.array(image_ids, dtype=np.bytes_)
+        if not len(self._ids):
+            return np.full(len(asked), -1)
+        places = np.searchsorted(self._ids, asked, side="right", sorter=self._by_id) - 1
+        numbers = self._by_id[places]
+        return np.where(self._ids[numbers] == asked, numbers, -1)
+
+    def _numbers(self, image_ids: Sequence[str]) -> np.ndarray:
+        numbers = self._find(image_ids)
+        if len(numbers) and numbers.min() < 0:
             count = len(self.missing(image_ids))
-            raise UserError(f"the store {self.folder} lacks {count} images; {self.remedy}") from None
+            raise UserError(f"the store {self.folder} lacks {count} images; {self.remedy}")
+        return numbers
 
 
 class CachedRows:

@@ -169,7 +169,7 @@ def _examine(folder: Path, kind: str, transform_key: str | None) -> StoredRows:
         facts=facts,
         layout=layout,
         lost=sum(segment.lost for segment in segments),
-        images=sum(record.image_id != DAMAGED_ID for segment in segments for record in segment.records),
+        images=sum(int((segment.index["image_id"] != DAMAGED_ID.encode()).sum()) for segment in segments),
         bytes=sum(stat.st_blocks * 512 for stat in stats),
         segments=len(segments),
         last_used=datetime.fromtimestamp(file.stat().st_mtime) if file.exists() else None,
