@@ -1,19 +1,28 @@
 """Check the CSV and every image; stop before anything wrong or leaking gets past.
 
     python stages/validate.py
+    python stages/validate.py --shard 2/4     (on each of 4 machines; then the first command, see docs/full-size.md)
 
 Reads params.yaml, ${data.csv} and its images, and the text encoder's tokenizer. Writes data/validated/manifest.parquet
 and reports/validation/ (issues.csv, metrics.json, rows.parquet; on errors only these). The report stage draws the page.
+A shard only inspects images and keeps what it found in the store.
 """
+
+import sys
 
 from knee_siglip.core.errors import run_stage
 from knee_siglip.params.files import load_params
-from knee_siglip.validation.validate import validate
+from knee_siglip.tables.shards import asked_shard
+from knee_siglip.validation.validate import inspect_shard, validate
 
 
 def main() -> None:
     """Validate the rows that params.yaml names."""
-    validate(load_params())
+    shard = asked_shard(sys.argv[1:])
+    if shard is None:
+        validate(load_params())
+    else:
+        print(f"shard {shard}: {inspect_shard(load_params(), shard)} images inspected")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
 import hashlib
+import multiprocessing
+import os
 import shutil
 from pathlib import Path
 
@@ -6,9 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from knee_siglip.core import paths
+from knee_siglip.params.files import parse_params
 from knee_siglip.report.validation.page import write_validation_page
 from knee_siglip.tables.manifest import read_manifest
+from knee_siglip.tables.shards import Shard
 from knee_siglip.tables.text import normalise_text
+from knee_siglip.validation.images import inspection
+from knee_siglip.validation.validate import inspect_shard
 from toys import KNEE
 
 MANIFEST = Path("data/validated/manifest.parquet")
@@ -376,3 +383,26 @@ def test_with_auto_the_length_is_what_the_training_texts_need(project):
     again = project.run(model={"max_text_length": "auto"})
     assert again.metrics["texts"]["max_text_length"] == length
     assert len(again.of("truncated_text")) == 1
+
+
+def test_shards_inspect_every_image_once_and_the_whole_run_decodes_none(project, monkeypatch):
+    """Two processes at once, as two machines would."""
+    undisturbed = project.run().manifest
+    shutil.rmtree(paths.store_root() / "facts")
+    context = multiprocessing.get_context("fork")
+    params = parse_params({"data": {"csv": "data/train.csv", "images": "data/images"}})
+    shards = [
+        context.Process(target=lambda number=number: os._exit(inspect_shard(params, Shard(number, 2))))
+        for number in (1, 2)
+    ]
+    for shard in shards:
+        shard.start()
+    for shard in shards:
+        shard.join(60)
+    assert sum(shard.exitcode for shard in shards) == len(undisturbed)
+
+    def describe(*_):
+        raise AssertionError("an image was decoded again")
+
+    monkeypatch.setattr(inspection, "describe", describe)
+    assert project.run().manifest.equals(undisturbed)

@@ -5,6 +5,7 @@ and is shared by all experiments; DVC sees only a small index of its content (`b
 it lacks.
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.filling import fill
 from knee_siglip.store.rows import CachedRows, RowStore
 from knee_siglip.store.segments import pixel_rows
+from knee_siglip.store.shards import shard_folder
+from knee_siglip.tables.shards import Shard
 
 
 class PixelStore(RowStore):
@@ -31,6 +34,12 @@ class PixelStore(RowStore):
         self.transform = transform
         layout = pixel_rows(transform.image_size)
         super().__init__(root / transform.key, paths.PIXELS, layout, transform.to_dict())
+
+    def shard(self, shard: Shard) -> "PixelStore":
+        """A store to fill beside this one; its pixels move into this one when that is filled next."""
+        part = copy.copy(self)
+        part._place(shard_folder(self.folder, shard))
+        return part
 
     def ensure(self, image_ids: Sequence[str], files: Sequence[Path | str], *, workers: int | None = None) -> int:
         """Decode what is missing, on all cores; returns how many. files[i] is the original of image_ids[i].
@@ -80,6 +89,21 @@ def build_cache(
     index_path.parent.mkdir(parents=True, exist_ok=True)
     index.to_parquet(index_path, index=False)
     facts_path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def fill_shard(manifest: pd.DataFrame, transform: Transform, shard: Shard) -> int:
+    """Decode this shard's part of what the store lacks, beside other shards; returns how many images were decoded.
+
+    `build_cache` then finds them. A killed shard is continued by the same command.
+
+    Raises:
+        UserError: see `PixelStore.ensure`.
+    """
+    store = PixelStore(paths.store_root() / paths.PIXELS, transform)
+    files = dict(zip(manifest["image_id"], manifest["image_file"], strict=True))
+    todo = store.missing(shard.take(files))
+    ids = [image_id for image_id in files if image_id in todo]
+    return store.shard(shard).ensure(ids, [files[image_id] for image_id in ids])
 
 
 def open_pixels(manifest: pd.DataFrame, facts_path: Path = paths.CACHE_FACTS) -> CachedPixels:

@@ -20,6 +20,7 @@ from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_file
 from knee_siglip.store.filling import locked
 from knee_siglip.store.segments import DAMAGED_ID, RECORDS, RowLayout, clean_folder, read_segments
+from knee_siglip.store.shards import merge_shards
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,14 @@ class RowStore:
     """What brings rows that are not here."""
 
     def __init__(self, folder: Path, kind: str, layout: RowLayout, facts: Mapping[str, Any]) -> None:
-        self.folder = folder
         self.layout = layout
-        self._facts = facts
-        self._facts_file = folder / FACTS[kind]
+        self._kind, self._facts = kind, facts
+        self._place(folder)
+
+    def _place(self, folder: Path) -> None:
+        """Read and fill this folder."""
+        self.folder = folder
+        self._facts_file = folder / FACTS[self._kind]
         self.refresh()
 
     def refresh(self) -> None:
@@ -89,8 +94,9 @@ class RowStore:
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """Lock and clean the folder, with `segments` up to date."""
+        """Lock, merge and clean the folder, with `segments` up to date."""
         with locked(self.folder):
+            merge_shards(self.folder, self.layout)
             self.refresh()
             if lost := sum(segment.lost for segment in self.segments):
                 logger.warning("%d damaged entries of %s are dropped and made again", lost, self.folder)

@@ -88,7 +88,7 @@ RECORDS = np.dtype([("row", np.int64), ("image_id", f"S{_HASH}"), ("row_hash", f
 
 @dataclass(frozen=True)
 class Segment:
-    """`rows`: memory-mapped (rows, *shape); `index`: (R,) RECORDS; `lost`: lines that are damaged or lack their rows."""
+    """`rows`: memory-mapped (rows, *shape); `index`: (R,) RECORDS; `lost`: damaged lines, or ones without rows."""
 
     file: Path
     rows: np.ndarray

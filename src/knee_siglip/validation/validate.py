@@ -14,6 +14,7 @@ from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
 from knee_siglip.tables.ids import known_ids
 from knee_siglip.tables.manifest import TOKENS_COLUMN, write_manifest
+from knee_siglip.tables.shards import Shard
 from knee_siglip.tables.table import TableError, read_table
 from knee_siglip.tables.text import fitting_text_length, load_tokenizer, normalise_text, position_count
 from knee_siglip.task.task import Task
@@ -72,6 +73,26 @@ def validate(
     manifest = outcome.table.drop(columns=list(WORKING_COLUMNS)).join(outcome.carried)
     write_manifest(manifest, manifest_path)
     return manifest
+
+
+def inspect_shard(params: Params, shard: Shard) -> int:
+    """Inspect this shard's part of the images, beside other shards; returns how many. `validate` then finds the facts.
+
+    What cannot be read is reported by `validate`. A killed shard is continued by the same command.
+
+    Raises:
+        UserError: the CSV cannot be read.
+    """
+    csv = Path(params.data.csv)
+    try:
+        table = read_table(csv)
+    except TableError as error:
+        raise UserError(f"{csv}: {error}") from None
+    if unusable := checks.check_columns(table, csv):
+        raise UserError(unusable[0].message)
+    names = shard.take(name for name in checks.image_files(table, csv) if name)
+    inspect_images(names)
+    return len(names)
 
 
 def _check(params: Params, text_encoder: Path) -> Outcome:

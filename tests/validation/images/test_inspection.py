@@ -186,3 +186,15 @@ def test_facts_lost_between_two_steps_are_made_again(images, monkeypatch):
     first = inspect_images(images)
     monkeypatch.setattr(inspection, "load_facts", lambda folder: pd.DataFrame())
     assert inspect_images(images) == first
+
+
+def test_saving_a_little_does_not_write_all_facts_again(images, tmp_path):
+    facts = [vars(image) for image in inspect_images(images).values()]
+    many = [facts[0] | {"image_id": f"{number:064x}"} for number in range(100)]
+    save_facts(tmp_path / "facts", many)
+    (large,) = (tmp_path / "facts").iterdir()
+    for number in range(4):
+        save_facts(tmp_path / "facts", [facts[0] | {"image_id": f"{1000 + number:064x}"}])
+    assert large.exists()
+    assert len(list((tmp_path / "facts").iterdir())) <= 3
+    assert len(load_facts(tmp_path / "facts")) == 104

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -31,6 +32,7 @@ from knee_siglip.store.segments import (
     read_segments,
     rewrite_log,
 )
+from knee_siglip.store.shards import FOLDERS
 
 ROWS_PER_CHUNK = 512
 
@@ -98,7 +100,9 @@ def remove_stored(stored: StoredRows) -> None:
     Raises:
         UserError: another process is filling it just now; the folder cannot be written.
     """
-    with locked(stored.folder, wait=0):
+    with ExitStack() as locks:
+        for folder in (stored.folder, *stored.folder.glob(FOLDERS)):
+            locks.enter_context(locked(folder, wait=0))
         # logs first: readers see all or none
         for file in sorted(_content(stored.folder), key=lambda file: file.suffix != IDS):
             file.unlink(missing_ok=True)
@@ -179,7 +183,7 @@ def _examine(folder: Path, kind: str, transform_key: str | None) -> StoredRows:
 
 
 def _content(folder: Path) -> list[Path]:
-    return [file for file in folder.iterdir() if file.name != LOCK and file.is_file()]
+    return [file for file in folder.rglob("*") if file.name != LOCK and file.is_file()]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ cannot be read or written is skipped.
 import hashlib
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
@@ -27,6 +27,8 @@ SOURCES = (
     *sorted(Path(decode.__path__[0]).glob("*.py")),
     *(Path(images.__path__[0]) / name for name in ("inspection.py", "near_duplicates.py", "registration.py")),
 )
+MUCH_LARGER = 4
+
 LIBRARIES = ("numpy", "pillow", "pydicom", "scipy")
 
 
@@ -51,14 +53,21 @@ def known_ids(folder: Path) -> frozenset[str]:
 
 
 def save_facts(folder: Path, facts: Iterable[dict[str, object]]) -> None:
-    """Add facts (dicts with an `image_id`) and merge all files into one.
+    """Add facts (dicts with an `image_id`) and merge them with files that are not much larger.
 
-    Safe beside other processes without a lock: each removes only files that its own new one contains.
+    So a row is written again only as often as the set doubles, and few files are left. Safe beside other processes and
+    machines without a lock: each removes only files that its own new one contains.
     """
     new = pd.DataFrame(list(facts))
     if new.empty:
         return
-    old = _read(folder)
+    old: dict[Path, pd.DataFrame] = {}
+    count = len(new)
+    for path, ids in sorted(_read(folder, ["image_id"]).items(), key=lambda each: len(each[1])):
+        if len(ids) > MUCH_LARGER * count:
+            break
+        old |= _read_files([path])
+        count += len(ids)
     merged = pd.concat([*old.values(), new]).drop_duplicates("image_id")
     try:
         with atomic_file(folder / f"{uuid.uuid4().hex}.parquet") as file:
@@ -70,8 +79,12 @@ def save_facts(folder: Path, facts: Iterable[dict[str, object]]) -> None:
 
 
 def _read(folder: Path, columns: list[str] | None = None) -> dict[Path, pd.DataFrame]:
+    return _read_files(sorted(folder.glob("*.parquet")), columns)
+
+
+def _read_files(files: Sequence[Path], columns: list[str] | None = None) -> dict[Path, pd.DataFrame]:
     tables = {}
-    for file in sorted(folder.glob("*.parquet")):
+    for file in files:
         with suppress(OSError, ValueError, KeyError):  # removed meanwhile by another process, or damaged
             tables[file] = pd.read_parquet(file, columns=columns)
     return tables
