@@ -74,3 +74,13 @@ def test_groups_hold_all_rows_in_order_and_the_last_may_be_smaller(size, sizes):
     groups = list(split_groups(order, size))
     assert [len(group) for group in groups] == sizes
     assert np.concatenate(groups).tolist() == order.tolist()
+
+
+@pytest.mark.parametrize(("largest", "kept"), [(32_000, torch.int16), (49_407, torch.int32)])
+def test_tokens_are_kept_narrow_and_given_out_whole(pairs, largest, kept):
+    input_ids = torch.tensor([[1, largest], [2, 3], [0, 4]])
+    dataset = PairDataset(pairs.pixels, pairs.rows, input_ids, np.arange(24) % 3)
+    assert dataset.input_ids.dtype == kept
+    batch = dataset.batch(np.array([0, 2, 3]))
+    assert batch.input_ids.dtype == torch.int64
+    assert batch.input_ids[batch.places].tolist() == [[1, largest], [0, 4], [1, largest]]

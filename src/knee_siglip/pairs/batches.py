@@ -74,7 +74,8 @@ class PairDataset:
 
     def __init__(self, pixels: Pixels, rows: np.ndarray, input_ids: Tensor, text_ids: np.ndarray) -> None:
         assert len(rows) == len(text_ids)
-        self.pixels, self.rows, self.input_ids = pixels, rows, input_ids
+        self.pixels, self.rows = pixels, rows
+        self.input_ids = _narrowed(input_ids)
         self.text_ids = torch.from_numpy(np.asarray(text_ids, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -87,7 +88,13 @@ class PairDataset:
         rows = self.rows[indices]
         row_ids = torch.from_numpy(np.asarray(rows, dtype=np.int64))
         pixels = torch.from_numpy(self.pixels[rows])
-        return Batch(rows, pixels, self.input_ids[distinct], row_ids, text_ids, places, distinct)
+        return Batch(rows, pixels, self.input_ids[distinct].long(), row_ids, text_ids, places, distinct)
+
+
+def _narrowed(input_ids: Tensor) -> Tensor:
+    """As int16 or int32: a million texts of 64 tokens take 128 MB in each process instead of 512."""
+    fits = input_ids.numel() == 0 or int(input_ids.max()) <= torch.iinfo(torch.int16).max
+    return input_ids.to(torch.int16 if fits else torch.int32)
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:

@@ -213,3 +213,31 @@ def test_pixels_of_another_transform_stay(packed, away, tmp_path):
     bring(packed, away)
     other.refresh()
     assert other.missing([image_id]) == set()
+
+
+@pytest.mark.parametrize("name", ["store.json", "ids.txt", "files/manifest.parquet", "files/cache.json"])
+def test_a_flipped_bit_anywhere_in_a_member_is_noticed(packed, away, name):
+    with tarfile.open(packed) as tar:
+        member = tar.getmember(name)
+    whole = packed.read_bytes()
+    for at in np.linspace(0, member.size - 1, 12).astype(int).tolist():
+        data = bytearray(whole)
+        data[member.offset_data + at] ^= 4
+        packed.write_bytes(data)
+        with pytest.raises(UserError):
+            bring(packed, away)
+    assert not cache_files(away).manifest.exists()
+
+
+def test_a_sparse_member_is_refused(packed, away):
+    """It could unpack to any size."""
+
+    with tarfile.open(packed) as tar:
+        members = [(info, tar.extractfile(info).read()) for info in tar.getmembers()]
+    with tarfile.open(packed, "w", format=tarfile.PAX_FORMAT) as tar:
+        for info, data in members:
+            if info.name == "pixels":
+                info.pax_headers = {"GNU.sparse.map": f"0,{info.size}", "GNU.sparse.size": str(info.size)}
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match="pixels is no plain file"):
+        bring(packed, away)

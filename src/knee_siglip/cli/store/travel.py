@@ -1,6 +1,6 @@
 """Pack the pixel store into one tar file, to train on a machine that never sees the originals.
 
-    store.json        version of this format, the transform, number of images
+    store.json        version of this format, the transform, number of images, sha256 of the next four and of itself
     ids.txt           a line `image_id pixel_hash` per image
     files/...         manifest.parquet, index.parquet, cache.json: what training reads beside the pixels
     pixels            uint8 (N, S, S) in the order of ids.txt
@@ -27,7 +27,7 @@ from knee_siglip.store.filling import add_rows
 from knee_siglip.store.pixels import PixelStore, read_cache_facts
 from knee_siglip.tables.manifest import read_manifest
 
-FORMAT = 1
+FORMAT = 2
 HEADER, IDS, PIXELS, FILES = "store.json", "ids.txt", "pixels", "files/"
 HASH = re.compile("[0-9a-f]{64}")
 ROWS_AT_ONCE = 256
@@ -68,18 +68,20 @@ def pack(root: Path, files: CacheFiles, out: Path) -> int:
     store = PixelStore(root, Transform.from_dict(read_cache_facts(files.facts)["transform"]))
     ids = list(dict.fromkeys(read_manifest(files.manifest)["image_id"]))
     hashes = store.row_hashes(ids)
-    facts = {"format": FORMAT, "transform": store.transform.to_dict(), "images": len(ids)}
     lines = "".join(f"{image_id} {pixel_hash}\n" for image_id, pixel_hash in zip(ids, hashes, strict=True))
+    members = {IDS: lines.encode()} | {FILES + name: _read(path) for name, path in files.by_name().items()}
+    facts = {
+        "format": FORMAT,
+        "transform": store.transform.to_dict(),
+        "images": len(ids),
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
+    }
+    header = facts | {"digest": _digest(facts)}
 
     with atomic_file(out) as file, tarfile.open(fileobj=file, mode="w") as tar:
-        _add(tar, HEADER, json.dumps(facts, indent=2).encode())
-        _add(tar, IDS, lines.encode())
-        for name, path in files.by_name().items():
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise UserError(f"{path}: {error.strerror or error}; run dvc repro preprocess") from None
-            _add(tar, FILES + name, data)
+        _add(tar, HEADER, json.dumps(header, indent=2).encode())
+        for name, data in members.items():
+            _add(tar, name, data)
         size = len(ids) * store.transform.image_size**2
         _add_stream(tar, PIXELS, size, _checked_rows(store, ids, hashes))
     return len(ids)
@@ -97,7 +99,7 @@ def unpack(source: Path, root: Path, files: CacheFiles, on_difference: OnDiffere
     try:
         with tarfile.open(source, "r:") as tar:
             facts = _header(tar)
-            found = {path: _member(tar, FILES + name).read() for name, path in files.by_name().items()}
+            found = {path: _checked(tar, FILES + name, facts) for name, path in files.by_name().items()}
             changed = _changed(found, on_difference)
             added = _unpack_pixels(tar, PixelStore(root, Transform.from_dict(facts["transform"])), facts)
     except FileNotFoundError:
@@ -113,7 +115,7 @@ def unpack(source: Path, root: Path, files: CacheFiles, on_difference: OnDiffere
 def _unpack_pixels(tar: tarfile.TarFile, store: PixelStore, facts: Mapping[str, Any]) -> int:
     """Returns how many images were added; the others are verified all the same."""
     side, images = store.transform.image_size, facts["images"]
-    pairs = [line.split(" ") for line in _member(tar, IDS).read().decode("ascii").splitlines()]
+    pairs = [line.split(" ") for line in _checked(tar, IDS, facts).decode("ascii").splitlines()]
     if len(pairs) != images or tar.getmember(PIXELS).size != images * side**2:
         raise ValueError("its ids and pixels are not as many as it says")
     if not all(len(pair) == 2 and HASH.fullmatch(pair[0]) and HASH.fullmatch(pair[1]) for pair in pairs):
@@ -151,7 +153,28 @@ def _header(tar: tarfile.TarFile) -> dict[str, Any]:
         raise UserError(
             f"{tar.name!r} has format {facts['format']}, this knee-siglip reads {FORMAT}; use the same version"
         )
+    if facts.pop("digest") != _digest(facts):
+        raise ValueError(f"{HEADER} is not that of its digest")
     return dict(facts)
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; run dvc repro preprocess") from None
+
+
+def _checked(tar: tarfile.TarFile, name: str, facts: Mapping[str, Any]) -> bytes:
+    """A member whose content has the digest noted in store.json."""
+    data = _member(tar, name).read()
+    if hashlib.sha256(data).hexdigest() != facts["sha256"][name]:
+        raise ValueError(f"{name} is not that of its digest")
+    return data
 
 
 def _changed(found: Mapping[Path, bytes], on_difference: OnDifference) -> dict[Path, bytes]:
@@ -169,8 +192,9 @@ def _changed(found: Mapping[Path, bytes], on_difference: OnDifference) -> dict[P
 
 
 def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
-    """A plain file of the tar; KeyError where there is none."""
-    file = tar.extractfile(name) if tar.getmember(name).isreg() else None
+    """A plain file of the tar; KeyError where there is none. A sparse one may pretend any length, so it is none."""
+    info = tar.getmember(name)
+    file = tar.extractfile(info) if info.isreg() and not info.issparse() else None
     if file is None:
         raise KeyError(f"{name} is no plain file")
     return file
