@@ -121,6 +121,21 @@ def test_wrong_usage_is_exit_code_2_and_says_what(
     assert "Traceback" not in err
 
 
+def test_one_image_that_looks_wrong_is_ranked_with_a_warning(
+    knee_siglip: Callable[..., tuple[int, str, str]],
+    checkpoint_path: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Image.new("L", (64, 64), 7).save(tmp_path / "black.png")
+    image = ("--model_path", checkpoint_path, "--image_path", tmp_path / "black.png")
+    code, out, _ = knee_siglip("infer", *image, "--json")
+    assert (code, json.loads(out)["warnings"]) == (0, ["constant_image"])
+    code, *_ = knee_siglip("map", *image, "--phrase", "effusion", "--output_path", tmp_path / "map.jpg")
+    assert code == 0
+    assert caplog.messages == [f"{tmp_path / 'black.png'}: every pixel has the same grey"] * 2
+
+
 def test_wrong_checkpoint_and_image_are_exit_code_1_without_traceback(
     knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, tmp_path: Path
 ) -> None:

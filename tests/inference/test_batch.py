@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.imaging.decode.read import Decoded
@@ -55,6 +56,7 @@ def test_every_row_has_its_scores_best_query_and_grade(
         "kl_grade_predicted",
         "kl_probability",
         "status",
+        "warnings",
     ]
     assert results["site"].tolist() == ["x", "y", "z"]
     assert results["best_query"].tolist() == ["at 240", "at 0", "at 240"]
@@ -83,6 +85,19 @@ def test_unreadable_images_get_a_row_with_their_error_and_the_run_goes_on(
     assert set(results.loc[1:3, "similarity: at 0":"kl_probability"].to_numpy().ravel()) == {""}
     assert results["site"].tolist() == list("abcde")
     assert (summary.done.rows, summary.failed) == (5, 3)
+
+
+def test_images_that_look_wrong_are_named_and_graded_all_the_same(
+    run: Run, grey_image: Callable[[int], Path], tmp_path: Path
+) -> None:
+    grey_image(0)
+    y, x = np.indices((64, 64)) - 32
+    bright_in_the_middle = 230 * np.exp(-(x**2 + y**2) / 288) + 10
+    Image.fromarray(bright_in_the_middle.astype(np.uint8)).save(tmp_path / "fine.png")
+    run("img_path\n0.png\nfine.png\ngone.png\n")
+    results = pd.read_csv(tmp_path / "out/results.csv", keep_default_na=False, dtype=str)
+    assert results["warnings"].tolist() == ["constant_image", "", ""]
+    assert results["status"].tolist()[:2] == ["ok", "ok"]
 
 
 def test_embeddings_are_float16_aligned_with_the_rows_and_nan_where_failed(

@@ -138,7 +138,13 @@ def test_hips_with_three_grades_in_words(project: Path) -> None:
     assert "hip_grade" in set(pd.read_csv(out / "evaluation/tables/subgroups.csv")["column"])
 
     results = pd.read_csv(out / "results.csv", keep_default_na=False)
-    assert results.columns[-4:].tolist() == ["best_query", "hip_grade_predicted", "hip_probability", "status"]
+    assert results.columns[-5:].tolist() == [
+        "best_query",
+        "hip_grade_predicted",
+        "hip_probability",
+        "status",
+        "warnings",
+    ]
     assert set(results["hip_grade_predicted"]) <= {"none", "mild", "severe"}
     assert results["hip_probability"].between(1 / 3, 1).all()
 
@@ -166,7 +172,7 @@ def test_chests_without_grades_and_sides(project: Path) -> None:
     assert "predicted" not in " ".join(pd.read_parquet(out / "evaluation/predictions.parquet").columns)
 
     results = pd.read_csv(out / "results.csv")
-    assert results.columns[-2:].tolist() == ["best_query", "status"]
+    assert results.columns[-3:].tolist() == ["best_query", "status", "warnings"]
     assert set(results["best_query"]) <= {"Normal chest.", "Pneumothorax."}
     assert "kl_grade_predicted" not in json.dumps(results.columns.tolist())
 

@@ -4,7 +4,6 @@ knee-siglip map --model_path models/best_model.pt --image_path knee.png --phrase
 knee-siglip map ... --phrase "Severe OA of left knee joint." --method gradient --output_path severe.jpg
 """
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +12,6 @@ import typer
 from knee_siglip.core.errors import UsageError
 
 # torch and transformers are imported inside the functions: `--help` must not wait for them.
-
-logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg")
 
@@ -38,14 +35,12 @@ def draw_map(
     """Draw where in one image the model sees a phrase: a look at the model, not at the patient."""
     if output_path.suffix.lower() not in SUFFIXES or not output_path.absolute().parent.is_dir():
         raise UsageError(f"--output_path {output_path}: name a .jpg in a folder that exists")
-    from knee_siglip.imaging.appearance import warnings_of
-    from knee_siglip.imaging.decode.read import decode, read_bytes
+    from knee_siglip.imaging.appearance import warn_of_appearance
     from knee_siglip.serve.model import check_question, load
 
     check_question(phrase, against, method)
-    for warning in warnings_of(decode(read_bytes(image_path), image_path)).values():
-        logger.warning("%s: %s", image_path, warning)
     model = load(model_path, device=device)
+    warn_of_appearance(image_path)
     against = model.normal if against is None else against
     output_path.write_bytes(model.explain(image_path, phrase, against, method).overlay())
     typer.echo(f"{output_path}: the image as the model sees it, and under the map of {phrase!r} against {against!r}")

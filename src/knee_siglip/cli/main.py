@@ -119,9 +119,12 @@ def infer(
 
     if image_path:
         predictor = Predictor(model_path, image_size, device, precision)
+        from knee_siglip.imaging.appearance import warn_of_appearance
+
+        warnings = warn_of_appearance(image_path)
         prediction = predictor.rank_queries(image_path, query or predictor.task.queries)
         if as_json:
-            _show_json(_as_dict(image_path, prediction))
+            _show_json(_as_dict(image_path, prediction) | {"warnings": list(warnings)})
         else:
             _show_prediction(image_path, prediction, predictor.task.label_title)
         return

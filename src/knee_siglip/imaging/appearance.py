@@ -1,11 +1,16 @@
 """What looks wrong with a readable image: validation, inference and heat maps warn in the same words."""
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from knee_siglip.imaging.decode.decoded import Decoded
 from knee_siglip.imaging.decode.inversion import inversion_probability
+from knee_siglip.imaging.decode.read import decode, read_bytes
+
+logger = logging.getLogger(__name__)
 
 FLAT_STD = 15.0
 """Grey levels of 255: below it little contrast is left. 1 % of real knees, legitimate ones among them."""
@@ -36,3 +41,15 @@ def appearance_warnings(std: float, inverted: float, doubtful: Sequence[str]) ->
 def warnings_of(image: Decoded) -> dict[str, str]:
     """`appearance_warnings` of a decoded image."""
     return appearance_warnings(float(np.std(image.grey)), inversion_probability(image.grey), image.doubtful)
+
+
+def warn_of_appearance(path: Path) -> dict[str, str]:
+    """Log and return the warnings of an image file.
+
+    Raises:
+        ImageError: naming the file and what is wrong with it.
+    """
+    warnings = warnings_of(decode(read_bytes(path), path))
+    for warning in warnings.values():
+        logger.warning("%s: %s", path, warning)
+    return warnings

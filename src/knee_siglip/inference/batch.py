@@ -2,7 +2,8 @@
 
 Columns of the results: `img_path`, the input's other columns, per query `similarity: QUERY` (cosine) and
 `probability: QUERY`, then `best_query`, the task's label and its probability (`kl_grade_predicted`, `kl_probability`),
-`status` (`ok`, or what is wrong with that image; its other result cells are empty).
+`status` (`ok`, or what is wrong with that image; its other result cells are empty), `warnings` (names of checks of its
+looks, such as `inverted_image`).
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from knee_siglip import __version__
 from knee_siglip.core.threads import available_cores
+from knee_siglip.imaging.appearance import warnings_of
 from knee_siglip.imaging.decode.read import ImageError, decode, read_bytes
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.inference.outputs import Counts, Outputs, Part, PartWriter, merge_parts, open_part
@@ -73,11 +75,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """pixels: uint8 (S, S), None where `error` says what is wrong; image_id: sha256 of the file, "" if unreadable."""
+    """pixels: uint8 (S, S), None where `error` says what is wrong; image_id: sha256 of the file, "" if unreadable.
+
+    warnings: names of the checks of appearance that it does not pass, as in validation's issues.csv.
+    """
 
     pixels: np.ndarray | None
     image_id: str
     error: str = ""
+    warnings: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def result_columns(queries: Sequence[str], labels: Labels) -> list[str]:
     """Names of the result columns, in order."""
     scores = [f"{kind}{query}" for query in queries for kind in SCORES]
     graded = [labels.predicted, labels.probability] if labels else []
-    return [*scores, "best_query", *graded, "status"]
+    return [*scores, "best_query", *graded, "status", "warnings"]
 
 
 def scored_batches(scorer: "_Scorer", rows: Iterable[Row], batch_size: int) -> Iterator[BatchResult]:
@@ -183,12 +189,14 @@ def prepare_image(file: Path | None, transform: Transform) -> PreparedImage:
         return PreparedImage(None, "", "img_path is empty")
     try:
         data = read_bytes(file)
-        pixels = transform(decode(data, file).grey)
+        image = decode(data, file)
+        pixels = transform(image.grey)
+        warnings = " ".join(warnings_of(image))
     except ImageError as error:
         return PreparedImage(None, "", _one_line(error))
     except Exception as error:  # one odd file must not end a run over thousands; its row says what it was
         return PreparedImage(None, "", f"{file}: {type(error).__name__}: {_one_line(error)}")
-    return PreparedImage(pixels, hashlib.sha256(data).hexdigest())
+    return PreparedImage(pixels, hashlib.sha256(data).hexdigest(), warnings=warnings)
 
 
 def _one_line(error: Exception) -> str:
@@ -203,14 +211,14 @@ class _Scorer:
         self.queries = queries
         self.query_embeds = predictor.embed_queries(queries)
         self.width = self.query_embeds.shape[1]
-        self.blank = [""] * (len(result_columns(queries, predictor.task.labels)) - 1)
+        self.blank = [""] * (len(result_columns(queries, predictor.task.labels)) - 2)
         if predictor.task.labels:
             predictor.grade_embeds  # noqa: B018 computed once, before the threads ask for it
 
     def score(self, rows: Sequence[Row]) -> BatchResult:
         """Decode and encode B rows."""
         images = [prepare_image(file, self.predictor.transform) for _, file in rows]
-        results = [[*self.blank, image.error] for image in images]
+        results = [[*self.blank, image.error, ""] for image in images]
         embeds = np.full((len(images), self.width), np.nan, dtype=np.float32)
         readable = {row: image.pixels for row, image in enumerate(images) if image.pixels is not None}
         counts = Counts(len(images), failed=len(images) - len(readable))
@@ -218,7 +226,7 @@ class _Scorer:
             places = list(readable)
             embeds[places] = self.predictor.embed_images(np.stack(list(readable.values())))
             for place, cells in zip(places, self._cells(embeds[places], counts), strict=True):
-                results[place] = cells
+                results[place] = [*cells, images[place].warnings]
         cells_of = [[*cells, *result] for (cells, _), result in zip(rows, results, strict=True)]
         return BatchResult(cells_of, [image.image_id for image in images], embeds, counts)
 
