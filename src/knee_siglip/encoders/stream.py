@@ -6,9 +6,11 @@ block; a block casts all its weights together, and queries, keys and values are 
 stay float32, as do what comes before the blocks and what follows them.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from types import MethodType
 from typing import Any
 
@@ -154,19 +156,25 @@ class _CastTogether(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, sizes: list[list[int]], *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.dtype, ctx.sizes = weights[0].dtype, sizes
-        rest = iter(weights)
-        joined = []
-        for group in sizes:
-            first, *others = [next(rest) for _ in group]
-            joined.append((first.new_empty(sum(group), *first.shape[1:], dtype=dtype), [first, *others]))
-        targets = [part for whole, group in joined for part in whole.split([len(tensor) for tensor in group])]
+        ends = list(accumulate(len(group) for group in sizes))
+        groups = [weights[end - len(group) : end] for group, end in zip(sizes, ends, strict=True)]
+        shapes = [(sum(len(tensor) for tensor in group), *group[0].shape[1:]) for group in groups]
+        joined = _empty(shapes, weights[0], dtype)
+        targets = [part for whole, group in zip(joined, sizes, strict=True) for part in whole.split(group)]
         torch._foreach_copy_(targets, list(weights))
-        return tuple(whole for whole, _ in joined)
+        return tuple(joined)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         parts = [part for grad, sizes in zip(grads, ctx.sizes, strict=True) for part in grad.split(sizes)]
-        targets = [torch.empty_like(part, dtype=ctx.dtype) for part in parts]
+        targets = _empty([part.shape for part in parts], parts[0], ctx.dtype)
         torch._foreach_copy_(targets, parts)
         return None, None, *targets
+
+
+def _empty(shapes: Sequence[Sequence[int]], like: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Tensors of these shapes in one piece of memory: a single allocation."""
+    counts = [math.prod(shape) for shape in shapes]
+    memory = like.new_empty(sum(counts), dtype=dtype)
+    return [part.view(*shape) for part, shape in zip(memory.split(counts), shapes, strict=True)]
