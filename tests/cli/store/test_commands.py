@@ -153,7 +153,7 @@ def test_prune_says_what_would_go_and_does_it_only_with_yes(project, store):
     assert list(folder.glob("*.pixels"))
     assert " freed" in store("prune", "--all_but_current", "--yes")
     assert not list(folder.glob("*.pixels"))
-    assert "in 1 folders" in store("show")
+    assert "in 1 folder, " in store("show")
     assert "nothing to prune" in store("prune", "--older_than", "0", "--yes")
 
 

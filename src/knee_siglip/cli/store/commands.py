@@ -19,6 +19,7 @@ import typer
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import EXIT_FAILED, UsageError
+from knee_siglip.report.html.numbers import plural
 
 # numpy and pandas are imported inside the commands: `--help` must not wait for them.
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def show(cache: CacheOption = None) -> None:
     count = len(found) + len(runs)
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     free = _gigabytes(shutil.disk_usage(existing).free)
-    typer.echo(f"{root}: {_gigabytes(total)} in {count} folders, {free} free on its disk")
+    typer.echo(f"{root}: {_gigabytes(total)} in {plural(count, 'folder')}, {free} free on its disk")
 
 
 @app.command()
@@ -123,7 +124,7 @@ def verify(
     for stored in list_stored(paths.find_store_root(), _in_project(paths.CACHE_FACTS)):
         damaged = find_damaged(stored)
         wrong += len(damaged) + stored.lost
-        found = f"{stored.images} images, {len(damaged)} damaged, {stored.lost} lost (cut off)"
+        found = f"{plural(stored.images, 'image')}, {len(damaged)} damaged, {stored.lost} lost (cut off)"
         typer.echo(f"{stored.kind} {stored.folder.name}: {found}")
         for image_id in damaged:
             typer.echo(f"  {image_id}")
@@ -144,7 +145,7 @@ def pack(
     from knee_siglip.cli.store.travel import pack as pack_store
 
     images = pack_store(_pixel_root(), _cache_files(manifest, cache), out)
-    typer.echo(f"{out}: {images} images, {_gigabytes(out.stat().st_size)}")
+    typer.echo(f"{out}: {plural(images, 'image')}, {_gigabytes(out.stat().st_size)}")
 
 
 @app.command()
@@ -164,7 +165,7 @@ def unpack(
         raise UsageError("--overwrite and --pixels_only exclude each other")
     on_difference: OnDifference = "overwrite" if overwrite else "leave" if pixels_only else "refuse"
     done = unpack_store(source, _pixel_root(), _cache_files(manifest, cache), on_difference)
-    typer.echo(f"{done.images} images, {done.added} of them new in {_pixel_root()}")
+    typer.echo(f"{plural(done.images, 'image')}, {done.added} of them new in {_pixel_root()}")
     for path in done.files:
         typer.echo(f"wrote {path}")
 

@@ -33,13 +33,13 @@ COLUMN_NAMES = {"auroc": "mean AUROC", "highest": "best class", "highest_low": "
 SHIFT_FLOORS = {"ks": KS_FLOOR, "cramers_v": V_FLOOR}
 
 TILES = {
-    "rows": ("rows", ""),
-    "patients": ("patients", ""),
-    "images": ("images", ""),
-    "distinct_texts": ("distinct texts", ""),
-    "errors": ("errors", "error"),
-    "warnings": ("warnings", "warning"),
-    "dropped": ("dropped rows", "dropped"),
+    "rows": ("row", ""),
+    "patients": ("patient", ""),
+    "images": ("image", ""),
+    "distinct_texts": ("distinct text", ""),
+    "errors": ("error", "error"),
+    "warnings": ("warning", "warning"),
+    "dropped": ("dropped row", "dropped"),
 }
 
 SHIFT = (
@@ -128,8 +128,9 @@ def _verdict(table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str,
 
 def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     known = {key: metrics[key] for key in TILES if key in metrics and (metrics.get("rows") or metrics[key])}
+    nouns = {key: TILES[key][0] if value == 1 else f"{TILES[key][0]}s" for key, value in known.items()}
     return [
-        {"name": TILES[key][0], "tone": TILES[key][1] if value else "", "value": value} for key, value in known.items()
+        {"name": nouns[key], "tone": TILES[key][1] if value else "", "value": value} for key, value in known.items()
     ]
 
 
