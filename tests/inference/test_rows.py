@@ -25,6 +25,14 @@ def test_relative_paths_are_relative_to_the_csv_and_absolute_ones_stay(tmp_path:
     assert [file for _, file in read_rows(path)] == [tmp_path / "sub/a.png", Path("/elsewhere/b.png")]
 
 
+def test_another_separator_is_read_as_validation_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("site;img_path\nx;a.png\n")
+    table = read_rows(path)
+    assert table.columns == ["img_path", "site"]
+    assert [cells for cells, _ in table] == [["a.png", "x"]]
+
+
 def test_row_without_a_path_has_no_file(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_text("img_path,note\n,x\n")

@@ -1,5 +1,7 @@
+import gzip
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from knee_siglip.tables.table import TableError, read_table
@@ -66,3 +68,76 @@ def test_broken_tables_name_file_and_row(write, content, row, reason):
 def test_missing_csv_names_the_parameter(tmp_path):
     with pytest.raises(TableError, match=r"no\.csv does not exist; give"):
         read_table(tmp_path / "no.csv")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'a;b\n1;"x; y"\n',
+        "a\tb\n1\tx; y\n",
+        "a|b\n1|x; y\n",
+        'sep=;\na;b\n1;"x; y"\n',
+        '"sep=,"\r\na,b\r\n1,x; y\r\n',
+        gzip.compress(b"a,b\n1,x; y\n"),
+    ],
+)
+def test_other_separators_and_compression_are_read(write, content):
+    table = read_table(write(content))
+    assert table.to_dict("list") == {"a": ["1"], "b": ["x; y"]}
+    assert table.index.tolist() == [2]
+
+
+def test_one_column_needs_no_separator(write):
+    assert read_table(write("img_path\na;b.png\n")).to_dict("list") == {"img_path": ["a;b.png"]}
+
+
+def test_a_cell_of_a_whole_report_is_read(write):
+    report = "No fracture. " * 20_000
+    assert read_table(write(f'a,b\n1,"{report}"\n')).loc[2, "b"] == report
+
+
+def test_parquet_shows_what_a_csv_of_it_would(tmp_path):
+    path = tmp_path / "train.parquet"
+    values = {"id": [9000099.0, None], "grade": [2, 3], "text": ["a", None], "share": [0.5, 1.25], "ok": [True, False]}
+    pd.DataFrame(values, index=[7, 9]).to_parquet(path)
+    table = read_table(path)
+    assert table.to_dict("list") == {
+        "id": ["9000099", ""],
+        "grade": ["2", "3"],
+        "text": ["a", ""],
+        "share": ["0.5", "1.25"],
+        "ok": ["True", "False"],
+    }
+    assert table.index.tolist() == [2, 3]
+    assert all(isinstance(cell, str) for cell in table.to_numpy().ravel())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"PK\x03\x04rest", "is an Excel workbook; save its sheet as CSV UTF-8"),
+        (b"\xd0\xcf\x11\xe0rest", "is an Excel workbook"),
+        (gzip.compress(b"a,b\n1,2\n" * 99)[:-20], "is damaged: it cannot be decompressed"),
+        (b"\x1f\x8bno gzip", "is damaged: it cannot be decompressed"),
+        (b"PAR1nothing", "is no readable Parquet file"),
+    ],
+)
+def test_other_formats_and_damaged_files_are_named(write, content, reason):
+    path = write(content)
+    with pytest.raises(TableError, match=reason) as caught:
+        read_table(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_folder_is_told_from_a_file(tmp_path):
+    with pytest.raises(TableError, match="is a folder; name a CSV file, it holds none"):
+        read_table(tmp_path)
+    (tmp_path / "train.csv").write_text("a\n")
+    with pytest.raises(TableError, match=r"is a folder; name a CSV file, such as train\.csv in it"):
+        read_table(tmp_path)
+
+
+def test_what_decompresses_without_end_is_no_table(write, monkeypatch):
+    monkeypatch.setattr("knee_siglip.tables.table.LARGEST_TEXT", 1000)
+    with pytest.raises(TableError, match="which is no table"):
+        read_table(write(gzip.compress(b"a,b\n" * 1000)))

@@ -135,7 +135,8 @@ def _survey(path: Path) -> tuple[list[str] | None, int]:
                 count += bool(cells)
     except (OSError, ValueError, csv.Error):
         return None, 0
-    is_plain = header and max(Counter(header).values()) == 1 and not any("\0" in name for name in header)
+    # without that column the separator may be another one
+    is_plain = "img_path" in header and max(Counter(header).values()) == 1 and not any("\0" in name for name in header)
     return (header, count) if is_plain else (None, 0)
 
 

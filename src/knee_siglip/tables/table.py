@@ -1,11 +1,15 @@
-"""Reading a CSV exactly: every cell as the text that stands there, every row by the number that a spreadsheet shows."""
+"""Reading a table exactly: every cell as the text that stands there, every row by the number of a spreadsheet."""
 
 import codecs
 import csv
+import gzip
 import io
+import re
+import zlib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
@@ -13,7 +17,14 @@ from knee_siglip.core.errors import UserError
 FIRST_ROW = 2
 """A spreadsheet numbers the header 1."""
 
-ROWS_NAMED = 5
+ROWS_NAMED, FILES_NAMED = 5, 3
+
+SEPARATORS = ",;\t|"
+LARGEST_CELL, LARGEST_TEXT = 2**24, 2**32
+"""Characters of a cell and of a whole decompressed file. A report has thousands; whatever is larger is no table."""
+
+GZIP, PARQUET, WORKBOOKS = b"\x1f\x8b", b"PAR1", (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""How compressed files, Parquet, and Excel's workbooks (new and old) begin."""
 
 OTHER_ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -33,16 +44,20 @@ class TableError(UserError):
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a comma-separated UTF-8 file, with or without BOM, any line ends.
+    """Read a UTF-8 CSV, with or without BOM, any line ends, compressed by gzip or not; or Parquet.
 
-    Returns text columns; the index holds spreadsheet row numbers (header = 1). Blank lines are no rows, but count.
-    `007`, `NA` and `None` stay what they are.
+    Cells are separated by commas, or by semicolons, tabs or bars where the header has no comma or Excel's line `sep=;`
+    stands before it. Returns text columns; the index holds spreadsheet row numbers (header = 1). Blank lines are no
+    rows, but count. `007`, `NA` and `None` stay what they are.
 
     Raises:
-        TableError: missing, empty, not UTF-8, a NUL in a cell, twice the same column, or a row with more or fewer cells
-            than the header.
+        TableError: missing, empty, another format or encoding, a NUL in a cell, twice the same column, or a row with
+            more or fewer cells than the header.
     """
-    header, *records = _records(path)
+    data = _bytes(path)
+    if data.startswith(PARQUET):
+        return _read_parquet(path)
+    header, *records = _records(path, _text(path, data))
     if not header:
         raise TableError(f"{path}: the first row is blank; it must name the columns", row=1)
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
@@ -50,8 +65,6 @@ def read_table(path: Path) -> pd.DataFrame:
     rows = {number: cells for number, cells in enumerate(records, FIRST_ROW) if cells}
     if ragged := {number: len(cells) for number, cells in rows.items() if len(cells) != len(header)}:
         named = ", ".join(f"row {number} has {count}" for number, count in list(ragged.items())[:ROWS_NAMED])
-        if len(header) == 1 and (marks := [mark for mark in ";\t|" if mark in header[0]]):
-            raise TableError(f"{path}: the columns are separated by {marks[0]!r}; save the file with commas", row=1)
         more = f" and {len(ragged) - ROWS_NAMED} more rows differ" if len(ragged) > ROWS_NAMED else ""
         raise TableError(
             f"{path}: the header has {len(header)} cells, {named}{more}; a text with commas needs quotes",
@@ -60,9 +73,17 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="row"), columns=header, dtype=str)
 
 
-def _records(path: Path) -> list[list[str]]:
+def _records(path: Path, text: str) -> list[list[str]]:
     """All records, header first; a quoted cell may span lines."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    separator = ","
+    if stated := re.match(r'"?sep=([,;\t|])"?\r?\n', text):
+        separator, text = stated[1], text[stated.end() :]
+    else:
+        first = next(csv.reader(io.StringIO(text, newline="")), [])
+        if len(first) == 1:
+            separator = max(SEPARATORS, key=first[0].count)
+    csv.field_size_limit(LARGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     records: list[list[str]] = []
     try:
         for number, cells in enumerate(reader, 1):
@@ -76,13 +97,48 @@ def _records(path: Path) -> list[list[str]]:
     return records
 
 
-def _text(path: Path) -> str:
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """Whole numbers as a CSV would show them, also where gaps made them floats; a missing value is an empty cell."""
+    try:
+        table = pd.read_parquet(path)
+    # pyarrow raises many kinds for damaged files
+    except Exception as error:
+        raise TableError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from None
+    for name in table.select_dtypes("float"):
+        values = table[name].dropna()
+        if np.isfinite(values).all() and (values == values.round()).all():
+            table[name] = table[name].astype("Int64")
+    texts = table.astype(object).where(table.notna(), "").map(str).astype(str)
+    return texts.set_axis(pd.RangeIndex(FIRST_ROW, FIRST_ROW + len(table), name="row"), axis=0)
+
+
+def _bytes(path: Path) -> bytes:
+    """The file's content, decompressed."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise TableError(f"{path} does not exist; give --data_path, or data.csv in params.yaml") from None
+    except IsADirectoryError:
+        found = sorted(file.name for file in path.glob("*.csv"))[:FILES_NAMED]
+        inside = f"such as {', '.join(found)} in it" if found else "it holds none"
+        raise TableError(f"{path} is a folder; name a CSV file, {inside}") from None
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror}") from None
+    if not data.startswith(GZIP):
+        return data
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            text = file.read(LARGEST_TEXT + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TableError(f"{path} is damaged: it cannot be decompressed ({error})") from None
+    if len(text) > LARGEST_TEXT:
+        raise TableError(f"{path}: decompressed it has more than {LARGEST_TEXT / 1e9:.0f} GB, which is no table")
+    return text
+
+
+def _text(path: Path, data: bytes) -> str:
+    if data.startswith(WORKBOOKS):
+        raise TableError(f"{path} is an Excel workbook; save its sheet as CSV UTF-8")
     if encoding := next((name for mark, name in OTHER_ENCODINGS.items() if data.startswith(mark)), None):
         raise TableError(f"{path} is {encoding}; save the file as CSV UTF-8")
     try:
