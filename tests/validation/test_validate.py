@@ -1,3 +1,4 @@
+import csv
 import hashlib
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from knee_siglip.tables.manifest import read_manifest
 from knee_siglip.tables.shards import Shard
 from knee_siglip.tables.text import normalise_text
 from knee_siglip.validation.images import inspection
+from knee_siglip.validation.rows import check_outside
 from knee_siglip.validation.validate import inspect_shard
 from toys import KNEE
 
@@ -144,11 +146,11 @@ def test_similar_column_is_suggested(project):
 
 
 def test_semicolons_are_recognised(project):
-    Path("data/train.csv").write_text("img_path;impression;split\na.png;Normal;train\n")
+    splits = [row[project.header.index("split")] for row in project.rows]
+    with Path("data/train.csv").open("w", newline="") as file:
+        csv.writer(file, delimiter=";").writerows([project.header, *project.rows])
     project.rows = []
-    outcome = project.run()
-    assert all("separate the columns by commas" in issue["message"] for issue in outcome.of("missing_column"))
-    assert len(outcome.issues) == 3
+    assert project.run().manifest["split"].tolist() == splits
 
 
 def test_column_that_validation_makes_is_refused(project):
@@ -363,6 +365,12 @@ def test_images_outside_the_watched_folder_are_read_with_a_warning(project):
     assert "images outside data.images = elsewhere: 7" in message
     assert f"-S data.images={project.folder / 'data' / 'images'}" in message
     assert len(outcome.manifest) == 7
+
+
+def test_images_of_two_disks_get_no_advice_to_watch_the_whole_machine():
+    (issue,) = check_outside(["/mnt/one/a.png", "/srv/two/b.png"], "data/images")
+    assert "data.images=/" not in issue.message
+    assert "below one folder" in issue.message
 
 
 def test_absolute_paths_stay_absolute(project):

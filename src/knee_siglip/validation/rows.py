@@ -44,8 +44,6 @@ def check_columns(table: pd.DataFrame, csv: Path) -> list[Issue]:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
-                hint = "; separate the columns by commas"
             listed = shorten(", ".join(names), LISTED_LENGTH)
             message = f"column {name!r} is missing; the columns are {listed}{hint}"
             issues.append(Issue("error", "missing_column", 1, str(csv), message))
@@ -119,9 +117,12 @@ def check_outside(files: Iterable[str], images_folder: str) -> list[Issue]:
     if not outside:
         return []
     folder = os.path.commonpath([_absolute(name).parent for name in outside])
+    remedy = f"name their folder: -S data.images={folder}"
+    if folder == os.path.sep:  # DVC would watch the whole machine
+        remedy = "put them, or links to them, below one folder and name that as data.images"
     message = (
         f"images outside data.images = {images_folder}: {len(outside)}. When they change under an unchanged CSV, "
-        f"nothing reruns; name their folder: -S data.images={folder}"
+        f"nothing reruns; {remedy}"
     )
     return [Issue("warning", "outside_images", None, outside[0], message)]
 

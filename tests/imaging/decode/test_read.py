@@ -1,4 +1,6 @@
+import os
 import struct
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 from knee_siglip.imaging.decode.exposure import exposed_field
-from knee_siglip.imaging.decode.read import ImageError, decode, read_grey
+from knee_siglip.imaging.decode.read import ImageError, MissingImageError, decode, read_bytes, read_grey
 from knee_siglip.imaging.fit.transform import Transform, load_pixels
 
 RAMP = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
@@ -244,3 +246,31 @@ def test_load_pixels_is_read_then_transform(save):
     transform = Transform(28, "pad", "local")
     path = save(RAMP)
     assert np.array_equal(load_pixels(path, transform), transform(read_grey(path)))
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "hint"),
+    [
+        ("Knee.PNG", "knee.png", "did you mean Knee.PNG?"),
+        ("knee.jpg", "knee.png", "did you mean knee.jpg?"),
+        ("knee.png", "knee", "did you mean knee.png?"),
+        (unicodedata.normalize("NFD", "rodilla_é.png"), unicodedata.normalize("NFC", "rodilla_é.png"), "did you mean"),
+        ("knee.png", "hip.png", None),
+        ("knee.png", "gone/knee.png", "its folder does not exist either"),
+        ("knee.png", "~/knee.png", "~ is not expanded: write the folder in full"),
+    ],
+)
+def test_a_missing_file_is_told_with_the_likely_reason(tmp_path, there, asked, hint):
+    (tmp_path / there).write_bytes(b"x")
+    with pytest.raises(MissingImageError, match="no such file") as caught:
+        read_bytes(tmp_path / asked)
+    assert str(caught.value).partition("no such file")[2].startswith(f"; {hint}" if hint else "")
+    assert hint or str(caught.value).endswith("no such file")
+
+
+def test_a_file_that_came_later_is_suggested(tmp_path):
+    for name in ("first.png", "second.png"):
+        (tmp_path / name.upper()).write_bytes(b"x")
+        os.utime(tmp_path, ns=(len(name), len(name)))
+        with pytest.raises(MissingImageError, match=f"did you mean {name.upper()}"):
+            read_bytes(tmp_path / name)

@@ -1,6 +1,9 @@
 """Image file to pixels: training, evaluation and inference all read images here."""
 
+import os
 import stat
+import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +43,36 @@ def read_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(facts.st_size)
     except FileNotFoundError:
-        raise MissingImageError(f"{shown(path)}: no such file") from None
+        raise MissingImageError(f"{shown(path)}: no such file{_hint(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ImageError(f"{shown(path)}: cannot be read: {getattr(error, 'strerror', error)}") from None
     if len(data) != facts.st_size:
         raise ImageError(f"{shown(path)}: cannot be read: it became shorter meanwhile")
     return data
+
+
+def _hint(path: Path) -> str:
+    """What may have gone wrong with the name of a missing file; empty if nothing suggests itself."""
+    if "~" in path.parts:
+        return "; ~ is not expanded: write the folder in full"
+    try:
+        by_key, by_stem = _names_in(path.parent, path.parent.stat().st_mtime_ns)
+    except OSError:
+        return "; its folder does not exist either"
+    found = by_key.get(_key(path.name)) or by_stem.get(_key(path.stem))
+    return f"; did you mean {shown(Path(found))}?" if found else ""
+
+
+@lru_cache(maxsize=8)
+def _names_in(folder: Path, _changed: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Names in a folder by `_key` of the whole name and of the name without its suffix."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    return {_key(name): name for name in names}, {_key(Path(name).stem): name for name in names}
+
+
+def _key(name: str) -> str:
+    """Equal for names that differ in case, or in how their accents are encoded, only."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def decode(data: bytes, path: Path) -> Decoded:
