@@ -136,7 +136,7 @@ def test_a_step_trains_every_parameter_of_both(built):
     for name, parameter in model.named_parameters():
         assert trainer.optimizer.state[parameter]["exp_avg"].any(), name
     embeds = [*model.eval().get_image_features(model.normalise_grey(torch.ones(2, 28, 28))).detach()]
-    embeds += model.get_text_features(pairs.input_ids).detach()
+    embeds += model.get_text_features(pairs.input_ids.long()).detach()
     for embed in embeds:
         assert embed.norm().item() == pytest.approx(1, abs=1e-5)
 

@@ -120,6 +120,7 @@ def test_a_manifest_with_neither_patients_nor_grades_is_evaluated(files, params)
     manifest = read_manifest(files.manifest).drop(columns=["patient_id", "kl_grade"])
     write_manifest(manifest, files.manifest)
     metrics = evaluate(params, files, device="cpu")["test"]
-    assert metrics["patients"] == metrics["rows"]
+    assert metrics["patients"] == 0
+    assert metrics["images_of_unknown_patients"] == metrics["rows"]
     assert not any(name.startswith("zero_shot_kl") for name in metrics)
     assert "patient_id" not in pd.read_parquet(files.report / "predictions.parquet")

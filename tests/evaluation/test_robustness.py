@@ -10,6 +10,7 @@ import torch
 from knee_siglip.evaluation import robustness
 from knee_siglip.evaluation.evaluate import embed
 from knee_siglip.evaluation.robustness import robustness_report
+from knee_siglip.metrics import bootstrap
 from knee_siglip.metrics.grading import zero_shot_metrics
 from knee_siglip.metrics.matching.retrieval import contrastive_accuracy
 from knee_siglip.model.embedding import embed_pixels
@@ -27,7 +28,8 @@ def identity(pixels, _):
     return pixels.float()
 
 
-def test_every_disturbance_has_a_line_for_each_metric_and_its_difference(data):
+def test_every_disturbance_has_a_line_for_each_metric_and_its_difference(data, monkeypatch):
+    monkeypatch.setattr(bootstrap, "FEWEST_UNITS", 1)
     report = robustness_report(data.splits["test"], data)
     names = [("undisturbed", "")] + [(entry.condition, entry.level) for entry in DISTURBANCES]
     assert [(line["condition"], line["level"], line["metric"]) for line in report.table] == [
@@ -37,6 +39,11 @@ def test_every_disturbance_has_a_line_for_each_metric_and_its_difference(data):
     for line in report.table:
         assert line["difference"] == pytest.approx(line["value"] - before[line["metric"]])
         assert line["low"] <= line["value"] <= line["high"]
+
+
+def test_too_few_patients_make_no_interval(data):
+    report = robustness_report(data.splits["test"], data)
+    assert {line["low"] for line in report.table} == {None}
 
 
 def test_undisturbed_figures_are_those_of_the_split(data):
