@@ -4,7 +4,7 @@ Leaks between splits, as `validate` reports them, on radiographs of which no two
 it is and on the drawn sample, then the recall of planted leaks by kind and what is reported besides. A planted image is
 a changed copy in another split under a patient of its own, each of another image; `several at once` is mirrored,
 cropped, resized, windowed and saved as JPEG. For `other knee` one of a patient's two images moves to another split, the
-patient's id written differently.
+patient's id written differently, in thirty ways.
 """
 
 import argparse
@@ -116,6 +116,27 @@ CHANGES: dict[str, tuple[Change, tuple[int, int] | None]] = {
 COPIED, OTHER_KNEE = "copied", "other knee"
 
 
+def grouped(mark: str) -> Callable[[str], str]:
+    """Spelling of a number with a mark between its thousands."""
+    return lambda number: f"{int(number):,}".replace(",", mark)
+
+
+RESPELT: tuple[Callable[[str], str], ...] = (
+    *map(grouped, (",", ".", "'", " ", "\u00a0", "\u202f", "\u2009")),
+    *(form.format for form in ("{}.0", "{}.00", "{},0", "00{}", " {} ", "{}\u3000", "{}\t")),
+    *(form.format for form in ("'{}", "’{}", '"{}"', '="{}"', "{}\u200b", "\ufeff{}", "\u200e{}", "{}\u2060")),
+    lambda number: f"{int(number):.{len(number) - 1}E}",
+    lambda number: f"{int(number):.{len(number) - 1}e}",
+    lambda number: f"{int(number):.{len(number)}E}",
+    lambda number: f"{number[:3]}\u00ad{number[3:]}",
+    lambda number: number.translate({ord("0") + digit: 0xFF10 + digit for digit in range(10)}),
+    lambda number: number.translate({ord("0") + digit: 0x0660 + digit for digit in range(10)}),
+    lambda number: number.translate({ord("0") + digit: 0x0966 + digit for digit in range(10)}),
+    lambda number: f"\ufeff {int(number):,}.0 ",
+)
+"""Thirty spellings of one number by spreadsheets, data frames, keyboards and copied text."""
+
+
 def leaks_found(table: pd.DataFrame, folder: Path) -> list[Reported]:
     """Run `validate` on the table and read what its issues.csv says of leaks."""
     folder.mkdir()
@@ -177,14 +198,13 @@ def plant(
 def move_knees(
     table: pd.DataFrame, count: int, rng: np.random.Generator
 ) -> tuple[pd.DataFrame, list[tuple[str, int, int]]]:
-    """One of a patient's two images goes to another split, under the id with other case, zeros or spaces."""
+    """One of a patient's two images goes to another split, under a respelt id."""
     table = table.copy()
     two = table.groupby("patient_id").filter(lambda rows: len(rows) == 2)["patient_id"].unique()
     moved = []
     for number, patient in enumerate(rng.permutation(two)[:count]):
         stays, goes = rng.permutation(table.index[table["patient_id"] == patient].to_numpy()).tolist()
-        spellings = ((f"P{patient}", f"p{patient}"), (patient, f"00{patient}"), (patient, f" {patient} "))
-        table.loc[[stays, goes], "patient_id"] = spellings[number % 3]
+        table.loc[goes, "patient_id"] = RESPELT[number % len(RESPELT)](patient)
         table.loc[goes, "split"] = rng.choice([name for name in SPLITS if name != table.at[stays, "split"]])
         moved.append((OTHER_KNEE, goes, stays))
     return table, moved

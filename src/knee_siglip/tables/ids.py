@@ -26,6 +26,7 @@ TEXT_MARKS = re.compile(r"""^(?:=?["'’`]+)|["'’`]+$""")
 """What a spreadsheet writes around a number that is to stay text: 'a leading quote, ="a formula"."""
 
 THOUSANDS = re.compile(r"[0-9]{1,3}(?:(?P<mark>[,'’])[0-9]{3}(?:(?P=mark)[0-9]{3})*|(?:\.[0-9]{3}){2,})")
+GROUPED_FRACTION = re.compile(r"(?<=[,'’][0-9]{3})\.0+$|(?<=\.[0-9]{3}),0+$")
 WHOLE_FRACTION = re.compile(r"([0-9]+)[.,]0+")
 EXPONENT = re.compile(r"([0-9])(?:[.,]([0-9]+))?e\+([0-9]{1,2})")
 """As pandas and spreadsheets write it: with a plus. `3e5` is a name."""
@@ -100,8 +101,9 @@ def id_key(text: str) -> str:
         return ""
     if (power := EXPONENT.fullmatch(key)) and not power[2][int(power[3]) :].strip("0"):
         return _without_zeros(f"{power[1]}{power[2]}"[: int(power[3]) + 1])
-    if THOUSANDS.fullmatch(key):
-        return _without_zeros(re.sub(r"\D", "", key))
+    whole = GROUPED_FRACTION.sub("", key)
+    if THOUSANDS.fullmatch(whole):
+        return _without_zeros(re.sub(r"\D", "", whole))
     if number := WHOLE_FRACTION.fullmatch(key):
         return _without_zeros(number[1])
     return key if HASH_LIKE.search(key) else _without_zeros(key)
