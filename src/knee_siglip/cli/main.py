@@ -15,6 +15,8 @@ import io
 import json
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -32,7 +34,7 @@ from knee_siglip.core.files import readable_name
 if TYPE_CHECKING:
     from knee_siglip.inference.batch import Summary
     from knee_siglip.inference.outputs import Outputs
-    from knee_siglip.inference.predictor import Prediction
+    from knee_siglip.inference.predictor import Prediction, Predictor
 
 BATCH_SIZE = 64
 RESULTS = Path("results.csv")
@@ -112,30 +114,51 @@ def infer(
         raise UsageError("give exactly one of --image_path (one image), --csv_path and --folder_path (a batch)")
     if image_path and (batch_size or output_path):
         raise UsageError("--batch_size and --output_path belong to a batch; for one image nothing is written")
+    results = output_path or RESULTS
     if not image_path:
-        results = output_path or RESULTS
         _check_results(results, csv_path)
+    load = partial(_load, model_path, image_size, device, precision)
+    if image_path:
+        _rank(load, image_path, query, as_json)
+    else:
+        _infer_batch(load, csv_path, folder_path, query, results, batch_size or BATCH_SIZE, as_json)
+
+
+def _load(model_path: Path, image_size: int | None, device: str, precision: str) -> "Predictor":
     from knee_siglip.inference.predictor import Predictor
 
-    if image_path:
-        predictor = Predictor(model_path, image_size, device, precision)
-        from knee_siglip.imaging.appearance import warn_of_appearance
+    return Predictor(model_path, image_size, device, precision)
 
-        warnings = warn_of_appearance(image_path)
-        prediction = predictor.rank_queries(image_path, query or predictor.task.queries)
-        if as_json:
-            _show_json(_as_dict(image_path, prediction) | {"warnings": list(warnings)})
-        else:
-            _show_prediction(image_path, prediction, predictor.task.label_title)
-        return
+
+def _rank(load: "Callable[[], Predictor]", image_path: Path, query: list[str] | None, as_json: bool) -> None:
+    predictor = load()
+    from knee_siglip.imaging.appearance import warn_of_appearance
+
+    warnings = warn_of_appearance(image_path)
+    prediction = predictor.rank_queries(image_path, query or predictor.task.queries)
+    if as_json:
+        _show_json(_as_dict(image_path, prediction) | {"warnings": list(warnings)})
+    else:
+        _show_prediction(image_path, prediction, predictor.task.label_title)
+
+
+def _infer_batch(
+    load: "Callable[[], Predictor]",
+    csv_path: Path | None,
+    folder_path: Path | None,
+    query: list[str] | None,
+    results: Path,
+    batch_size: int,
+    as_json: bool,
+) -> None:
     from knee_siglip.core.processes import is_first_process
     from knee_siglip.inference.batch import infer_batch
     from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.rows import read_folder, read_rows
 
     table = read_rows(csv_path) if csv_path else read_folder(cast(Path, folder_path))
-    predictor, outputs = Predictor(model_path, image_size, device, precision), Outputs.beside(results)
-    summary = infer_batch(predictor, table, query or predictor.task.queries, outputs, batch_size or BATCH_SIZE)
+    predictor, outputs = load(), Outputs.beside(results)
+    summary = infer_batch(predictor, table, query or predictor.task.queries, outputs, batch_size)
     if is_first_process():
         _show_summary(summary, outputs, as_json)
     if summary.failed:
