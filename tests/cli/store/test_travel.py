@@ -99,7 +99,10 @@ def test_a_pixel_that_did_not_travel_names_the_original_it_needs(packed, away):
     bring(packed, away)
     manifest = read_manifest(cache_files(away).manifest)
     manifest.loc[3, ["image_id", "image_file"]] = ["f" * 64, "images/new.png"]
-    with pytest.raises(UserError, match=r"images/new\.png: no such file\n.*bring the originals or unpack"):
+    with pytest.raises(
+        UserError,
+        match=r"images/new\.png: no such file; its folder does not exist either\n.*bring the originals or unpack",
+    ):
         open_pixels(manifest, cache_files(away).facts)
 
 
