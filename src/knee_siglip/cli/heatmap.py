@@ -35,12 +35,12 @@ def draw_map(
     """Draw where in one image the model sees a phrase: a look at the model, not at the patient."""
     if output_path.suffix.lower() not in SUFFIXES or not output_path.absolute().parent.is_dir():
         raise UsageError(f"--output_path {output_path}: name a .jpg in a folder that exists")
-    from knee_siglip.imaging.appearance import warn_of_appearance
+    from knee_siglip.imaging.appearance import read_with_warnings
     from knee_siglip.serve.model import check_question, load
 
     check_question(phrase, against, method)
     model = load(model_path, device=device)
-    warn_of_appearance(image_path)
+    read_with_warnings(image_path)
     against = model.normal if against is None else against
     output_path.write_bytes(model.explain(image_path, phrase, against, method).overlay())
     typer.echo(f"{output_path}: the image as the model sees it, and under the map of {phrase!r} against {against!r}")

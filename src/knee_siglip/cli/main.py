@@ -132,10 +132,10 @@ def _load(model_path: Path, image_size: int | None, device: str, precision: str)
 
 def _rank(load: "Callable[[], Predictor]", image_path: Path, query: list[str] | None, as_json: bool) -> None:
     predictor = load()
-    from knee_siglip.imaging.appearance import warn_of_appearance
+    from knee_siglip.imaging.appearance import read_with_warnings
 
-    warnings = warn_of_appearance(image_path)
-    prediction = predictor.rank_queries(image_path, query or predictor.task.queries)
+    image, warnings = read_with_warnings(image_path)
+    (prediction,) = predictor.predict(predictor.transform(image.grey)[None], query or predictor.task.queries)
     if as_json:
         _show_json(_as_dict(image_path, prediction) | {"warnings": list(warnings)})
     else:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrainedModel
+from transformers import Dinov2Config, Dinov2Model
 from transformers.models.dinov2.modeling_dinov2 import (
     Dinov2Attention,
     Dinov2DropPath,
@@ -24,7 +24,7 @@ from transformers.models.dinov2.modeling_dinov2 import (
 from knee_siglip.encoders.attention import attend
 from knee_siglip.encoders.flops import Layer, count_blocks, count_layer
 from knee_siglip.encoders.protocols import VisionEncoder
-from knee_siglip.encoders.stream import BlockParts, compute_block, follow_stream, stream_dtype
+from knee_siglip.encoders.stream import BlockParts, compute_block, stream_dtype
 
 
 class Dinov2Encoder(VisionEncoder):
@@ -38,13 +38,24 @@ class Dinov2Encoder(VisionEncoder):
     load_options: ClassVar[dict[str, Any]] = {"use_mask_token": False}
     model: Dinov2Model
 
-    @classmethod
-    def build(cls, config: PretrainedConfig) -> PreTrainedModel:
-        """A model with random weights, without the mask token that only pretraining uses."""
-        model = super().build(config)
-        for block in cls(model).blocks:
-            follow_stream(block, _parts)
-        return model
+    @staticmethod
+    def parts(block: Dinov2Layer) -> BlockParts:
+        """Its layers, whose norms come before attention and MLP."""
+        mlp: Any = block.mlp
+        is_gated = isinstance(mlp, Dinov2SwiGLUFFN)
+        return BlockParts(
+            attention=block.attention,
+            norms=(block.norm1, block.norm2),
+            output=block.attention.o_proj,
+            mlp_in=mlp.up_proj if is_gated else mlp.fc1,
+            mlp_out=mlp.down_proj if is_gated else mlp.fc2,
+            gate=mlp.gate_proj if is_gated else None,
+            activation=mlp.act_fn if is_gated else mlp.activation_fn,
+            eager=eager_attention_forward,
+            dropout=block.attention.attention_dropout,
+            scales=(block.layer_scale1.lambda1, block.layer_scale2.lambda1),
+            drop_path=block.drop_path,
+        )
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -59,7 +70,7 @@ class Dinov2Encoder(VisionEncoder):
         """The CLS token (B, W) after the last norm; see `VisionEncoder.pool`."""
         *blocks, last = self.blocks
         assert isinstance(last, Dinov2Layer)
-        dtype = stream_dtype(self.model.embeddings.cls_token, _parts(last))
+        dtype = stream_dtype(self.model.embeddings.cls_token, self.parts(last))
         is_grey = pixel_values.shape[1] == 1
         hidden = self._embed_grey(pixel_values, mean, std, dtype) if is_grey else self.model.embeddings(pixel_values)
         hidden = hidden.to(dtype)
@@ -71,8 +82,8 @@ class Dinov2Encoder(VisionEncoder):
 
     def _pool_last(self, last: Dinov2Layer, hidden: Tensor) -> Tensor:
         """(B, T, W) to the CLS token (B, 1, W) after the last block."""
-        if hidden.dtype == torch.bfloat16 and _parts(last).is_plain:
-            return compute_block(_parts(last), hidden, slice(0, 1))
+        if hidden.dtype == torch.bfloat16 and self.parts(last).is_plain:
+            return compute_block(self.parts(last), hidden, slice(0, 1))
         cls = hidden[:, :1]
         attention, states = last.attention, last.norm1(hidden)
         attended = attend(attention, states, slice(0, 1), attention.attention_dropout, eager_attention_forward)
@@ -128,21 +139,3 @@ def _bicubic(old: int, new: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         identity = torch.eye(old, device=device)[None, None]
         return F.interpolate(identity, size=(new, old), mode="bicubic", align_corners=False)[0, 0]
-
-
-def _parts(block: Dinov2Layer) -> BlockParts:
-    mlp: Any = block.mlp
-    is_gated = isinstance(mlp, Dinov2SwiGLUFFN)
-    return BlockParts(
-        attention=block.attention,
-        norms=(block.norm1, block.norm2),
-        output=block.attention.o_proj,
-        mlp_in=mlp.up_proj if is_gated else mlp.fc1,
-        mlp_out=mlp.down_proj if is_gated else mlp.fc2,
-        gate=mlp.gate_proj if is_gated else None,
-        activation=mlp.act_fn if is_gated else mlp.activation_fn,
-        eager=eager_attention_forward,
-        dropout=block.attention.attention_dropout,
-        scales=(block.layer_scale1.lambda1, block.layer_scale2.lambda1),
-        drop_path=block.drop_path,
-    )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from knee_siglip.encoders.flops import Layer
+from knee_siglip.encoders.stream import BlockParts, follow_stream
 
 
 class Encoder(Protocol):
@@ -29,13 +30,22 @@ class Encoder(Protocol):
     drop_path_class: ClassVar[type[nn.Module] | None] = None
     model: Any
 
+    @staticmethod
+    def parts(block: Any) -> BlockParts | None:
+        """The layers of a block that may compute with a bf16 stream; None leaves the family to autocast."""
+        del block
+        return None
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
     @classmethod
     def build(cls, config: PretrainedConfig) -> PreTrainedModel:
         """A model with random weights, without any parameter that `pool` does not use."""
-        return cls.model_class(config)
+        model = cls.model_class(config)
+        for block in cls(model).blocks:
+            follow_stream(block, cls.parts)
+        return model
 
     @property
     @abstractmethod

@@ -7,8 +7,6 @@ block computes the query, output projection and MLP of that position alone.
 import torch
 from torch import Tensor, nn
 from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     SiglipTextConfig,
     SiglipTextModel,
@@ -18,7 +16,7 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEn
 from knee_siglip.encoders.attention import attend
 from knee_siglip.encoders.flops import Layer, count_blocks, count_layer
 from knee_siglip.encoders.protocols import TextEncoder
-from knee_siglip.encoders.stream import BlockParts, compute_block, follow_stream, stream_dtype
+from knee_siglip.encoders.stream import BlockParts, compute_block, stream_dtype
 
 WELL_TRAINED = 20
 """First positions kept as they are: most captions end there. Source: Long-CLIP (arXiv:2403.15378)."""
@@ -32,13 +30,19 @@ class SiglipTextEncoder(TextEncoder):
     model_class = SiglipTextModel
     model: SiglipTextModel
 
-    @classmethod
-    def build(cls, config: PretrainedConfig) -> PreTrainedModel:
-        """A model with random weights."""
-        model = super().build(config)
-        for block in cls(model).blocks:
-            follow_stream(block, _parts)
-        return model
+    @staticmethod
+    def parts(block: SiglipEncoderLayer) -> BlockParts:
+        """Its layers, whose norms come before attention and MLP."""
+        return BlockParts(
+            attention=block.self_attn,
+            norms=(block.layer_norm1, block.layer_norm2),
+            output=block.self_attn.out_proj,
+            mlp_in=block.mlp.fc1,
+            mlp_out=block.mlp.fc2,
+            activation=block.mlp.activation_fn,
+            eager=eager_attention_forward,
+            dropout=block.self_attn.dropout,
+        )
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -80,7 +84,7 @@ class SiglipTextEncoder(TextEncoder):
         hidden = self.model.embeddings(input_ids=input_ids)
         *blocks, last = self.blocks
         assert isinstance(last, SiglipEncoderLayer)
-        hidden = hidden.to(stream_dtype(hidden, _parts(last)))
+        hidden = hidden.to(stream_dtype(hidden, self.parts(last)))
         for block in blocks:
             hidden = block(hidden, None)
         norm = self.model.final_layer_norm
@@ -92,8 +96,8 @@ class SiglipTextEncoder(TextEncoder):
 
     def _pool_last(self, last: SiglipEncoderLayer, hidden: Tensor) -> Tensor:
         """(B, L, W) to the last position (B, 1, W) after the last block."""
-        if hidden.dtype == torch.bfloat16 and _parts(last).is_plain:
-            return compute_block(_parts(last), hidden, slice(-1, None))
+        if hidden.dtype == torch.bfloat16 and self.parts(last).is_plain:
+            return compute_block(self.parts(last), hidden, slice(-1, None))
         pooled = hidden[:, -1:]
         attention, states = last.self_attn, last.layer_norm1(hidden)
         attended = attend(attention, states, slice(-1, None), attention.dropout, eager_attention_forward)
@@ -107,19 +111,6 @@ class SiglipTextEncoder(TextEncoder):
         norm = count_layer(tower.final_layer_norm, has_norm=True)
         head = count_layer(tower.head, 2 * config.hidden_size * self.width)
         return [count_layer(tower.embeddings), *blocks, norm, head]
-
-
-def _parts(block: SiglipEncoderLayer) -> BlockParts:
-    return BlockParts(
-        attention=block.self_attn,
-        norms=(block.layer_norm1, block.layer_norm2),
-        output=block.self_attn.out_proj,
-        mlp_in=block.mlp.fc1,
-        mlp_out=block.mlp.fc2,
-        activation=block.mlp.activation_fn,
-        eager=eager_attention_forward,
-        dropout=block.self_attn.dropout,
-    )
 
 
 def _stretch(table: Tensor, length: int) -> Tensor:

@@ -72,12 +72,12 @@ def stream_dtype(hidden: Tensor, parts: BlockParts) -> torch.dtype:
     return torch.bfloat16 if is_bf16 and parts.is_plain else hidden.dtype
 
 
-def follow_stream(block: nn.Module, parts_of: Callable[[Any], BlockParts]) -> None:
+def follow_stream(block: nn.Module, parts_of: Callable[[Any], BlockParts | None]) -> None:
     """Let a block compute as `compute_block` does where its input is bf16 and its weights are not, in place."""
 
     def forward(block: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         parts = parts_of(block)
-        if hidden_states.dtype != torch.bfloat16 or not parts.is_plain:
+        if hidden_states.dtype != torch.bfloat16 or parts is None or not parts.is_plain:
             return type(block).forward(block, hidden_states, *args, **kwargs)
         if block.gradient_checkpointing and block.training:
             return block._gradient_checkpointing_func(partial(compute_block, parts), hidden_states)

@@ -43,13 +43,14 @@ def warnings_of(image: Decoded) -> dict[str, str]:
     return appearance_warnings(float(np.std(image.grey)), inversion_probability(image.grey), image.doubtful)
 
 
-def warn_of_appearance(path: Path) -> dict[str, str]:
-    """Log and return the warnings of an image file.
+def read_with_warnings(path: Path) -> tuple[Decoded, dict[str, str]]:
+    """A decoded image file, and its warnings, which are logged.
 
     Raises:
         ImageError: naming the file and what is wrong with it.
     """
-    warnings = warnings_of(decode(read_bytes(path), path))
+    image = decode(read_bytes(path), path)
+    warnings = warnings_of(image)
     for warning in warnings.values():
         logger.warning("%s: %s", path, warning)
-    return warnings
+    return image, warnings
