@@ -2,8 +2,9 @@
 
     dvc repro report
 
-Reads reports/{validation,train,evaluation}/, and the images that the validation page shows. Writes
-reports/validation/index.html, reports/evaluation/index.html and reports/metrics.json. Needs no model.
+Reads reports/{validation,train,evaluation}/, and the images that the pages show. Writes reports/validation/index.html,
+reports/evaluation/{index,cases}.html, the pictures in reports/evaluation/cases/, and reports/metrics.json. Needs no
+model.
 
     python stages/report.py --failed-validation
 

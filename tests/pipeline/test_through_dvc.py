@@ -108,6 +108,7 @@ def test_every_stage_leaves_its_files(clone):
         "reports/evaluation/predictions.parquet",
         "reports/evaluation/embeddings.parquet",
         "reports/evaluation/index.html",
+        "reports/evaluation/cases.html",
         "reports/evaluation/tables/subgroups.csv",
         "reports/validation/index.html",
         "reports/metrics.json",

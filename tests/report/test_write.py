@@ -13,6 +13,7 @@ import pytest
 from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.outputs import write_results
+from report.cases.conftest import make_embeddings, make_predictions
 
 ROOT = Path(__file__).parents[2]
 EVALUATION = Path(__file__).parent / "evaluation" / "results"
@@ -26,6 +27,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("tracking: {mlflow: none, wandb: none}\n")
     shutil.copytree(EVALUATION, tmp_path / "reports/evaluation")
+    predictions = make_predictions()
+    predictions.to_parquet(tmp_path / "reports/evaluation/predictions.parquet")
+    make_embeddings(predictions).to_parquet(tmp_path / "reports/evaluation/embeddings.parquet")
     write_metrics(tmp_path / "reports/train/metrics.json", {"best.val_loss": 1.5, "best_epoch": 3})
     write_results(tmp_path / "reports/validation", TABLE, ISSUES, {"rows": 1})
     return tmp_path
@@ -36,11 +40,12 @@ def run_stage(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True)
 
 
-def test_the_stage_writes_both_pages_and_the_headline_without_torch(project: Path) -> None:
+def test_the_stage_writes_all_pages_and_the_headline_without_torch(project: Path) -> None:
     done = run_stage()
     assert done.returncode == 0, done.stderr[-2000:]
     assert "a.png cannot be read" in (project / "reports/validation/index.html").read_text()
     assert "ranks a right text first for 80 of 100" in (project / "reports/evaluation/index.html").read_text()
+    assert "0.png" in (project / "reports/evaluation/cases.html").read_text()
     headline = json.loads((project / "reports/metrics.json").read_text())
     assert (headline["quadratic_weighted_kappa"], headline["val_loss"], headline["validation_errors"]) == (0.9, 1.5, 1)
     imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}

@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from knee_siglip.core.metrics_file import read_json, write_metrics
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
+from knee_siglip.report.cases.page import write_case_browser
 from knee_siglip.report.evaluation.page import write_page
 from knee_siglip.report.evaluation.results import read_results
 from knee_siglip.report.headline import headline_metrics
 from knee_siglip.report.validation.page import write_validation_page
+from knee_siglip.validation.outputs import ROWS
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class ReportFiles:
 
 
 def write_report(params: Params, files: ReportFiles) -> None:
-    """Write both pages and the headline metrics.
+    """Write both pages, the case browser and the headline metrics.
 
     Trackers get no page: to open a run in them takes longer than all of this, and the page shows patients.
 
@@ -36,7 +40,16 @@ def write_report(params: Params, files: ReportFiles) -> None:
     write_validation_page(files.validation, Path(params.data.csv), task_of(params))
     results = read_results(files.evaluation, files.training / "live")
     write_page(files.evaluation / "index.html", results)
+    write_case_browser(files.evaluation, results.shown, _image_files(files.validation))
     evaluation = read_json(files.evaluation / "metrics.json")
     training = read_json(files.training / "metrics.json")
     validation = read_json(files.validation / "metrics.json")
     write_metrics(files.headline, headline_metrics(evaluation, training, validation, results.shown.task))
+
+
+def _image_files(validation: Path) -> dict[str, str]:
+    """image_id to a file that has its bytes, from what validation wrote; empty where it wrote nothing."""
+    if not (path := validation / ROWS).is_file():
+        return {}
+    rows = pd.read_parquet(path, columns=["image_id", "image_file"])
+    return dict(zip(rows["image_id"], rows["image_file"], strict=True))

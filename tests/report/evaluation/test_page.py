@@ -25,6 +25,17 @@ def test_it_stands_alone_with_every_section_in_order(evaluation) -> None:
     assert len(page.html) < 2_000_000
 
 
+def test_counts_and_mistakes_lead_to_their_cases(evaluation) -> None:
+    (evaluation.folder / "predictions.parquet").touch()
+    page = evaluation.page()
+    assert "cases.html" in {link["href"] for link in page.of("a")}
+    counts = {link["href"] for link in page.section("grades").of("a")}
+    assert {"cases.html#actual=0&predicted=0", "cases.html#actual=0&predicted=4"} <= counts
+    assert "cases.html#actual=4&predicted=0" not in counts  # none such
+    rows = [example["row"] for example in evaluation.json("examples")["mistakes"]]
+    assert [link["href"] for link in page.section("mistakes").of("a")] == [f"cases.html#case={row}" for row in rows]
+
+
 def test_a_browser_shows_and_prints_it(browser, evaluation) -> None:
     evaluation.page()
     assert_shows_well(browser, evaluation.page_file)

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from knee_siglip.report.evaluation.results import EvaluationResults
-from knee_siglip.report.evaluation.wording import percentage
+from knee_siglip.report.evaluation.wording import cases_link, percentage
 from knee_siglip.report.html.pictures import SIDE, Picture, picture_of
 from knee_siglip.task.task import Task
 
@@ -31,7 +31,7 @@ def worst_mistakes(results: EvaluationResults) -> list[Card]:
     for card in cards(results, "mistakes"):
         reader, model = _grade(card["actual"], task), _grade(card["predicted"], task)
         title = f"Reader: {reader}. Model: {model}, confidence {percentage(card['probability'])}."
-        mistakes.append(card | {"title": title})
+        mistakes.append(card | {"title": title, "link": cases_link(case=card["row"])})
     return mistakes
 
 

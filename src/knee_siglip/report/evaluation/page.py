@@ -60,6 +60,7 @@ def write_page(path: Path, results: EvaluationResults) -> None:
         "evaluation.html.j2",
         split=split.name,
         task=split.task,
+        has_cases=results.has_cases,
         units=describe_units(split.units) if split.units else "",
         synthetic=at(results.facts, "params.data.csv") == DataParams().csv,
         verdict=verdict(split),
@@ -84,7 +85,7 @@ def _measured(results: EvaluationResults) -> dict[str, Any]:
         },
         "training": sections.learning_curves(results.live),
         "grades": {
-            "confusion": sections.confusion_table(results.confusion, split.task),
+            "confusion": sections.confusion_table(results.confusion, split.task, results.has_cases),
             "figures": sections.grade_table(split),
             "each": sections.each_grade_table(split),
         },

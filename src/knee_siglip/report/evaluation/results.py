@@ -89,6 +89,11 @@ class EvaluationResults:
     confusion: Sequence[tuple[int, int]]
 
     @property
+    def has_cases(self) -> bool:
+        """Whether single images were written, which the case browser shows."""
+        return (self.folder / "predictions.parquet").is_file()
+
+    @property
     def shown(self) -> SplitResults:
         """The test split, or the first one where test was not evaluated."""
         return next((split for split in self.splits if split.name == "test"), self.splits[0])

@@ -16,6 +16,7 @@ from knee_siglip.report.evaluation.wording import (
     GRADING,
     RETRIEVAL_FIGURES,
     at,
+    cases_link,
     grade_figures,
     grade_names,
     percentage,
@@ -163,8 +164,11 @@ def read_curve(path: Path, column: str) -> list[tuple[int, float]]:
     return points
 
 
-def confusion_table(graded: Sequence[tuple[int, int]], task: Task) -> HeatTable | None:
-    """Counts of actual against predicted grade, from (actual, predicted) of each graded image."""
+def confusion_table(graded: Sequence[tuple[int, int]], task: Task, has_cases: bool = False) -> HeatTable | None:
+    """Counts of actual against predicted grade, from (actual, predicted) of each graded image.
+
+    has_cases: each count leads to its images in the case browser.
+    """
     if not graded:
         return None
     names = grade_names(task)
@@ -176,7 +180,9 @@ def confusion_table(graded: Sequence[tuple[int, int]], task: Task) -> HeatTable 
         f"{sum(error > 0 for error in errors):,} of {plural(len(graded), 'image')} misgraded, "
         f"{sum(error > 1 for error in errors):,} of them by more than one grade. Shading: share of the actual grade."
     )
-    return HeatTable(caption, "actual ↓, predicted →", names, counts)
+    values = task.labels.values if has_cases else ()
+    links = [[cases_link(actual=actual, predicted=predicted) for predicted in values] for actual in values]
+    return HeatTable(caption, "actual ↓, predicted →", names, counts, links)
 
 
 def calibration_charts(split: SplitResults) -> Charts | None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from urllib.parse import urlencode
 
 from knee_siglip.metrics.units import FEWEST_UNITS
 from knee_siglip.report.html.numbers import NOTHING, number, readable
@@ -131,6 +132,11 @@ def grade_names(task: Task) -> list[str]:
     """`2 mild` of each label; a label that is its own word stands alone."""
     pairs = zip(task.labels.values, task.label_words, strict=True)
     return [label if word == label else f"{label} {word}" for label, word in pairs]
+
+
+def cases_link(**filters: str | int) -> str:
+    """Where the case browser shows the images that pass these filters, or the one `case` (its row in the split)."""
+    return f"cases.html#{urlencode(filters)}"
 
 
 CHANCE, CEILING = "constant", "perfect reader"

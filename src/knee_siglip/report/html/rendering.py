@@ -1,4 +1,7 @@
-"""Templates to one HTML file that needs nothing else: no script, no request, the same bytes for the same content.
+"""Templates to HTML files that ask for nothing from elsewhere: the same bytes for the same content.
+
+Pages stand alone, without a script. Only the case browser has one, which its policy names by its hash, and files beside
+it.
 
 A stage's package keeps its templates in `templates/`; they extend `base.html.j2` of this package and import its
 `parts.html.j2`. Everything that comes from the data is escaped by jinja2.

@@ -27,13 +27,15 @@ class Table:
 class HeatTable:
     """A square of counts, shaded by the share within the row.
 
-    names: of rows and of columns; counts: a row for each name.
+    names: of rows and of columns; counts: a row for each name. links: what each cell leads to, in the same shape; none
+    where cells lead nowhere.
     """
 
     caption: str
     corner: str
     names: Sequence[str]
     counts: Sequence[Sequence[int]]
+    links: Sequence[Sequence[str]] = ()
 
     def share(self, row: int, column: int) -> float:
         """Of the row's counts, 0 where it has none."""

@@ -1,0 +1,160 @@
+"""The images of an evaluated split as cases: what is known of each, what the model said, and what it looks like."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from knee_siglip.metrics.matching.similarity import cosine_scores
+from knee_siglip.task.task import Task
+
+CASES_SHOWN = 2000
+"""Above so many images the browser shows every mistake, worst first, and a sample of the rest up to this number."""
+
+TEXTS_SHOWN = 5
+SEED = 0
+MOST_VALUES = 30
+"""A column with more distinct values is no filter."""
+
+NOT_CATEGORIES = {"img_path", "image_id", "split", "patient_id", "text", "study_id", "text_id", "contrastive_batch"}
+
+Case = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CaseList:
+    """The cases that are shown, the columns they can be filtered by, and how many images there are in all."""
+
+    cases: Sequence[Case]
+    columns: Sequence[str]
+    total: int
+
+
+def list_cases(predictions: pd.DataFrame, embeddings: pd.DataFrame, task: Task) -> CaseList:
+    """Cases of one split.
+
+    predictions, embeddings: the split's N rows of the files of these names, in the same order.
+
+    Returns:
+        of each case `row` (its number in the split), `image_id`, `file`, `text`, `categories` (column to value),
+        `retrieved` (whether a right text came first), `rank` (of the first right text), `found` (the most similar
+        texts), `findings` (name, score, truth), and where there are grades `actual`, `predicted`, `error` (grades
+        between them; None where the reader gave none), `confidence` and `probabilities`, in order of the labels.
+    """
+    assert list(predictions["image_id"]) == list(embeddings["image_id"])
+    shown = _chosen(predictions, task)
+    columns = _category_columns(predictions, task)
+    rows = predictions.iloc[shown]
+    found = _found_texts(predictions, embeddings, shown)
+    names = [name.removeprefix("finding_").removesuffix("_score") for name in _named(rows, "finding_", "_score")]
+    cases = []
+    for number, texts, cells in zip(shown.tolist(), found, rows.to_dict("records"), strict=True):
+        record = {str(name): cell for name, cell in cells.items()}
+        cases.append(
+            {
+                "row": number,
+                "image_id": record["image_id"],
+                "file": record["img_path"],
+                "text": record["text"],
+                "categories": {column: _word(record[column]) for column in columns},
+                "retrieved": record["image_to_text_recall_at_1"] >= 0.5,
+                "rank": round(record["image_to_text_rank"], 1),
+                "found": texts,
+                "findings": [_finding(name, record) for name in names],
+                **_grading(record, task),
+            }
+        )
+    return CaseList(cases, columns, len(predictions))
+
+
+def _chosen(predictions: pd.DataFrame, task: Task) -> np.ndarray:
+    """Row numbers of the cases, in order: all, or the worst mistakes and a drawn sample."""
+    if len(predictions) <= CASES_SHOWN:
+        return np.arange(len(predictions))
+    severity = np.where(predictions["image_to_text_recall_at_1"] < 0.5, 0.5, 0.0)
+    if task.labels and task.labels.column in predictions:
+        actual, predicted = (
+            _positions(predictions[name], task) for name in (task.labels.column, task.labels.predicted)
+        )
+        severity += np.where(actual < 0, 0, np.abs(predicted - actual))
+    drawn = np.random.default_rng(SEED).permutation(len(predictions))
+    order = drawn[np.argsort(-severity[drawn], kind="stable")]
+    return np.sort(order[:CASES_SHOWN])
+
+
+def _category_columns(predictions: pd.DataFrame, task: Task) -> list[str]:
+    """Columns of a few words, such as the side: not those of the grade, which have filters of their own."""
+    others = NOT_CATEGORIES | ({task.labels.column, task.labels.predicted} if task.labels else set())
+    names = [str(name) for name in predictions if predictions[name].dtype.kind not in "fb" and name not in others]
+    return [name for name in names if 1 < predictions[name].nunique() <= MOST_VALUES]
+
+
+def _found_texts(predictions: pd.DataFrame, embeddings: pd.DataFrame, shown: np.ndarray) -> list[list[dict[str, Any]]]:
+    """For each shown row the most similar distinct texts of the split."""
+    texts = predictions["text"].to_numpy(object)
+    distinct, firsts, counts = np.unique(predictions["text_id"], return_index=True, return_counts=True)
+    images = np.stack(list(embeddings["image_embed"].iloc[shown]))
+    scores = cosine_scores(images, np.stack(list(embeddings["text_embed"].iloc[firsts])))
+    right = _right_texts(predictions)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :TEXTS_SHOWN]
+    return [
+        [
+            {
+                "text": texts[firsts[place]],
+                "similarity": round(float(scores[number, place]), 3),
+                "right": distinct[place] in right[row],
+                "count": int(counts[place]),
+            }
+            for place in places
+        ]
+        for number, (row, places) in enumerate(zip(shown, best, strict=True))
+    ]
+
+
+def _right_texts(predictions: pd.DataFrame) -> list[set[int]]:
+    """Of each row the texts that belong to it: its own, and those of the same study."""
+    own = [{text} for text in predictions["text_id"]]
+    if "study_id" not in predictions:
+        return own
+    known = predictions["study_id"].notna() & (predictions["study_id"].astype(str) != "")
+    of_study = predictions[known].groupby("study_id")["text_id"].agg(set)
+    return [
+        of_study[study] if has_study else text
+        for study, has_study, text in zip(predictions["study_id"], known, own, strict=True)
+    ]
+
+
+def _grading(record: dict[str, Any], task: Task) -> dict[str, Any]:
+    if not task.labels or task.labels.predicted not in record:
+        return {}
+    labels = task.labels
+    actual, predicted = labels.position(record.get(labels.column)), labels.position(record[labels.predicted])
+    probabilities = [round(float(record[name]), 3) for name in labels.probabilities]
+    return {
+        "actual": labels.values[actual] if actual >= 0 else None,
+        "predicted": labels.values[predicted],
+        "error": abs(predicted - actual) if actual >= 0 else None,
+        "confidence": probabilities[predicted],
+        "probabilities": probabilities,
+    }
+
+
+def _finding(name: str, record: dict[str, Any]) -> dict[str, Any]:
+    truth = record.get(f"finding_{name}_truth")
+    known = truth is not None and not pd.isna(truth)
+    score = round(float(record[f"finding_{name}_score"]), 3)
+    return {"name": name, "score": score, "truth": bool(truth) if known else None}
+
+
+def _named(table: pd.DataFrame, start: str, end: str) -> list[str]:
+    return [name for name in map(str, table) if name.startswith(start) and name.endswith(end)]
+
+
+def _positions(cells: pd.Series, task: Task) -> np.ndarray:
+    return np.array(task.labels.positions(cells))
+
+
+def _word(cell: Any) -> str:
+    return "" if cell is None or pd.isna(cell) else str(cell)

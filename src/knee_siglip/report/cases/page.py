@@ -1,0 +1,96 @@
+"""The case browser: every test image with its radiograph, to be filtered, sorted and looked through."""
+
+import base64
+import hashlib
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from knee_siglip.report.cases.cases import Case, CaseList, list_cases
+from knee_siglip.report.cases.pictures import CasePicture, write_pictures
+from knee_siglip.report.evaluation.results import SplitResults
+from knee_siglip.report.evaluation.wording import grade_names
+from knee_siglip.report.html.numbers import readable
+from knee_siglip.report.html.rendering import write_html
+
+PAGE, PICTURES = "cases.html", "cases"
+PACKAGE = "knee_siglip.report.cases"
+NO_FILE = "the validated data name no file with these bytes"
+
+
+def write_case_browser(evaluation: Path, split: SplitResults, image_files: dict[str, str]) -> None:
+    """Write cases.html and its pictures, in `cases/`, into an evaluation's folder.
+
+    The page works from a file:// URL without a network. Its bytes depend on its content alone.
+
+    image_files: image_id to a file that has its bytes; images without one are listed without a picture.
+    """
+    shutil.rmtree(evaluation / PICTURES, ignore_errors=True)  # an older evaluation's cases
+    shown = _read_cases(evaluation, split)
+    wanted = {
+        case["image_id"]: image_files[case["image_id"]] for case in shown.cases if case["image_id"] in image_files
+    }
+    pictures = write_pictures(wanted, evaluation / PICTURES)
+    script = files(PACKAGE).joinpath("templates", "cases.js").read_text(encoding="utf-8")
+    write_html(
+        evaluation / PAGE,
+        PACKAGE,
+        "cases.html.j2",
+        split=split.name,
+        task=split.task,
+        total=shown.total,
+        count=len(shown.cases),
+        titles=_titles(shown),
+        columns={name: [(value, value) for value in _values(shown, name)] for name in shown.columns},
+        grades=list(zip(split.task.labels.values, grade_names(split.task), strict=True)) if _graded(shown) else [],
+        findings=[(finding["name"], readable(finding["name"])) for finding in shown.cases[0]["findings"]],
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        content=_content(shown, split, pictures),
+    )
+
+
+def _read_cases(evaluation: Path, split: SplitResults) -> CaseList:
+    predictions, embeddings = (
+        pd.read_parquet(evaluation / f"{name}.parquet", filters=[("split", "==", split.name)])
+        for name in ("predictions", "embeddings")
+    )
+    return list_cases(predictions, embeddings, split.task)
+
+
+def _content(shown: CaseList, split: SplitResults, pictures: dict[str, CasePicture]) -> str:
+    """What the script shows, as JSON that no text of the data can end."""
+    content = {
+        "labels": split.task.labels.values,
+        "grades": grade_names(split.task),
+        "columns": _titles(shown),
+        "cases": [_with_picture(case, pictures) for case in shown.cases],
+    }
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _with_picture(case: Case, pictures: dict[str, CasePicture]) -> dict[str, Any]:
+    picture = pictures.get(case["image_id"], CasePicture("", NO_FILE))
+    where = f"{PICTURES}/{picture.file}" if picture.file else ""
+    return {name: value for name, value in case.items() if name != "image_id"} | {
+        "picture": where,
+        "reason": picture.reason,
+    }
+
+
+def _titles(shown: CaseList) -> dict[str, str]:
+    names = {name: readable(name) for name in shown.columns}
+    return {name: title[:1].upper() + title[1:] for name, title in names.items()}
+
+
+def _values(shown: CaseList, column: str) -> list[str]:
+    return sorted({case["categories"][column] for case in shown.cases} - {""})
+
+
+def _graded(shown: CaseList) -> bool:
+    return any("predicted" in case for case in shown.cases)
