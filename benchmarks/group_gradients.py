@@ -18,8 +18,8 @@ def add_gradients(encoder: PairEncoder, group: LocalBatch, micro_batch_size: int
         encoded.text_embeds,
         encoder.model.logit_scale.exp(),
         encoder.model.logit_bias,
-        group.batch.text_ids,
-        group.batch.text_ids,
+        group.batch.match_ids,
+        group.batch.match_ids,
         group.group_size,
         ranks,
     )

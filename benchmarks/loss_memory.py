@@ -44,7 +44,7 @@ def compute_loss(project: str, inputs: list[Tensor]) -> Tensor:
     """The loss of one of the two projects; both take the diagonal as positive."""
     if project == OURS:
         images, texts, scale, bias = inputs
-        ids = torch.arange(len(images))
+        ids = torch.arange(len(images)).unsqueeze(1)
         return contrastive_loss(images, texts, scale, bias, ids, ids, len(ids), Ranks())[0]
     loss: Tensor = open_clip("open_clip.loss").SigLipLoss()(*inputs)
     return loss

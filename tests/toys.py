@@ -69,15 +69,23 @@ class ArrayPixels:
         return self.pixels[rows]
 
 
-def toy_pairs(count: int = 24, distinct: int = 6, seed: int = 0) -> PairDataset:
-    """Each text has its own brightness pattern."""
+def toy_pairs(count: int = 24, distinct: int = 6, seed: int = 0, studies: bool = False) -> PairDataset:
+    """Each text has its own brightness pattern.
+
+    studies: of every six images the last two are one study, each with a text that no other image has.
+    """
     rng = np.random.default_rng(seed)
+    text_ids, study_ids = np.arange(count) % distinct, np.arange(count)
+    if studies:
+        group, place = np.divmod(np.arange(count), 6)
+        text_ids = np.where(place < 4, place, 2 * group + place)
+        study_ids = np.where(place < 4, study_ids, count + group)
+        distinct = int(text_ids.max()) + 1
     patterns = np.random.default_rng(99).integers(40, 216, (distinct, IMAGE_SIZE, IMAGE_SIZE))
-    text_ids = np.arange(count) % distinct
     noise = rng.normal(0, 8, (count, IMAGE_SIZE, IMAGE_SIZE))
     pixels = (patterns[text_ids] + noise).clip(0, 255).astype(np.uint8)
     tokens = np.random.default_rng(98).integers(2, VOCABULARY, (distinct, POSITIONS))
-    return PairDataset(ArrayPixels(pixels), np.arange(count), torch.from_numpy(tokens), text_ids)
+    return PairDataset(ArrayPixels(pixels), np.arange(count), torch.from_numpy(tokens), text_ids, study_ids)
 
 
 ALONE = Ranks()
@@ -101,7 +109,7 @@ def add_gradients(
     cache = GradientCache(encoder, ranks, micro_batch_size)
     encoded = cache.encode(local)
     scale, bias = encoder.model.logit_scale.exp(), encoder.model.logit_bias
-    ids = local.positive_ids(multi_positive), local.batch.text_ids
+    ids = local.positive_ids(multi_positive), local.batch.match_ids
     embeds = encoded.image_embeds, encoded.text_embeds
     loss, accuracy = contrastive_loss(*embeds, scale, bias, *ids, local.group_size, ranks)
     loss.backward()

@@ -60,7 +60,7 @@ def loss_alone(width: int, counts: tuple[int, ...], device: torch.device) -> Fig
         images, texts = (embed.detach().requires_grad_() for embed in embeds)
         scale = torch.tensor(14.3, device=device, requires_grad=True)
         bias = torch.tensor(-10.0, device=device, requires_grad=True)
-        ids = torch.arange(count, device=device)
+        ids = torch.arange(count, device=device).unsqueeze(1)
 
         def once(images: torch.Tensor = images, texts: torch.Tensor = texts, ids: torch.Tensor = ids) -> None:
             contrastive_loss(images, texts, scale, bias, ids, ids, len(ids), Ranks())[0].backward()  # noqa: B023

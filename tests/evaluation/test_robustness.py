@@ -50,7 +50,7 @@ def test_undisturbed_figures_are_those_of_the_split(data):
     split = data.splits["test"]
     values = {line["metric"]: line["value"] for line in robustness_report(split, data).table[: len(METRICS)]}
     grading = zero_shot_metrics(split.grade_probabilities[split.graded], split.grades)
-    accuracy = contrastive_accuracy(split.image_embeds, split.text_embeds, split.text_ids, split.batch_size)
+    accuracy = contrastive_accuracy(split.image_embeds, split.text_embeds, split.correct, split.batch_size)
     assert values["contrastive_accuracy"] == pytest.approx(accuracy)
     assert values["zero_shot_kl.accuracy"] == pytest.approx(grading["accuracy"])
     assert values["zero_shot_kl.quadratic_weighted_kappa"] == pytest.approx(grading["quadratic_weighted_kappa"])
@@ -68,7 +68,7 @@ def test_disturbed_images_are_embedded_as_any_others(data, monkeypatch):
     monkeypatch.setattr(robustness, "DISTURBANCES", (inverted,))
     split = data.splits["test"]
     embeds = embed_pixels(data.checkpoint, [255 - data.pixels[split.numbers]])
-    expected = contrastive_accuracy(embeds, split.text_embeds, split.text_ids, split.batch_size)
+    expected = contrastive_accuracy(embeds, split.text_embeds, split.correct, split.batch_size)
     assert robustness_report(split, data).table[len(METRICS)]["value"] == pytest.approx(expected)
 
 

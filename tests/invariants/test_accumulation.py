@@ -23,7 +23,7 @@ def plain_gradients(model, dataset, step=0):
     encoder = PairEncoder(model, None, AugmentParams())
     image_embeds, text_embeds = encoder(*encoder.inputs(local_batch(dataset, step), slice(0, len(dataset))))
     logits = model.logit_scale.exp() * image_embeds @ text_embeds.T + model.logit_bias
-    same = dataset.text_ids[:, None] == dataset.text_ids[None]
+    same = (dataset.match_ids[:, None] == dataset.match_ids[None]).any(dim=2)
     loss = -F.logsigmoid(torch.where(same, logits, -logits)).sum() / len(dataset)
     loss.backward()
     return loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -40,12 +40,13 @@ def assert_equal(actual, expected, tolerance):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("micro_batch_size", [1, 5, 8, 24])
+@pytest.mark.parametrize("studies", [False, True])
 def test_pieces_equal_one_batch_with_dropout_and_augmentation(
-    make_model, make_pairs, dtype, tolerance, micro_batch_size
+    make_model, make_pairs, dtype, tolerance, micro_batch_size, studies
 ):
-    model = make_model(dropout=0.2, drop_path=0.2).to(dtype).train()
-    loss, expected = plain_gradients(model, make_pairs())
-    pieces, _, actual = gradients(model, make_pairs(), micro_batch_size)
+    model, pairs = make_model(dropout=0.2, drop_path=0.2).to(dtype).train(), make_pairs(studies=studies)
+    loss, expected = plain_gradients(model, pairs)
+    pieces, _, actual = gradients(model, pairs, micro_batch_size)
     assert pieces.item() == pytest.approx(loss.item(), rel=tolerance)
     assert_equal(actual, expected, tolerance)
 

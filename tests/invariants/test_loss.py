@@ -25,12 +25,14 @@ def reference(image_embeds, text_embeds, scale, bias, same):
 
 def autograd_reference(image_embeds, text_embeds, scale, bias, ids):
     logits = scale * image_embeds @ text_embeds.T + bias
-    y = torch.where(ids[:, None] == ids[None], 1.0, -1.0)
+    ids = ids.view(len(ids), -1)
+    y = torch.where((ids[:, None] == ids[None]).any(dim=2), 1.0, -1.0)
     return -F.logsigmoid(y * logits).sum() / len(logits)
 
 
 def trained_loss(image_embeds, text_embeds, scale, bias, ids):
-    """The loss as training has it, with gradients."""
+    """The loss as training has it, with gradients; ids: (B,), or (B, K) of which any column may agree."""
+    ids = ids.view(len(ids), -1)
     return contrastive_loss(image_embeds, text_embeds, scale, bias, ids, ids, len(ids), Ranks())[0]
 
 
@@ -53,16 +55,24 @@ def test_loss_equals_the_plain_double_loop(embeds):
 
 def test_equal_texts_are_positives_too(embeds):
     text_ids = torch.tensor([0, 1, 0, 2, 2, 2, 3])
-    loss = sigmoid_loss(*embeds, torch.tensor(9.0), torch.tensor(-1.5), text_ids)
+    loss = sigmoid_loss(*embeds, torch.tensor(9.0), torch.tensor(-1.5), text_ids[:, None])
     expected = reference(*embeds, 9.0, -1.5, lambda i, j: text_ids[i] == text_ids[j])
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_texts_of_one_study_are_positives_but_not_what_only_shares_a_text_with_them(embeds):
+    texts, studies = torch.tensor([0, 1, 1, 2, 3, 4, 5]), torch.tensor([8, 8, 9, 9, 9, 7, 6])
+    loss = sigmoid_loss(*embeds, torch.tensor(9.0), torch.tensor(-1.5), torch.stack([texts, studies], dim=1))
+    expected = reference(*embeds, 9.0, -1.5, lambda i, j: texts[i] == texts[j] or studies[i] == studies[j])
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("tile", [1, 10, 36, 37, 1000])
-def test_tiles_equal_the_whole_in_loss_and_gradients(monkeypatch, dtype, tolerance, tile):
+@pytest.mark.parametrize("study_size", [1, 3])
+def test_tiles_equal_the_whole_in_loss_and_gradients(monkeypatch, dtype, tolerance, tile, study_size):
     monkeypatch.setattr(loss_module, "TILE", tile)
-    ids = torch.arange(COUNT) % 11
+    ids = torch.stack([torch.arange(COUNT) % 11, torch.arange(COUNT) // study_size], dim=1)
     ours, plain = leaves(dtype), leaves(dtype)
     # an outer factor, as of a loss scaler, reaches every gradient
     loss, expected = 3 * trained_loss(*ours, ids), 3 * autograd_reference(*plain, ids)
@@ -127,6 +137,7 @@ def test_the_setting_of_tf32_is_given_back(embeds):
 
 
 def correct(image_embeds, text_embeds, ids):
+    ids = ids[:, None]
     images, texts = Modality.begin(image_embeds, ids, ids), Modality.begin(text_embeds, ids, ids)
     add_pairs(images, texts, torch.tensor(9.0), torch.tensor(-1.5))
     return images.correct().tolist(), texts.correct().tolist()

@@ -36,24 +36,24 @@ def test_a_text_that_pairs_share_stands_once(pairs):
 def test_ids_tell_which_row_and_which_text_of_the_data_set(pairs):
     batch = pairs.batch(INDICES)
     assert batch.row_ids.tolist() == (100 + INDICES).tolist()
-    assert batch.text_ids.tolist() == pairs.text_ids[INDICES].tolist() == [5, 3, 5, 3, 5, 5]
-    assert {ids.dtype for ids in (batch.row_ids, batch.text_ids, batch.places, batch.distinct)} == {torch.int64}
+    assert batch.match_ids[:, 0].tolist() == pairs.text_ids[INDICES].tolist() == [5, 3, 5, 3, 5, 5]
+    assert {ids.dtype for ids in (batch.row_ids, batch.match_ids, batch.places, batch.distinct)} == {torch.int64}
 
 
 def test_an_empty_batch_is_possible(pairs):
     """A device's share of a small last group may be empty."""
     batch = pairs.batch(np.array([], dtype=np.int64))
-    assert len(batch) == len(batch.pixels) == len(batch.row_ids) == len(batch.text_ids) == len(batch.input_ids) == 0
+    assert len(batch) == len(batch.pixels) == len(batch.row_ids) == len(batch.match_ids) == len(batch.input_ids) == 0
 
 
 def test_on_a_device_pixels_and_tokens_move_and_everything_is_kept(pairs):
     batch = pairs.batch(INDICES)
     same = batch.to(torch.device("cpu"))
     assert same.rows.tolist() == batch.rows.tolist()
-    for part in ("pixels", "input_ids", "places", "distinct", "row_ids", "text_ids"):
+    for part in ("pixels", "input_ids", "places", "distinct", "row_ids", "match_ids"):
         assert torch.equal(getattr(same, part), getattr(batch, part))
     moved = batch.to(torch.device("meta"))
-    sent, kept = ("pixels", "input_ids", "row_ids", "text_ids"), ("places", "distinct")
+    sent, kept = ("pixels", "input_ids", "row_ids", "match_ids"), ("places", "distinct")
     assert {getattr(moved, part).device.type for part in sent} == {"meta"}
     assert {getattr(moved, part).device.type for part in kept} == {"cpu"}
     assert moved.pixels.shape == batch.pixels.shape

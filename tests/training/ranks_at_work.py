@@ -38,7 +38,7 @@ def group_gradients(
     exchange: of the texts. full: where the last rank's memory is full at first.
     """
     model = toy_model(dropout=0.2, drop_path=0.2).to(dtype).train()
-    pairs = toy_pairs(count)
+    pairs = toy_pairs(count, studies=True)
     encoder = PairEncoder(model, None, AugmentParams())
     happened = fill_memory(encoder, full if ranks.rank == ranks.size - 1 else "nowhere")
     contrastive.GATHER_BELOW = {"ring": 0, "gathered": 1024}[exchange]
@@ -82,8 +82,8 @@ def train(ranks: Ranks, freeze: FreezeParams) -> dict:
     )
     trainer = Trainer(
         model,
-        toy_pairs(28),
-        toy_pairs(13, seed=5),
+        toy_pairs(28, studies=True),
+        toy_pairs(13, seed=5, studies=True),
         params,
         seed=0,
         device=torch.device("cpu"),

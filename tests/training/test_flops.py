@@ -110,7 +110,7 @@ def test_with_cached_features_only_the_projection_is_computed(make_counted, proj
 
 def test_the_loss_costs_three_products():
     embeds = [torch.randn(5, 16, requires_grad=True) for _ in range(2)]
-    scale, bias, ids = torch.tensor(10.0), torch.tensor(-2.0), torch.arange(5)
+    scale, bias, ids = torch.tensor(10.0), torch.tensor(-2.0), torch.arange(5).unsqueeze(1)
     flops = counted(lambda *pair: contrastive_loss(*pair, scale, bias, ids, ids, 5, Ranks())[0], *embeds)
     assert loss_flops(5, 16) == flops
 

@@ -82,7 +82,7 @@ class GuardedTrainer(Trainer):
         with Accountant() as accountant:
             for tensor in [*self.model.parameters(), *self.model.buffers()]:
                 accountant.to_device(tensor.detach())
-            for name in ("pixels", "input_ids", "row_ids", "text_ids"):
+            for name in ("pixels", "input_ids", "row_ids", "match_ids"):
                 object.__setattr__(batch, name, accountant.to_device(getattr(batch, name).clone()))
             for name in ("places", "distinct"):
                 accountant.to_host(getattr(batch, name))

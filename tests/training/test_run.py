@@ -213,3 +213,17 @@ def test_a_manifest_of_another_order_is_another_training(files, make_params):
     pixels = open_pixels(manifest, files.cache_facts)
     other = pd.concat([manifest.iloc[1:], manifest.iloc[:1]], ignore_index=True)
     assert data_hash(manifest, pixels) != data_hash(other, pixels)
+
+
+def test_another_text_of_the_study_is_a_positive(files, make_params):
+    """A study of several texts is another training, and each of its texts is right. Studies of one change nothing."""
+    found = []
+    manifest = read_manifest(files.manifest)
+    for studies in ({}, {"study_id": manifest["image_id"]}, {"study_id": manifest["split"]}):
+        write_manifest(manifest.assign(**studies), files.manifest)
+        train(make_params(epochs=1), files, "cpu")
+        found.append((load_checkpoint(files.final_model), report(files)["val.contrastive_accuracy"]))
+    (without, alone), (single, of_one), (several, of_all) = found
+    assert all(torch.equal(w, single.model.state_dict()[name]) for name, w in without.model.state_dict().items())
+    assert without.data_hash == single.data_hash != several.data_hash
+    assert alone == of_one < of_all == 1

@@ -176,7 +176,7 @@ def _matching(split: EmbeddedSplit, image_embeds: np.ndarray, text_embeds: np.nd
     paired = dataclasses.replace(split, image_embeds=image_embeds, text_embeds=text_embeds)
     scores = embedding_scores(image_embeds, text_embeds)
     return {
-        "contrastive_accuracy": contrastive_credit(scores, split.text_ids, split.batch_size).accuracy,
+        "contrastive_accuracy": contrastive_credit(scores, split.correct, split.batch_size).accuracy,
         "retrieval.image_to_text.recall_at_1": float(paired.searches["image_to_text"].recall_at(1).mean()),
         "retrieval.text_to_image.recall_at_1": float(paired.searches["text_to_image"].recall_at(1).mean()),
     }

@@ -89,6 +89,16 @@ class EmbeddedSplit:
         return number_groups(self.rows, "study_id")
 
     @cached_property
+    def correct(self) -> Correct:
+        """Equal texts, and images and texts of one study, are correct for each other."""
+        return Correct(self.text_ids, self.study_ids)
+
+    @cached_property
+    def strictly_correct(self) -> Correct:
+        """Only the very pair is."""
+        return Correct(self.text_ids, strict=True)
+
+    @cached_property
     def graded(self) -> np.ndarray:
         """(G,) row numbers that have a grade."""
         return np.flatnonzero(self._positions >= 0)
@@ -129,16 +139,13 @@ class EmbeddedSplit:
 
     @cached_property
     def searches(self) -> dict[str, FirstCorrect]:
-        """image_to_text: each image against all texts of the split; text_to_image: each row's text against all images.
-
-        Equal texts, and images and texts of one study, are correct.
-        """
-        return self._search(Correct(self.text_ids, self.study_ids))
+        """image_to_text: each image against all texts of the split; text_to_image: each text against all images."""
+        return self._search(self.correct)
 
     @cached_property
     def strict_searches(self) -> dict[str, FirstCorrect]:
         """The same where only the very pair is correct."""
-        return self._search(Correct(self.text_ids, strict=True))
+        return self._search(self.strictly_correct)
 
     def _search(self, correct: Correct) -> dict[str, FirstCorrect]:
         return {

@@ -96,7 +96,7 @@ def _retrieval(split: EmbeddedSplit) -> dict[str, np.ndarray]:
 
 def _contrastive(split: EmbeddedSplit) -> pd.DataFrame:
     credit = contrastive_credit(
-        embedding_scores(split.image_embeds, split.text_embeds), split.text_ids, split.batch_size
+        embedding_scores(split.image_embeds, split.text_embeds), split.correct, split.batch_size
     )
     batches = np.arange(len(credit.rows)) // max(credit.batch_size, 1)
     columns = {

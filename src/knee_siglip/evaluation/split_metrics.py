@@ -47,12 +47,12 @@ def count_rows(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
 
 
 def measure_loss(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
-    """Mean sigmoid loss over the same batches as the contrastive accuracy; equal texts are positives in any case."""
+    """Mean sigmoid loss over the batches of the contrastive accuracy; what is right there is a positive in any case."""
     images, texts = torch.from_numpy(split.image_embeds), torch.from_numpy(split.text_embeds)
-    text_ids = torch.from_numpy(split.text_ids)
+    match_ids = torch.from_numpy(np.stack([split.text_ids, split.study_ids], axis=1))
     scale, bias = torch.tensor(split.logit_scale), torch.tensor(split.logit_bias)
     batches = shuffled_batches(len(split), split.batch_size)
-    losses = [sigmoid_loss(images[rows], texts[rows], scale, bias, text_ids[rows]).item() for rows in batches]
+    losses = [sigmoid_loss(images[rows], texts[rows], scale, bias, match_ids[rows]).item() for rows in batches]
     return {"loss": float(np.mean(losses))}
 
 
@@ -63,7 +63,7 @@ def measure_contrastive(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """
     return {
         "contrastive_accuracy_strict": contrastive_accuracy(
-            split.image_embeds, split.text_embeds, np.arange(len(split)), split.batch_size
+            split.image_embeds, split.text_embeds, split.strictly_correct, split.batch_size
         ),
         "contrastive_batch_size": min(split.batch_size, len(split)),
     }
@@ -74,7 +74,7 @@ def measure_ceiling(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     if ALTERNATIVES_COLUMN not in split.rows or split.rows[ALTERNATIVES_COLUMN].fillna("").eq("").any():
         return {}
     scores = perfect_reader_scores([_alternatives(split, row) for row in range(len(split))], split.texts)
-    reader = contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], split.text_ids, split.batch_size)
+    reader = contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], split.correct, split.batch_size)
     return {"ceiling.contrastive_accuracy": reader.accuracy}
 
 

@@ -9,6 +9,7 @@ summed and dropped, and memory grows with N, not with N^2.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Self
 
 import torch
@@ -26,24 +27,26 @@ GPU_TILE = 4096
 class Modality:
     """The images or the texts of a contrastive group, or a part of them, with sums over the pairs so far.
 
-    embeds: (n, D), L2-normalised. positive_ids: (n,) equal where image and text are a positive pair. text_ids: (n,)
-    equal where the texts are equal. grads: (n, D) sum over the other modality of dL/dz * N * its embeddings.
-    best_logits: (2, n) highest logits so far of an equal text, and of another one. Both are None where only the loss is
-    wanted.
+    embeds: (n, D), L2-normalised. positive_ids: (n, K) integers; image and text are a positive pair where they agree in
+    any column. correct_ids: (n, C), the same for what the accuracy counts as correct. grads: (n, D) sum over the other
+    modality of dL/dz * N * its embeddings. best_logits: (2, n) highest logits so far of a correct one, and of a wrong
+    one. Both are None where only the loss is wanted.
     """
 
     embeds: Tensor
     positive_ids: Tensor
-    text_ids: Tensor
+    correct_ids: Tensor
     grads: Tensor | None = None
     best_logits: Tensor | None = None
 
     @classmethod
-    def begin(cls, embeds: Tensor, positive_ids: Tensor, text_ids: Tensor) -> Self:
+    def begin(cls, embeds: Tensor, positive_ids: Tensor, correct_ids: Tensor) -> Self:
         """A modality before its first pair."""
-        assert len(embeds) == len(positive_ids) == len(text_ids), (embeds.shape, positive_ids.shape, text_ids.shape)
+        for ids in (positive_ids, correct_ids):
+            assert ids.ndim == 2, ids.shape
+            assert len(ids) == len(embeds), (ids.shape, embeds.shape)
         best_logits = embeds.new_full((2, len(embeds)), -torch.inf)
-        return cls(embeds, positive_ids, text_ids, torch.zeros_like(embeds), best_logits)
+        return cls(embeds, positive_ids, correct_ids, torch.zeros_like(embeds), best_logits)
 
     def correct(self) -> Tensor:
         """(n,) bool: the best of the other modality is right; a tie with a wrong one is not."""
@@ -71,9 +74,9 @@ def _add_tile(
 ) -> Tensor:
     image_embeds, text_embeds = images.embeds[rows], texts.embeds[columns]
     logits = (image_embeds @ text_embeds.T).mul_(logit_scale).add_(logit_bias)
-    positive = images.positive_ids[rows, None] == texts.positive_ids[None, columns]
+    positive = _agree(images.positive_ids[rows], texts.positive_ids[columns])
     if images.best_logits is not None and texts.best_logits is not None:
-        right = images.text_ids[rows, None] == texts.text_ids[None, columns]
+        right = _agree(images.correct_ids[rows], texts.correct_ids[columns])
         for best, left_out in enumerate((~right, right)):
             kept = logits.masked_fill(left_out, -torch.inf)
             images.best_logits[best, rows] = torch.maximum(images.best_logits[best, rows], kept.amax(dim=1))
@@ -89,7 +92,7 @@ def _add_tile(
 
 
 def sigmoid_loss(
-    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, logit_bias: Tensor, text_ids: Tensor | None = None
+    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, logit_bias: Tensor, match_ids: Tensor | None = None
 ) -> Tensor:
     """Loss () without gradients, which `training/contrastive.py` adds; float32 under any autocast.
 
@@ -98,12 +101,20 @@ def sigmoid_loss(
         text_embeds: (B, D), L2-normalised, row i belonging to image i.
         logit_scale: () factor of the cosine similarity, i.e. already exponentiated.
         logit_bias: ().
-        text_ids: (B,) equal where the texts are equal: such pairs are positives too. None: only the diagonal is.
+        match_ids: (B, K), as `Batch` has them: pairs that agree in a column are positives too. None: only the
+            diagonal is.
     """
     assert image_embeds.shape == text_embeds.shape, (image_embeds.shape, text_embeds.shape)
-    ids = torch.arange(len(image_embeds), device=image_embeds.device) if text_ids is None else text_ids
+    own = torch.arange(len(image_embeds), device=image_embeds.device).unsqueeze(1)
+    ids = own if match_ids is None else match_ids
     sums = add_pairs(Modality(image_embeds, ids, ids), Modality(text_embeds, ids, ids), logit_scale, logit_bias)
     return (sums[0] / len(ids)).to(image_embeds.dtype)
+
+
+def _agree(image_ids: Tensor, text_ids: Tensor) -> Tensor:
+    """(n, K) and (m, K) to (n, m) bool: equal in any column."""
+    columns = zip(image_ids.unbind(dim=1), text_ids.unbind(dim=1), strict=True)
+    return reduce(torch.logical_or, [images[:, None] == texts[None] for images, texts in columns])
 
 
 def _tiles(count: int, size: int) -> Iterator[slice]:

@@ -28,16 +28,16 @@ class Batch:
     """B pairs of the manifest's `rows` (B,).
 
     On the device: `pixels` (B, S, S) uint8, or features (B, W) of a frozen vision tower; `input_ids` (U, L) of the
-    batch's distinct texts; `row_ids` (B,) and `text_ids` (B,) int64: the manifest's rows and the data set's numbers of
-    the texts. On the CPU, int64: `places` (B,) each pair's row in `input_ids`; `distinct` (U,) the data set's number of
-    each of these texts.
+    batch's distinct texts; int64 `row_ids` (B,), the manifest's rows, and `match_ids` (B, K): an image and a text match
+    where they agree in a column, of which the first numbers the data set's texts and a second its studies. On the CPU,
+    int64: `places` (B,) each pair's row in `input_ids`; `distinct` (U,) the data set's number of each of these texts.
     """
 
     rows: np.ndarray
     pixels: Tensor
     input_ids: Tensor
     row_ids: Tensor
-    text_ids: Tensor
+    match_ids: Tensor
     places: Tensor
     distinct: Tensor
 
@@ -58,7 +58,7 @@ class Batch:
             pixels=change(self.pixels),
             input_ids=change(self.input_ids),
             row_ids=change(self.row_ids),
-            text_ids=change(self.text_ids),
+            match_ids=change(self.match_ids),
         )
 
 
@@ -70,25 +70,36 @@ class PairDataset:
         rows: (N,) the split's rows in the manifest.
         input_ids: (U, L) tokens of the distinct texts.
         text_ids: (N,) which of the distinct texts each row has.
+        study_ids: (N,) equal for images of one study, which share what is said of any of them.
     """
 
-    def __init__(self, pixels: Pixels, rows: np.ndarray, input_ids: Tensor, text_ids: np.ndarray) -> None:
+    def __init__(
+        self,
+        pixels: Pixels,
+        rows: np.ndarray,
+        input_ids: Tensor,
+        text_ids: np.ndarray,
+        study_ids: np.ndarray | None = None,
+    ) -> None:
         assert len(rows) == len(text_ids)
         self.pixels, self.rows = pixels, rows
         self.input_ids = _narrowed(input_ids)
-        self.text_ids = torch.from_numpy(np.asarray(text_ids, dtype=np.int64))
+        # studies of one image each match nothing more than the texts do
+        studies = [] if study_ids is None or len(np.unique(study_ids)) == len(rows) else [study_ids]
+        self.match_ids = torch.from_numpy(np.stack([text_ids, *studies], axis=1).astype(np.int64))
+        self.text_ids = self.match_ids[:, 0].contiguous()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The pairs at `indices` (B,) of this split, on the CPU."""
-        text_ids = self.text_ids[torch.from_numpy(indices)]
-        distinct, places = text_ids.unique(return_inverse=True)
+        match_ids = self.match_ids[torch.from_numpy(indices)]
+        distinct, places = match_ids[:, 0].unique(return_inverse=True)
         rows = self.rows[indices]
         row_ids = torch.from_numpy(np.asarray(rows, dtype=np.int64))
         pixels = torch.from_numpy(self.pixels[rows])
-        return Batch(rows, pixels, self.input_ids[distinct].long(), row_ids, text_ids, places, distinct)
+        return Batch(rows, pixels, self.input_ids[distinct].long(), row_ids, match_ids, places, distinct)
 
 
 def _narrowed(input_ids: Tensor) -> Tensor:

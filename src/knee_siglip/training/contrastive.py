@@ -26,7 +26,7 @@ def contrastive_loss(
     logit_scale: Tensor,
     logit_bias: Tensor,
     positive_ids: Tensor,
-    text_ids: Tensor,
+    correct_ids: Tensor,
     group_size: int,
     ranks: Ranks,
 ) -> tuple[Tensor, Tensor]:
@@ -37,12 +37,12 @@ def contrastive_loss(
     Args:
         image_embeds, text_embeds: (m, D), L2-normalised.
         logit_scale: () factor of the cosine similarity, i.e. already exponentiated.
-        positive_ids: (m,) equal where image and text are a positive pair.
-        text_ids: (m,) equal where texts are.
+        positive_ids: (m, K), as `Modality` has them: which pairs are positives.
+        correct_ids: (m, C), the same for which ones the accuracy counts as correct.
         group_size: pairs of all ranks together.
     """
     loss, accuracy = _ContrastiveLoss.apply(
-        image_embeds, text_embeds, logit_scale, logit_bias, positive_ids, text_ids, group_size, ranks
+        image_embeds, text_embeds, logit_scale, logit_bias, positive_ids, correct_ids, group_size, ranks
     )
     return loss, accuracy
 
@@ -58,12 +58,12 @@ class _ContrastiveLoss(torch.autograd.Function):
         logit_scale: Tensor,
         logit_bias: Tensor,
         positive_ids: Tensor,
-        text_ids: Tensor,
+        correct_ids: Tensor,
         group_size: int,
         ranks: Ranks,
     ) -> tuple[Tensor, Tensor]:
-        images = Modality.begin(image_embeds, positive_ids, text_ids)
-        texts = Modality.begin(text_embeds, positive_ids, text_ids)
+        images = Modality.begin(image_embeds, positive_ids, correct_ids)
+        texts = Modality.begin(text_embeds, positive_ids, correct_ids)
         sizes = ranks.part_sizes(group_size)
         meet = _meet_in_ring if ranks.size == 1 or max(sizes) >= GATHER_BELOW else _meet_gathered
         sums, texts = meet(images, texts, logit_scale, logit_bias, sizes, ranks)
@@ -104,7 +104,7 @@ def _meet_gathered(
     images: Modality, texts: Modality, logit_scale: Tensor, logit_bias: Tensor, sizes: list[int], ranks: Ranks
 ) -> tuple[Tensor, Modality]:
     """As `_meet_in_ring`, with all texts at once on every rank."""
-    gathered = (ranks.gather(part, sum(sizes)) for part in (texts.embeds, texts.positive_ids, texts.text_ids))
+    gathered = (ranks.gather(part, sum(sizes)) for part in (texts.embeds, texts.positive_ids, texts.correct_ids))
     all_texts = Modality.begin(*gathered)
     sums = add_pairs(images, all_texts, logit_scale, logit_bias)
     assert all_texts.grads is not None
@@ -123,18 +123,19 @@ def _pass_on(texts: Modality, incoming: int, ranks: Ranks) -> Modality:
     width = texts.embeds.shape[1]
     values, ids = _exchange(
         torch.cat([texts.embeds, texts.grads, texts.best_logits.T], dim=1),
-        torch.stack([texts.positive_ids, texts.text_ids], dim=1),
+        torch.cat([texts.positive_ids, texts.correct_ids], dim=1),
         incoming=incoming,
         ranks=ranks,
     )
     embeds, grads, best_logits = values.split([width, width, 2], dim=1)
+    positive_ids, correct_ids = ids.split([texts.positive_ids.shape[1], texts.correct_ids.shape[1]], dim=1)
     return replace(
         texts,
         embeds=embeds.contiguous(),
         grads=grads.contiguous(),
         best_logits=best_logits.T.contiguous(),
-        positive_ids=ids[:, 0].contiguous(),
-        text_ids=ids[:, 1].contiguous(),
+        positive_ids=positive_ids.contiguous(),
+        correct_ids=correct_ids.contiguous(),
     )
 
 

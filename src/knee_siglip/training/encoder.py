@@ -35,8 +35,8 @@ class LocalBatch:
     step: int
 
     def positive_ids(self, multi_positive: bool) -> Tensor:
-        """(m,) equal where image and text belong together: equal texts, or only a pair's own."""
-        return self.batch.text_ids if multi_positive else self.batch.row_ids
+        """(m, K), equal in a column where image and text belong together: one text or study, or only a pair's own."""
+        return self.batch.match_ids if multi_positive else self.batch.row_ids.unsqueeze(1)
 
     def pieces(self, micro_batch_size: int) -> list[slice]:
         """Rows of at most `micro_batch_size` pairs each; as many on every rank, so some may be empty."""

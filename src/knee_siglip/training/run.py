@@ -25,7 +25,7 @@ from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.sections import Params
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.ids import independent_units
-from knee_siglip.tables.manifest import TOKENS_COLUMN, read_manifest
+from knee_siglip.tables.manifest import TOKENS_COLUMN, number_groups, read_manifest
 from knee_siglip.tables.text import fitting_text_length, position_count, tokenize
 from knee_siglip.tracking.tracker import Tracker, open_tracker, remember_run
 from knee_siglip.training.distributed import Ranks, open_ranks
@@ -211,8 +211,11 @@ def _fits(state: dict[str, Any], trainer: Trainer) -> bool:
 
 
 def data_hash(manifest: pd.DataFrame, pixels: CachedPixels) -> str:
-    """Hash of the training data: image contents, texts, splits and the image transform."""
-    rows = manifest[["image_id", "text", "split"]].to_csv(index=False, lineterminator="\n")
+    """Hash of the training data: image contents, texts, splits, studies of several images and the image transform."""
+    table, studies = manifest[["image_id", "text", "split"]], number_groups(manifest, "study_id")
+    if len(np.unique(studies)) < len(table):
+        table = table.assign(study=studies)
+    rows = table.to_csv(index=False, lineterminator="\n")
     return hashlib.sha256((pixels.transform.key + "\n" + rows).encode()).hexdigest()
 
 
@@ -239,7 +242,7 @@ def _rows(manifest: pd.DataFrame, split: str) -> np.ndarray:
 def _pairs(manifest: pd.DataFrame, pixels: Pixels, rows: np.ndarray, checkpoint: Checkpoint) -> PairDataset:
     text_ids, texts = pd.factorize(manifest["text"].iloc[rows])
     input_ids = tokenize(checkpoint.tokenizer, texts.tolist(), checkpoint.max_text_length, checkpoint.position_count)
-    return PairDataset(pixels, rows, input_ids, text_ids)
+    return PairDataset(pixels, rows, input_ids, text_ids, number_groups(manifest.iloc[rows], "study_id"))
 
 
 def _features(

@@ -155,7 +155,7 @@ class Trainer:
             self.model.logit_scale.exp(),
             self.model.logit_bias,
             local.positive_ids(self.params.multi_positive),
-            batch.text_ids,
+            batch.match_ids,
             len(group),
             self.ranks,
         )

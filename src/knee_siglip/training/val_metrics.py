@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from knee_siglip.metrics.matching.retrieval import contrastive_accuracy, shuffled_batches
+from knee_siglip.metrics.matching.retrieval import Correct, contrastive_accuracy, shuffled_batches
 from knee_siglip.model.loss import sigmoid_loss
 from knee_siglip.pairs.batches import PairDataset, split_groups
 from knee_siglip.pairs.prefetch import Ahead, prefetch_batches
@@ -21,7 +21,7 @@ def measure_pairs(
     """
     was_training = encoder.training
     encoder.eval()
-    model, text_ids = encoder.model, pairs.text_ids
+    model, match_ids = encoder.model, pairs.match_ids
     images = [torch.empty(0, model.text.width, dtype=model.logit_scale.dtype, device=device)]
     texts = list(images)
     groups = list(split_groups(ranks.local_part(np.arange(len(pairs))), batch_size))
@@ -36,8 +36,9 @@ def measure_pairs(
     text_embeds = ranks.gather(torch.cat(texts), len(pairs)).cpu()
     scale, bias = model.logit_scale.detach().exp().cpu(), model.logit_bias.detach().cpu()
     losses = [
-        sigmoid_loss(image_embeds[rows], text_embeds[rows], scale, bias, text_ids[rows]).item()
-        for rows in shuffled_batches(len(text_ids))
+        sigmoid_loss(image_embeds[rows], text_embeds[rows], scale, bias, match_ids[rows]).item()
+        for rows in shuffled_batches(len(pairs))
     ]
-    accuracy = contrastive_accuracy(image_embeds.numpy(), text_embeds.numpy(), text_ids.numpy())
+    correct = Correct(*match_ids.numpy().T)
+    accuracy = contrastive_accuracy(image_embeds.numpy(), text_embeds.numpy(), correct)
     return {"loss": float(np.mean(losses)), "contrastive_accuracy": accuracy}

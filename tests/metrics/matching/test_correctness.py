@@ -43,6 +43,11 @@ class TestCorrectCandidates:
             expected = np.bincount(number_of[rows_by_definition(correct, row)], minlength=8)
             assert np.bincount(numbers, weights=copies, minlength=8).tolist() == expected.tolist()
 
+    def test_are_those_among_chosen_rows(self, correct):
+        rows = np.array([7, 0, 21, 3, 15, 8])
+        expected = [[other in rows_by_definition(correct, row) for other in rows] for row in rows]
+        assert correct.among(rows).tolist() == expected
+
     def test_of_any_row(self, correct):
         judge = CorrectCandidates(correct, np.arange(30))
         expected = {found for row in (3, 4, 17) for found in rows_by_definition(correct, row)}

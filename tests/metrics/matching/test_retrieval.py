@@ -12,6 +12,7 @@ from knee_siglip.metrics.matching.retrieval import (
     contrastive_accuracy,
     contrastive_credit,
     find_first_correct,
+    number_texts,
     perfect_reader_scores,
     retrieval_metrics,
     shuffled_batches,
@@ -202,35 +203,44 @@ class TestContrastiveAccuracy:
             to_text = correct[np.arange(10), jittered.argmax(axis=1)]
             to_image = correct[jittered.argmax(axis=0), np.arange(10)]
             hits.append((to_text.mean() + to_image.mean()) / 2)
-        credit = contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], ids, batch_size=64)
+        credit = contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], Correct(ids), batch_size=64)
         assert credit.accuracy == pytest.approx(np.mean(hits), abs=0.01)
 
     def test_identical_texts_are_correct_and_the_strict_one_shares_them(self):
         images = texts = unit(np.eye(2).repeat(4, axis=0))
-        assert contrastive_accuracy(images, texts, ["a"] * 4 + ["b"] * 4) == 1
-        assert contrastive_accuracy(images, texts, np.arange(len(images))) == pytest.approx(1 / 4)
+        assert contrastive_accuracy(images, texts, Correct(np.arange(8) // 4)) == 1
+        assert contrastive_accuracy(images, texts, Correct(np.arange(8) // 4, strict=True)) == pytest.approx(1 / 4)
 
     def test_perfect_distinct_pairs_score_one_in_both(self):
         embeds = unit(np.eye(70))
-        assert contrastive_accuracy(embeds, embeds, np.arange(70)) == 1
-        assert contrastive_accuracy(embeds, embeds, np.arange(len(embeds))) == 1
+        assert contrastive_accuracy(embeds, embeds, Correct(np.arange(70))) == 1
+        assert contrastive_accuracy(embeds, embeds, Correct(np.arange(70), strict=True)) == 1
 
     def test_constant_embeddings_are_at_chance(self):
         constant = unit(np.ones((128, 8)))
-        assert contrastive_accuracy(constant, constant, np.arange(128)) == pytest.approx(1 / 64)
-        assert contrastive_accuracy(constant, constant, np.arange(len(constant))) == pytest.approx(1 / 64)
-        assert contrastive_accuracy(constant, constant, ["same"] * 128) == 1
+        assert contrastive_accuracy(constant, constant, Correct(np.arange(128))) == pytest.approx(1 / 64)
+        assert contrastive_accuracy(constant, constant, Correct(np.zeros(128), strict=True)) == pytest.approx(1 / 64)
+        assert contrastive_accuracy(constant, constant, Correct(np.zeros(128))) == 1
 
     def test_shuffled_texts_are_at_chance(self):
         images, texts, _ = random_pairs(6400, 6400)
         shuffled = np.random.default_rng(1).permutation(6400)
-        assert contrastive_accuracy(images, texts[shuffled], shuffled) == pytest.approx(1 / 64, abs=0.005)
+        assert contrastive_accuracy(images, texts[shuffled], Correct(shuffled)) == pytest.approx(1 / 64, abs=0.005)
 
-    def test_texts_and_their_numbers_are_the_same(self):
+    def test_texts_may_have_any_numbers(self):
         images, texts, ids = random_pairs(100, 10)
-        by_text = contrastive_accuracy(images, texts, [f"text {number}" for number in ids])
-        assert by_text == contrastive_accuracy(images, texts, ids)
+        numbers = number_texts([f"text {number}" for number in ids])
+        by_text = contrastive_accuracy(images, texts, Correct(numbers))
+        assert by_text == contrastive_accuracy(images, texts, Correct(7 * ids + 3))
         assert 0.5 < by_text < 1
+
+    def test_another_text_of_the_study_is_correct(self):
+        """The texts of the two images of each study are exchanged."""
+        images = unit(np.eye(8))
+        texts, ids, studies = images[np.arange(8) ^ 1], np.arange(8), np.arange(8) // 2
+        assert contrastive_accuracy(images, texts, Correct(ids)) == 0
+        assert contrastive_accuracy(images, texts, Correct(ids, studies)) == 1
+        assert contrastive_accuracy(images, texts, Correct(ids, studies, strict=True)) == 0
 
     def test_batches_are_full_seeded_and_disjoint(self):
         batches = shuffled_batches(200, 64, seed=3)
@@ -240,29 +250,30 @@ class TestContrastiveAccuracy:
         assert not np.array_equal(batches, shuffled_batches(200, 64, seed=4))
 
     def test_fewer_rows_than_a_batch_are_one_batch_that_says_so(self):
-        credit = contrastive_credit(lambda rows: np.eye(len(rows)), np.arange(10), batch_size=64)
+        credit = contrastive_credit(lambda rows: np.eye(len(rows)), Correct(np.arange(10)), batch_size=64)
         assert (credit.batch_size, len(credit.rows), credit.accuracy) == (10, 10, 1)
 
     def test_without_rows_it_is_undefined(self):
-        assert np.isnan(contrastive_accuracy(np.zeros((0, 4)), np.zeros((0, 4)), []))
+        assert np.isnan(contrastive_accuracy(np.zeros((0, 4)), np.zeros((0, 4)), Correct(np.zeros(0))))
 
 
 class TestPerfectReader:
     def test_unambiguous_texts_reach_one(self):
         texts = [f"text {row}" for row in range(20)]
         scores = perfect_reader_scores([{text: 1.0} for text in texts], texts)
-        assert contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], np.arange(20)).accuracy == 1
+        assert contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], Correct(np.arange(20))).accuracy == 1
 
     def test_synonyms_cost_what_they_should(self):
         """Two equally likely words for each of two findings: the reader guesses the word of an image half the time."""
         words = {"a": {"a1": 0.5, "a2": 0.5}, "b": {"b1": 0.5, "b2": 0.5}}
         texts = ["a1", "a2", "b1", "b2"]
         scores = perfect_reader_scores([words[text[0]] for text in texts], texts)
-        assert contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], np.arange(4)).accuracy == pytest.approx(0.5)
+        credit = contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], Correct(np.arange(4)))
+        assert credit.accuracy == pytest.approx(0.5)
 
     def test_the_likelier_word_is_chosen(self):
         known = {"mild OA": 0.9, "mild osteoarthritis": 0.1}
         scores = perfect_reader_scores([known, known], ["mild OA", "mild osteoarthritis"])
         np.testing.assert_allclose(scores, [[0.9, 0.1], [0.9, 0.1]])
-        credit = contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], np.array([0, 1]))
+        credit = contrastive_credit(lambda rows: scores[np.ix_(rows, rows)], Correct(np.array([0, 1])))
         assert sorted(credit.image_to_text.tolist()) == [0, 1]

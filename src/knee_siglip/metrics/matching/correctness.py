@@ -35,6 +35,13 @@ class Correct:
         beyond_text = np.bincount(told, minlength=1)[study] > 1
         return text * (len(self) + 1) + np.where(beyond_text, study + 1, 0)
 
+    def among(self, rows: np.ndarray) -> np.ndarray:
+        """(B, B) bool: which candidates of these rows (B,), across, are correct for which queries, down."""
+        if self.strict:
+            return np.equal.outer(rows, rows)
+        groups = [self.text_ids, *([] if self.study_ids is None else [self.study_ids])]
+        return np.logical_or.reduce([np.equal.outer(ids[rows], ids[rows]) for ids in groups])
+
 
 class CorrectCandidates:
     """The correct ones among candidates of which some are copies of each other."""

@@ -1,6 +1,6 @@
-"""Contrastive accuracy and retrieval, aware of duplicate texts and of ties.
+"""Contrastive accuracy and retrieval, aware of duplicate texts, of studies and of ties.
 
-Row i of the images and row i of the texts are a pair; a text that equals the pair's own is correct as well. Ties: every
+Row i of the images and row i of the texts are a pair; what else is correct, `Correct` says. Ties: every
 order of equal scores is taken as equally likely, and each metric is its expected value over these orders. Constant
 embeddings therefore score exactly at chance, and the order of the rows never matters.
 """
@@ -100,16 +100,16 @@ def shuffled_batches(count: int, batch_size: int = BATCH_SIZE, seed: int = 0) ->
 
 
 def contrastive_credit(
-    batch_scores: BatchScores, text_ids: np.ndarray, batch_size: int = BATCH_SIZE, seed: int = 0
+    batch_scores: BatchScores, correct: Correct, batch_size: int = BATCH_SIZE, seed: int = 0
 ) -> ContrastiveCredit:
-    """Top-1 both ways inside shuffled batches; equal `text_ids` (N,) are correct (all distinct: only the diagonal)."""
-    batches = shuffled_batches(len(text_ids), batch_size, seed)
+    """Top-1 both ways inside shuffled batches."""
+    batches = shuffled_batches(len(correct), batch_size, seed)
     to_text, to_image = [], []
     for rows in batches:
         scores = batch_scores(rows)
-        correct = text_ids[rows][:, None] == text_ids[rows][None, :]
-        to_text.append(_top1_credit(scores, correct))
-        to_image.append(_top1_credit(scores.T, correct.T))
+        right = correct.among(rows)
+        to_text.append(_top1_credit(scores, right))
+        to_image.append(_top1_credit(scores.T, right.T))
     return ContrastiveCredit(
         rows=np.concatenate(batches or [np.zeros(0, dtype=np.int64)]),
         image_to_text=np.concatenate(to_text or [np.zeros(0)]),
@@ -127,20 +127,15 @@ def embedding_scores(image_embeds: np.ndarray, text_embeds: np.ndarray) -> Batch
 def contrastive_accuracy(
     image_embeds: np.ndarray,
     text_embeds: np.ndarray,
-    texts: Sequence[str] | np.ndarray,
+    correct: Correct,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> float:
-    """Mean of image-to-text and text-to-image top-1 inside shuffled batches; an identical text counts as correct.
+    """Mean of image-to-text and text-to-image top-1 inside shuffled batches.
 
-    Args:
-        image_embeds: (N, D), L2-normalised; row i belongs to text i.
-        text_embeds: (N, D), L2-normalised.
-        texts: (N,) texts, or integers that are equal where the texts are; where all differ, only the pair itself is
-            correct, and an identical text ties with it.
+    image_embeds, text_embeds: (N, D), L2-normalised; row i belongs to text i.
     """
-    scores = embedding_scores(image_embeds, text_embeds)
-    return contrastive_credit(scores, number_texts(texts), batch_size, seed).accuracy
+    return contrastive_credit(embedding_scores(image_embeds, text_embeds), correct, batch_size, seed).accuracy
 
 
 def find_first_correct(queries: np.ndarray, candidates: np.ndarray, correct: Correct) -> FirstCorrect:
