@@ -144,9 +144,13 @@ class TaskParams(Section):
 
 
 class ValidateParams(Section):
-    """What happens to rows that leak between splits."""
+    """What happens to rows that leak between splits, and to whole reports in the column of impressions.
+
+    `sections`: impression takes that section of a report; keep reads all of it.
+    """
 
     on_leak: Literal["error", "drop", "warn"] = "error"
+    sections: Literal["impression", "keep"] = "impression"
 
 
 class PreprocessParams(Section):
