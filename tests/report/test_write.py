@@ -27,7 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").write_text("tracking: {mlflow: none, wandb: none}\n")
     shutil.copytree(EVALUATION, tmp_path / "reports/evaluation")
     write_metrics(tmp_path / "reports/train/metrics.json", {"best.val_loss": 1.5, "best_epoch": 3})
-    write_results(tmp_path / "reports/validation", TABLE, ISSUES, {"rows": 1})
+    write_results(tmp_path / "reports/validation", TABLE, ISSUES, {"rows": 1}, "kl_grade")
     return tmp_path
 
 

@@ -66,7 +66,7 @@ def validate(
     """
     remove_results(report_folder)
     outcome = _check(params, text_encoder)
-    write_results(report_folder, outcome.table, outcome.issues, outcome.metrics)
+    write_results(report_folder, outcome.table, outcome.issues, outcome.metrics, params.task.label_column)
     show(outcome.issues, report_folder)
     if errors := [issue for issue in outcome.issues if issue.severity == "error"]:
         manifest_path.unlink(missing_ok=True)  # an older one would pass for this CSV's
