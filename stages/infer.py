@@ -14,6 +14,7 @@ from knee_siglip.core.errors import run_stage
 from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.core.nesting import flatten
 from knee_siglip.params.files import load_params
+from knee_siglip.params.tasks import task_of
 
 
 def main() -> None:
@@ -28,8 +29,9 @@ def main() -> None:
 
     table = read_rows(Path(params.infer.csv_path), params.infer.split)
     outputs = Outputs.beside(paths.INFERENCE_REPORT / "results.csv")
-    queries = params.infer.queries or params.task.queries
-    predictor = Predictor(paths.BEST_MODEL, precision=params.infer.precision)
+    # not the checkpoint's task: prompts that were changed since training count, as they do in evaluate
+    predictor = Predictor(paths.BEST_MODEL, precision=params.infer.precision, task=task_of(params))
+    queries = params.infer.queries or predictor.task.queries
     summary = infer_batch(predictor, table, queries, outputs, params.infer.batch_size)
     metrics = summary.metrics()
     write_metrics(paths.INFERENCE_REPORT / "metrics.json", metrics)

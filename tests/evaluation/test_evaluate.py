@@ -99,7 +99,7 @@ def test_a_missing_column_is_named_before_anything_is_embedded(files, monkeypatc
     with pytest.raises(UserError, match=r"evaluate\.subgroups names scanner, but the CSV has no such column"):
         embed(Params.model_validate({"evaluate": {"subgroups": ["side", "scanner"]}}), files, device="cpu")
     known_by_column = {"cyst": {"positive": ["a cyst"], "negative": ["none"], "column": "cyst"}}
-    with pytest.raises(UserError, match=r"evaluate\.findings\.cyst\.column = 'cyst': the manifest has no such column"):
+    with pytest.raises(UserError, match=r"task\.findings\.cyst\.column = 'cyst': the manifest has no such column"):
         embed(Params.model_validate({"evaluate": {"findings": known_by_column}}), files, device="cpu")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,12 @@ from knee_siglip.tracking.tracker import Tracker
 STAGE = Path(__file__).parents[2] / "stages" / "infer.py"
 
 
+def write_task(folder: Path, grades: Iterable[int]) -> None:
+    """A task whose prompts say at which brightness an image has the grades 0, 1 ..."""
+    prompts = "".join(f"  '{label}': [grade {60 * grade}]\n" for label, grade in enumerate(grades))
+    (folder / "task.yaml").write_text(f"subject: knee\nlabel_prompts:\n{prompts}")
+
+
 @pytest.fixture
 def stage(
     predictor: Predictor, grey_image: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -24,7 +30,8 @@ def stage(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.csv").write_text(f"img_path,site\n{grey_image(240).name},a\ngone.png,b\n")
     infer = "infer: {csv_path: in.csv, queries: [at 0, at 240]}"
-    (tmp_path / "params.yaml").write_text(f"{infer}\ntracking: {{mlflow: none, wandb: none}}\n")
+    (tmp_path / "params.yaml").write_text(f"{infer}\ntask: task.yaml\ntracking: {{mlflow: none, wandb: none}}\n")
+    write_task(tmp_path, range(5))
     (tmp_path / paths.BEST_MODEL).parent.mkdir()
     (tmp_path / paths.BEST_MODEL).write_bytes(b"weights")
     return lambda: runpy.run_path(str(STAGE))["main"]()
@@ -47,6 +54,15 @@ def test_stage_ends_well_and_counts_the_failed(stage: Callable[[], None]) -> Non
         "metrics.json",
         "speed.json",
     }
+
+
+def test_stage_grades_with_the_prompts_of_today_not_with_those_of_the_training(
+    stage: Callable[[], None], tmp_path: Path
+) -> None:
+    write_task(tmp_path, reversed(range(5)))
+    stage()
+    results = pd.read_csv(paths.INFERENCE_REPORT / "results.csv", dtype=str, keep_default_na=False)
+    assert results["kl_grade_predicted"].tolist() == ["0", ""]
 
 
 def test_stage_logs_the_figures_of_its_metrics_file(stage: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:

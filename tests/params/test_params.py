@@ -2,12 +2,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.core.nesting import flatten, nest
 from knee_siglip.params.checks import check_inputs
 from knee_siglip.params.files import check_stated, load_params, parse_params
-from knee_siglip.params.sections import Params
+from knee_siglip.params.sections import Params, TaskParams
 from knee_siglip.params.tasks import saved_task, task_of
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def test_another_task_takes_nothing_from_the_knee():
     assert (task.labels.column, task.labels.values, task.label_words) == ("hip_grade", ("1", "2"), ("mild", "severe"))
     assert (task.findings, task.positive, task.side_words, task.label_patterns) == ({}, None, None, {})
     assert (task.label_prompts, task.normal) == (tuple(PROMPTS.values()), "Normal hip.")
-    assert params.evaluate.subgroups == ["side", "view", "hip_grade"]
+    assert params.evaluate.subgroup_columns(task.labels.column) == ["side", "view", "hip_grade"]
     assert "knee" not in str({"task": params.to_dict()["task"], "evaluate": params.to_dict()["evaluate"]}).lower()
 
 
@@ -57,9 +58,9 @@ def test_checkpoints_from_before_there_were_tasks_are_about_the_knee():
     assert task == replace(task_of(Params()), label_prompts=tuple([f"grade {grade}"] for grade in range(5)))
 
 
-def test_a_checkpoint_with_prompts_for_two_grades_of_five_describes_no_task():
-    with pytest.raises(UserError, match="label 2 is in only one of"):
-        saved_task({"evaluate": {"kl_prompts": {"0": ["none"], "1": ["doubtful"]}}})
+def test_a_checkpoint_with_prompts_for_another_grade_describes_no_task():
+    with pytest.raises(UserError, match="label 5 is in only one of"):
+        saved_task({"evaluate": {"kl_prompts": {"0": ["none"], "5": ["beyond"]}}})
     with pytest.raises(UserError, match="describe no task: labels"):
         saved_task({"task": {"labels": 3}})
 
@@ -81,7 +82,8 @@ FINDING = {"positive": ["x"], "negative": ["y"]}
         ({"train": {"mixed_precision": "fp8"}}, "train.mixed_precision = 'fp8': Input should be 'auto', 'bf16'"),
         ({"model": {"bias_init": "x"}}, "model.bias_init = 'x'"),
         ({"train": None}, "train = None"),
-        ({"evaluate": {"label_prompts": {0: ["a"]}}}, "evaluate.label_prompts: no prompts for 1, 2, 3, 4"),
+        ({"task": {"label_prompts": {0: ["a"]}}}, "task.label_prompts: no prompts for 1, 2, 3, 4"),
+        ({"task": {"labels": {"0": "a", "1": "b"}, "label_patterns": {}, "positive": None}}, "no prompts for 0, 1;"),
         ({"evaluate": {"label_prompts": {n: ["a"] for n in range(6)}}}, "prompts for 5, but task.labels are 0, 1"),
         ({"task": {"subject": "hip"}}, "task.queries: none"),
         (
@@ -189,7 +191,7 @@ def test_columns_that_evaluation_names_are_looked_for_before_training(tmp_path):
     ):
         check_inputs(parse_params({"data": data, "evaluate": {"subgroups": ["side", "clinic"]}}))
     findings = {"x": FINDING | {"column": "boxes"}}
-    with pytest.raises(UsageError, match=r"evaluate\.findings\.x\.column names boxes"):
+    with pytest.raises(UsageError, match=r"task\.findings\.x\.column names boxes"):
         check_inputs(parse_params({"data": data, "evaluate": {"findings": findings}}))
 
 
@@ -216,7 +218,50 @@ def test_dvc_can_set_the_prompts_of_one_grade(tmp_path):
 
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text())
-    apply_overrides(path, ["evaluate.kl_prompts.0=[Healthy knee.]", "task.labels.0=healthy"])
-    params = load_params(path)
-    assert params.evaluate.label_prompts["0"] == ["Healthy knee."]
-    assert params.task.labels["0"] == "healthy"
+    apply_overrides(path, ["+evaluate.label_prompts.0=[Healthy knee.]", f"task={ROOT}/tasks/knee.yaml"])
+    shipped, changed = task_of(Params()), task_of(load_params(path))
+    assert changed == replace(shipped, label_prompts=(["Healthy knee."], *shipped.label_prompts[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "count"), [("knee", "kl_grade", 5), ("hip", "hip_grade", 5), ("chest", "grade", 0)]
+)
+def test_shipped_tasks_state_every_key(name, column, count):
+    path = ROOT / "tasks" / f"{name}.yaml"
+    stated = YAML(typ="safe").load(path.read_text())
+    task = task_of(parse_params({"task": str(path)}))
+    assert stated.keys() == TaskParams.model_fields.keys()
+    assert (task.subject, task.labels.column, len(task.labels)) == (name, column, count)
+    assert all(finding.text and not finding.column for finding in task.findings.values())
+
+
+def test_a_task_is_found_from_below_the_project_and_a_missing_one_is_told(tmp_path, monkeypatch):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "params.yaml").write_text("task: tasks/hand.yaml\n")
+    with pytest.raises(UsageError, match=r"task = 'tasks/hand.yaml': is no file; name one such as"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "tasks/hand.yaml").write_text("subject: hand\nqueries: [Normal hand.]\n")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert load_params(tmp_path / "params.yaml").task.subject == "hand"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- a\n", "must hold the keys of a task"),
+        ("labels: {}\n", "hand.yaml: subject is missing"),
+        ("subject: hand\nsubjet: x\n", "hand.yaml: subjet: unknown key; did you mean task.subject"),
+        ("subject: hand\nside_words: 3\n", "hand.yaml: side_words = 3"),
+        ("subject: hand\n", "params, .*hand.yaml: task.queries: none"),
+    ],
+)
+def test_a_mistake_in_a_task_names_its_file(tmp_path, text, sentence):
+    (tmp_path / "hand.yaml").write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        parse_params({"task": str(tmp_path / "hand.yaml")})
+
+
+def test_another_task_needs_data_of_its_own():
+    with pytest.raises(UsageError, match=r"data.csv = .*: the sample shows knees, but task.subject is 'chest'"):
+        check_inputs(parse_params({"task": str(ROOT / "tasks/chest.yaml")}))

@@ -52,12 +52,8 @@ HIP = {
 }
 
 CHEST = {
-    "task": {"subject": "chest", "queries": ["Normal chest.", "Pneumothorax."]},
-    "evaluate": {
-        "findings": {"pneumothorax": {"positive": ["Pneumothorax."], "negative": ["Normal chest."], "column": "air"}},
-        "grounding": {"images": 2},
-        "gallery": 2,
-    },
+    "task": str(Path(__file__).parents[2] / "tasks/chest.yaml"),
+    "evaluate": {"grounding": {"images": 2}, "gallery": 2},
 }
 
 
@@ -70,10 +66,10 @@ def hip_row(number: int) -> dict[str, str]:
 
 
 def chest_row(number: int) -> dict[str, str]:
-    """`side` means something else here; a column `kl_grade` is nothing to this task."""
-    found = number % 3 > 0
-    text = "Left pneumothorax" if found else "Clear lungs"
-    return {"impression": f"{text}, image {number}.", "side": "bed", "air": str(int(found)), "kl_grade": "unread"}
+    """Two findings at once; `side` means something else here; a column `kl_grade` is nothing to this task."""
+    air = "Left pneumothorax" if number % 3 else "Clear lungs"
+    water = "with pleural effusion" if number % 2 else "without effusion"
+    return {"impression": f"{air} {water}, image {number}.", "side": "bed", "kl_grade": "unread"}
 
 
 @pytest.fixture
@@ -165,7 +161,12 @@ def test_chests_without_grades_and_sides(project: Path) -> None:
     assert not {"unknown_side", "side_contradiction", "bad_label", "grade_contradiction"} & set(issues["check"])
     assert "kl_grades" not in json.loads((out / "reports/validation/metrics.json").read_text())["splits"]["test"]
 
-    assert metrics["zero_shot_findings"]["pneumothorax"]["n"] == ROWS["test"]
+    findings = metrics["zero_shot_findings"]
+    assert findings["pneumothorax"]["n"] == ROWS["test"]
+    assert {name: finding["prevalence"] for name, finding in findings.items()} == {
+        "pneumothorax": pytest.approx(2 / 3, abs=1e-3),
+        "effusion": 0.5,
+    }
     assert metrics["graded_rows"] == 0
     assert {"contrastive_accuracy", "retrieval", "robustness", "baseline", "verdict"} <= metrics.keys()
     assert not {"zero_shot_kl", "zero_shot_grade", "zero_shot_", "calibration", "selective", "knn"} & metrics.keys()
@@ -173,7 +174,7 @@ def test_chests_without_grades_and_sides(project: Path) -> None:
 
     results = pd.read_csv(out / "results.csv")
     assert results.columns[-3:].tolist() == ["best_query", "status", "warnings"]
-    assert set(results["best_query"]) <= {"Normal chest.", "Pneumothorax."}
+    assert set(results["best_query"]) <= set(parse_params(CHEST).task.queries)
     assert "kl_grade_predicted" not in json.dumps(results.columns.tolist())
 
     headline = json.loads((out / "headline.json").read_text())

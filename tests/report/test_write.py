@@ -31,7 +31,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     predictions.to_parquet(tmp_path / "reports/evaluation/predictions.parquet")
     make_embeddings(predictions).to_parquet(tmp_path / "reports/evaluation/embeddings.parquet")
     write_metrics(tmp_path / "reports/train/metrics.json", {"best.val_loss": 1.5, "best_epoch": 3})
-    write_results(tmp_path / "reports/validation", TABLE, ISSUES, {"rows": 1})
+    write_results(tmp_path / "reports/validation", TABLE, ISSUES, {"rows": 1}, "kl_grade")
     return tmp_path
 
 

@@ -50,13 +50,17 @@ class Project:
     def image(self, row: int) -> Path:
         return self.folder / "data" / self.rows[row - 2][0]
 
-    def run(self, on_leak: str = "error", model: dict[str, Any] | None = None, **data: Any) -> Outcome:
+    def run(
+        self, on_leak: str = "error", model: dict[str, Any] | None = None, sections: str = "impression", **data: Any
+    ) -> Outcome:
         path = self.folder / "data" / "train.csv"
         if self.rows:
             with path.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([self.header, *self.rows])
         data = {"csv": "data/train.csv", "images": "data/images", **data}
-        params = parse_params({"data": data, "validate": {"on_leak": on_leak}, "model": model or {}})
+        params = parse_params(
+            {"data": data, "validate": {"on_leak": on_leak, "sections": sections}, "model": model or {}}
+        )
         error, manifest = "", None
         try:
             manifest = validate(params, text_encoder=SMALL_TEXT)

@@ -96,7 +96,7 @@ def embed(params: Params, files: EvaluateFiles, device: str = "auto") -> Embedde
     manifest = read_manifest(files.manifest)
     if missing := sorted(set(wanted.splits) - set(manifest["split"])):
         raise UserError(f"params.yaml: evaluate.splits names {missing[0]}, but no row of the manifest is in that split")
-    require_columns(wanted.subgroups, task, manifest)
+    require_columns(wanted.subgroup_columns(task.labels.column), task, manifest)
     manifest, pixels = _open_what_is_there(manifest, wanted.splits, files)
     if checkpoint.transform != pixels.transform:
         raise UserError(

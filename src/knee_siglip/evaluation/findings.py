@@ -69,7 +69,7 @@ def finding_truth(split: EmbeddedSplit, name: str, finding: Finding) -> np.ndarr
     """
     if finding.column is None:
         assert finding.text is not None
-        key = f"evaluate.findings.{name}.text"
+        key = f"task.findings.{name}.text"
         said = {text: is_affirmed(finding.text, text, key) for text in set(split.texts)}
         return np.array([said[text] for text in split.texts], dtype=bool)
     require_column(name, finding, split.rows)
@@ -80,7 +80,7 @@ def finding_truth(split: EmbeddedSplit, name: str, finding: Finding) -> np.ndarr
         row = int(unclear.argmax())
         raise UserError(
             f"{split.rows['img_path'].iloc[row]}: {finding.column} = {cells.iloc[row]!r} does not say whether there is "
-            f"{name} (params.yaml: evaluate.findings.{name}); give 1 or 0, yes or no, or a JSON list of findings"
+            f"{name} (task.findings.{name}); give 1 or 0, yes or no, or a JSON list of findings"
         )
     return cells.map(known).to_numpy(dtype=bool)
 
@@ -89,7 +89,7 @@ def require_column(name: str, finding: Finding, rows: pd.DataFrame) -> None:
     """Raise a UserError where the column that a finding is known by is missing."""
     if finding.column is not None and finding.column not in rows:
         raise UserError(
-            f"params.yaml: evaluate.findings.{name}.column = {finding.column!r}: the manifest has no such column; name "
+            f"task.findings.{name}.column = {finding.column!r}: the manifest has no such column; name "
             "one of the CSV's, or give `text`"
         )
 

@@ -105,7 +105,7 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
         "risk_coverage": risk_coverage_table(split),
         "probe": probe_table(split, data),
         "prompts": prompts_table(split),
-        "subgroups": subgroups_table(predictions, data.params.subgroups),
+        "subgroups": subgroups_table(predictions, data.params.subgroup_columns(split.task.labels.column)),
         "robustness": robustness.table,
         "grounding": grounding.table,
         "grounding_findings": grounding.findings,

@@ -37,7 +37,7 @@ def predictions_of(split: EmbeddedSplit, params: EvaluateParams) -> pd.DataFrame
     `finding_<name>_truth`.
     """
     labels, findings = split.task.labels, finding_truth_and_scores(split)
-    names = dict.fromkeys((*BEFORE_LABEL, labels.column, *AFTER_LABEL, *params.subgroups))
+    names = dict.fromkeys((*BEFORE_LABEL, labels.column, *AFTER_LABEL, *params.subgroup_columns(labels.column)))
     carried = [name for name in names if name in split.rows]
     columns = {"text_id": split.text_ids} | _grading(split) | _retrieval(split) | dict(_contrastive(split))
     columns |= {f"finding_{name}_score": score for name, (_, score) in findings.items()}

@@ -23,7 +23,7 @@ from knee_siglip.model.device import pick_device
 from knee_siglip.model.embedding import embed_pixels, embed_texts, prompt_embeddings
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.tasks import saved_task
-from knee_siglip.task.task import Labels
+from knee_siglip.task.task import Labels, Task
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Predictor:
         image_size: pixels; None takes the size it was trained at. Another one interpolates the position table.
         device: `auto`, or a torch device such as `cpu` or `cuda:1`.
         precision: of the towers: bf16, float32, or `auto`: bf16 on a GPU that has it.
+        task: labels, prompts and queries; None: those of the checkpoint's training.
 
     Raises:
         UserError: the file is not such a checkpoint.
@@ -64,7 +65,12 @@ class Predictor:
     """
 
     def __init__(
-        self, model_path: Path, image_size: int | None = None, device: str = "auto", precision: str = "auto"
+        self,
+        model_path: Path,
+        image_size: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        task: Task | None = None,
     ) -> None:
         self.device = pick_device(device)
         if self.device == torch.device("cuda"):  # torchrun numbers the processes of a machine
@@ -74,7 +80,7 @@ class Predictor:
         if image_size is not None:
             check_divisible(image_size, self.checkpoint.model.vision.patch, "this checkpoint")
             self.transform = replace(self.transform, image_size=image_size)
-        self.task = saved_task(self.checkpoint.params)
+        self.task = task or saved_task(self.checkpoint.params)
         self._path = model_path
         self._turn = threading.Lock() if self.device.type != "cpu" else nullcontext()  # a GPU has memory for one batch
 
@@ -85,7 +91,7 @@ class Predictor:
 
     @cached_property
     def grade_embeds(self) -> np.ndarray:
-        """(C, D) L2-normalised prompt ensembles of the labels, from the params the model was trained with."""
+        """(C, D) L2-normalised prompt ensembles of the labels."""
         return self._finite(prompt_embeddings(self.checkpoint, self.task.label_prompts))
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, MANIFEST, PARAMS, SAMPLE
-from knee_siglip.params.sections import LARGEST_IMAGE, PATCH_SIZES, SMALL, Params
+from knee_siglip.params.sections import LARGEST_IMAGE, PATCH_SIZES, SMALL, EvaluateParams, Params, TaskParams
 from knee_siglip.task.knee import SUBJECT
 
 
@@ -40,26 +40,31 @@ def check_divisible(image_size: int, patch: int, source: str) -> None:
         )
 
 
+def label_prompts(task: TaskParams, evaluate: EvaluateParams) -> dict[str, list[str]]:
+    """The prompts that stand for each label: the task's, or those that `evaluate` has in their place."""
+    return task.label_prompts | evaluate.label_prompts
+
+
 def check_task(params: Params, source: str) -> None:
-    """Raise `UsageError` unless `task` and `evaluate` have the same labels; all that is wrong at once."""
-    labels, prompts = list(params.task.labels), params.evaluate.label_prompts
+    """Raise `UsageError` unless each of the task's labels has prompts, and no other; all that is wrong at once."""
+    labels, prompts = list(params.task.labels), label_prompts(params.task, params.evaluate)
     wrong = []
     if missing := [label for label in labels if label not in prompts]:
         wrong.append(
-            f"evaluate.label_prompts: no prompts for {', '.join(missing)}; every one of task.labels "
+            f"task.label_prompts: no prompts for {', '.join(missing)}; every one of task.labels "
             f"({', '.join(labels)}) needs at least one"
         )
     if unknown := [label for label in prompts if label not in labels]:
         wrong.append(
-            f"evaluate.label_prompts (or kl_prompts): prompts for {', '.join(unknown)}, but task.labels are "
+            f"task.label_prompts (or evaluate.label_prompts): prompts for {', '.join(unknown)}, but task.labels are "
             f"{', '.join(labels) or 'none'}; name the same labels in both"
         )
     if not (params.task.queries or params.infer.queries):
         wrong.append("task.queries: none; give the texts that an image is compared with by default")
     if wrong and params.task.subject != SUBJECT:
         wrong.append(
-            f"task.subject = {params.task.subject!r}: nothing of the {SUBJECT} is taken over, so the sections task and "
-            "evaluate must state its own labels, prompts and queries (docs/task.md)"
+            f"task.subject = {params.task.subject!r}: nothing of the {SUBJECT} is taken over, so the task must state "
+            "its own labels, prompts and queries (docs/another-task.md)"
         )
     if wrong:
         raise UsageError("\n".join(f"{source}: {sentence}" for sentence in wrong))
@@ -77,6 +82,11 @@ def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
             raise UsageError(
                 f"{source}: {key} = {value!r}: does not exist; name your CSV, and the folder of its images"
             )
+    if params.task.subject != SUBJECT and Path(params.data.csv).is_relative_to(SAMPLE):
+        raise UsageError(
+            f"{source}: data.csv = {params.data.csv!r}: the sample shows knees, but task.subject is "
+            f"{params.task.subject!r}; name your CSV, and the folder of its images"
+        )
     _check_infer(Path(params.infer.csv_path), source)
     _check_columns(params, source)
     _check_init(params.train.init_from, source)
@@ -98,11 +108,14 @@ def _check_columns(params: Params, source: str) -> None:
     columns = _header(Path(params.data.csv))
     if columns is None:
         return
-    known = {*columns, "side", "view", params.task.label_column, "patient_id"}
-    named = {f"evaluate.subgroups names {name}": name for name in params.evaluate.subgroups}
-    findings = params.evaluate.findings.items()
+    grade = params.task.label_column
+    known = {*columns, "side", "view", grade, "patient_id"}
+    named = {f"evaluate.subgroups names {name}": name for name in params.evaluate.subgroup_columns(grade)}
+    findings = params.task.findings if params.evaluate.findings is None else params.evaluate.findings
     named |= {
-        f"evaluate.findings.{name}.column names {item.column}": item.column for name, item in findings if item.column
+        f"task.findings.{name}.column names {item.column}": item.column
+        for name, item in findings.items()
+        if item.column
     }
     for what, column in named.items():
         if column not in known:

@@ -22,10 +22,10 @@ def load_params(path: Path = PARAMS) -> Params:
         UsageError: naming the key, its value and what is allowed; all mistakes at once.
     """
     values = _read_yaml(path)
-    return parse_params({} if values is None else values, source=str(path))
+    return parse_params({} if values is None else values, source=str(path), folder=path.parent)
 
 
-FOR_DVC = ("data.csv", "data.images", "infer.csv_path")
+FOR_DVC = ("data.csv", "data.images", "task", "infer.csv_path")
 """Keys that dvc.yaml names: DVC itself reads them, and knows no defaults."""
 
 
@@ -60,17 +60,45 @@ def save_params(params: Params, path: Path) -> None:
         yaml.dump(params.to_dict(), file)
 
 
-def parse_params(values: object, source: str = "params") -> Params:
-    """Build `Params` from a nested dict; every mistake is one line of the `UsageError`."""
+def parse_params(values: object, source: str = "params", folder: Path = Path()) -> Params:
+    """Build `Params` from a nested dict; every mistake is one line of the `UsageError`.
+
+    `task` is a section, as checkpoints and saved params hold it, or the path of a file with its keys; a relative one is
+    looked for in the current folder, then in `folder` and those above it.
+    """
     if not isinstance(values, dict):
         raise UsageError(f"{source} must hold sections (key: value), not {type(values).__name__}")
+    task = values.get("task")
+    if isinstance(task, str):
+        values = values | {"task": _read_task(task, source, folder)}
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        raise UsageError("\n".join(_sentences(source, error))) from None
+        said = "\n".join(_sentences(source, error))
+        raise UsageError(said if not isinstance(task, str) else _named_by_file(said, source, task)) from None
     check_image_size(params, source)
-    check_task(params, source)
+    check_task(params, source if not isinstance(task, str) else f"{source}, {task}")
     return params
+
+
+def _read_task(name: str, source: str, folder: Path) -> dict[str, Any]:
+    """The section `task` that a file of tasks/ holds."""
+    folder = folder.absolute()
+    places = [place / name for place in (Path(), folder, *folder.parents)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise UsageError(f"{source}: task = {name!r}: is no file; name one such as tasks/knee.yaml or tasks/chest.yaml")
+    section = _read_yaml(path)
+    if not isinstance(section, dict):
+        raise UsageError(f"{path} must hold the keys of a task (key: value), such as subject; see docs/another-task.md")
+    if "subject" not in section:
+        raise UsageError(f"{path}: subject is missing; it names what an image shows, such as knee or chest")
+    return section
+
+
+def _named_by_file(sentences: str, source: str, task: str) -> str:
+    """Sentences about the task name the file where it stands."""
+    return sentences.replace(f"{source}: task: ", f"{task}: ").replace(f"{source}: task.", f"{task}: ")
 
 
 PYDANTICS_OWN = ("function-", "literal[", "constrained-", "int", "float")

@@ -88,6 +88,26 @@ class PositiveParams(Section):
     lowest: Annotated[LabelName, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 
 
+class FindingParams(Section):
+    """A zero-shot finding: prompts for it and against it, and its ground truth.
+
+    The truth is a `column` (1, true, yes, present; or a JSON list of findings that names this one), or `text`, a
+    regular expression that the impression matches somewhere, not negated.
+    """
+
+    positive: Prompts
+    negative: Prompts
+    column: str | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one_truth(self) -> Self:
+        if (self.column is None) == (self.text is None):
+            raise ValueError("give exactly one of column and text, which tells who has the finding")
+        check_expression("text", self.text or "")
+        return self
+
+
 class TaskParams(Section):
     """What is asked of the images: by default osteoarthritis of the knee; another `subject` has no defaults.
 
@@ -95,6 +115,7 @@ class TaskParams(Section):
     `label_patterns`: label to the regular expression by which an impression names it, or `kellgren-lawrence`, which
     reads impressions of knees. `side_words`: regular expression of the anatomy that has a left and a right; null: no
     sides. `normal`: a text for an image without findings, to contrast a phrase with. `queries`: the default texts.
+    `label_prompts`: texts whose mean embedding stands for each label. `findings`: zero-shot findings.
     """
 
     subject: Annotated[str, Field(min_length=1)] = knee.SUBJECT
@@ -107,14 +128,26 @@ class TaskParams(Section):
     side_words: str | None = knee.SIDE_WORDS
     normal: Annotated[str, Field(min_length=1)] = knee.NORMAL
     queries: list[Filled] = list(knee.USUAL_QUERIES)
+    label_prompts: Annotated[dict[LabelName, Prompts], ByLabel] = knee.KL_PROMPTS
+    findings: dict[MetricName, FindingParams] = {
+        name: FindingParams(**values) for name, values in knee.FINDINGS.items()
+    }
 
     @model_validator(mode="before")
     @classmethod
     def _nothing_of_the_knee(cls, value: Any) -> Any:
-        """Another task must not inherit the knee's defaults."""
-        if not isinstance(value, dict) or value.get("subject", knee.SUBJECT) == knee.SUBJECT:
+        """Another task must not inherit the knee's defaults, nor other labels its prompts."""
+        if not isinstance(value, dict):
             return value
-        nothing: dict[str, Any] = {"labels": {}, "label_patterns": {}, "queries": []}
+        if value.get("subject", knee.SUBJECT) == knee.SUBJECT:
+            return {"label_prompts": {}} | value if "labels" in value else value
+        nothing: dict[str, Any] = {
+            "labels": {},
+            "label_patterns": {},
+            "queries": [],
+            "label_prompts": {},
+            "findings": {},
+        }
         nothing |= dict.fromkeys(("positive", "side_words"))
         nothing |= dict.fromkeys(("label_column", "label_title", "label_short"), "grade")
         return nothing | {"normal": f"Normal {value['subject']}."} | value
@@ -144,9 +177,13 @@ class TaskParams(Section):
 
 
 class ValidateParams(Section):
-    """What happens to rows that leak between splits."""
+    """What happens to rows that leak between splits, and to whole reports in the column of impressions.
+
+    `sections`: impression takes that section of a report; keep reads all of it.
+    """
 
     on_leak: Literal["error", "drop", "warn"] = "error"
+    sections: Literal["impression", "keep"] = "impression"
 
 
 class PreprocessParams(Section):
@@ -277,26 +314,6 @@ class TrainParams(Section):
         return self
 
 
-class FindingParams(Section):
-    """A zero-shot finding: prompts for it and against it, and its ground truth.
-
-    The truth is a `column` (1, true, yes, present; or a JSON list of findings that names this one), or `text`, a
-    regular expression that the impression matches somewhere, not negated.
-    """
-
-    positive: Prompts
-    negative: Prompts
-    column: str | None = None
-    text: str | None = None
-
-    @model_validator(mode="after")
-    def _one_truth(self) -> Self:
-        if (self.column is None) == (self.text is None):
-            raise ValueError("give exactly one of column and text, which tells who has the finding")
-        check_expression("text", self.text or "")
-        return self
-
-
 class GroundingParams(Section):
     """Heat maps of findings against their boxes.
 
@@ -309,24 +326,26 @@ class GroundingParams(Section):
 
 
 class EvaluateParams(Section):
-    """`label_prompts`: texts whose mean embedding stands for each of `task.labels`; `kl_prompts` is another name.
+    """`label_prompts`, by label, and `findings` replace those of the task; `kl_prompts` is another name of the first.
 
-    `findings`: zero-shot findings. `subgroups`: columns by which the headline metrics are also reported. `robustness`:
-    measure disturbed images too. `gallery`: queries shown on the page. `precision`: of the towers when they embed;
-    `auto` is bf16 on a GPU that has it, else float32.
+    `subgroups`: columns by which the headline metrics are also reported; auto: side, view and the task's labels.
+    `robustness`: measure disturbed images too. `gallery`: queries shown on the page. `precision`: of the towers when
+    they embed; `auto` is bf16 on a GPU that has it, else float32.
     """
 
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["test"]
     batch_size: Annotated[int, Field(ge=2)] = 64
-    label_prompts: Annotated[dict[LabelName, Prompts], ByLabel] = knee.KL_PROMPTS
-    findings: dict[MetricName, FindingParams] = {
-        name: FindingParams(**values) for name, values in knee.FINDINGS.items()
-    }
-    subgroups: list[Filled] = ["side", "view", "kl_grade"]
+    label_prompts: Annotated[dict[LabelName, Prompts], ByLabel] = {}
+    findings: dict[MetricName, FindingParams] | None = None
+    subgroups: list[Filled] | Literal["auto"] = "auto"
     robustness: bool = True
     grounding: GroundingParams = GroundingParams()
     gallery: Annotated[int, Field(ge=0, le=100)] = 6
     precision: EmbeddingPrecision = "auto"
+
+    def subgroup_columns(self, label_column: str) -> list[str]:
+        """The columns of `subgroups`."""
+        return ["side", "view", label_column] if self.subgroups == "auto" else self.subgroups
 
     @model_validator(mode="before")
     @classmethod
@@ -378,21 +397,6 @@ class Params(Section):
     evaluate: EvaluateParams = EvaluateParams()
     infer: InferParams = InferParams()
     tracking: TrackingParams = TrackingParams()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_of_the_knee(cls, value: Any) -> Any:
-        """Another task must not inherit the knee's prompts, findings and subgroups."""
-        task = value.get("task") if isinstance(value, dict) else None
-        if not isinstance(task, dict) or task.get("subject", knee.SUBJECT) == knee.SUBJECT:
-            return value
-        subgroups = ["side", "view", task.get("label_column", "grade")]
-        evaluate = value.get("evaluate", {})
-        if not isinstance(evaluate, dict):
-            return value
-        prompts = "kl_prompts" if "kl_prompts" in evaluate else "label_prompts"
-        nothing = {prompts: {}, "findings": {}, "subgroups": subgroups}
-        return value | {"evaluate": nothing | evaluate}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict with the keys of params.yaml."""

@@ -6,13 +6,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.params.sections import EvaluateParams, FindingParams, Params, TaskParams
+from knee_siglip.params.checks import label_prompts
+from knee_siglip.params.sections import EvaluateParams, Params, TaskParams
 from knee_siglip.task.task import Finding, Labels, Positive, Task
 
 
 def task_of(params: Params) -> Task:
-    """The task of the sections `task` and `evaluate`."""
-    return _task(params.task, params.evaluate.label_prompts, params.evaluate.findings)
+    """The task of the section `task`, with what `evaluate` replaces of it."""
+    return _task(params.task, params.evaluate)
 
 
 def saved_task(saved: Mapping[str, Any]) -> Task:
@@ -30,15 +31,17 @@ def saved_task(saved: Mapping[str, Any]) -> Task:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"the checkpoint's own params describe no task: {where}: {first['msg']}") from None
-    if odd := sorted(task.labels.keys() ^ known.label_prompts.keys()):
+    if odd := sorted(task.labels.keys() ^ label_prompts(task, known).keys()):
         raise UserError(
             f"the checkpoint's own params describe no task: label {odd[0]} is in only one of task.labels and "
-            "evaluate.label_prompts"
+            "label_prompts"
         )
-    return _task(task, known.label_prompts, known.findings)
+    return _task(task, known)
 
 
-def _task(section: TaskParams, prompts: Mapping[str, list[str]], findings: Mapping[str, FindingParams]) -> Task:
+def _task(section: TaskParams, evaluate: EvaluateParams) -> Task:
+    findings = section.findings if evaluate.findings is None else evaluate.findings
+    prompts = label_prompts(section, evaluate)
     labels = Labels(section.label_column, tuple(section.labels))
     asked = section.positive
     return Task(

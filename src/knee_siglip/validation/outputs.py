@@ -23,10 +23,11 @@ ISSUES, METRICS, ROWS = "issues.csv", "metrics.json", "rows.parquet"
 COLUMNS = ("severity", "check", "row", "file", "message", "related")
 
 ROWS_COLUMNS = (
-    *("img_path", "impression", "split", "patient_id", "side", "view", "kl_grade", "text"),
+    *("img_path", "impression", "split", "patient_id", "side", "view", "text"),
     *("image_file", "image_id", "width", "height", "kind", "file_bytes", "mean", "std"),
 )
-"""Columns of rows.parquet, as far as the checked table has them; its index counts rows as a spreadsheet does."""
+"""Columns of rows.parquet beside the labels, as far as the checked table has them; its index counts rows as a
+spreadsheet does."""
 
 FORMULA_STARTS = tuple("=+-@\t\r")
 
@@ -43,7 +44,9 @@ def remove_results(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def write_results(folder: Path, table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any]) -> None:
+def write_results(
+    folder: Path, table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any], label_column: str
+) -> None:
     """Write issues.csv, metrics.json and rows.parquet, whether there are errors or not."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ISSUES).open("w", encoding="utf-8", newline="") as file:
@@ -54,7 +57,8 @@ def write_results(folder: Path, table: pd.DataFrame, issues: Sequence[Issue], me
     severities = Counter(issue.severity for issue in issues)
     counts = {"errors": severities["error"], "warnings": severities["warning"], "dropped": severities["dropped"]}
     write_metrics(folder / METRICS, {**counts, **metrics})
-    table[[name for name in ROWS_COLUMNS if name in table]].to_parquet(folder / ROWS)
+    names = dict.fromkeys((*ROWS_COLUMNS, label_column))
+    table[[name for name in names if name in table]].to_parquet(folder / ROWS)
 
 
 def read_issues(folder: Path) -> list[Issue]:

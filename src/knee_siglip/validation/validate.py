@@ -28,6 +28,7 @@ from knee_siglip.validation.splits.cohort import cohort_metrics, counts
 from knee_siglip.validation.splits.shift import check_shift
 from knee_siglip.validation.splits.shortcuts import check_shortcuts
 from knee_siglip.validation.texts.checks import check_texts, text_metrics
+from knee_siglip.validation.texts.reports import take_impressions
 from knee_siglip.validation.texts.tokens import Tokens
 
 NOTHING_READ = pd.DataFrame({name: pd.Series(dtype=str) for name in ("split", "patient_id", "image_id", "text")})
@@ -65,7 +66,7 @@ def validate(
     """
     remove_results(report_folder)
     outcome = _check(params, text_encoder)
-    write_results(report_folder, outcome.table, outcome.issues, outcome.metrics)
+    write_results(report_folder, outcome.table, outcome.issues, outcome.metrics, params.task.label_column)
     show(outcome.issues, report_folder)
     if errors := [issue for issue in outcome.issues if issue.severity == "error"]:
         manifest_path.unlink(missing_ok=True)  # an older one would pass for this CSV's
@@ -119,10 +120,11 @@ def _check(params: Params, text_encoder: Path) -> Outcome:
         *checks.check_images(table, files, inspected),
         *checks.check_outside(files, params.data.images),
     ]
+    table, reports = take_impressions(table, params.validate_.sections)
     table = checks.parse_labels(_add_columns(table, patients, files, inspected), task.labels)
     pairs = near_duplicate_pairs(table)
     table, leaks = leakage.find_leaks(table, params.validate_.on_leak, pairs)
-    issues += [*leaks, *leakage.check_repeated_images(table), *checks.check_split_counts(table, csv)]
+    issues += [*reports, *leaks, *leakage.check_repeated_images(table), *checks.check_split_counts(table, csv)]
     table, more, metrics = _examine(table, params, task, text_encoder)
     return Outcome(table, issues + more, metrics, carried)
 

@@ -93,7 +93,9 @@ def test_what_validation_leaves_on_disk_gives_the_same_page(table: pd.DataFrame)
     ]
     folder = Path("reports/validation")
     counted = {"errors", "warnings", "dropped"}
-    write_results(folder, table, issues, {name: value for name, value in METRICS.items() if name not in counted})
+    write_results(
+        folder, table, issues, {name: value for name, value in METRICS.items() if name not in counted}, "kl_grade"
+    )
     assert read_issues(folder) == issues
     metrics = METRICS | {"errors": 2, "warnings": 2}
     page = write_validation_page(folder, CSV, KNEE)

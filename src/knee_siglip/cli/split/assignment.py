@@ -24,7 +24,6 @@ from knee_siglip.tables.ids import id_keys, known_ids
 from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.validation.splits.leakage import patient_ids
 
-STRATIFIED = ("kl_grade",)
 BALANCED = ("side", "view")
 """Followed with less weight than the stratified columns, where the table has them."""
 
@@ -62,7 +61,7 @@ def split_table(
     shares: Shares | None = None,
     *,
     seed: int = 0,
-    stratify: Sequence[str] = STRATIFIED,
+    stratify: Sequence[str] = (),
     pattern: str | None = None,
     links: Sequence[pd.Series] = (),
 ) -> tuple[pd.DataFrame, list[str]]:

@@ -62,7 +62,7 @@ def split(
 
 
 def default_stratified() -> list[str]:
-    """The column of the task's labels, by the project's params.yaml, if it has labels; outside a project the knee's.
+    """The column of the task's labels, or else those of its findings, by params.yaml; outside a project the knee's.
 
     Raises:
         UserError: params.yaml is invalid.
@@ -73,8 +73,9 @@ def default_stratified() -> list[str]:
     from knee_siglip.params.tasks import task_of
 
     root = find_project_root()
-    labels = task_of(load_params(root / PARAMS) if root else Params()).labels
-    return [labels.column] if labels else []
+    task = task_of(load_params(root / PARAMS) if root else Params())
+    columns = dict.fromkeys(finding.column for finding in task.findings.values() if finding.column)
+    return [task.labels.column] if task.labels else list(columns)
 
 
 def split_csv(

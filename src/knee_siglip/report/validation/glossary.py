@@ -38,6 +38,16 @@ GLOSSARY = {
     "bad_label": Entry(
         "Invalid grade", "A grade is one of the task's labels (params.yaml: task.labels) or empty.", "Correct the cell."
     ),
+    "whole_report": Entry(
+        "Whole reports",
+        "The column of impressions holds reports with sections, of which the impression is the one to train on.",
+        "Look at a few of the texts. validate.sections: impression takes that section, keep reads everything.",
+    ),
+    "report_without_impression": Entry(
+        "Reports without an impression",
+        "These reports have sections, but none that is called impression, conclusion or summary.",
+        "Leave the rows out, or write their impression in the column.",
+    ),
     "duplicate_row": Entry(
         "Duplicate row", "The row equals an earlier one in every cell, so it counts twice.", "Remove one of them."
     ),
