@@ -16,7 +16,7 @@ import torch
 from claims import Claim, conclude
 
 from knee_siglip.core import paths
-from knee_siglip.core.errors import run_stage
+from knee_siglip.core.running import run_stage
 from knee_siglip.evaluation.embedded import EmbeddedSplit, embed_prompts, embed_split
 from knee_siglip.evaluation.headline import headline_from_predictions
 from knee_siglip.evaluation.predictions import predictions_of

@@ -19,7 +19,7 @@ import numpy as np
 from claims import Claim, conclude
 
 from knee_siglip.core import paths
-from knee_siglip.core.errors import run_stage
+from knee_siglip.core.running import run_stage
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit, PromptEmbeds
 from knee_siglip.evaluation.evaluate import EvaluateFiles, embed
 from knee_siglip.evaluation.grounding import grounding_report

@@ -21,8 +21,8 @@ import pandas as pd
 from claims import Claim, conclude
 
 from knee_siglip.cli.train import BACKBONES, BEST_MODEL, CACHE_FACTS, MANIFEST, prepare
-from knee_siglip.core.errors import run_stage
 from knee_siglip.core.nesting import flatten
+from knee_siglip.core.running import run_stage
 from knee_siglip.inference.predictor import Predictor
 from knee_siglip.metrics.grading import agreement_metrics
 from knee_siglip.params.files import parse_params

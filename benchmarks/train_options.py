@@ -25,7 +25,7 @@ from sizes import SMALL, VIT_S
 from training_ways import Ours, Work
 
 from knee_siglip.core import paths
-from knee_siglip.core.errors import run_stage
+from knee_siglip.core.running import run_stage
 from knee_siglip.model.device import pick_device
 from knee_siglip.params.sections import GradientCheckpointingParams
 

@@ -39,7 +39,8 @@ from training_ways import Epoch, Kind, Ours, Way, Work
 
 from knee_siglip.cli.train import CACHE_FACTS, MANIFEST, prepare
 from knee_siglip.core import paths
-from knee_siglip.core.errors import UserError, run_stage
+from knee_siglip.core.errors import UserError
+from knee_siglip.core.running import run_stage
 from knee_siglip.params.sections import DataParams, Params
 from knee_siglip.store.pixels import read_cache_facts
 

@@ -4,8 +4,8 @@ Reads `model` of params.yaml; brings both encoders to models/backbones/{vision,t
 ones that ship with the project, a local folder's, or a hub repository's at a pinned commit.
 """
 
-from knee_siglip.core.errors import run_stage
 from knee_siglip.core.paths import BACKBONES, PARAMS
+from knee_siglip.core.running import run_stage
 from knee_siglip.encoders.backbones import write_backbones
 from knee_siglip.params.checks import check_divisible, vision_patch_size
 from knee_siglip.params.files import load_params

@@ -8,7 +8,7 @@ and figures/; and for the page, which the report stage draws, facts.json, exampl
 """
 
 from knee_siglip.core import paths
-from knee_siglip.core.errors import run_stage
+from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
 
 

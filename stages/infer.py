@@ -10,9 +10,9 @@ An unreadable image is a row with its error in `status` and is counted as `faile
 from pathlib import Path
 
 from knee_siglip.core import paths
-from knee_siglip.core.errors import run_stage
 from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.core.nesting import flatten
+from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
 from knee_siglip.params.tasks import task_of
 

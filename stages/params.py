@@ -4,8 +4,8 @@ Reads params.yaml as a whole; writes data/params_checked.txt, whose content neve
 params.yaml is checked at once and reruns nothing by itself.
 """
 
-from knee_siglip.core.errors import run_stage
 from knee_siglip.core.paths import PARAMS_CHECKED
+from knee_siglip.core.running import run_stage
 from knee_siglip.params.checks import check_inputs
 from knee_siglip.params.files import check_stated, load_params
 

@@ -10,7 +10,7 @@ A shard writes pixels only.
 
 import sys
 
-from knee_siglip.core.errors import run_stage
+from knee_siglip.core.running import run_stage
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.params.files import load_params
 from knee_siglip.store.pixels import build_cache, fill_shard

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from knee_siglip.core import paths
-from knee_siglip.core.errors import UserError, run_stage
+from knee_siglip.core.errors import UserError
+from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of

@@ -3,8 +3,8 @@
 Reads `sample` of params.yaml; draws the synthetic knees of the embedded default into data/sample/ (images/, train.csv).
 """
 
-from knee_siglip.core.errors import run_stage
 from knee_siglip.core.paths import SAMPLE
+from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
 from knee_siglip.sample.dataset import write_sample
 

@@ -10,15 +10,13 @@ on where its last state was saved.
 import sys
 
 from knee_siglip.core import paths
-from knee_siglip.core.errors import run_stage
+from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
-from knee_siglip.training.interruption import die_with_dvc
 from knee_siglip.training.launch import hand_over
 
 
 def main() -> None:
     """Train with params.yaml."""
-    die_with_dvc()
     params = load_params()
     hand_over(sys.argv)
     # After the params are checked: torch and transformers take seconds to import.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from knee_siglip.core.errors import run_stage
+from knee_siglip.core.running import run_stage
 from knee_siglip.training.run import train
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -27,8 +27,9 @@ from knee_siglip.cli.compare.command import compare
 from knee_siglip.cli.heatmap import draw_map
 from knee_siglip.cli.split.command import split
 from knee_siglip.cli.store import commands as store_commands
-from knee_siglip.core.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError, run_stage
+from knee_siglip.core.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError
 from knee_siglip.core.files import readable_name
+from knee_siglip.core.running import run_stage
 
 # torch, transformers and pandas are imported inside the commands: `--help` must not wait for them.
 if TYPE_CHECKING:

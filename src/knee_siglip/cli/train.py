@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knee_siglip.core import paths
-from knee_siglip.core.errors import UsageError, UserError, run_stage
+from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.core.processes import is_first_process
+from knee_siglip.core.running import run_stage
 from knee_siglip.params.checks import check_divisible, check_inputs, vision_patch_size
 from knee_siglip.params.files import load_params, parse_params, save_params
 from knee_siglip.params.sections import Params

@@ -1,8 +1,6 @@
-"""Errors that a user can mend, and the one place that shows them."""
+"""Errors that a user can mend."""
 
 import signal
-import sys
-from collections.abc import Callable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -27,12 +25,3 @@ class Interrupted(UserError):
     def __init__(self, message: str, number: signal.Signals) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
-
-
-def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; a `UserError` becomes one line on stderr and its exit code, without a traceback."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)

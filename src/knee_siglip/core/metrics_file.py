@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_text
 from knee_siglip.core.nesting import nest
 
@@ -32,8 +33,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file; empty where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """Read a JSON file that holds an object; empty where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, then run dvc repro") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (no JSON object); remove it, then run dvc repro")
+    return content
 
 
 def rounded(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Work in chunks on all cores, with a progress bar."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -17,12 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from threadpoolctl import threadpool_limits
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.running import die_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
 
 SMALLEST_CHUNK = 4
 """Handing over a chunk costs about what decoding a tenth of an image does."""
@@ -31,12 +28,6 @@ SMALLEST_CHUNK = 4
 def is_first_process() -> bool:
     """Whether this is the first of the processes that torchrun started together, or the only one."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def die_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this signal when the parent process dies (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 def split_chunks(items: Sequence[Item], limit: int, workers: int) -> list[Sequence[Item]]:

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from knee_siglip.core.files import atomic_text
 from knee_siglip.core.metrics_file import write_json, write_metrics
 from knee_siglip.evaluation.embedded import EmbeddedData
 from knee_siglip.evaluation.examples import gallery, worst_mistakes
@@ -97,7 +98,7 @@ def _write_examples(data: EmbeddedData, shown: MeasuredSplit, folder: Path) -> N
 
 
 def _write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> Path:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic_text(path) as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from knee_siglip.core.files import atomic_file
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.findings import finding_truth_and_scores
 from knee_siglip.metrics.matching.retrieval import FirstCorrect, contrastive_credit, embedding_scores
@@ -63,8 +64,8 @@ def embeddings_table(data: EmbeddedData) -> pd.DataFrame:
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Write either table as parquet; the file's bytes depend on its content alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(path, index=False)
+    with atomic_file(path) as file:
+        table.to_parquet(file, index=False)
 
 
 def _cells(split: EmbeddedSplit, grades: np.ndarray, rows: np.ndarray) -> pd.Series:

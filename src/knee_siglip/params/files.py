@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from knee_siglip.core.errors import UsageError
+from knee_siglip.core.files import atomic_text
 from knee_siglip.core.nesting import flatten
 from knee_siglip.core.paths import PARAMS
 from knee_siglip.params.checks import check_image_size, check_task
@@ -56,7 +57,7 @@ def save_params(params: Params, path: Path) -> None:
     """Write a params file that `load_params` reads back as it is."""
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 120
-    with path.open("w", encoding="utf-8") as file:
+    with atomic_text(path) as file:
         yaml.dump(params.to_dict(), file)
 
 

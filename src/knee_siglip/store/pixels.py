@@ -6,7 +6,6 @@ it lacks.
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import pandas as pd
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import atomic_file
+from knee_siglip.core.metrics_file import read_json, write_json
 from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.filling import fill
@@ -86,9 +87,9 @@ def build_cache(
         "rows": len(manifest),
         "images": len(set(ids)),
     }
-    index_path.parent.mkdir(parents=True, exist_ok=True)
-    index.to_parquet(index_path, index=False)
-    facts_path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    with atomic_file(index_path) as file:
+        index.to_parquet(file, index=False)
+    write_json(facts_path, facts)
 
 
 def fill_shard(manifest: pd.DataFrame, transform: Transform, shard: Shard) -> int:
@@ -120,9 +121,9 @@ def open_pixels(manifest: pd.DataFrame, facts_path: Path = paths.CACHE_FACTS) ->
 
 
 def read_cache_facts(facts_path: Path) -> dict[str, Any]:
-    """cache.json of the preprocess stage; `UserError` where there is none."""
-    try:
-        facts = json.loads(facts_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{facts_path} does not exist; run dvc repro preprocess") from None
-    return dict(facts)
+    """cache.json of the preprocess stage; `UserError` where there is none, or a damaged one."""
+    if not (facts := read_json(facts_path)):
+        raise UserError(f"{facts_path} does not exist; run dvc repro preprocess")
+    if not isinstance(facts.get("transform"), dict):
+        raise UserError(f"{facts_path} is damaged (no transform); remove it, then run dvc repro")
+    return facts

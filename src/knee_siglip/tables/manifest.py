@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import atomic_file
 from knee_siglip.core.paths import MANIFEST
 from knee_siglip.tables.ids import id_keys
 
@@ -42,8 +43,8 @@ def read_manifest(path: Path = MANIFEST) -> pd.DataFrame:
 
 def write_manifest(manifest: pd.DataFrame, path: Path = MANIFEST) -> None:
     """Write the manifest; equal content gives equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    manifest.reset_index(drop=True).to_parquet(path, index=False)
+    with atomic_file(path) as file:
+        manifest.reset_index(drop=True).to_parquet(file, index=False)
 
 
 def number_groups(table: pd.DataFrame, column: str) -> np.ndarray:

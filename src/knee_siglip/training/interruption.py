@@ -1,4 +1,4 @@
-"""SIGTERM (SLURM's pre-emption), Ctrl-C, and the death of `dvc`: training saves its state, reports it and ends."""
+"""SIGTERM (SLURM's pre-emption, the death of `dvc`) and Ctrl-C: training saves its state, reports it and ends."""
 
 import os
 import signal
@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-from knee_siglip.core.processes import die_with_parent
 
 ASKING_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """SIGUSR1 is what `sbatch --signal=USR1@120` sends before the time limit."""
@@ -46,13 +44,3 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def die_with_dvc() -> None:
-    """In a DVC stage, let the kernel send SIGTERM when `dvc` is killed; otherwise training would go on as an orphan.
-
-    Only in a stage: under `nohup` a training must outlive its shell. dvc.yaml starts it with `exec`, since otherwise
-    DVC's shell would be the parent. A program that replaces this process, such as torchrun, gets the signal too.
-    """
-    if "DVC_STAGE" in os.environ:
-        die_with_parent(signal.SIGTERM)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from knee_siglip.core.files import atomic_file, atomic_text
 from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.validation.issue import Issue, Severity
 
@@ -48,8 +49,7 @@ def write_results(
     folder: Path, table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any], label_column: str
 ) -> None:
     """Write issues.csv, metrics.json and rows.parquet, whether there are errors or not."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ISSUES).open("w", encoding="utf-8", newline="") as file:
+    with atomic_text(folder / ISSUES) as file:
         # all texts quoted: csv leaves a lone carriage return in a file name bare
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(COLUMNS)
@@ -58,7 +58,8 @@ def write_results(
     counts = {"errors": severities["error"], "warnings": severities["warning"], "dropped": severities["dropped"]}
     write_metrics(folder / METRICS, {**counts, **metrics})
     names = dict.fromkeys((*ROWS_COLUMNS, label_column))
-    table[[name for name in names if name in table]].to_parquet(folder / ROWS)
+    with atomic_file(folder / ROWS) as rows:
+        table[[name for name in names if name in table]].to_parquet(rows)
 
 
 def read_issues(folder: Path) -> list[Issue]:

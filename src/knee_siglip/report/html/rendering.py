@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from knee_siglip.core.files import atomic_file
 from knee_siglip.report.html.charts import legend
 from knee_siglip.report.html.numbers import number, percent, readable
 
@@ -20,8 +21,8 @@ from knee_siglip.report.html.numbers import number, percent, readable
 def write_html(path: Path, package: str, template: str, **context: Any) -> None:
     """Render `template` of `package` and write it. Lone surrogates, which UTF-8 does not know, become `?`."""
     html = _environment(package).get_template(template).render(context)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8", errors="replace", newline="\n")
+    with atomic_file(path) as file:
+        file.write(html.encode(errors="replace"))
 
 
 @cache

@@ -1,0 +1,103 @@
+"""How stages and commands run: what a user can mend is a sentence, and nothing outlives the `dvc` that started it."""
+
+import ctypes
+import errno
+import os
+import re
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+
+from knee_siglip.core.errors import EXIT_FAILED, UserError
+
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
+INTERRUPTED = 128 + signal.SIGINT
+
+REFUSALS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or ask for a larger quota",
+    errno.EFBIG: "raise the limit of the files' size (ulimit -f), or use another file system",
+    errno.EROFS: "make the file system writable, or run where it is",
+    errno.EACCES: "check the rights of the file and its folder",
+    errno.EPERM: "check the rights of the file and its folder",
+    errno.EIO: "the disk or the network drive fails: check it, and keep a copy of what it holds",
+    errno.ESTALE: "the network drive has changed: mount it again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files: end some programs",
+    errno.EISDIR: "a folder has the name of a file: remove or rename it",
+    errno.ENOTDIR: "a file has the name of a folder: remove or rename it",
+}
+"""What the system refuses, with what to do about it."""
+
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+NUMPY_SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run `main` of a stage or a command and exit with its code.
+
+    A `UserError`, a refusal of the disk (`REFUSALS`) and Ctrl-C become one line on stderr, without a traceback. In a
+    DVC stage the process ends with the `dvc` that started it.
+    """
+    die_with_dvc()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on with what is done", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if not (sentence := refusal(error)):
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+
+
+def refusal(error: BaseException) -> str:
+    """A sentence where the system's refusal is behind the error, also one that a library wrapped; empty otherwise."""
+    for cause in _causes(error):
+        if (number := _system_error(cause)) in REFUSALS:
+            named = getattr(cause, "filename", None)
+            name = f"{os.fsdecode(named)}: " if isinstance(named, (str, bytes)) else ""
+            return f"{name}{os.strerror(number)}; {REFUSALS[number]}, then run the same command again"
+    return ""
+
+
+def _system_error(error: BaseException) -> int:
+    """The system's number of an error, also where a library tells it in words only; 0 where there is none."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if found := RUST_ERROR.search(str(error)):
+        return int(found[1])
+    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+        return errno.ENOSPC
+    return errno.ENOSPC if isinstance(error, OSError) and NUMPY_SHORT_WRITE.search(str(error)) else 0
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def die_with_dvc() -> None:
+    """In a DVC stage, let the kernel send SIGTERM when `dvc` is killed; otherwise the stage would go on as an orphan.
+
+    Only in a stage: under `nohup` a training must outlive its shell. dvc.yaml starts stages with `exec`, since
+    otherwise DVC's shell would be the parent. A program that replaces this process, such as torchrun, gets the signal
+    too.
+    """
+    if "DVC_STAGE" in os.environ:
+        die_with_parent(signal.SIGTERM)
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this signal when the parent process dies (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
