@@ -284,12 +284,25 @@ def test_results_of_an_earlier_run_can_be_the_input(
 def test_only_a_few_batches_are_ahead_of_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[int] = []
     monkeypatch.setattr(batch_module, "available_cores", lambda: 2)
-    scorer: Any = SimpleNamespace(score=lambda rows: scored.append(len(rows)))
+    scorer: Any = SimpleNamespace(
+        predictor=SimpleNamespace(transform=None), score=lambda rows, images: scored.append(len(images))
+    )
     batches = scored_batches(scorer, iter([([""], None)] * 1000), batch_size=10)
     next(batches)
     assert sum(scored) <= 10 * (2 + batch_module.BATCHES_AHEAD)
     assert len(list(batches)) == 99
     assert sum(scored) == 1000
+
+
+def test_results_are_the_same_whether_read_here_or_in_processes(
+    run: Run, grey_image: Callable[[int], Path], tmp_path: Path
+) -> None:
+    table = "img_path\n" + "".join(f"{grey_image(60 * number).name}\n" for number in range(5)) + "gone.png\n"
+    written = []
+    for batch_size in (6, 2):
+        run(table, batch_size=batch_size)
+        written.append([(tmp_path / "out" / name).read_bytes() for name in outputs_module.NAMES])
+    assert written[0] == written[1]
 
 
 def test_output_names_follow_the_results_file() -> None:

@@ -58,15 +58,26 @@ def work_in_chunks(
                 yield function(chunk)
                 advance(len(chunk))
         return
-    # fork starts at once and does not import the caller's script (and torch with it) once per worker
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context, initializer=_set_up_worker)
-    try:
+    with worker_processes(min(workers, len(chunks)), description) as pool:
         sizes = {pool.submit(function, chunk): len(chunk) for chunk in chunks}
         with _progress(chunks, description) as advance:  # after the fork: its refresh thread must not be copied
             for future in as_completed(sizes):
                 yield future.result()
                 advance(sizes[future])
+
+
+@contextmanager
+def worker_processes(count: int, description: str) -> Iterator[ProcessPoolExecutor]:
+    """Processes for work that holds the interpreter lock; what still waits when the block ends is not done.
+
+    Raises:
+        UserError: a process was killed (mostly out of memory) or crashed inside a decoder.
+    """
+    # fork starts at once and does not import the caller's script (and torch with it) once per worker
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_set_up_worker)
+    try:
+        yield pool
     except BrokenProcessPool:
         raise UserError(
             f"{description}: a worker process died; out of memory, or a decoder crashed on a damaged file"

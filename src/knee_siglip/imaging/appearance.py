@@ -1,16 +1,20 @@
 """What looks wrong with a readable image: validation, inference and heat maps warn in the same words."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from knee_siglip.imaging.decode.decoded import Decoded
 from knee_siglip.imaging.decode.inversion import inversion_probability
 from knee_siglip.imaging.decode.read import decode, read_bytes
 
 logger = logging.getLogger(__name__)
+
+LEVELS = np.arange(256)
 
 FLAT_STD = 15.0
 """Grey levels of 255: below it little contrast is left. 1 % of real knees, legitimate ones among them."""
@@ -40,7 +44,10 @@ def appearance_warnings(std: float, inverted: float, doubtful: Sequence[str]) ->
 
 def warnings_of(image: Decoded) -> dict[str, str]:
     """`appearance_warnings` of a decoded image."""
-    return appearance_warnings(float(np.std(image.grey)), inversion_probability(image.grey), image.doubtful)
+    counts = np.array(Image.fromarray(image.grey).histogram())  # a quarter of np.std's time
+    mean = counts @ LEVELS / image.grey.size
+    std = math.sqrt(counts @ (LEVELS - mean) ** 2 / image.grey.size)
+    return appearance_warnings(std, inversion_probability(image.grey), image.doubtful)
 
 
 def read_with_warnings(path: Path) -> tuple[Decoded, dict[str, str]]:

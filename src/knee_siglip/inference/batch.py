@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from threadpoolctl import threadpool_limits
 
 from knee_siglip import __version__
+from knee_siglip.core.processes import worker_processes
 from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.appearance import warnings_of
 from knee_siglip.imaging.decode.read import ImageError, decode, read_bytes
@@ -167,21 +169,36 @@ def result_columns(queries: Sequence[str], labels: Labels) -> list[str]:
 
 
 def scored_batches(scorer: "_Scorer", rows: Iterable[Row], batch_size: int) -> Iterator[BatchResult]:
-    """Batches in order, each decoded and encoded by one thread, at most `BATCHES_AHEAD` of them ahead of the reader."""
-    workers = available_cores()
+    """Batches in order: each read by one process and encoded by one thread, a few ahead of who writes them.
+
+    Processes, because the PNG decoder holds the interpreter lock; what they send back is small. A single batch is read
+    here: starting processes takes longer.
+    """
+    workers, rows = available_cores(), iter(rows)
+    batches = iter(lambda: list(islice(rows, batch_size)), [])
+    first, second = next(batches, []), next(batches, [])
+    read = partial(prepare_images, scorer.predictor.transform)
+    if not second:
+        yield from [scorer.score(first, read(first))] if first else []
+        return
     pending: deque[Future[BatchResult]] = deque()
-    rows = iter(rows)
-    # Threads: Pillow, numpy and torch release the interpreter lock, and nothing has to be copied between processes.
-    with ThreadPoolExecutor(workers, thread_name_prefix="infer") as pool:
+    with worker_processes(workers, "Reading images") as readers, ThreadPoolExecutor(workers, "infer") as pool:
         try:
-            while batch := list(islice(rows, batch_size)):
-                pending.append(pool.submit(scorer.score, batch))
+            for batch in chain((first, second), batches):
+                images = readers.submit(read, batch)
+                pending.append(pool.submit(lambda batch, images: scorer.score(batch, images.result()), batch, images))
                 if len(pending) >= workers + BATCHES_AHEAD:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:
+            readers.shutdown(wait=False, cancel_futures=True)  # else threads wait for what nobody will read
             pool.shutdown(cancel_futures=True)
+
+
+def prepare_images(transform: Transform, rows: Sequence[Row]) -> list[PreparedImage]:
+    """Read the images of a batch."""
+    return [prepare_image(file, transform) for _, file in rows]
 
 
 def prepare_image(file: Path | None, transform: Transform) -> PreparedImage:
@@ -216,9 +233,8 @@ class _Scorer:
         if predictor.task.labels:
             predictor.grade_embeds  # noqa: B018 computed once, before the threads ask for it
 
-    def score(self, rows: Sequence[Row]) -> BatchResult:
-        """Decode and encode B rows."""
-        images = [prepare_image(file, self.predictor.transform) for _, file in rows]
+    def score(self, rows: Sequence[Row], images: Sequence[PreparedImage]) -> BatchResult:
+        """Encode B rows and their images."""
         results = [[*self.blank, image.error, ""] for image in images]
         embeds = np.full((len(images), self.width), np.nan, dtype=np.float32)
         readable = {row: image.pixels for row, image in enumerate(images) if image.pixels is not None}

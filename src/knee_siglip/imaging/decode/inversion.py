@@ -49,18 +49,25 @@ def _evidence(grey: np.ndarray) -> np.ndarray:
     Two knees have their dark background in the middle and bone at the sides: as a whole a normal film may look
     inverted, but each half is a knee like any other. Half of a single knee says little, the whole then decides.
     """
-    pixels = np.asarray(_shrunk(grey))
-    left, top, right, bottom = _without_borders(pixels)
+    image = _shrunk(grey)
+    box = left, top, right, bottom = _without_borders(np.asarray(image))
+    whole = _features(image, box)
     if right - left < WIDE * (bottom - top):
-        return features(grey)
-    middle = max(1, (left + right) * grey.shape[1] // (2 * pixels.shape[1]))
+        return whole
+    middle = max(1, (left + right) * grey.shape[1] // (2 * image.width))
     halves = [features(half) for half in (grey[:, :middle], grey[:, middle:])]
-    return (features(grey) + (halves[0] + halves[1]) / 2) / 2
+    return (whole + (halves[0] + halves[1]) / 2) / 2
 
 
 def features(grey: np.ndarray) -> np.ndarray:
     """grey: uint8 (H, W). Returns float64 (3,): corners, sides, gap; all 0 where nothing can be seen."""
-    ranks = _ranks(*_thumbnail(grey))
+    image = _shrunk(grey)
+    return _features(image, _without_borders(np.asarray(image)))
+
+
+def _features(image: Image.Image, box: "Box") -> np.ndarray:
+    """`features` of a shrunk image; box: without its borders."""
+    ranks = _ranks(*_thumbnail(image, box))
     corners = (ranks[:12, :8] + ranks[:12, -8:] + ranks[-12:, :8] + ranks[-12:, -8:]).mean() / 4
     sides = (ranks[:, :6] + ranks[:, -6:]).mean() / 2 - ranks[:, 16:48].mean()
     return np.array([corners, sides, _gap(ranks)], dtype=np.float64)
@@ -82,11 +89,9 @@ def _ranks(thumbnail: np.ndarray, outside: np.ndarray) -> np.ndarray:
     return np.where(outside, 0, table[thumbnail]).astype(np.float32)
 
 
-def _thumbnail(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The radiograph without its borders, uint8 (SIDE, SIDE), and where a tilted frame still shows, bool."""
-    image = _shrunk(grey)
+def _thumbnail(image: Image.Image, box: "Box") -> tuple[np.ndarray, np.ndarray]:
+    """The radiograph inside the box, uint8 (SIDE, SIDE), and where a tilted frame still shows, bool."""
     pixels = np.asarray(image)
-    box = _without_borders(pixels)
     frame = _frame_grey(pixels, box)
     box = _inset(_without_frame(pixels, box, frame), image.size)
     thumbnail = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, box=box))

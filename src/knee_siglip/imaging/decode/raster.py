@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from knee_siglip.imaging.decode.decoded import Decoded, ImageError, check_size, shown
 from knee_siglip.imaging.decode.modes import COLOURS, deep_colour, grey_of, sample_bits
-from knee_siglip.imaging.decode.png import check_rows, pixel_chunks
+from knee_siglip.imaging.decode.png import SIGNATURE, Content, check_rows, decode_plain, read_chunks
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 """Raster formats only: Pillow's EPS would start Ghostscript, and rare formats are rarely tested decoders."""
@@ -50,7 +50,7 @@ def is_picture(data: bytes) -> bool:
 
 
 def decode_picture(data: bytes, path: Path) -> Decoded:
-    """Decode a file's bytes with Pillow.
+    """Decode a file's bytes: plain PNGs by `decode_plain`, all else with Pillow.
 
     Raises:
         ImageError: no image of `FORMATS`, damaged, too large, several frames.
@@ -58,7 +58,9 @@ def decode_picture(data: bytes, path: Path) -> Decoded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            chunks = pixel_chunks(data, path) if data.startswith(b"\x89PNG") else []
+            content = read_chunks(data, path) if data.startswith(SIGNATURE) else Content([], [])
+            if plain := decode_plain(data, content):
+                return plain
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_size(image.width, image.height, path)
                 _check_single(image, path)
@@ -68,7 +70,7 @@ def decode_picture(data: bytes, path: Path) -> Decoded:
                 else:
                     grey = grey_of(image, data)
                 if image.format == "PNG":
-                    check_rows(data, chunks, grey, path)
+                    check_rows(data, content, grey, path)
                 return Decoded(grey, bits, kind)
         except ImageError:
             raise
