@@ -10,7 +10,7 @@ from knee_siglip.core.errors import UserError
 from knee_siglip.imaging.decode.dicom import SUFFIXES as DICOM_SUFFIXES
 from knee_siglip.importing import joining, proposals
 from knee_siglip.importing.columns import IMAGE, ROW, TABLE, fields, fill, grade_of, mapped
-from knee_siglip.importing.dicoms import IDS, dicom_rows
+from knee_siglip.importing.dicoms import dicom_rows
 from knee_siglip.importing.files import NO_SUFFIX, Files, is_table_name
 from knee_siglip.importing.layout import Layout, Texts, detect_layout, named_layout
 from knee_siglip.importing.outcome import Outcome
@@ -218,10 +218,7 @@ def join_table(rows: pd.DataFrame, path: Path, keys: tuple[str, str] | None, wor
     ours, theirs = joining.require_join(named, other, keys)
     joined = joining.join(named, other, {ours: theirs}, {}, work.outcome)
     extra = [name for name in joining.image_names(rows).columns if name in joined]
-    hidden = [theirs] if ours in IDS and not work.options.keep_ids and theirs not in IDS else []
-    if hidden:
-        work.outcome.note(f"{path.name}: {theirs} is left out: it holds the ids that pseudonyms replace")
-    return joined.drop(columns=extra + hidden)
+    return joined.drop(columns=extra)
 
 
 def _locate(rows: pd.DataFrame, image: str, work: Import) -> pd.DataFrame:

@@ -5,6 +5,7 @@ the impressions, and keeps one row an image. Nothing of the source is changed.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -67,7 +68,11 @@ def import_data(options: Options) -> tuple[pd.DataFrame, Outcome, Files]:
         reasons = "; ".join(f"{count:,} x {reason}" for reason, count in work.outcome.reasons().items())
         raise UserError(f"{source}: no row is left: {reasons or 'there is none'}")
     work.outcome.notes += layout.notes
-    return _finish(rows, work), work.outcome, work.images
+    return (
+        _finish(rows, [c.source for c in work.outcome.columns if c.name == "impression"], work),
+        work.outcome,
+        work.images,
+    )
 
 
 def _with_maps(layout: Layout, options: Options) -> Layout:
@@ -132,7 +137,7 @@ def _map_columns(rows: pd.DataFrame, layout: Layout, work: Import) -> pd.DataFra
         made |= {name: rows[name].map(lambda cell, name=name: our_value(name, cell)) for name in OURS if name in rows}
     used = {source for name, source in layout.columns.items() if source in rows.columns}
     texts = _impressions(rows.assign(**made), layout, options, outcome)
-    rows = _without_ids(rows.drop(columns=[name for name in used if name in rows]).assign(**made), work)
+    rows = _without_ids(rows.drop(columns=[*(used - {*IDS})]).assign(**made), work)
     rows = rows.rename(columns={name: f"source_{name}" for name in RESERVED if name in rows and name not in made})
     return rows.assign(impression=texts)
 
@@ -196,9 +201,13 @@ def _without_ids(rows: pd.DataFrame, work: Import) -> pd.DataFrame:
     """Of DICOM headers: pseudonyms in the place of patient and study ids, and no other id."""
     if "pixels_sha256" not in rows:
         return rows
-    rows = rows.drop(columns=[name for name in IDS if name in rows])
+    ids = rows[[name for name in IDS if name in rows]]
+    rows = rows.drop(columns=ids.columns)
     if work.options.keep_ids:
         return rows
+    if telling := [name for name in rows.columns if name not in (*OURS, *WORKING) and _repeats(rows[name], ids)]:
+        work.outcome.note(f"left out, for they hold the ids that pseudonyms replace: {', '.join(telling)}")
+        rows = rows.drop(columns=telling)
     key = pseudonym_key(work.options.out.parent)
     work.outcome.note(
         "patient_id and study_id are pseudonyms (HMAC-SHA-256); their key lies beside the CSV: keep it for further "
@@ -207,14 +216,23 @@ def _without_ids(rows: pd.DataFrame, work: Import) -> pd.DataFrame:
     return rows.assign(**{name: pseudonyms(rows[name], key) for name in ("patient_id", "study_id")})
 
 
-def _finish(rows: pd.DataFrame, work: Import) -> pd.DataFrame:
-    """Our columns first, then the others; totals for the report."""
+def _repeats(cells: pd.Series, ids: pd.DataFrame) -> bool:
+    """Whether a column mostly holds ids of its own rows, also as files' names: `ACC1.txt`."""
+    names = cells.map(lambda cell: PurePosixPath(cell).stem.casefold())
+    same = pd.concat([names == ids[name].str.strip().str.casefold() for name in ids.columns], axis=1).any(axis=1)
+    return bool((same & (names != "")).sum() > 0.5 * max(1, (names != "").sum()))
+
+
+def _finish(rows: pd.DataFrame, texts: Sequence[str], work: Import) -> pd.DataFrame:
+    """Our columns first, then the others; totals for the report.
+
+    texts: columns that the impressions were taken from; one that the impression repeats goes.
+    """
     outcome = work.outcome
     rows = rows.assign(img_path=rows[IMAGE])
     others = [name for name in rows.columns if name not in OURS and name not in WORKING]
-    same = {
-        f"source_{name}" for name in OURS if f"source_{name}" in others and rows[f"source_{name}"].eq(rows[name]).all()
-    }
+    ours = {"source_img_path": "img_path", "source_impression": "impression"} | dict.fromkeys(texts, "impression")
+    same = {name for name, made in ours.items() if name in rows and rows[name].eq(rows[made]).all()}
     carried = [name for name in others if not name.startswith("(") and name not in same]
     outcome.rows, outcome.images = len(rows), len(work.images.images)
     outcome.unused_images = outcome.images - rows[IMAGE].nunique()
