@@ -3,6 +3,7 @@
     knee-siglip infer --model_path models/best_model.pt --image_path knee.png
     knee-siglip infer --model_path models/best_model.pt --csv_path knees.csv --output_path results.csv
     knee-siglip train --data_path train.csv --image_size 448
+    knee-siglip import /data/NIH chests.csv --split
     knee-siglip split all.csv train.csv
     knee-siglip compare main my-experiment
     knee-siglip store show
@@ -25,6 +26,7 @@ import typer
 from knee_siglip import __version__
 from knee_siglip.cli.compare.command import compare
 from knee_siglip.cli.heatmap import draw_map
+from knee_siglip.cli.import_data import import_data
 from knee_siglip.cli.split.command import split
 from knee_siglip.cli.store import commands as store_commands
 from knee_siglip.core.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError
@@ -48,6 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(name="import")(import_data)
 app.command()(split)
 app.command()(compare)
 app.command(name="map")(draw_map)

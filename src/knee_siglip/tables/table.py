@@ -54,10 +54,17 @@ def read_table(path: Path) -> pd.DataFrame:
         TableError: missing, empty, another format or encoding, a NUL in a cell, twice the same column, or a row with
             more or fewer cells than the header.
     """
-    data = _bytes(path)
-    if data.startswith(PARQUET):
-        return _read_parquet(path)
-    header, *records = _records(path, _text(path, data))
+    data = read_decompressed(path)
+    return _read_parquet(path) if data.startswith(PARQUET) else parse_table(path, _text(path, data))
+
+
+def parse_table(path: Path, text: str) -> pd.DataFrame:
+    """A CSV's text, with a header, as `read_table` returns it; path: for messages.
+
+    Raises:
+        TableError: a NUL in a cell, twice the same column, or a row with more or fewer cells than the header.
+    """
+    header, *records = _records(path, text)
     if not header:
         raise TableError(f"{path}: the first row is blank; it must name the columns", row=1)
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
@@ -112,8 +119,12 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return texts.set_axis(pd.RangeIndex(FIRST_ROW, FIRST_ROW + len(table), name="row"), axis=0)
 
 
-def _bytes(path: Path) -> bytes:
-    """The file's content, decompressed."""
+def read_decompressed(path: Path) -> bytes:
+    """The file's content, decompressed if it is gzip.
+
+    Raises:
+        TableError: missing, a folder, unreadable or damaged.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -138,14 +149,16 @@ def _bytes(path: Path) -> bytes:
 
 def _text(path: Path, data: bytes) -> str:
     if data.startswith(WORKBOOKS):
-        raise TableError(f"{path} is an Excel workbook; save its sheet as CSV UTF-8")
+        raise TableError(f"{path} is an Excel workbook; save its sheet as CSV UTF-8, or give it to knee-siglip import")
     if encoding := next((name for mark, name in OTHER_ENCODINGS.items() if data.startswith(mark)), None):
-        raise TableError(f"{path} is {encoding}; save the file as CSV UTF-8")
+        raise TableError(f"{path} is {encoding}; save the file as CSV UTF-8, or give it to knee-siglip import")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise TableError(f"{path}: line {line} is not UTF-8; save the file as CSV UTF-8") from None
+        raise TableError(
+            f"{path}: line {line} is not UTF-8; save the file as CSV UTF-8, or give it to knee-siglip import"
+        ) from None
     if not text.strip():
         raise TableError(f"{path} is empty; it needs a header and rows")
     return text

@@ -1,0 +1,257 @@
+"""The rows of a source and their images: by a known layout, a table, DICOM headers, or folders of classes."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from knee_siglip.core.errors import UserError
+from knee_siglip.imaging.decode.dicom import SUFFIXES as DICOM_SUFFIXES
+from knee_siglip.importing import joining, proposals
+from knee_siglip.importing.columns import IMAGE, ROW, TABLE, fields, fill, grade_of, mapped
+from knee_siglip.importing.dicoms import dicom_rows
+from knee_siglip.importing.files import NO_SUFFIX, Files, is_table_name
+from knee_siglip.importing.layout import Layout, Texts, detect_layout, named_layout
+from knee_siglip.importing.outcome import Outcome
+from knee_siglip.importing.reading import read_any, read_tables
+from knee_siglip.importing.work import Import
+from knee_siglip.validation.rows import SPLIT_SYNONYMS
+
+CLASSES = (2, 60)
+"""Fewest and most classes that a folder of classes may have."""
+
+GRADE_WORDS = {
+    **{"normal": "0", "healthy": "0", "doubtful": "1", "minimal": "2", "mild": "2"},
+    **{"moderate": "3", "severe": "4"},
+}
+
+
+def find_rows(work: Import) -> tuple[Layout, pd.DataFrame]:
+    """The layout, and rows that each have an image."""
+    options, files = work.options, work.files
+    name = options.layout or _detected(work)
+    if name:
+        layout = named_layout(name)
+        work.outcome.layout = name
+        return layout, _layout_rows(layout, work)
+    tables = [options.source.name] if options.source.is_file() else [n for n in files.names if is_table_name(n)]
+    if options.source.is_file() or (tables := _with_images(tables, work)):
+        return _table_rows(tables, work)
+    if dicoms := _dicom_names(work.images):
+        work.outcome.layout = "DICOM headers"
+        return _dicom_layout(), dicom_rows(work.images.root, dicoms, work.outcome)
+    work.outcome.layout = "folders of classes"
+    return _class_rows(work)
+
+
+def _detected(work: Import) -> str | None:
+    """The preset that the folder is laid out as; for a table only where it is one of the preset's."""
+    name = detect_layout(work.files)
+    if name and work.options.source.is_file():
+        layout = named_layout(name)
+        patterns = [pattern for table in (*layout.tables, *layout.joins) for pattern in table.files]
+        known = {found for pattern in patterns for found in work.files.matching(pattern)}
+        return name if work.options.source.name in known else None
+    return name
+
+
+def _layout_rows(layout: Layout, work: Import) -> pd.DataFrame:
+    outcome, encoding = work.outcome, work.options.encoding
+    if not layout.tables:
+        rows = _path_rows(layout, work)
+    else:
+        parts = [read_tables(table, work.files, outcome, encoding) for table in layout.tables]
+        found = [part for part in parts if part is not None]
+        if not found:
+            wanted = ", ".join(pattern for table in layout.tables for pattern in table.files)
+            raise UserError(f"{work.options.source}: the layout {outcome.layout} needs {wanted}, which is not there")
+        rows = pd.concat(found, ignore_index=True).fillna("")
+    for name, pattern in layout.patterns.items():
+        rows = rows.join(path_groups(fill(rows, name, "the rows"), pattern))
+    rows = _valued(rows, layout)
+    for joined in layout.joins:
+        other = read_tables(joined, work.files, outcome, encoding)
+        if other is None:
+            outcome.note(f"{' or '.join(joined.files)} is not there: its columns are missing")
+            needed = [name for source in layout.columns.values() for name in fields(source)]
+            rows = rows.assign(**{name: "" for name in needed if name not in rows})
+        else:
+            rows = joining.join(rows, _valued(other, layout), joined.on, joined.prefer, outcome)
+    for name, source in layout.columns.items():
+        outcome.mapped(name, source, f"layout {outcome.layout}")
+    if not layout.tables:
+        return rows
+    outcome.mapped("img_path", layout.image, f"layout {outcome.layout}")
+    return _locate(rows, work.options.maps.get("img_path", layout.image), work)
+
+
+def _path_rows(layout: Layout, work: Import) -> pd.DataFrame:
+    """The images whose paths a layout's patterns match, with their groups as columns."""
+    skipped = {
+        name: reason
+        for pattern, reason in layout.skip.items()
+        for name in work.images.images
+        if re.search(pattern, name)
+    }
+    kept = [name for name in work.images.images if name not in skipped]
+    if not kept:  # what a larger download leaves out is all that is here
+        kept, skipped = work.images.images, {}
+    names = pd.Series(kept, dtype=object)
+    rows = pd.DataFrame({IMAGE: names, TABLE: "", ROW: ""})
+    groups = path_groups(names, *layout.paths)
+    rows = rows.join(groups)
+    unknown = (groups == "").all(axis=1)
+    if unknown.all():
+        raise UserError(f"{work.images.root}: no image's path is that of the layout {work.outcome.layout}")
+    work.outcome.dropped += [("", "", name, reason) for name, reason in skipped.items()]
+    work.outcome.read("images by their paths", len(rows))
+    return work.outcome.drop(rows, unknown, "its path is not the layout's").reset_index(drop=True)
+
+
+def _table_rows(tables: Sequence[str], work: Import) -> tuple[Layout, pd.DataFrame]:
+    """The table that names the images, with those joined that have an id of it; columns are proposed."""
+    options, outcome = work.options, work.outcome
+    first = read_any(work.files.root / tables[0], outcome, options.encoding, options.sheet)
+    outcome.read(tables[0], len(first))
+    if first.empty:
+        raise UserError(f"{work.files.root / tables[0]} has a header and no rows")
+    if not options.images and (root := proposals.absolute_root(first)):
+        work.images = Files(root)
+    given = dict(options.maps)
+    image = given.get("img_path") or proposals.image_column(first, work.images)
+    rows = _locate(first, image, work)
+    for name in tables[1:]:
+        other = read_any(work.files.root / name, outcome, options.encoding)
+        if keys := joining.common_id(rows, other):
+            outcome.read(name, len(other))
+            rows = joining.join(rows, other, {keys[0]: keys[1]}, {}, outcome)
+    rows = join_given(rows, work)
+    layout = proposals.propose(rows, work.images, outcome, {"img_path": image, **given})
+    if "img_path" not in given:
+        outcome.mapped("img_path", image, "its cells name images that are there")
+    return layout, rows
+
+
+def _with_images(tables: Sequence[str], work: Import) -> list[str]:
+    """The tables of a folder, the one first that names most images; none if no table names any."""
+    shares = {}
+    for name in tables:
+        try:
+            table = read_any(work.files.root / name, Outcome(""), work.options.encoding)
+            column = proposals.image_column(table, work.images)
+            shares[name] = sum(found is not None for found in work.images.locate(table[column].tolist()))
+        except UserError:
+            continue
+    ranked = sorted(shares, key=lambda name: -shares[name])
+    return [*ranked[:1], *(name for name in tables if name != ranked[0])] if ranked else []
+
+
+def _dicom_names(files: Files) -> list[str]:
+    """Files that may be DICOMs; none where pictures are more."""
+    dicoms = [
+        name
+        for name in files.images
+        if (suffix := PurePosixPath(name).suffix.lower()) in DICOM_SUFFIXES
+        or suffix in NO_SUFFIX
+        or suffix[1:].isdecimal()
+    ]
+    return dicoms if len(dicoms) > len(files.images) / 2 else []
+
+
+def _dicom_layout() -> Layout:
+    columns = {"patient_id": "PatientID", "study_id": "StudyInstanceUID", "side": "side", "view": "view"}
+    return Layout(title="DICOM headers", columns=columns)
+
+
+def _class_rows(work: Import) -> tuple[Layout, pd.DataFrame]:
+    """Images in a folder for each class; a folder above it may be the split."""
+    names = [name for name in work.images.images if "/" in name]
+    classes = sorted({name.split("/")[-2] for name in names} - set(SPLIT_SYNONYMS))
+    if not CLASSES[0] <= len(classes) <= CLASSES[1]:
+        found = f"{len(work.images.images):,} images in {len(classes)} folders"
+        raise UserError(
+            f"{work.options.source} holds {found} and no table that names them: give the table, with --images for the "
+            f"folder of its images; folders of classes are {CLASSES[0]} to {CLASSES[1]}"
+        )
+    folders = [name.split("/")[:-1] for name in names]
+    splits = ["".join(SPLIT_SYNONYMS.get(part.casefold(), "") for part in parts[:-1]) for parts in folders]
+    rows = pd.DataFrame({IMAGE: names, TABLE: "", ROW: "", "class": [parts[-1] for parts in folders]})
+    columns = {"split": "(split)"} if any(splits) else {}
+    rows = rows.assign(**({"(split)": splits} if any(splits) else {}))
+    work.outcome.read("images by their folders", len(rows))
+    work.outcome.mapped("impression", "class", "the image's folder")
+    grades = {name: _class_grade(name) for name in classes}
+    if all(grades.values()) and len(set(grades.values())) == len(classes):
+        rows["kl_grade"] = rows["class"].map(grades)
+        work.outcome.mapped("kl_grade", "class", "all folders are named like grades")
+        texts = Texts(column="kl_grade", texts=proposals.GRADE_TEXTS)
+        return Layout(title="classes", columns={**columns, "kl_grade": "kl_grade"}, texts=texts), rows
+    sentences = {name: name.replace("_", " ").replace("-", " ").strip().capitalize() + "." for name in classes}
+    return Layout(title="classes", columns=columns, texts=Texts(column="class", texts=sentences)), rows
+
+
+def _class_grade(name: str) -> str:
+    """`3`, `KL3`, `3Moderate` and `Moderate` to 3; '' for others."""
+    words = re.sub(r"[\d\W_]+", "", name.casefold())
+    digits = re.sub(r"\D+", "", name)
+    if words in GRADE_WORDS and digits in ("", *"01234"):
+        return digits or GRADE_WORDS[words]
+    return grade_of(name)
+
+
+def join_given(rows: pd.DataFrame, work: Import) -> pd.DataFrame:
+    """The rows with the tables of --join, once."""
+    for text in work.options.joins:
+        file, keys = joining.parse_join(text)
+        if any(join.table == Path(file).name for join in work.outcome.joins):
+            continue
+        rows = join_table(rows, Path(file), keys, work)
+    return rows
+
+
+def join_table(rows: pd.DataFrame, path: Path, keys: tuple[str, str] | None, work: Import) -> pd.DataFrame:
+    """The rows with the columns of another table; keys: the rows' and its column, None: those that fit."""
+    other = read_any(path, work.outcome, work.options.encoding, work.options.sheet)
+    work.outcome.read(path.name, len(other))
+    named = rows.join(joining.image_names(rows))
+    ours, theirs = joining.require_join(named, other, keys)
+    joined = joining.join(named, other, {ours: theirs}, {}, work.outcome)
+    extra = [name for name in joining.image_names(rows).columns if name in joined]
+    return joined.drop(columns=extra)
+
+
+def _locate(rows: pd.DataFrame, image: str, work: Import) -> pd.DataFrame:
+    """The rows with their images; those without are dropped."""
+    cells = fill(rows, image, "img_path")
+    located = pd.Series(work.images.locate(cells.tolist()), rows.index, dtype=object)
+    rows = rows.assign(**{IMAGE: located.fillna(cells)})
+    if located.isna().all():
+        example = next(iter(cells[cells != ""]), "")
+        raise UserError(
+            f"none of the {len(rows):,} images is below {work.images.root}, {example!r} for example; name their folder "
+            "with --images"
+        )
+    rows = work.outcome.drop(rows, cells == "", "it names no image")
+    missing = located[rows.index].isna()
+    return work.outcome.drop(rows, missing, f"its image is not there, or two have its name (below {work.images.root})")
+
+
+def _valued(rows: pd.DataFrame, layout: Layout) -> pd.DataFrame:
+    """The rows with the source's values as the layout maps them; those of our own columns are mapped later."""
+    named = {name: values for name, values in layout.values.items() if name in rows and name not in layout.columns}
+    return rows.assign(**{name: mapped(rows[name], values) for name, values in named.items()})
+
+
+def path_groups(cells: pd.Series, *patterns: str) -> pd.DataFrame:
+    """Named groups of the first pattern that is found in each cell, '' where none is."""
+    compiled = [re.compile(pattern) for pattern in patterns]
+    names = list(dict.fromkeys(name for pattern in compiled for name in pattern.groupindex))
+    records = []
+    for cell in cells:
+        match = next((found for pattern in compiled if (found := pattern.search(cell))), None)
+        records.append(
+            dict.fromkeys(names, "")
+            | {name: value or "" for name, value in (match.groupdict() if match else {}).items()}
+        )
+    return pd.DataFrame(records, index=cells.index, columns=names, dtype=object)

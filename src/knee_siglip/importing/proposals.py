@@ -1,0 +1,190 @@
+"""What the columns of an unknown table mean, by their names and their contents."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from knee_siglip.core.errors import UserError
+from knee_siglip.importing.columns import SIDES, WORKING, grade_of
+from knee_siglip.importing.files import Files, common_length
+from knee_siglip.importing.layout import Layout, Texts
+from knee_siglip.importing.outcome import Outcome
+from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.validation.rows import SPLIT_SYNONYMS
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "img_path": (
+        *("imgpath", "imagepath", "path", "filepath", "file", "filename", "image", "imagefile", "img", "imagename"),
+        *("imageindex", "imageid", "dicomid", "dicom", "pathtoimage", "png", "jpg", "fname", "archivo", "ruta", "bild"),
+    ),
+    "impression": (
+        *("impression", "impressions", "impresion", "impresiondiagnostica", "impressao", "beurteilung", "conclusion"),
+        *("conclusions", "conclusao", "sectionimpression", "report", "reporttext", "radiologyreport", "informe"),
+        *("befund", "befundtext", "laudo", "relatorio", "compterendu", "rapport", "text", "findings", "hallazgos"),
+        *("achados", "resultats", "caption", "description", "diagnosis", "diagnose", "diagnostico", "label", "class"),
+        *("category", "finding", "labels"),
+    ),
+    "split": ("split", "set", "subset", "partition", "fold", "phase", "dataset", "usage"),
+    "patient_id": (
+        *(
+            "patientid",
+            "patient",
+            "subjectid",
+            "subject",
+            "patid",
+            "pid",
+            "mrn",
+            "person",
+            "personid",
+            "deidpatientid",
+            "caseid",
+        ),
+        *("patientnumber", "participantid", "idpaciente", "paciente", "patientennummer", "patnr", "idpatient"),
+    ),
+    "study_id": ("studyid", "study", "studyinstanceuid", "accession", "accessionnumber", "examid", "exam", "reportid"),
+    "side": ("side", "laterality", "imagelaterality", "lado", "seite", "cote", "knee", "leg"),
+    "view": ("view", "viewposition", "projection", "viewpoint", "proyeccion", "projektion", "incidence"),
+    "kl_grade": ("klgrade", "kl", "klg", "kellgrenlawrence", "kellgrenlawrencegrade", "klscore", "xrkl", "grade"),
+}
+"""Ours to how others name them, letters and digits only, the best first."""
+
+LOOKED_AT = 300
+"""Distinct cells of a column that are looked at."""
+
+FOUND_IMAGES, FITTING_VALUES = 0.5, 0.9
+"""Shares of those from which a column names images, or holds what it must."""
+
+WORDS_OF_TEXT = 4
+"""Mean number of words from which a column without a known name may be an impression."""
+
+GRADE_TEXTS = {
+    "0": "Normal {side} knee, KL grade 0.",
+    "1": "Doubtful osteoarthritis of the {side} knee, KL grade 1.",
+    "2": "Mild osteoarthritis of the {side} knee, KL grade 2.",
+    "3": "Moderate osteoarthritis of the {side} knee, KL grade 3.",
+    "4": "Severe osteoarthritis of the {side} knee, KL grade 4.",
+}
+
+
+def propose(table: pd.DataFrame, files: Files, outcome: Outcome, given: dict[str, str]) -> Layout:
+    """A layout for a table; given: columns that the user has mapped.
+
+    Raises:
+        UserError: no column names images that are there.
+    """
+    chosen = dict(given)
+    if "img_path" not in chosen:
+        chosen["img_path"] = image_column(table, files)
+        outcome.mapped("img_path", chosen["img_path"], "its cells name images that are there")
+    for name in ("split", "patient_id", "study_id", "side", "view", "kl_grade"):
+        if name not in chosen and (source := _by_name(table, name, set(chosen.values()))):
+            chosen[name] = source
+            outcome.mapped(name, source, "its name and its values")
+    texts = [chosen.pop("impression")] if "impression" in chosen else text_columns(table, set(chosen.values()))
+    if "impression" not in given and texts:
+        outcome.mapped("impression", ", else ".join(texts), "its name" if _key_in(texts[0]) else "it holds sentences")
+    columns = {name: source for name, source in chosen.items() if name != "img_path"}
+    composed = None
+    if not texts and "kl_grade" in columns:
+        composed = Texts(column="kl_grade", texts=GRADE_TEXTS)
+    return Layout(title="a table", image=chosen["img_path"], columns=columns, impression=texts, texts=composed)
+
+
+def image_column(table: pd.DataFrame, files: Files) -> str:
+    """The column whose cells name most images; of equals the one with the best name.
+
+    Raises:
+        UserError: none names half of its images.
+    """
+    shares = {name: _share_of_images(table[name], files) for name in table.columns if name not in WORKING}
+    ranks = {name: _rank(name, "img_path") for name in shares}
+    best = max(shares, key=lambda name: (shares[name], -ranks[name]))
+    if shares[best] >= FOUND_IMAGES:
+        return best
+    named = [name for name in shares if ranks[name] < len(NAMES["img_path"])]
+    example = ""
+    if named:
+        name = min(named, key=ranks.__getitem__)
+        example = f"; {name!r} has cells such as {next(iter(_sample(table[name])), '')!r}"
+    raise UserError(
+        f"no column of {table.iloc[0][WORKING[0]] if len(table) else 'the table'} names images below {files.root} "
+        f"({len(files.images):,} images there){example}; name their folder with --images, or the column with "
+        f"--map img_path=COLUMN; the columns are {', '.join(shares)}"
+    )
+
+
+def absolute_root(table: pd.DataFrame) -> Path | None:
+    """The folder that holds the images which the table names by absolute paths; None where it names none."""
+    for name in table.columns:
+        cells = [cell for cell in _sample(table[name]) if cell.startswith("/") and Path(cell).is_file()]
+        if cells and len(cells) >= FOUND_IMAGES * len(_sample(table[name])):
+            folders = [Path(cell).parent.parts for cell in table[name] if cell.startswith("/")]
+            common = Path(*folders[0][: common_length(folders)])
+            return common if len(common.parts) > 1 else None
+    return None
+
+
+def _share_of_images(cells: pd.Series, files: Files) -> float:
+    sample = _sample(cells)
+    return sum(name is not None for name in files.locate(sample)) / max(1, len(sample))
+
+
+def _sample(cells: pd.Series) -> list[str]:
+    distinct = [cell for cell in cells.unique() if cell.strip()]
+    step = max(1, len(distinct) // LOOKED_AT)
+    return distinct[::step][:LOOKED_AT]
+
+
+def _by_name(table: pd.DataFrame, ours: str, taken: set[str]) -> str | None:
+    """The column with the best of the known names whose values fit."""
+    named = [name for name in table.columns if name not in (*taken, *WORKING) and _rank(name, ours) < len(NAMES[ours])]
+    fitting = [name for name in named if _fits(ours, table[name])]
+    return min(fitting, key=lambda name: _rank(name, ours), default=None)
+
+
+def _fits(ours: str, cells: pd.Series) -> bool:
+    sample = [cell.strip().casefold() for cell in _sample(cells)]
+    if not sample:
+        return False
+    if ours == "split":
+        return all(cell in SPLIT_SYNONYMS or cell in SPLITS for cell in sample)
+    if ours == "side":
+        return sum(cell in SIDES for cell in sample) >= FITTING_VALUES * len(sample)
+    if ours == "kl_grade":
+        return sum(grade_of(cell) != "" for cell in sample) >= FITTING_VALUES * len(sample)
+    return True
+
+
+def text_columns(table: pd.DataFrame, taken: set[str]) -> list[str]:
+    """The column with the impression, and with the findings that stand in where it is empty."""
+    free = [name for name in table.columns if name not in (*taken, *WORKING) and _sample(table[name])]
+    named = sorted((name for name in free if _key_in(name)), key=lambda name: _rank(name, "impression"))
+    worded = [name for name in named if _words(table[name]) >= 2] or named[:1]
+    if worded:
+        reports = [
+            name for name in worded[1:] if _key(name) in ("findings", "report", "hallazgos", "achados", "befund")
+        ]
+        return [worded[0], *reports[:1]]
+    sentences = {name: _words(table[name]) for name in free}
+    best = max(sentences, key=sentences.__getitem__, default=None)
+    return [best] if best is not None and sentences[best] >= WORDS_OF_TEXT else []
+
+
+def _words(cells: pd.Series) -> float:
+    sample = _sample(cells)
+    return sum(len(re.findall(r"[^\W\d_]{2,}", cell)) for cell in sample) / max(1, len(sample))
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def _key_in(name: str) -> bool:
+    return _key(name) in NAMES["impression"]
+
+
+def _rank(name: str, ours: str) -> int:
+    """Position among the known names; their number where it is none of them."""
+    names = NAMES[ours]
+    return names.index(_key(name)) if _key(name) in names else len(names)
