@@ -109,8 +109,9 @@ def _seen_from(names: list[str], files: "Files", folder: Path) -> list[str]:
         UsageError: a path is no Unicode text, as a CSV needs it.
     """
     root, start = files.root.resolve(), folder.resolve()
-    inside = root.is_relative_to(start)
-    paths = [(Path(os.path.relpath(root, start)) / name if inside else root / name).as_posix() for name in names]
+    base = Path(os.path.relpath(root, start)) if root.is_relative_to(start) else root
+    prefix = "" if base == Path() else f"{base.as_posix()}/"
+    paths = [f"{prefix}{name}" for name in names]
     if broken := next((path for path in paths if any("\ud800" <= char <= "\udfff" for char in path)), None):
         raise UsageError(f"{os.fsencode(broken)!r} is no Unicode text, as a CSV needs it; rename the file or folder")
     return paths

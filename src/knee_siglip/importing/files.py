@@ -5,7 +5,8 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import splitext
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.imaging.decode.dicom import SUFFIXES as DICOM_SUFFIXES
@@ -55,26 +56,26 @@ class Files:
         if not found and distinct:
             found = candidates
         if len(found) > 1:
-            found = [name for name in found if PurePosixPath(name).name.casefold() == parts[-1].casefold()] or found
+            found = [name for name in found if name.rpartition("/")[2].casefold() == parts[-1].casefold()] or found
         return found[0] if len(found) == 1 else None
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file's suffix may be an image's; a DICOM may have none."""
-    suffix = PurePosixPath(name).suffix.lower()
+    suffix = splitext(name)[1].lower()
     return suffix in IMAGES or suffix in NO_SUFFIX or suffix[1:].isdecimal()
 
 
 def is_table_name(name: str) -> bool:
     """Whether a file's suffix may be a table's."""
-    return PurePosixPath(name).suffix.lower() in TABLES
+    return splitext(name)[1].lower() in TABLES
 
 
 def bare_name(name: str) -> str:
     """A file's name without its image suffixes: `1_IM-0001-4001` for `images/1_IM-0001-4001.dcm.png`."""
     name = name.rpartition("/")[2]
-    while (path := PurePosixPath(name)).suffix.lower() in IMAGES and path.stem:
-        name = path.stem
+    while (parts := splitext(name))[1].lower() in IMAGES and parts[0]:
+        name = parts[0]
     return name
 
 
