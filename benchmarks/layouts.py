@@ -1,8 +1,8 @@
 """python benchmarks/layouts.py [--layouts nih mura ...] [--output FILE]
 
 Every public data set's layout in miniature, from its download to a finished `dvc repro`, by the commands a user types:
-`knee-siglip import`, then `dvc repro` with the CSV in params.yaml, in a clone of the committed pipeline. Prints the exit
-code of both for each layout. The texts are few and the images noise: no figure of the models means anything.
+`knee-siglip import`, then `dvc repro` with the CSV in params.yaml, in a clone of the committed pipeline. Prints the
+exit code of both for each layout. The texts are few and the images noise: no figure of the models means anything.
 """
 
 import argparse
