@@ -116,3 +116,10 @@ def is_under(file: Path, deps: list[str]) -> bool:
 def test_every_out_is_cached_so_that_the_run_cache_restores_the_stage(stage: str) -> None:
     """DVC keeps no run of a stage with an uncached out, unless it is a metric: going back would train again."""
     assert [out for out in stages()[stage].get("outs", []) if not isinstance(out, str)] == []
+
+
+def test_the_tasks_file_reruns_what_asks_it_and_no_training() -> None:
+    """Other stages check the file too, with the whole of params.yaml, but none of their outs depends on it."""
+    of_the_file = {name for name, stage in stages().items() if "${task}" in stage["deps"]}
+    assert of_the_file == {"params", "validate", "evaluate", "report", "infer"}
+    assert "evaluate.label_prompts" in stages()["infer"]["params"]

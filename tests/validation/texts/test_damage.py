@@ -63,3 +63,27 @@ def test_thousands_of_rows_are_told_once_and_twenty_listed():
     assert issues[0].row is None
     assert issues[0].message.startswith("1,000 rows (100.0%) hold characters that are HTML entities")
     assert [issue.row for issue in issues[1:]] == list(range(2, 22))
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Остеоартроз коленного сустава", "cp1251"),
+        ("Норма", "koi8-r"),
+        ("膝关节退行性变", "gbk"),
+        ("変形性膝関節症", "shift_jis"),
+        ("골절 없음", "euc-kr"),
+        ("Staw kolanowy prawidłowy", "cp1250"),
+        ("Příčina nejasná", "cp1250"),
+        ("Οστεοαρθρίτιδα", "cp1253"),
+    ],
+)
+def test_other_code_pages_read_as_latin_1(text, encoding):
+    table = pd.DataFrame({"img_path": ["a.png"], "impression": [text.encode(encoding).decode("latin-1")]}, index=[2])
+    assert "other_code_page" in {issue.check for issue in check_damage(table)}
+
+
+def test_accents_and_symbols_are_no_damage():
+    texts = ["Œdème, créée, façade", "22½°, 5±3 mm, 10 cm³, 3 µm", "¿Fractura?", "«Pincement»", "• OA", "Ahlbäck"]
+    table = pd.DataFrame({"img_path": ["a.png"] * len(texts), "impression": texts}, index=range(2, len(texts) + 2))
+    assert check_damage(table) == []

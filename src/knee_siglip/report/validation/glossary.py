@@ -38,6 +38,16 @@ GLOSSARY = {
     "bad_label": Entry(
         "Invalid grade", "A grade is one of the task's labels (params.yaml: task.labels) or empty.", "Correct the cell."
     ),
+    "foreign_corpus": Entry(
+        "Impressions in another language",
+        "Judged together, the impressions are not English, which the text encoder was trained on.",
+        "Translate them, or take a multilingual text encoder.",
+    ),
+    "other_code_page": Entry(
+        "Text of another code page",
+        "The text was written in one encoding and read in another, so its letters are others.",
+        "Export it again, as UTF-8.",
+    ),
     "whole_report": Entry(
         "Whole reports",
         "The column of impressions holds reports with sections, of which the impression is the one to train on.",

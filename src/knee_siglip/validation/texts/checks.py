@@ -38,7 +38,7 @@ def check_texts(table: pd.DataFrame, tokens: Tokens | None, task: Task) -> list[
         *check_missing(table),
         *check_boilerplate(table, task),
         *check_damage(table),
-        *check_language(table),
+        *check_language(table, tokens),
         *check_personal_data(table),
         *check_side(table, task),
         *check_grade(table, task),

@@ -4,12 +4,15 @@ Scripts are counted by letter; languages in Latin script are told by py3langid (
 """
 
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from knee_siglip.task import knee
 from knee_siglip.validation.issue import Issue, issues_of_texts
+from knee_siglip.validation.texts.tokens import Tokens
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -22,8 +25,20 @@ TIMES_LIKELIER = 40
 """A text is foreign where another language is so many times likelier than English: anatomy is half Latin, and "Patella
 alta, bipartite patella" reaches 25. Measured by benchmarks/libraries.py with py3langid 0.4, which scales by length."""
 
+CORPUS_TIMES_LIKELIER, CORPUS_FROM, CORPUS_TEXTS = 3, 20, 300
+"""All texts together are foreign where another language is so many times likelier, if there are so many distinct ones
+(fewer: `TIMES_LIKELIER`); judged are the first ones. Of 200 draws of 20 English impressions none was suspected, of 20
+of four other languages and of stemmed Spanish all (docs/decisions.md)."""
+
+MULTILINGUAL = "google/siglip-base-patch16-256-multilingual"
+
 CHARACTERS_JUDGED = 300
 """The beginning of a text; judging takes microseconds per character."""
+
+FEWEST_TEXTS = 5
+
+ENGLISH = [text for prompts in knee.KL_PROMPTS.values() for text in prompts]
+"""English impressions, to compare with what a tokenizer makes of others."""
 
 EPONYMS = ("ahlbäck",)
 """Names in English impressions whose foreign letters would decide."""
@@ -34,8 +49,19 @@ LANGUAGES |= {"no": "Norwegian", "pl": "Polish", "pt": "Portuguese", "ro": "Roma
 LANGUAGES |= {"tr": "Turkish", "vi": "Vietnamese"}
 
 
-def check_language(table: pd.DataFrame) -> list[Issue]:
-    """Warnings for texts in another script, or in Latin script and another language."""
+def check_language(table: pd.DataFrame, tokens: Tokens | None = None) -> list[Issue]:
+    """Warnings for texts in another script, or in Latin script and another language; one if that is so of all together.
+
+    tokens: what the tokenizer makes of them is told beside what it makes of English.
+    """
+    texts = list(table["impression"].unique())
+    if (spoken := corpus_language(texts)) is not None:
+        made = "" if tokens is None else f" {tokens.compared(table['text'], ENGLISH)};"
+        message = (
+            f"the impressions, judged together, seem to be in {spoken}; the text encoder knows English:{made} "
+            f"translate them, or take a multilingual encoder (model.text: {MULTILINGUAL})"
+        )
+        return [Issue("warning", "foreign_corpus", None, "", message)]
     return [
         *issues_of_texts(table, "foreign_script", _script_message, "are not written in Latin script"),
         *issues_of_texts(table, "foreign_language", _language_message, "seem to be in another language than English"),
@@ -53,14 +79,33 @@ def foreign_script(text: str) -> tuple[str, float] | None:
     return max(sorted(set(foreign)), key=foreign.count), len(foreign) / len(scripts)
 
 
+def corpus_language(texts: Sequence[str]) -> str | None:
+    """The likeliest language, or script, of distinct texts together; None where it may be English, or there are few.
+
+    A sentence of a few anatomical words may be in any language, a hundred of them are not. English among them does not
+    hide the others as long as it is the smaller part.
+    """
+    known = [text[:CHARACTERS_JUDGED] for text in texts if text.strip()][:CORPUS_TEXTS]
+    if len(known) < FEWEST_TEXTS:
+        return None
+    scripts = [found[0] for text in known if (found := foreign_script(text))]
+    if len(scripts) > len(known) / 2:
+        return f"{max(sorted(set(scripts)), key=scripts.count).title()} script"
+    return _foreign(" ".join(known), CORPUS_TIMES_LIKELIER if len(known) >= CORPUS_FROM else TIMES_LIKELIER)
+
+
 def foreign_language(text: str) -> str | None:
     """The likeliest language of a text that is hardly English; None where it may be."""
-    text = text[:CHARACTERS_JUDGED].lower()
+    return _foreign(text[:CHARACTERS_JUDGED], TIMES_LIKELIER)
+
+
+def _foreign(text: str, times_likelier: float) -> str | None:
+    text = text.lower()
     for eponym in EPONYMS:
         text = text.replace(eponym, "")
     ranked = _identifier().rank(text)
     best, likelihood = ranked[0]
-    if best == "en" or likelihood < TIMES_LIKELIER * dict(ranked)["en"]:
+    if best == "en" or likelihood < times_likelier * dict(ranked)["en"]:
         return None
     return LANGUAGES[best]
 

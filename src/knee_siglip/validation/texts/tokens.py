@@ -5,13 +5,13 @@ word: words repeat where texts do not, and the encoders' tokenizers never join t
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from knee_siglip.tables.text import token_counts
+from knee_siglip.tables.text import normalise_text, token_counts
 from knee_siglip.validation.issue import Issue, issues_of_texts, name_rows
 
 if TYPE_CHECKING:
@@ -37,12 +37,8 @@ class Tokens:
     """The tokenizer's work on all distinct normalised texts, done once."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], length: int) -> None:
-        self.words: dict[str, Word] = {}
         distinct = list(dict.fromkeys(texts))
-        for word in dict.fromkeys(word for text in distinct for word in text.split()):
-            ids = tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]
-            back = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()
-            self.words[word] = Word(len(ids), tokenizer.unk_token_id in ids, back)
+        self.tokenizer, self.words = tokenizer, _words_of(tokenizer, distinct)
         self.counts = {text: sum(self.words[word].tokens for word in text.split()) + 1 for text in distinct}
         long = [text for text, count in self.counts.items() if count > SURE_TO_FIT * length]
         self.counts.update(zip(long, token_counts(tokenizer, long), strict=True))
@@ -64,6 +60,19 @@ class Tokens:
             "tokens_max": int(counts.max()) if len(texts) else 0,
             "unknown_word_share": float(words.isin(unknown).mean()) if len(words) else 0.0,
         }
+
+    def compared(self, texts: pd.Series, english: Iterable[str]) -> str:
+        """What the tokenizer makes of normalised texts, beside English ones: `it cuts a word into 2.9 tokens ...`."""
+        reference = [normalise_text(text) for text in english]
+        known = _words_of(self.tokenizer, reference)
+        theirs, ours = (
+            _cut_and_unknown([words[word] for text in rows for word in text.split()])
+            for rows, words in ((texts, self.words), (reference, known))
+        )
+        return (
+            f"its tokenizer cuts a word into {theirs[0]:.1f} tokens ({ours[0]:.1f} in English) and does not know "
+            f"{theirs[1]:.1%} of the words ({ours[1]:.1%})"
+        )
 
     def _truncated(self, table: pd.DataFrame) -> list[Issue]:
         """One issue with the share: which rows are long is a matter of the set, not of the row."""
@@ -98,6 +107,22 @@ class Tokens:
             return f"the tokenizer changes {_name_words(places)}: {_difference(first, self.words[first].back)}"
 
         return issues_of_texts(table, "changed_by_tokenizer", judge, "hold words that the tokenizer changes", "text")
+
+
+def _words_of(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> dict[str, Word]:
+    """Every distinct word of normalised texts."""
+    words = {}
+    for word in dict.fromkeys(word for text in texts for word in text.split()):
+        ids = tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]
+        back = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()
+        words[word] = Word(len(ids), tokenizer.unk_token_id in ids, back)
+    return words
+
+
+def _cut_and_unknown(words: Sequence[Word]) -> tuple[float, float]:
+    """Mean number of tokens of a word, and the share (0-1) of unknown words."""
+    count = max(len(words), 1)
+    return sum(word.tokens for word in words) / count, sum(word.unknown for word in words) / count
 
 
 def _places(text: str, words: set[str]) -> list[int]:
