@@ -107,6 +107,7 @@ def test_every_stage_leaves_its_files(clone):
         "reports/evaluation/metrics.json",
         "reports/evaluation/predictions.parquet",
         "reports/evaluation/embeddings.parquet",
+        "reports/evaluation/studies.parquet",
         "reports/evaluation/index.html",
         "reports/evaluation/cases.html",
         "reports/evaluation/tables/subgroups.csv",

@@ -18,6 +18,8 @@ from knee_siglip.evaluation.confidence import (
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.findings import measure_findings
 from knee_siglip.evaluation.grounding import grounding_report
+from knee_siglip.evaluation.groups.studies import studies_table, study_metrics, study_predictions
+from knee_siglip.evaluation.groups.subgroups import count_subgroups, subgroups_table
 from knee_siglip.evaluation.headline import headline_estimates, interval_metrics
 from knee_siglip.evaluation.linear_probe import probe_metrics, probe_table
 from knee_siglip.evaluation.predictions import predictions_of
@@ -32,7 +34,6 @@ from knee_siglip.evaluation.split_metrics import (
     measure_zero_shot,
     prompts_table,
 )
-from knee_siglip.evaluation.subgroups import count_subgroups, subgroups_table
 
 Row = Mapping[str, Any]
 
@@ -74,13 +75,14 @@ def measure_headline(predictions: pd.DataFrame) -> Metrics:
 class MeasuredSplit:
     """All that was measured on one split.
 
-    metrics: by dotted name. predictions: as in predictions.parquet. tables: by name, the rows of tables/*.csv.
-    overlays: (title, JPEG file) of the grounding maps.
+    metrics: by dotted name. predictions, studies: as in the parquet files of these names. tables: by name, the rows of
+    tables/*.csv. overlays: (title, JPEG file) of the grounding maps.
     """
 
     split: EmbeddedSplit
     metrics: Metrics
     predictions: pd.DataFrame
+    studies: pd.DataFrame
     tables: dict[str, Sequence[Row]]
     overlays: list[tuple[str, bytes]]
 
@@ -96,7 +98,7 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
     Raises:
         UserError: a column that params.yaml names is missing, or a cell that was needed cannot be read.
     """
-    predictions = predictions_of(split, data.params)
+    predictions, studies = predictions_of(split, data.params), study_predictions(split, data.params)
     grounding = grounding_report(split, data)
     robustness = robustness_report(split, data)
     tables: dict[str, Sequence[Row]] = {
@@ -106,12 +108,14 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
         "probe": probe_table(split, data),
         "prompts": prompts_table(split),
         "subgroups": subgroups_table(predictions, data.params.subgroup_columns(split.task.labels.column)),
+        "studies": studies_table(split, predictions, studies),
         "robustness": robustness.table,
         "grounding": grounding.table,
         "grounding_findings": grounding.findings,
     }
     metrics = measure_headline(predictions) | measure(split, data)
     metrics |= probe_metrics(tables["probe"]) | grounding.metrics | robustness.metrics
+    metrics |= study_metrics(tables["studies"])
     metrics |= count_subgroups(tables["subgroups"]) | baseline_metrics(tables["baselines"])
     metrics |= beats_baselines(metrics)
-    return MeasuredSplit(split, metrics, predictions, tables, grounding.overlays)
+    return MeasuredSplit(split, metrics, predictions, studies, tables, grounding.overlays)

@@ -1,8 +1,9 @@
 """What an evaluation leaves on disk: metrics, tables, plots, pictures and facts, for the report and the trackers.
 
 metrics.json: nested, first the split. facts.json: what made the model. predictions.parquet, embeddings.parquet: a row
-for each image. tables/*.csv: a file for each table that any split has, its first column is the split. plots/*.csv: for
-`dvc plots`. figures/: the confusion matrix and the maps. examples.json and pictures/: single images worth a look.
+for each image. studies.parquet: a row for each study, where any has several images. tables/*.csv: a file for each table
+that any split has, its first column is the split. plots/*.csv: for `dvc plots`. figures/: the confusion matrix and the
+maps. examples.json and pictures/: single images worth a look.
 """
 
 import csv
@@ -50,13 +51,14 @@ def write_results(
     write_metrics(folder / "metrics.json", metrics)
     write_json(folder / "facts.json", facts)
     write_predictions(pd.concat([result.predictions for result in results]), folder / "predictions.parquet")
+    write_predictions(pd.concat([result.studies for result in results]), folder / "studies.parquet")
     write_predictions(embeddings_table(data), folder / "embeddings.parquet")
     plots = plot_rows(shown)
     tables = [_write_table(plots[name], columns, folder / f"plots/{name}.csv") for name, columns in PLOTS.items()]
     tables += _write_tables(results, folder / "tables")
     figures = _write_figures(shown, folder / "figures")
     _write_examples(data, shown, folder)
-    files = [folder / name for name in ("metrics.json", "predictions.parquet", "embeddings.parquet")]
+    files = [folder / name for name in ("metrics.json", "predictions.parquet", "studies.parquet", "embeddings.parquet")]
     return [*(Artifact(path, "table") for path in files + tables), *(Artifact(path, "figure") for path in figures)]
 
 

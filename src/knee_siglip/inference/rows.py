@@ -18,6 +18,7 @@ from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.core.files import readable_name, sha256
 from knee_siglip.tables.manifest import MADE_COLUMNS
 from knee_siglip.tables.table import read_table
+from knee_siglip.tables.views import expand_views
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -114,7 +115,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _read_csv(path: Path) -> ImageRows:
     columns, count = _survey(path)
     if columns is None:  # the whole table at once: names what is wrong with it, or reads what the survey could not
-        table = read_table(path)
+        table = expand_views(read_table(path)).table
         columns, records = list(table.columns), table.to_numpy().tolist()
         count, iterate = len(records), lambda: iter(records)
     else:

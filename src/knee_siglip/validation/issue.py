@@ -4,10 +4,12 @@ What thousands of rows share is said once, with its count and the first rows.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pandas as pd
+
+from knee_siglip.tables.views import ExpandedTable
 
 Severity = Literal["error", "warning", "dropped"]
 
@@ -28,6 +30,13 @@ class Issue:
     file: str
     message: str
     related: tuple[int, ...] = ()
+
+    def of_csv(self, expanded: ExpandedTable) -> "Issue":
+        """The issue with the CSV's rows, and with `3 (lateral)` in its sentence for a further image of row 3."""
+        numbers = expanded.csv_rows
+        related = tuple(dict.fromkeys(numbers.get(row, row) for row in self.related))
+        row = None if self.row is None else numbers.get(self.row, self.row)
+        return replace(self, row=row, message=expanded.in_words(self.message), related=related)
 
 
 def issues_of_rows(

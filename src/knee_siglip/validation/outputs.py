@@ -24,7 +24,7 @@ ISSUES, METRICS, ROWS = "issues.csv", "metrics.json", "rows.parquet"
 COLUMNS = ("severity", "check", "row", "file", "message", "related")
 
 ROWS_COLUMNS = (
-    *("img_path", "impression", "split", "patient_id", "side", "view", "text"),
+    *("csv_row", "img_path", "impression", "split", "patient_id", "side", "view", "text"),
     *("image_file", "image_id", "width", "height", "kind", "file_bytes", "mean", "std"),
 )
 """Columns of rows.parquet beside the labels, as far as the checked table has them; its index counts rows as a

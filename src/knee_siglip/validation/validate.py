@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from knee_siglip.tables.manifest import TOKENS_COLUMN, write_manifest
 from knee_siglip.tables.shards import Shard
 from knee_siglip.tables.table import TableError, read_table
 from knee_siglip.tables.text import fitting_text_length, load_tokenizer, normalise_text, position_count
+from knee_siglip.tables.views import expand_views
 from knee_siglip.task.task import Task
 from knee_siglip.validation import rows as checks
 from knee_siglip.validation.images.inspection import NO_FACTS, ImageFacts, Result, inspect_images
@@ -27,6 +28,7 @@ from knee_siglip.validation.splits import leakage
 from knee_siglip.validation.splits.cohort import cohort_metrics, counts
 from knee_siglip.validation.splits.shift import check_shift
 from knee_siglip.validation.splits.shortcuts import check_shortcuts
+from knee_siglip.validation.studies import check_studies
 from knee_siglip.validation.texts.checks import check_texts, text_metrics
 from knee_siglip.validation.texts.reports import take_impressions
 from knee_siglip.validation.texts.tokens import Tokens
@@ -35,6 +37,9 @@ NOTHING_READ = pd.DataFrame({name: pd.Series(dtype=str) for name in ("split", "p
 
 WORKING_COLUMNS = ("pixel_id", "kind", "file_bytes", "mean", "std", "inverted", "doubtful", "fingerprint")
 """Facts of the images that the checks use and the manifest leaves out."""
+
+CSV_ROW = "csv_row"
+"""Working column of the checked rows, which tells the row of an image whose index is another."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def validate(
     if errors := [issue for issue in outcome.issues if issue.severity == "error"]:
         manifest_path.unlink(missing_ok=True)  # an older one would pass for this CSV's
         raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {report_folder / ISSUES}")
-    manifest = outcome.table.drop(columns=list(WORKING_COLUMNS)).join(outcome.carried)
+    manifest = outcome.table.drop(columns=[*WORKING_COLUMNS, CSV_ROW]).join(outcome.carried)
     write_manifest(manifest, manifest_path)
     return manifest
 
@@ -86,7 +91,7 @@ def inspect_shard(params: Params, shard: Shard) -> int:
     """
     csv = Path(params.data.csv)
     try:
-        table = read_table(csv)
+        table = expand_views(read_table(csv)).table
     except TableError as error:
         raise UserError(f"{csv}: {error}") from None
     if unusable := checks.check_columns(table, csv):
@@ -100,13 +105,21 @@ def _check(params: Params, text_encoder: Path) -> Outcome:
     """Run every check; there are no rows if the CSV cannot be read or its columns are wrong."""
     csv = Path(params.data.csv)
     try:
-        table = read_table(csv)
-        unusable = checks.check_columns(table, csv)
+        expanded = expand_views(read_table(csv))
+        unusable = checks.check_columns(expanded.table, csv)
     except TableError as error:
         unusable = [Issue("error", "unreadable_csv", error.row, str(csv), str(error))]
     if unusable:
         return Outcome(NOTHING_READ, unusable, counts(NOTHING_READ), NOTHING_READ)
-    carried = table[table.columns.intersection(list(WORKING_COLUMNS))]
+    outcome = _check_rows(expanded.table, csv, params, text_encoder)
+    numbers = expanded.csv_rows
+    table = outcome.table.assign(**{CSV_ROW: [numbers.get(row, row) for row in outcome.table.index.tolist()]})
+    return replace(outcome, table=table, issues=[issue.of_csv(expanded) for issue in outcome.issues])
+
+
+def _check_rows(table: pd.DataFrame, csv: Path, params: Params, text_encoder: Path) -> Outcome:
+    """Run every check on rows whose columns are right; issues name them by the table's index."""
+    carried = table[table.columns.intersection([*WORKING_COLUMNS, CSV_ROW])]
     task = task_of(params)
     patients, unknown = leakage.patient_ids(table, params.data.patient_id_pattern)
     files = checks.image_files(table, csv)
@@ -124,7 +137,13 @@ def _check(params: Params, text_encoder: Path) -> Outcome:
     table = checks.parse_labels(_add_columns(table, patients, files, inspected), task.labels)
     pairs = near_duplicate_pairs(table)
     table, leaks = leakage.find_leaks(table, params.validate_.on_leak, pairs)
-    issues += [*reports, *leaks, *leakage.check_repeated_images(table), *checks.check_split_counts(table, csv)]
+    issues += [
+        *reports,
+        *check_studies(table),
+        *leaks,
+        *leakage.check_repeated_images(table),
+        *checks.check_split_counts(table, csv),
+    ]
     table, more, metrics = _examine(table, params, task, text_encoder)
     return Outcome(table, issues + more, metrics, carried)
 

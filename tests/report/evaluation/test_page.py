@@ -58,6 +58,13 @@ def test_the_headline_table_has_intervals_and_all_baselines(evaluation) -> None:
     assert "30.0 %" in text.split("exact pair only")[-1]
 
 
+def test_studies_and_views_stand_beside_each_other(evaluation) -> None:
+    text = evaluation.page().section("headline").text.split("Studies and views")[1]
+    assert "whole studies n = 40 95.0 % (91.0–98.0) 0.700" in text
+    assert "single images of studies with several n = 80 90.0 % (85.0–95.0)" in text
+    assert "view ap n = 60 92.0 % (86.0–97.0)" in text
+
+
 def test_no_name_of_metrics_json_is_in_the_text(evaluation) -> None:
     text = evaluation.page().text.split("As in params.yaml.")[0]
     assert re.findall(r"\b[a-z]+_[a-z0-9_]+\b", text) == []

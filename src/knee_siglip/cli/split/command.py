@@ -89,9 +89,9 @@ def split_csv(
 ) -> tuple["pd.DataFrame", list[str]]:
     """Write the rows of in_csv, unchanged and in order, with a split.
 
-    What changes: `split`, a relative img_path where out_csv lies in another folder, and with a pattern `patient_id`.
-    Images are read, so that patients who share a file's bytes stay in one split; one that cannot be read only goes
-    unchecked.
+    What changes: a row of several images becomes several rows, `split`, a relative img_path where out_csv lies in
+    another folder, and with a pattern `patient_id`. Images are read, so that patients who share a file's bytes stay in
+    one split; one that cannot be read only goes unchecked.
 
     Returns what was written, and warnings for the user.
     """
@@ -99,9 +99,10 @@ def split_csv(
 
     from knee_siglip.cli.split.assignment import split_table
     from knee_siglip.tables.table import read_table
+    from knee_siglip.tables.views import expand_views
     from knee_siglip.validation.splits.leakage import patient_ids
 
-    table = read_table(in_csv)
+    table = expand_views(read_table(in_csv)).table
     _check_columns(table, in_csv, stratify, overwrite_split)
     files = [os.path.normpath(in_csv.parent / name) if name.strip() else "" for name in table["img_path"]]
     image_ids = pd.Series(_image_ids(files), table.index, dtype=str)

@@ -81,6 +81,7 @@ def _measured(results: EvaluationResults) -> dict[str, Any]:
         "headline": {
             "table": sections.headline_table(split),
             "retrieval": sections.retrieval_table(split),
+            "studies": sections.studies_table(split),
             "others": {name: table for name, table in others.items() if table},
         },
         "training": sections.learning_curves(results.live),

@@ -97,6 +97,27 @@ def retrieval_table(split: SplitResults) -> Table | None:
     return Table(caption, ["", *columns], rows) if rows else None
 
 
+def studies_table(split: SplitResults) -> Table | None:
+    """The headline metrics of whole studies, of single images of them, and of each view."""
+    groups = dict.fromkeys((row["group"], row["n"]) for row in split.table("studies"))
+    names = [name for name in split.headline if any(row["metric"] == name for row in split.table("studies"))]
+    found = {(row["group"], row["metric"]): row for row in split.table("studies")}
+    rows: list[list[Cell]] = []
+    for group, count in groups:
+        cells: list[Cell] = [Markup('<b>{}</b><br><span class="soft">n = {}</span>').format(group, number(count))]
+        for name in names:
+            metric, row = split.headline[name], found.get((group, name))
+            shown = metric.shown(row["value"] if row else None)
+            between = metric.between(row["low"], row["high"]) if row else ""
+            cells.append(f"{shown} ({between})" if between else shown)
+        rows.append(cells)
+    caption = (
+        "A study is read by the mean of its images' embeddings; its candidates are the other studies, an image's the "
+        "other images. In brackets: 95 % interval."
+    )
+    return Table(caption, ["", *(split.headline[name].title for name in names)], rows) if rows else None
+
+
 def grade_table(split: SplitResults) -> Table | None:
     """What is known of the zero-shot grade beside the headline."""
     rows = [

@@ -111,6 +111,18 @@ GLOSSARY = {
     "study_leak": Entry(
         "Study in two splits", "Images of one examination show the same patient on the same day.", SPLIT_AGAIN, True
     ),
+    "study_of_several_patients": Entry(
+        "Study of several patients",
+        "Images of one study are trained as right for each other's texts: here they would be other people's.",
+        "Write study ids that are unique over all patients, such as patient and study together.",
+        True,
+    ),
+    "study_texts": Entry(
+        "Study with several texts",
+        "Each of the texts is taken as right for all images of the study; contradictory ones teach a contradiction.",
+        "Give all images of a study one impression, unless each text is about the whole study.",
+        True,
+    ),
     "repeated_image": Entry(
         "Same image under several names",
         "Within one split the image counts more than others; with different texts it contradicts itself.",

@@ -113,7 +113,10 @@ def _is_pictured(issue: Issue) -> bool:
 def _spot(issue: Issue, row: int, table: pd.DataFrame, csv: Path, task: Task) -> Spot:
     """A row that was dropped is in the table no more: its file is known by the issue alone."""
     if row in table.index and "image_file" in table.columns:
-        return _spot_of_row(table, row, task)
+        # several images may be of one CSV row, and the issue's file tells which
+        named = row == issue.row and "img_path" in table.columns
+        meant = table.index[table["img_path"] == issue.file].tolist() if named else []
+        return _spot_of_row(table, row if row in meant or not meant else meant[0], task)
     known = row == issue.row and issue.file != ""
     title = f"row {row}" + (", dropped" if issue.severity == "dropped" else "")
     if known:
@@ -123,7 +126,7 @@ def _spot(issue: Issue, row: int, table: pd.DataFrame, csv: Path, task: Task) ->
 
 def _spot_of_row(table: pd.DataFrame, row: int, task: Task, with_split: bool = True) -> Spot:
     values = table.loc[row]
-    title = [str(values.get("split", "")) if with_split else "", f"row {row}"]
+    title = [str(values.get("split", "")) if with_split else "", f"row {values.get('csv_row', row)}"]
     title.append(f"patient {patient}" if (patient := str(values.get("patient_id", ""))) else "")
     grade = task.labels.position(values.get(task.labels.column))
     title.append(f"{task.label_short} {task.labels.values[grade]}" if grade >= 0 else "")

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from knee_siglip.evaluation.groups.subgroups import count_subgroups, find_subgroups, subgroups_table
 from knee_siglip.evaluation.headline import headline_from_predictions, headlines
 from knee_siglip.evaluation.predictions import predictions_of
-from knee_siglip.evaluation.subgroups import count_subgroups, find_subgroups, subgroups_table
 from toys import KNEE
 
 RESAMPLES = 300
