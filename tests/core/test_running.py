@@ -6,12 +6,20 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.core.running import INTERRUPTED, REFUSALS, run_stage
+
+
+@pytest.fixture(autouse=True)
+def umask_of_before() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 def run(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -68,6 +76,21 @@ def test_a_fault_of_the_program_keeps_its_traceback(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         run_stage(main)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [("", 0o600), ("027", 0o640), ("000", 0o666)])
+def test_new_files_are_private(mask: str, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if mask:
+        monkeypatch.setenv("KNEE_SIGLIP_UMASK", mask)
+    run_stage((tmp_path / "pixels").touch)
+    assert (tmp_path / "pixels").stat().st_mode & 0o777 == mode
+
+
+def test_a_mask_that_is_no_number_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNEE_SIGLIP_UMASK", "group")
+    code, shown = run(KeyError("not reached"), capsys)
+    assert code == 2
+    assert "KNEE_SIGLIP_UMASK is 'group'" in shown
 
 
 PARENT = """

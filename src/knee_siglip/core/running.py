@@ -9,7 +9,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 
-from knee_siglip.core.errors import EXIT_FAILED, UserError
+from knee_siglip.core.errors import EXIT_FAILED, UsageError, UserError
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -36,14 +36,20 @@ RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 NUMPY_SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
 
 
+UMASK = "KNEE_SIGLIP_UMASK"
+"""Environment variable with the rights that new files lack, in octal: `027` lets the group read. Default: `077`."""
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run `main` of a stage or a command and exit with its code.
 
     A `UserError`, a refusal of the disk (`REFUSALS`) and Ctrl-C become one line on stderr, without a traceback. In a
-    DVC stage the process ends with the `dvc` that started it.
+    DVC stage the process ends with the `dvc` that started it. New files are for their owner alone (`UMASK`): pixels,
+    impressions and results are data of patients.
     """
     die_with_dvc()
     try:
+        _keep_private()
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -56,6 +62,17 @@ def run_stage(main: Callable[[], None]) -> None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
+
+
+def _keep_private() -> None:
+    text = os.environ.get(UMASK, "077")
+    try:
+        mask = int(text, 8)
+    except ValueError:
+        mask = -1
+    if not 0 <= mask <= 0o777:
+        raise UsageError(f"the environment variable {UMASK} is {text!r}, not an octal number such as 027")
+    os.umask(mask)
 
 
 def refusal(error: BaseException) -> str:
