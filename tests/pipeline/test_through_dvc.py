@@ -145,8 +145,9 @@ def test_predictions_and_results_grade_by_the_prompts_of_today(own):
     """Swap two grades' prompts after the training: evaluation and inference both follow."""
     path, yaml = own.folder / "params.yaml", YAML()
     params = yaml.load(path.read_text())
-    prompts = params["evaluate"]["kl_prompts"]
+    prompts = dict(yaml.load((own.folder / "tasks/knee.yaml").read_text())["label_prompts"])
     prompts["0"], prompts["4"] = prompts["4"], prompts["0"]
+    params["evaluate"]["label_prompts"] = prompts
     yaml.dump(params, path)
     assert "Stage 'train' didn't change" in own.repro()
     predictions = pd.read_parquet(own.folder / "reports/evaluation/predictions.parquet")

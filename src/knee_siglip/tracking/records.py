@@ -42,6 +42,8 @@ class Record:
     def of(cls, stage: str, model: str, params: Mapping[str, Any], figures: Mapping[str, Any]) -> "Record":
         """params: nested, with at least the stage's sections. figures: those of its metrics.json."""
         sections = {name: params[name] for name in SECTIONS[stage]}
+        if stage == "infer":
+            sections["evaluate"] = params["evaluate"]["label_prompts"]
         content = json.dumps([stage, model, sections, figures], sort_keys=True, default=str)
         return cls(stage, model, hashlib.sha256(content.encode()).hexdigest())
 
