@@ -147,7 +147,8 @@ class Bench:
         params = parse_params({"tracking": values})
         table = self.folder / "table.csv"
         table.write_text("a\n1\n")
-        costs, began = [], time.monotonic()
+        costs: list[float] = []
+        began = time.monotonic()
         with _timed(costs):
             tracker = open_tracker(params, stage="sweep", facts={})
         for step in range(self.steps):
@@ -231,7 +232,8 @@ def show(row: Row) -> Row:
     """Print a line of the table."""
     print(
         f"{row.fault:24} slowed {row.slowed:7.3%}  worst call {row.worst_call_ms:6.1f} ms  wait {row.wait:5.1f} s  "
-        f"missing {row.missing_at_end:3} at the end, {row.missing_after_sync} after sync, doubled {row.doubled_after_sync}",
+        f"missing {row.missing_at_end:3} at the end, {row.missing_after_sync} after sync, "
+        f"doubled {row.doubled_after_sync}",
         flush=True,
     )
     return row
