@@ -278,12 +278,14 @@ def test_another_evaluation_of_a_model_is_a_run_of_its_own_and_going_back_is_the
     assert attached(model, figures={"test": {"loss": 1.5}}).run_id not in (run, child.run_id)  # other code
 
 
-def test_inference_joins_the_evaluation_with_the_same_prompts(trained):
+def test_inference_joins_the_evaluation_with_the_same_params(trained):
     model, run = trained
+    other = {"evaluate": {"splits": ["val"]}}
     attached(model)
-    child = attached(model, evaluate={"splits": ["val"]})
+    child = attached(model, **other)
     assert attached(model, stage="infer").run_id == run
-    assert attached(model, stage="infer", evaluate={"splits": ["val"]}).run_id == child.run_id
+    assert attached(model, stage="infer", **other).run_id == run  # the same results: they depend on no split
+    assert attached(model, stage="infer", figures={"rows": 2}, **other).run_id == child.run_id
 
 
 def test_a_model_trained_elsewhere_gets_one_run_that_names_it(project):
