@@ -36,9 +36,12 @@ def main() -> None:
     metrics = summary.metrics()
     write_metrics(paths.INFERENCE_REPORT / "metrics.json", metrics)
     write_metrics(paths.INFERENCE_REPORT / "speed.json", summary.speed())
-    with attach_tracker(params, stage="infer", model_path=paths.BEST_MODEL) as tracker:
+    data_hash = predictor.checkpoint.data_hash
+    with attach_tracker(
+        params, stage="infer", model_path=paths.BEST_MODEL, figures=metrics, data_hash=data_hash
+    ) as tracker:
         tracker.log_summary(flatten(metrics, "infer."))
-        tracker.log_artifact(outputs.results, kind="table")
+        tracker.log_artifact(outputs.results, kind="patients", folder="inference")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from knee_siglip.cli import doctor
-from knee_siglip.params.sections import SMALL
+from knee_siglip.params.sections import SMALL, TrackingParams
 
 
 def test_old_python_is_broken_and_a_new_one_ready() -> None:
@@ -97,6 +97,18 @@ def test_mlflow_server_is_contacted_only_online(newcomer: pytest.MonkeyPatch) ->
 
 def test_mlflow_without_a_server_writes_a_database(newcomer: pytest.MonkeyPatch) -> None:
     assert "SQLite" in doctor.check_mlflow("auto", online=True).detail
+
+
+def test_doctor_says_what_leaves_the_machine(newcomer: pytest.MonkeyPatch) -> None:
+    said = doctor.check_sent(TrackingParams()).detail
+    assert "MLflow (on this machine): figures, params, tables, pictures and texts of single patients" in said
+    assert "W&B (wandb/, for its server): figures and params" in said
+    remote = TrackingParams(mlflow="https://me:secret@mlflow.org", wandb="none", send="metrics_and_reports")
+    said = doctor.check_sent(remote).detail
+    assert said == "MLflow (https://***@mlflow.org): figures, params, tables and charts of groups"
+    assert "secret" not in doctor.check_mlflow(remote.mlflow, online=False).detail
+    newcomer.setenv("WANDB_MODE", "disabled")
+    assert doctor.check_sent(TrackingParams(mlflow="none")).detail == "nothing"
 
 
 def test_wandb_online_wants_a_key(newcomer: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ def embed_texts(checkpoint: object, texts: Sequence[str]) -> np.ndarray:
 def predictor(monkeypatch: pytest.MonkeyPatch) -> Predictor:
     checkpoint = SimpleNamespace(
         params={"evaluate": {"kl_prompts": {str(grade): [f"grade {grade * 60}"] for grade in range(5)}}},
+        data_hash="",
         transform=Transform(image_size=28, fit="pad", contrast="none"),
         model=SimpleNamespace(
             logit_scale=torch.tensor(SCALE).log(),

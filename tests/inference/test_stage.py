@@ -69,7 +69,7 @@ def test_stage_logs_the_figures_of_its_metrics_file(stage: Callable[[], None], m
     logged: dict[str, float] = {}
     files: list[str] = []
     monkeypatch.setattr(Tracker, "log_summary", lambda self, values: logged.update(values))
-    monkeypatch.setattr(Tracker, "log_artifact", lambda self, path, kind: files.append(path.name))
+    monkeypatch.setattr(Tracker, "log_artifact", lambda self, path, kind, folder: files.append(path.name))
     stage()
     assert (logged["infer.rows"], logged["infer.failed"], logged["infer.kl_grade_predicted.4"]) == (2, 1, 1)
     assert files == ["results.csv"]

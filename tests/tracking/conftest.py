@@ -67,7 +67,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         _isolate(patch, root, proxy.url)
         state = random.getstate()
         run_id = _train(root)
-        with attach_tracker(parse_params({}), stage="evaluate", model_path=root / "model.pt") as tracker:
+        evaluated = {"stage": "evaluate", "model_path": root / "model.pt", "figures": TEST_METRICS}
+        with attach_tracker(parse_params({}), **evaluated) as tracker:
             tracker.log_summary(TEST_METRICS)
         kept = random.getstate() == state
     logging.getLogger().removeHandler(warnings)
@@ -88,9 +89,9 @@ def _isolate(patch: pytest.MonkeyPatch, root: Path, proxy: str) -> None:
 
 
 def _train(root: Path) -> str:
-    params = parse_params({"tracking": {"log_checkpoints": "reference"}})
+    params = parse_params({})
     facts = {"data_hash": "d" * 32, "parameters": {"total": 418_000}}
-    model, figure = root / "model.pt", root / "matrix.png"
+    model, figure = Path("model.pt"), root / "matrix.png"
     model.write_bytes(os.urandom(1000))
     figure.write_bytes(b"png")
     with open_tracker(params, stage="train", facts=facts) as tracker:
@@ -101,6 +102,6 @@ def _train(root: Path) -> str:
         tracker.log_metrics({"train.scale": float("inf"), "speed.pairs_per_second": 7.0}, step=3)
         tracker.log_summary(TRAIN_METRICS | {"speed": {"pairs_per_second": 8.0}})
         tracker.log_artifact(model, "model")
-        tracker.log_artifact(figure, "figure")
+        tracker.log_artifact(figure, "report", "figures")
         remember_run(tracker, model)
     return tracker.run_id

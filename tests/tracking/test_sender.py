@@ -1,16 +1,17 @@
 """The sender's loop in this process, on a tracker that does as it is told."""
 
 import csv
+import threading
 
 import pytest
 
 from knee_siglip.tracking import sender
 from knee_siglip.tracking.backend import Point
 from knee_siglip.tracking.dvclive_run import DvcliveRun
-from knee_siglip.tracking.runlog import RunLog
+from knee_siglip.tracking.runlog import RunLog, undelivered
 from knee_siglip.tracking.sender import Orders, send
 
-START = {"run": "r", "name": "n", "project": "p", "stage": "train", "tags": {}, "config": {}}
+START = {"run": "r", "name": "n", "project": "p", "stage": "train", "backends": ["mlflow"], "tags": {}, "config": {}}
 
 
 class Scripted:
@@ -46,7 +47,7 @@ def log(tmp_path):
 
 def follow(log, backend, monkeypatch, alive=lambda: True):
     monkeypatch.setattr(sender, "create_backend", lambda name, options: backend)
-    return send(Orders("mlflow", str(log.path), log.session, {}), alive)
+    return send(Orders("mlflow", str(log.path), log.session, [], {}), alive)
 
 
 def test_events_arrive_in_order_and_neighbouring_metrics_in_one_call(log, monkeypatch):
@@ -55,24 +56,76 @@ def test_events_arrive_in_order_and_neighbouring_metrics_in_one_call(log, monkey
     assert follow(log, backend, monkeypatch)
     assert backend.names == ["open", "metrics", "summary", "close"]
     assert [point.step for point in backend.calls[1][1]] == [0, 1, 2]
-    assert backend.calls[-1] == ("close", "FAILED")
+    assert backend.calls[-1] == ("close", "FAILED", True)
 
 
 @pytest.mark.parametrize("broken", ["open", "metrics", "summary", "close"])
-def test_a_tracker_that_raises_is_left_alone_after_that(log, monkeypatch, broken):
+def test_a_tracker_that_raises_after_the_runs_end_is_left_alone(log, monkeypatch, broken):
     log.write("end", status="FINISHED")
     backend = Scripted(broken)
     assert not follow(log, backend, monkeypatch)
     assert backend.names[-1] == broken
     failures = [event for event in log.read() if event["event"] == "failed"]
     assert [(event["backend"], event["cause"]) for event in failures] == [("mlflow", f"RuntimeError: {broken} broke")]
+    assert undelivered(log.read(), "mlflow") == ["train-1"]
+
+
+def test_a_tracker_that_raises_during_a_run_is_tried_again_from_the_start(log, monkeypatch):
+    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.0)
+    backend, told = Scripted("metrics"), []
+
+    def alive():
+        if told:
+            backend.broken = None
+            log.write("end", status="FINISHED")
+        return True
+
+    monkeypatch.setattr(sender, "create_backend", lambda name, options: backend)
+    assert send(Orders("mlflow", str(log.path), log.session, [], {}), alive, told.append)
+    assert told == ["RuntimeError: metrics broke"]
+    assert backend.names == ["open", "metrics", "open", "metrics", "summary", "close"]
+    assert undelivered(log.read(), "mlflow") == []
+
+
+def test_a_later_session_brings_what_an_earlier_one_could_not(log, monkeypatch):
+    log.write("end", status="FINISHED")
+    assert not follow(log, Scripted("open"), monkeypatch)
+    evaluation = RunLog(log.path, "evaluate-1")
+    evaluation.write("start", **START | {"stage": "evaluate"})
+    evaluation.write("end", status="FINISHED")
+    backend = Scripted()
+    assert follow(evaluation, backend, monkeypatch)
+    assert backend.names == ["open", "metrics", "summary", "close", "open", "close"]
+    assert [call[2] for call in backend.calls if call[0] == "close"] == [False, True]  # complete only in the end
+
+
+def test_a_call_without_an_answer_is_cut_off(log, monkeypatch):
+    log.write("end", status="FINISHED")
+    backend = Scripted()
+    backend.metrics = lambda points: threading.Event().wait(60)
+    monkeypatch.setattr(sender, "create_backend", lambda name, options: backend)
+    assert not send(Orders("mlflow", str(log.path), log.session, [], {}, patience=0.05), lambda: True)
+    assert "TimeoutError: no answer in 0 s" in log.read()[-1]["cause"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "sent"), [([], [("m", "reference")]), (["report"], [("r", "copy"), ("m", "reference")])]
+)
+def test_a_tracker_gets_only_the_kinds_of_files_that_it_may(log, monkeypatch, kinds, sent):
+    for name, kind in (("r", "report"), ("p", "patients"), ("m", "model")):
+        log.write("artifact", path=name, kind=kind, folder=kind, how="copy", bytes=1)
+    log.write("end", status="FINISHED")
+    backend = Scripted()
+    monkeypatch.setattr(sender, "create_backend", lambda name, options: backend)
+    assert send(Orders("mlflow", str(log.path), log.session, kinds, {}), lambda: True)
+    assert [(call[1]["path"], call[1]["how"]) for call in backend.calls if call[0] == "artifact"] == sent
 
 
 def test_a_killed_training_ends_its_run_as_killed(log, monkeypatch):
     backend = Scripted()
     assert follow(log, backend, monkeypatch, alive=lambda: False)
     assert backend.names == ["open", "metrics", "summary", "close"]
-    assert backend.calls[-1] == ("close", "KILLED")
+    assert backend.calls[-1] == ("close", "KILLED", True)
 
 
 def test_what_is_logged_while_the_sender_runs_arrives(log, monkeypatch):
@@ -107,7 +160,7 @@ def test_the_curves_of_an_interrupted_training_are_whole_again(log, tmp_path):
         resumed.write("metrics", values={"train.loss": 5.0}, step=step)
     resumed.write("end", status="FINISHED")
     live = tmp_path / "live"
-    assert send(Orders("dvclive", str(log.path), "train-2", {"folder": str(live)}), lambda: True)
+    assert send(Orders("dvclive", str(log.path), "train-2", [], {"folder": str(live)}), lambda: True)
     with (live / "plots/metrics/train/loss.tsv").open() as file:
         rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file, delimiter="\t")]
     assert rows == [(0, 1.0), (1, 1.0), (2, 5.0), (3, 5.0)]
@@ -121,7 +174,7 @@ def test_a_curve_keeps_what_was_logged_just_before_the_state_was_saved(log, tmp_
     resumed.write("metrics", values={"train.loss": 5.0}, step=10)
     resumed.write("end", status="FINISHED")
     live = tmp_path / "live"
-    assert send(Orders("dvclive", str(log.path), "train-2", {"folder": str(live)}), lambda: True)
+    assert send(Orders("dvclive", str(log.path), "train-2", [], {"folder": str(live)}), lambda: True)
     assert (live / "plots/metrics/train/step_loss.tsv").read_text() == "step\tstep_loss\n10\t4.0\n"
     assert "10\t5.0" in (live / "plots/metrics/train/loss.tsv").read_text()
 

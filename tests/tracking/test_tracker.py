@@ -20,7 +20,8 @@ from knee_siglip.params.files import parse_params
 from knee_siglip.params.sections import Params
 from knee_siglip.tracking import tracker as tracker_module
 from knee_siglip.tracking.runlog import RunLog, tracking_folder
-from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run, resend
+from knee_siglip.tracking.sync import deliver, find_logs, find_pending
+from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run
 from mute_server import MuteServer
 
 SILENT = {"mlflow": "none", "wandb": "none"}
@@ -75,13 +76,13 @@ def test_the_same_figures_lie_in_all_three_trackers(recorded):
     for record in recorded.wandb_records(0):
         summary |= record.get("summary", {}).get("update", {})
     live = flatten(json.loads((recorded.root / "reports/train/live/metrics.json").read_text()))
-    for place in (run.data.metrics, summary, live):
-        assert {key: place[key] for key in expected} == expected
+    for place, separator in ((run.data.metrics, "/"), (summary, "/"), (live, ".")):
+        assert {key: place[key.replace(".", separator)] for key in expected} == expected
 
 
 def test_speeds_are_tracked_but_stay_out_of_the_folder_that_dvc_hashes(recorded):
     _, run = only_run(recorded.mlflow_uri)
-    assert run.data.metrics["speed.pairs_per_second"] == 8.0
+    assert run.data.metrics["speed/pairs_per_second"] == 8.0
     live = recorded.root / "reports/train/live"
     assert "speed" not in json.loads((live / "metrics.json").read_text())
     assert not list(live.rglob("*pairs_per_second*"))
@@ -89,11 +90,12 @@ def test_speeds_are_tracked_but_stay_out_of_the_folder_that_dvc_hashes(recorded)
 
 def test_curves_are_whole_and_non_finite_values_harm_nobody(recorded):
     client, run = only_run(recorded.mlflow_uri)
-    losses = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train.loss"))
+    losses = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train/loss"))
     assert losses[:3] == [(0, 3.0), (1, 2.0), (2, 1.0)]
-    assert math.isnan(client.get_metric_history(run.info.run_id, "val.loss")[1].value)
+    assert math.isnan(client.get_metric_history(run.info.run_id, "val/loss")[1].value)
+    assert math.isnan(client.get_metric_history(run.info.run_id, "train/scale")[0].value)  # inf is no 1.8e308
     history = [record["history"]["item"] for record in recorded.wandb_records(0) if record["type"] == "history"]
-    assert [row["train.loss"] for row in history if "train.loss" in row] == [3.0, 2.0, 1.0]
+    assert [row["train/loss"] for row in history if "train/loss" in row] == [3.0, 2.0, 1.0]
     with (recorded.root / "reports/train/live/plots/metrics/train/loss.tsv").open() as file:
         assert [float(row["loss"]) for row in csv.DictReader(file, delimiter="\t")] == [3.0, 2.0, 1.0]
     assert recorded.warnings == []
@@ -115,27 +117,33 @@ def test_the_run_carries_its_tags_params_and_facts(recorded):
     assert opened["config"]["update"]["DVC_EXP_NAME"] == "sunny-knee"
 
 
-def test_a_checkpoint_is_referenced_and_a_figure_copied(recorded):
+def test_a_model_lies_with_its_local_run_and_w_and_b_gets_its_checksums_alone(recorded):
     client, run = only_run(recorded.mlflow_uri)
-    assert run.data.tags["model.model.pt.sha256"] == sha256(recorded.root / "model.pt")
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["figure"]
+    assert run.data.tags["model/model.pt.sha256"] == sha256(recorded.root / "model.pt")
+    assert run.data.tags["model/model.pt.get"] == "dvc exp apply sunny-knee && dvc pull model.pt"
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["figures", "model"]
     assert run.info.artifact_uri.startswith((recorded.root / "mlartifacts").as_uri())
-    artifacts = [record["artifact"] for record in recorded.wandb_records(0) if record["type"] == "artifact"]
-    kept = {artifact["type"]: artifact["manifest"]["contents"][0] for artifact in artifacts}
-    assert kept["model"]["ref"] == (recorded.root / "model.pt").as_uri()
-    assert "local_path" in kept["figure"]
+    kept = Path(run.info.artifact_uri.removeprefix("file://")) / "model/model.pt"
+    assert kept.stat().st_ino == (recorded.root / "model.pt").stat().st_ino  # linked: no second copy
+    records = recorded.wandb_records(0)
+    assert not [record for record in records if record["type"] == "artifact"]
+    assert "train.csv" not in json.dumps(records)  # a path of data may name a patient
+    assert sha256(recorded.root / "model.pt") in json.dumps(records)
 
 
 def test_evaluation_goes_on_with_the_run_that_trained_the_model(recorded):
     _, run = only_run(recorded.mlflow_uri)
-    assert {key: run.data.metrics[key] for key in recorded.test_metrics} == recorded.test_metrics
+    expected = {key.replace(".", "/"): value for key, value in recorded.test_metrics.items()}
+    assert {key: run.data.metrics[key] for key in expected} == expected
     assert (run.data.tags["stage"], run.data.tags["evaluate.stage"]) == ("train", "evaluate")
+    assert (run.data.params["evaluate.splits"], run.data.tags["complete"]) == ("['test']", "yes")
     records = recorded.wandb_records(1)
     assert {record["run"]["run_id"] for record in records if record["type"] == "run"} == {recorded.run_id}
     summary = {}
     for record in records:
         summary |= record.get("summary", {}).get("update", {})
-    assert {key: summary[key] for key in recorded.test_metrics} == recorded.test_metrics
+    assert {key: summary[key] for key in expected} == expected
+    assert summary["complete"] == "yes"
 
 
 def test_nothing_leaves_the_machine_or_touches_the_home_folder_or_the_seeded_generators(recorded):
@@ -144,54 +152,52 @@ def test_nothing_leaves_the_machine_or_touches_the_home_folder_or_the_seeded_gen
     assert recorded.random_state_kept
 
 
-def test_a_dead_server_is_not_asked_again_and_again(project, monkeypatch, caplog):
-    """One call and one retry of it, for any number of values; MLflow by itself retries for 246 s."""
+def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, monkeypatch, caplog):
+    """The server is down for all of the run; a last attempt at its end is not told as another failure."""
     dead = MuteServer()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dead.url)
-    with open_tracker(parse_params({"tracking": {"wandb": "none"}}), stage="evaluate", facts={}) as tracker:
-        for step in range(3):
-            tracker.log_metrics({"test.loss": 3.0 - step}, step)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "MLflow failed" in caplog.text
-    assert "the run continues" in caplog.text
-    assert dead.visitors == 2
-
-
-def test_what_a_dead_server_missed_can_be_sent_later(recorded, project, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
-    with open_tracker(
-        parse_params({"tracking": {"wandb": "none"}}), stage="train", facts={"data_hash": "x"}
-    ) as tracker:
+    figure = project / "figure.csv"
+    figure.write_text("a")
+    with open_tracker(parse_params({"tracking": {"wandb": "none"}}), stage="train", facts={}) as tracker:
         for step in range(3):
             tracker.log_metrics({"train.loss": 3.0 - step}, step)
-        tracker.log_summary({"train.loss": 0.5})
-    assert json.loads((project / "reports/train/live/metrics.json").read_text())["train"]["loss"] == 0.5
+        tracker.log_summary({"train.loss": 1.0, "val.loss": 0.5})
+        tracker.log_artifact(figure, "report", "tables")
+    assert "MLflow does not hold all of this run" in caplog.text
+    assert "knee-siglip sync" in caplog.text
+    assert dead.visitors > 0
+    figure.unlink()  # as the folder of a queued experiment is
 
     shutil.copy(recorded.root / "mlflow.db", project)
-    other = {"tracking": {"mlflow": f"sqlite:///{project}/mlflow.db", "wandb": "none", "project_name": "later"}}
-    log = tracking_folder() / f"{tracker.run_id}.jsonl"
-    for _ in range(2):  # the second time there is nothing left to send
-        assert resend(log, parse_params(other))
+    tracking = parse_params({"tracking": {"wandb": "none", "project_name": "later"}}).tracking
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (pending,) = find_pending(find_logs(tracking_folder(), []))
+    assert (pending.run, pending.backend) == (tracker.run_id, "mlflow")
+    assert deliver([pending], tracking, project) == []
+    assert find_pending(find_logs(tracking_folder(), [tracker.run_id])) == []
+    assert deliver([pending], tracking, project) == []  # as if the note of it were lost
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    run_id = next(event["id"] for event in RunLog(log, "").read() if event.get("backend") == "mlflow" and "id" in event)
-    history = client.get_metric_history(run_id, "train.loss")
-    assert sorted((point.step, point.value) for point in history) == [(0, 3.0), (1, 2.0), (2, 0.5), (2, 1.0)]
-    assert client.get_run(run_id).data.metrics["train.loss"] == 0.5
+    experiment = client.get_experiment_by_name("knee-siglip").experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`knee_siglip.run` = '{tracker.run_id}'")
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert sorted((point.step, point.value) for point in history) == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert (run.data.metrics["val/loss"], run.data.tags["complete"]) == (0.5, "yes")
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "tables")] == ["tables/figure.csv"]
 
 
 def test_a_server_that_never_answers_is_given_up(project, monkeypatch, caplog):
-    monkeypatch.setattr(tracker_module, "SECONDS_TO_END", 0.0)
+    monkeypatch.setattr(tracker_module, "SECONDS_REMOTE", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         tracking = {"mlflow": f"http://127.0.0.1:{mute.getsockname()[1]}", "wandb": "none"}
         with open_tracker(parse_params({"tracking": tracking}), stage="evaluate", facts={}) as tracker:
             assert len(senders()) == 1
             tracker.log_metrics({"test.loss": 1.0}, step=0)
     assert len(caplog.records) == 1
-    assert "MLflow failed (not done" in caplog.text
+    assert "MLflow does not hold all of this run (not done" in caplog.text
     assert senders() == []
 
 
-def test_a_sender_that_dies_is_left_out_with_one_warning(project, caplog):
+def test_a_sender_that_dies_is_started_again_with_one_warning(project, caplog):
     tracking = {"mlflow": "none", "wandb": "offline"}
     with open_tracker(parse_params({"tracking": tracking}), stage="evaluate", facts={}) as tracker:
         (sender,) = senders()
@@ -200,8 +206,8 @@ def test_a_sender_that_dies_is_left_out_with_one_warning(project, caplog):
         for step in range(3):
             tracker.log_metrics({"test.loss": 1.0}, step)
     assert len(caplog.records) == 1
-    assert "W&B failed" in caplog.text
-    assert [event["event"] for event in events_of(tracker)].count("metrics") == 3
+    assert "W&B failed (its process ended with exit code -9)" in caplog.text
+    assert find_pending(find_logs(tracking_folder(), [])) == []
 
 
 def _wait_until_dead(process):
@@ -237,15 +243,58 @@ def test_an_interrupted_run_is_continued_and_a_finished_one_is_not(project):
     assert silent_tracker(run_key="f" * 8).run_id != first.run_id
 
 
-def test_an_unknown_model_opens_a_run_of_its_own(project):
+def attached(model, stage="evaluate", figures=None, **params):
+    with attach_tracker(
+        parse_params({"tracking": SILENT} | params), stage=stage, model_path=model, figures=figures or {}
+    ) as tracker:
+        return tracker
+
+
+def starts_of(tracker):
+    return [event for event in events_of(tracker) if event["event"] == "start"]
+
+
+@pytest.fixture
+def trained(project):
+    """A model file and the run that trained it."""
     model = project / "model.pt"
     model.write_bytes(b"a")
-    params = parse_params({"tracking": SILENT})
-    with silent_tracker() as trained:
-        remember_run(trained, model)
-    assert attach_tracker(params, stage="infer", model_path=model).run_id == trained.run_id
+    with silent_tracker("train") as tracker:
+        remember_run(tracker, model)
+    return model, tracker.run_id
+
+
+def test_another_evaluation_of_a_model_is_a_run_of_its_own_and_going_back_is_the_first(trained):
+    model, run = trained
+    first = {"figures": {"test": {"loss": 1.0}}}
+    other = {"figures": {"val": {"loss": 2.0}}, "evaluate": {"splits": ["val"]}}
+    assert attached(model, **first).run_id == run
+    child = attached(model, **other)
+    assert child.run_id != run
+    (start,) = starts_of(child)
+    assert (start["parent"], start["config"]["evaluate.splits"], start["config"]["seed"]) == (run, ["val"], 0)
+    assert attached(model, **first).run_id == run
+    assert attached(model, **other).run_id == child.run_id
+    assert attached(model, figures={"test": {"loss": 1.5}}).run_id not in (run, child.run_id)  # other code
+
+
+def test_inference_joins_the_evaluation_with_the_same_params(trained):
+    model, run = trained
+    other = {"evaluate": {"splits": ["val"]}}
+    attached(model)
+    child = attached(model, **other)
+    assert attached(model, stage="infer").run_id == run
+    assert attached(model, stage="infer", **other).run_id == run  # the same results: they depend on no split
+    assert attached(model, stage="infer", figures={"rows": 2}, **other).run_id == child.run_id
+
+
+def test_a_model_trained_elsewhere_gets_one_run_that_names_it(project):
+    model = project / "pulled.pt"
     model.write_bytes(b"b")
-    assert attach_tracker(params, stage="infer", model_path=model).run_id != trained.run_id
+    evaluation = attached(model)
+    (start,) = starts_of(evaluation)
+    assert start["tags"]["model_sha256"] == sha256(model)
+    assert attached(model, stage="infer").run_id == evaluation.run_id
 
 
 def test_a_store_that_cannot_be_written_costs_the_tracking_and_not_the_run(project, monkeypatch, caplog):
@@ -258,7 +307,7 @@ def test_a_store_that_cannot_be_written_costs_the_tracking_and_not_the_run(proje
 
 def test_a_missing_artifact_is_said_and_skipped(project, caplog):
     with silent_tracker() as tracker:
-        tracker.log_artifact(project / "no.png", "figure")
+        tracker.log_artifact(project / "no.png", "report")
     assert "no.png" in caplog.text
     assert "artifact" not in [event["event"] for event in events_of(tracker)]
 
@@ -300,7 +349,7 @@ def test_a_training_that_was_killed_leaves_no_running_run_and_loses_no_value(pro
     records = [
         json.loads(line) for line in subprocess.run(command, capture_output=True, check=True).stdout.splitlines()
     ]
-    assert [record["history"]["item"]["test.loss"] for record in records if record["type"] == "history"] == [0.25]
+    assert [record["history"]["item"]["test/loss"] for record in records if record["type"] == "history"] == [0.25]
     assert records[-1]["exit"]["exit_code"] == 130
 
 

@@ -22,7 +22,9 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError
 from knee_siglip.core.threads import available_cores
 from knee_siglip.params.files import load_params
-from knee_siglip.params.sections import SMALL, Params
+from knee_siglip.params.sections import SMALL, Params, TrackingParams
+from knee_siglip.tracking.privacy import SAID, is_remote, level_for, without_password
+from knee_siglip.tracking.tracker import mlflow_uri, wandb_mode
 
 State = Literal["ready", "note", "broken"]
 TIMEOUT_S = 3.0
@@ -54,6 +56,7 @@ def examine(online: bool = False) -> list[Check]:
         check_hub(online),
         check_mlflow(params.tracking.mlflow, online),
         check_wandb(params.tracking.wandb),
+        check_sent(params.tracking),
         check_disk("project disk", Path.cwd()),
         check_disk("store disk", paths.find_store_root()),
         check_user(),
@@ -174,13 +177,14 @@ def check_mlflow(setting: str, online: bool) -> Check:
     if not target:
         return Check("MLflow", "ready", f"SQLite in {paths.tracking_root()}", "`mlflow ui` shows the runs")
     parts = urlsplit(target)
+    target = without_password(target)
     if not online or not parts.hostname or parts.scheme not in ("http", "https"):
         return Check("MLflow", "ready", f"{target} not asked")
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname, port), timeout=TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        advice = "start the server or unset MLFLOW_TRACKING_URI; a run continues without it and keeps its own log"
+        advice = "start the server or unset MLFLOW_TRACKING_URI; `knee-siglip sync` sends later what it missed"
         return Check("MLflow", "note", f"{target} does not answer: {error}", advice)
     return Check("MLflow", "ready", f"{target} listens")
 
@@ -194,7 +198,22 @@ def check_wandb(mode: str) -> Check:
     mode = os.environ.get("WANDB_MODE", mode)
     if mode == "online" and not _has_wandb_key():
         return Check("W&B", "note", "online, but no key is set", "`wandb login`, or set tracking.wandb: offline")
-    return Check("W&B", "ready", mode, "`wandb sync` sends the runs later" if mode == "offline" else "")
+    return Check("W&B", "ready", mode, "`wandb sync wandb/offline-run-*` sends the runs" if mode == "offline" else "")
+
+
+def check_sent(tracking: TrackingParams) -> Check:
+    """What each tracker gets, and whether that leaves this machine."""
+    sent = []
+    if tracking.mlflow != "none":
+        uri = mlflow_uri(tracking, (paths.find_project_root() or Path.cwd()).resolve())
+        remote = is_remote(uri)
+        place = without_password(uri) if remote else "on this machine"
+        sent.append(f"MLflow ({place}): {SAID[level_for(tracking.send, remote)]}")
+    if (mode := wandb_mode(tracking)) not in ("none", "disabled"):
+        place = "wandb/, for its server" if mode == "offline" else "its server"
+        sent.append(f"W&B ({place}): {SAID[level_for(tracking.send, remote=True)]}")
+    advice = "tracking.send: metrics | metrics_and_reports | all" if sent else ""
+    return Check("what is sent", "ready", "; ".join(sent) or "nothing", advice)
 
 
 def check_disk(name: str, folder: Path) -> Check:

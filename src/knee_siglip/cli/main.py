@@ -7,6 +7,7 @@
     knee-siglip split all.csv train.csv
     knee-siglip compare main my-experiment
     knee-siglip store show
+    knee-siglip sync
     knee-siglip doctor
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or params, 3 done with some rows failed.
@@ -29,6 +30,7 @@ from knee_siglip.cli.heatmap import draw_map
 from knee_siglip.cli.import_data import import_data
 from knee_siglip.cli.split.command import split
 from knee_siglip.cli.store import commands as store_commands
+from knee_siglip.cli.sync import sync
 from knee_siglip.core.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError
 from knee_siglip.core.files import readable_name
 from knee_siglip.core.running import run_stage
@@ -53,6 +55,7 @@ app = typer.Typer(
 app.command(name="import")(import_data)
 app.command()(split)
 app.command()(compare)
+app.command()(sync)
 app.command(name="map")(draw_map)
 app.add_typer(store_commands.app, name="store")
 

@@ -3,6 +3,7 @@
 Caches stay in the user's store (`paths.store_root()`), so that a second run on the same images decodes nothing.
 """
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from knee_siglip.core.running import run_stage
 from knee_siglip.params.checks import check_divisible, check_inputs, vision_patch_size
 from knee_siglip.params.files import load_params, parse_params, save_params
 from knee_siglip.params.sections import Params
+from knee_siglip.tracking.privacy import without_password
 from knee_siglip.training.launch import LAUNCHER, hand_over, is_launched
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ def prepare(params: Params, folder: Path) -> None:
 
     check_inputs(params, "params and flags")
     folder.mkdir(parents=True, exist_ok=True)
-    save_params(params, folder / paths.PARAMS.name)
+    save_params(_without_secret(params), folder / paths.PARAMS.name)
     backbones = folder / BACKBONES
     # Before the images are decoded: an encoder that cannot be had shall not cost an hour first.
     write_backbones(params.model, backbones)
@@ -135,6 +137,15 @@ def prepare(params: Params, folder: Path) -> None:
     manifest = _validate(params, folder)
     transform = Transform(params.image_size, **params.preprocess.model_dump())
     build_cache(manifest, transform, folder / CACHE_INDEX, folder / CACHE_FACTS)
+
+
+def _without_secret(params: Params) -> Params:
+    """Params that may lie in a file: a tracking URI with a password goes to the training by the environment."""
+    uri = params.tracking.mlflow
+    if without_password(uri) == uri:
+        return params
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    return params.model_copy(update={"tracking": params.tracking.model_copy(update={"mlflow": "auto"})})
 
 
 def _validate(params: Params, folder: Path) -> "pd.DataFrame":

@@ -10,7 +10,7 @@ import pandas as pd
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import sha256
-from knee_siglip.core.metrics_file import finite
+from knee_siglip.core.metrics_file import finite, read_json
 from knee_siglip.evaluation.embedded import EmbeddedData, embed_prompts, embed_split
 from knee_siglip.evaluation.findings import require_column
 from knee_siglip.evaluation.measurement import measure_split
@@ -23,7 +23,8 @@ from knee_siglip.params.tasks import task_of
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.manifest import SPLITS, read_manifest
 from knee_siglip.task.task import Task
-from knee_siglip.tracking.tracker import attach_tracker, git_revision
+from knee_siglip.tracking.records import git_revision
+from knee_siglip.tracking.tracker import attach_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +59,14 @@ def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict
     results = [measure_split(split, data, files.backbones) for split in data.evaluated]
     artifacts = write_results(data, results, model_facts(params, data, files.model), files.report)
     metrics = {result.name: result.metrics for result in results}
-    with attach_tracker(params, stage="evaluate", model_path=files.model) as tracker:
+    figures, data_hash = read_json(files.report / "metrics.json"), data.checkpoint.data_hash
+    with attach_tracker(
+        params, stage="evaluate", model_path=files.model, figures=figures, data_hash=data_hash
+    ) as tracker:
         # training has already logged its own `train.loss` and `val.loss`, of another epoch
         tracker.log_summary({name if name == "test" else f"evaluation.{name}": metrics[name] for name in metrics})
         for artifact in artifacts:
-            tracker.log_artifact(artifact.path, kind=artifact.kind)
+            tracker.log_artifact(artifact.path, artifact.kind, artifact.folder)
     return metrics
 
 

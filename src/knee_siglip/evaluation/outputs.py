@@ -29,10 +29,11 @@ FOLDERS = ("tables", "plots", "figures", "pictures")
 
 @dataclass(frozen=True)
 class Artifact:
-    """A written file; `kind` is what the tracker calls it."""
+    """A written file; `kind` is one of `tracking.privacy.KINDS`, `folder` where trackers put it."""
 
     path: Path
     kind: str
+    folder: str
 
 
 def write_results(
@@ -54,12 +55,16 @@ def write_results(
     write_predictions(pd.concat([result.studies for result in results]), folder / "studies.parquet")
     write_predictions(embeddings_table(data), folder / "embeddings.parquet")
     plots = plot_rows(shown)
-    tables = [_write_table(plots[name], columns, folder / f"plots/{name}.csv") for name, columns in PLOTS.items()]
-    tables += _write_tables(results, folder / "tables")
-    figures = _write_figures(shown, folder / "figures")
+    reports = [_write_table(plots[name], columns, folder / f"plots/{name}.csv") for name, columns in PLOTS.items()]
+    reports += [*_write_tables(results, folder / "tables"), *_write_confusion(shown, folder / "figures")]
+    patients = _write_maps(shown, folder / "figures")
     _write_examples(data, shown, folder)
-    files = [folder / name for name in ("metrics.json", "predictions.parquet", "studies.parquet", "embeddings.parquet")]
-    return [*(Artifact(path, "table") for path in files + tables), *(Artifact(path, "figure") for path in figures)]
+    patients += [folder / name for name in ("predictions.parquet", "studies.parquet", "embeddings.parquet")]
+    return [
+        Artifact(folder / "metrics.json", "report", "evaluation"),
+        *(Artifact(path, "report", path.parent.name) for path in reports),
+        *(Artifact(path, "patients", path.parent.name) for path in patients),
+    ]
 
 
 def _write_tables(results: Sequence[MeasuredSplit], folder: Path) -> list[Path]:
@@ -72,12 +77,17 @@ def _write_tables(results: Sequence[MeasuredSplit], folder: Path) -> list[Path]:
     return paths
 
 
-def _write_figures(shown: MeasuredSplit, folder: Path) -> list[Path]:
-    """Draw the confusion matrix, where there are grades, and write the maps of the grounding."""
+def _write_confusion(shown: MeasuredSplit, folder: Path) -> list[Path]:
+    """Draw the confusion matrix, where there are grades."""
+    if not len(shown.split.graded):
+        return []
+    draw_confusion(shown.split, folder / "confusion.png")
+    return [folder / "confusion.png"]
+
+
+def _write_maps(shown: MeasuredSplit, folder: Path) -> list[Path]:
+    """Write the maps of the grounding, which show patients."""
     paths = []
-    if len(shown.split.graded):
-        paths.append(folder / "confusion.png")
-        draw_confusion(shown.split, paths[-1])
     for number, (_, content) in enumerate(shown.overlays, start=1):
         paths.append(folder / f"grounding_{number}.jpg")
         paths[-1].write_bytes(content)

@@ -372,14 +372,18 @@ class InferParams(Section):
 class TrackingParams(Section):
     """Where experiments are logged. Changing this section reruns nothing.
 
-    `mlflow`: `auto` ($MLFLOW_TRACKING_URI, else SQLite in the project), a tracking URI, or `none`.
+    `mlflow`: `auto` ($MLFLOW_TRACKING_URI, else SQLite in the project), a tracking URI, or `none`. `send`: what the
+    trackers get: `metrics` (and params, without paths), `metrics_and_reports` (also tables and charts of groups), `all`
+    (also rows and pictures of single patients, and models); `auto` is `all` for MLflow on this machine, else `metrics`.
+    `log_checkpoints`: of models, where `send` lets them out.
     """
 
     project_name: str = "knee-siglip"
     experiment_name: str | None = None
     mlflow: str = "auto"
     wandb: Literal["offline", "online", "none"] = "offline"
-    log_checkpoints: Literal["copy", "reference", "none"] = "reference"
+    send: Literal["auto", "metrics", "metrics_and_reports", "all"] = "auto"
+    log_checkpoints: Literal["copy", "reference", "none"] = "copy"
 
 
 class Params(Section):

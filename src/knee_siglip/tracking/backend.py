@@ -5,7 +5,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from knee_siglip.tracking.runlog import Event
+from knee_siglip.tracking.runlog import Event, checksums, decode_values
+
+COMPLETE = "complete"
+"""Tag of a run: whether the tracker holds everything of it."""
+
+INCOMPLETE = "no: `knee-siglip sync` sends the rest"
+
+
+class Postponed(Exception):
+    """The tracker cannot be reached, and everything is kept for `sync`: to try again at once would not help."""
 
 
 class Point(NamedTuple):
@@ -18,10 +27,13 @@ class Point(NamedTuple):
 
 
 class Backend(Protocol):
-    """One run of one tracker. Any method may raise: the sender then drops that tracker for the session."""
+    """One run of one tracker. Any method may raise: the sender then starts anew, and what was sent is sent again."""
 
     def open(self, start: Event, earlier: list[Event]) -> str:
-        """Start the run that `start` describes, or resume it where `earlier` events hold its id; returns the id."""
+        """Start the run that `start` describes, or resume it where `earlier` events hold its id; returns the id.
+
+        earlier: all events of other sessions, and what earlier attempts at this one noted.
+        """
 
     def metrics(self, points: Sequence[Point]) -> None:
         """Log points, in the order of their time."""
@@ -29,19 +41,54 @@ class Backend(Protocol):
     def summary(self, values: dict[str, float], step: int) -> None:
         """Log final values."""
 
-    def artifact(self, path: Path, kind: str, how: str) -> None:
-        """Log a file: `how` is copy or reference (where it lies and its sha256)."""
+    def tags(self, values: dict[str, str]) -> None:
+        """Say something about the run that was not known when it started."""
 
-    def close(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
+    def artifact(self, event: Event) -> None:
+        """Log a file: `path`, put into the folder `folder`; `how` is copy or reference (name and checksums)."""
+
+    def close(self, status: str, complete: bool) -> None:
+        """End the run as FINISHED, FAILED or KILLED. complete: no session of it is missing here."""
 
 
-def later_tags(start: Event) -> dict[str, str]:
+def own_tags(start: Event, earlier: list[Event], backend: str) -> dict[str, str]:
     """A later session's tags carry its stage's name, so that those of the session that made the run stay."""
+    if is_first_session(start, earlier, backend):
+        return dict(start["tags"])
     return {f"{start['stage']}.{key}": value for key, value in start["tags"].items()}
+
+
+def is_first_session(start: Event, earlier: list[Event], backend: str) -> bool:
+    """Whether this session makes the run in that tracker, rather than adding to it."""
+    makers = [event["session"] for event in earlier if event["event"] == "opened" and event["backend"] == backend]
+    return not makers or makers[0] == start["session"]
+
+
+def points_of(events: list[Event]) -> list[Point]:
+    """Points of the `metrics` events among these."""
+    return [
+        Point(key, value, event["step"], event["time"])
+        for event in events
+        if event["event"] == "metrics"
+        for key, value in decode_values(event["values"]).items()
+    ]
 
 
 def by_step(points: Sequence[Point]) -> Iterator[tuple[int, dict[str, float]]]:
     """Points as (step, values), consecutive points of one step together."""
     for step, group in groupby(points, key=lambda point: point.step):
         yield step, {point.key: point.value for point in group}
+
+
+def grouped(name: str) -> str:
+    """A metric's name as MLflow and W&B group it: `train.loss` is `train/loss`."""
+    return name.replace(".", "/")
+
+
+def checksum_tags(event: Event) -> dict[str, str]:
+    """What a run says of a file that stays where it is: how to get it, and how to know it."""
+    path = Path(event["path"])
+    name = f"{event['folder']}/{path.name}"
+    known: dict[str, str] = {kind: event[kind] for kind in ("sha256", "md5", "get") if kind in event}
+    known |= {} if "sha256" in known else checksums(path)
+    return {f"{name}.{key}": value for key, value in known.items()}

@@ -1,11 +1,11 @@
 """DVCLive: the curves as `plots/metrics/<name>.tsv`, which `dvc plots` and VS Code show while training runs."""
 
+import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from knee_siglip.tracking.backend import Point, by_step
-from knee_siglip.tracking.runlog import Event, decode_values
+from knee_siglip.tracking.backend import Point, by_step, grouped, points_of
+from knee_siglip.tracking.runlog import Event
 
 SPEED = "speed."
 
@@ -24,12 +24,7 @@ class DvcliveRun:
         from dvclive.live import Live
 
         self.live = Live(dir=self.folder, save_dvc_exp=False, dvcyaml=None, report=None)
-        self.history = [
-            Point(key, value, event["step"], event["time"])
-            for event in earlier
-            if event["event"] == "metrics"
-            for key, value in decode_values(event["values"]).items()
-        ]
+        self.history = points_of(earlier)
         return self.folder
 
     def metrics(self, points: Sequence[Point]) -> None:
@@ -53,8 +48,8 @@ class DvcliveRun:
         for step, values in by_step(kept):
             self.live.step = step
             for key, value in values.items():
-                self.live.log_metric(key.replace(".", "/"), value)
-        self.live.make_summary()
+                self.live.log_metric(grouped(key), value)
+        self._write_summary()
 
     def summary(self, values: dict[str, float], step: int) -> None:
         """Write final values, except speeds, into `metrics.json`; the curves stay."""
@@ -62,11 +57,30 @@ class DvcliveRun:
         for key, value in values.items():
             if key.startswith(SPEED):
                 continue
-            self.live.log_metric(key.replace(".", "/"), value, plot=False)
-        self.live.make_summary()
+            self.live.log_metric(grouped(key), value, plot=False)
+        self._write_summary()
 
-    def artifact(self, path: Path, kind: str, how: str) -> None:
+    def tags(self, values: dict[str, str]) -> None:
+        """Nothing: the curves are of the model that lies beside them."""
+
+    def artifact(self, event: Event) -> None:
         """Nothing: DVC itself versions the files of a stage."""
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, complete: bool) -> None:
         """Everything is written already. `Live.end` would only touch git and dvc.yaml."""
+
+    def _write_summary(self) -> None:
+        """Write `metrics.json` as strict JSON, in which nan and inf have no name; the curves hold them."""
+        kept, self.live.summary = self.live.summary, _finite(self.live.summary)
+        self.live.make_summary()
+        self.live.summary = kept
+
+
+def _finite(summary: dict[str, object]) -> dict[str, object]:
+    finite: dict[str, object] = {}
+    for key, value in summary.items():
+        if isinstance(value, dict):
+            finite[key] = _finite(value)
+        elif not isinstance(value, float) or math.isfinite(value):
+            finite[key] = value
+    return finite

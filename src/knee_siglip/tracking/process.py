@@ -1,4 +1,4 @@
-"""The training side of a sender: starts it, polls whether it still works, and ends it within a time limit.
+"""The training side of a sender: starts it, hears whether it has trouble, and ends it within a time limit.
 
 Nothing here imports the sender or a tracker's library, so changing those retrains nothing.
 """
@@ -19,18 +19,26 @@ from knee_siglip.tracking.runlog import RunLog
 
 SOURCES = Path(__file__).parents[2]
 TITLES = {"mlflow": "MLflow", "wandb": "W&B", "dvclive": "DVCLive"}
+SECONDS_IN_TROUBLE = 5.0
+"""How long the end of a run waits for a tracker that has failed before: the rest can be sent later."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What one sender does: which tracker, with which settings, for which session of which log."""
+    """What one sender does: which tracker, with which settings, for which session of which log.
+
+    kinds: of artifacts that this tracker may get; of a model it otherwise gets the checksums.
+    patience: seconds that it may take for one call, and after the run's end. A copied file may take longer.
+    """
 
     backend: str
     log: str
     session: str
+    kinds: list[str]
     options: dict[str, Any]
+    patience: float = 30.0
 
 
 class SenderProcess:
@@ -38,19 +46,26 @@ class SenderProcess:
 
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
+        self.in_trouble = False
+        self.restarted = False
+        self._start()
+
+    def _start(self) -> None:
         paths = [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "knee_siglip.tracking.sender"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
         assert self.process.stdin is not None
-        self.stdin = self.process.stdin
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        os.set_blocking(self.stdout.fileno(), False)
         with contextlib.suppress(BrokenPipeError):  # it died at once: `failure` will say so
-            self.stdin.write(json.dumps(asdict(orders)).encode() + b"\n")
+            self.stdin.write(json.dumps(asdict(self.orders)).encode() + b"\n")
             self.stdin.flush()
 
     def failure(self) -> str | None:
@@ -64,29 +79,52 @@ class SenderProcess:
                 return str(event["cause"])
         return f"its process ended with exit code {code}"
 
-    def end(self, deadline: float) -> bool:
-        """Wait until `deadline` (monotonic seconds), then kill. Warns and returns False on a failure."""
+    def end(self, ended: float, extra: float) -> bool:
+        """Wait, then kill; returns whether all was delivered.
+
+        ended: when the run ended, in monotonic seconds. extra: seconds for files that are copied.
+        """
         began = time.monotonic()
+        self.hear()
+        patience = SECONDS_IN_TROUBLE if self.in_trouble else self.orders.patience + extra
         try:
-            self.process.wait(timeout=max(deadline - began, 0))
+            self.process.wait(timeout=max(ended + patience - began, 0))
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)  # the group: W&B has a service process of its own
             self.process.wait()
-            self._warn(f"not done {time.monotonic() - began:.0f} s after the run's end")
-            return False
-        return not self.warn_if_failed()
+            self._give_up(f"not done {time.monotonic() - ended:.0f} s after the run's end")
+        else:
+            if cause := self.failure():
+                self._give_up(cause)
+        self.stdout.close()
+        return self.process.returncode == 0
 
-    def warn_if_failed(self) -> bool:
-        """Warn once that the tracker failed. Never waits."""
-        cause = self.failure()
-        if cause:
-            self._warn(cause)
-        return cause is not None
+    def hear(self) -> None:
+        """Warn, once, that the tracker has trouble; start its process again, once, if that has died. Never waits."""
+        title = TITLES[self.orders.backend]
+        if line := self.stdout.readline():
+            self.in_trouble = True
+            _logger.warning("%s failed (%s); the run continues, and it is tried again", title, json.loads(line))
+        if not self.restarted and (cause := self.failure()):
+            self.restarted = True
+            _logger.warning("%s failed (%s); the run continues, and it is started again", title, cause)
+            self.stdout.close()
+            with contextlib.suppress(OSError):
+                self.stdin.close()
+            with contextlib.suppress(OSError):  # the system has no process left
+                self._start()
 
-    def _warn(self, cause: str) -> None:
-        title, log = TITLES[self.orders.backend], self.orders.log
-        _logger.warning("%s failed (%s); the run continues without it; its values are kept in %s", title, cause, log)
+    def _give_up(self, cause: str) -> None:
+        """Note for later sessions and `sync` that this one was not delivered."""
+        orders = self.orders
+        with contextlib.suppress(OSError):
+            RunLog(Path(orders.log), orders.session).write("failed", backend=orders.backend, cause=cause)
+        _logger.warning(
+            "%s does not hold all of this run (%s); send the rest with: knee-siglip sync",
+            TITLES[orders.backend],
+            cause,
+        )
 
 
 def start_senders(all_orders: list[Orders]) -> list[SenderProcess]:
@@ -100,10 +138,10 @@ def start_senders(all_orders: list[Orders]) -> list[SenderProcess]:
     return senders
 
 
-def end_senders(senders: list[SenderProcess], seconds: float) -> int:
-    """Wait for all in parallel, at most `seconds`; returns how many failed."""
+def end_senders(senders: list[SenderProcess], extra: float = 0) -> int:
+    """Wait for all in parallel, each for its patience and `extra` seconds; returns how many failed."""
     for sender in senders:
         with contextlib.suppress(OSError):
             sender.stdin.close()  # tells it that nothing more will come
-    deadline = time.monotonic() + seconds
-    return [sender.end(deadline) for sender in senders].count(False)
+    ended = time.monotonic()
+    return [sender.end(ended, extra) for sender in senders].count(False)

@@ -1,28 +1,31 @@
 """The log of a run: an append-only file of JSON lines, from which every tracker is fed.
 
 One file per run, `<store>/tracking/<run id>.jsonl`. Each process that logs into a run is one *session* of it: training,
-later its evaluation ... Events: `start` (run, name, project, stage, tags, config), `metrics` (values, step), `summary`
-(values, step), `artifact` (path, kind, how), `end` (status); and from the senders `opened` (backend, id) and `failed`
-(backend, cause).
+later its evaluation ... Events: `start` (run, parent, name, project, stage, backends, tags, config), `metrics` (values,
+step), `summary` (values, step), `tags` (values), `artifact` (path, kind, folder, how), `end` (status), `child` (run);
+and from the senders `opened` (backend, id), `failed` (backend, cause) and `delivered` (backend).
 """
 
+import fcntl
+import hashlib
 import json
 import math
+import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from knee_siglip.core.files import atomic_file
+from knee_siglip.core.files import atomic_file, sha256
 from knee_siglip.core.paths import store_root
 
 Event = dict[str, Any]
 
 
-def tracking_folder() -> Path:
-    """Folder of the logs, outside DVC's outs, which DVC deletes when a stage starts."""
-    return store_root().resolve() / "tracking"
+def tracking_folder(store: Path | None = None) -> Path:
+    """Folder of the logs in a store, outside DVC's outs, which DVC deletes when a stage starts."""
+    return (store or store_root()).resolve() / "tracking"
 
 
 class RunLog:
@@ -51,6 +54,32 @@ class RunLog:
     def read(self) -> list[Event]:
         """All whole events of all sessions, oldest first; empty when there is no such log."""
         return Tail(self.path).read() if self.path.exists() else []
+
+
+@contextmanager
+def in_use(path: Path) -> Iterator[None]:
+    """Show others that a session of this log is going on, until the block or the process ends."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # a file system without locks: `is_in_use` is then always false
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a run, or what sends it, still writes to this log."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 class Tail:
@@ -82,6 +111,18 @@ def last_id(events: list[Event], backend: str) -> str | None:
     return ids[-1] if ids else None
 
 
+def session_starts(events: list[Event]) -> dict[str, Event]:
+    """The `start` event of every session, oldest first."""
+    return {event["session"]: event for event in events if event["event"] == "start"}
+
+
+def undelivered(events: list[Event], backend: str) -> list[str]:
+    """Sessions, oldest first, that this tracker was to get and of which it does not hold everything."""
+    done = {event["session"] for event in events if event["event"] == "delivered" and event["backend"] == backend}
+    starts = session_starts(events)
+    return [name for name, start in starts.items() if backend in start.get("backends", ()) and name not in done]
+
+
 def last_step(events: list[Event]) -> int:
     """The highest step logged so far, 0 for none."""
     return max((event["step"] for event in events if event["event"] == "metrics"), default=0)
@@ -103,6 +144,13 @@ def decode_values(values: Mapping[str, float | str]) -> dict[str, float]:
     return {key: float(value) for key, value in values.items()}
 
 
+def checksums(path: Path) -> dict[str, str]:
+    """sha256 of a file, and md5, by which dvc.lock names it."""
+    with path.open("rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    return {"sha256": sha256(path), "md5": md5.hexdigest()}
+
+
 def write_pointer(key: str, run_id: str) -> None:
     """Note that `key` (the sha256 of a model file, the fingerprint of a training) belongs to a run.
 
@@ -113,9 +161,9 @@ def write_pointer(key: str, run_id: str) -> None:
         file.write(json.dumps({"run": run_id}).encode())
 
 
-def read_pointer(key: str) -> str | None:
-    """The run that `key` belongs to, None where it is not known."""
+def read_pointer(key: str, folder: Path | None = None) -> str | None:
+    """The run that `key` belongs to, None where it is not known. folder: of the logs."""
     try:
-        return str(json.loads((tracking_folder() / f"{key}.json").read_text())["run"])
+        return str(json.loads(((folder or tracking_folder()) / f"{key}.json").read_text())["run"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -7,35 +7,54 @@ that training was killed, and the tracker is told so.
 
 import json
 import os
-import re
 import select
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from knee_siglip.tracking.backend import Backend, Point
+from knee_siglip.tracking.backend import Backend, Postponed, points_of
+from knee_siglip.tracking.privacy import without_password, without_places
 from knee_siglip.tracking.process import Orders
-from knee_siglip.tracking.runlog import Event, RunLog, Tail, decode_values
+from knee_siglip.tracking.runlog import Event, RunLog, Tail, decode_values, in_use, last_id, undelivered
 
 POLL_SECONDS = 0.25
 LONGEST_CAUSE = 200  # characters
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts
+SLOWEST_UPLOAD = 1e6
+"""Bytes per second; a file may take the longer."""
 
 
-def send(orders: Orders, alive: Callable[[], bool]) -> bool:
+def send(orders: Orders, alive: Callable[[], bool], tell: Callable[[str], None] | None = None) -> bool:
     """Feed the session's events to the tracker until the session ends or `alive()` is false.
 
-    The circuit breaker: whatever the tracker raises, start and end included, is written to the log as `failed`, and
-    nothing more is sent. Returns whether all went well.
+    Whatever the tracker raises, start and end included, is told (the first time) and noted in the log; then all is sent
+    again, after pauses that grow. When the session is over there is one last attempt. Returns whether all went well.
     """
     log = RunLog(Path(orders.log), orders.session)
-    try:
-        _follow(create_backend(orders.backend, orders.options), log, orders, alive)
-    except Exception as error:  # the libraries raise anything, and nothing of it may reach training
-        log.write("failed", backend=orders.backend, cause=_cause(error))
-        return False
-    return True
+    for attempt in count():
+        over = not alive() or _has_ended(log)  # asked first, so that the last attempt sees every event
+        try:
+            _deliver(log, orders, alive)
+            return True
+        except Exception as error:  # the libraries raise anything, and nothing of it may reach training
+            cause = _cause(error)
+            over = over or isinstance(error, Postponed)
+        if tell and attempt == 0 and not over:
+            tell(cause)
+        with suppress(OSError):
+            if over or attempt == 0:
+                log.write("failed", backend=orders.backend, cause=cause)
+        if over:
+            return False
+        _pause(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE), lambda: alive() and not _has_ended(log))
+    raise AssertionError("count() does not end")
 
 
 def create_backend(name: str, options: dict[str, Any]) -> Backend:
@@ -53,9 +72,21 @@ def create_backend(name: str, options: dict[str, Any]) -> Backend:
     return DvcliveRun(**options)
 
 
-def _follow(backend: Backend, log: RunLog, orders: Orders, alive: Callable[[], bool]) -> None:
+def _deliver(log: RunLog, orders: Orders, alive: Callable[[], bool]) -> None:
+    """Send the sessions of this run that the tracker missed, then this one, as it grows."""
+    events = log.read()
+    failed = {
+        event["session"] for event in events if (event["event"], event.get("backend")) == ("failed", orders.backend)
+    }
+    for missed in undelivered(events, orders.backend):
+        if missed != log.session and missed in failed:
+            _follow(RunLog(log.path, missed), replace(orders, session=missed), lambda: False)
+    _follow(log, orders, alive)
+
+
+def _follow(log: RunLog, orders: Orders, alive: Callable[[], bool]) -> None:
     tail = Tail(log.path)
-    earlier: list[Event] = []
+    backend = create_backend(orders.backend, orders.options)
     started = False
     while True:
         goes_on = alive()  # asked before reading: what was written until the session's end is then read
@@ -63,33 +94,85 @@ def _follow(backend: Backend, log: RunLog, orders: Orders, alive: Callable[[], b
         mine = [event for event in events if event["session"] == log.session]
         if not started:
             earlier = [event for event in events if event["session"] != log.session or event["event"] == "opened"]
-            log.write("opened", backend=orders.backend, id=backend.open(mine[0], earlier))
+            start = next(event for event in mine if event["event"] == "start")
+            start["parent_id"] = _parent_id(log, start, orders.backend)
+            if "patients" not in orders.kinds:
+                start["config"] = without_places(start["config"])
+            with _time_limit(orders.patience):
+                opened = backend.open(start, earlier)
+            if opened != last_id(earlier, orders.backend):
+                log.write("opened", backend=orders.backend, id=opened)
             started = True
-        status = _dispatch(backend, mine)
+        status = _dispatch(backend, mine, orders)
         if status or not goes_on:
-            backend.close(status or "KILLED")
+            others = set(undelivered(log.read(), orders.backend)) - {log.session}
+            with _time_limit(orders.patience):
+                backend.close(status or "KILLED", not others)
+            log.write("delivered", backend=orders.backend)
             return
 
 
-def _dispatch(backend: Backend, events: list[Event]) -> str | None:
+def _parent_id(log: RunLog, start: Event, backend: str) -> str | None:
+    """The tracker's id of the run that trained the model of this one."""
+    parent = start.get("parent")
+    return last_id(RunLog(log.path.with_name(f"{parent}.jsonl"), "").read(), backend) if parent else None
+
+
+def _dispatch(backend: Backend, events: list[Event], orders: Orders) -> str | None:
     """Hand events on in order, neighbouring metrics in one call; returns the status with which the session ended."""
-    points: list[Point] = []
     status = None
+    curves: list[Event] = []
     for event in [*events, {"event": "flush"}]:
         if event["event"] == "metrics":
-            values = decode_values(event["values"])
-            points += [Point(key, value, event["step"], event["time"]) for key, value in values.items()]
+            curves.append(event)
             continue
-        if points:
-            backend.metrics(points)
-            points = []
+        if curves:
+            with _time_limit(orders.patience):
+                backend.metrics(points_of(curves))
+            curves = []
+        if event["event"] == "end":
+            status = event["status"]
+        _dispatch_one(backend, event, orders)
+    return status
+
+
+def _dispatch_one(backend: Backend, event: Event, orders: Orders) -> None:
+    allowed = event.get("kind") in orders.kinds
+    patience = orders.patience + event.get("bytes", 0) / SLOWEST_UPLOAD
+    with _time_limit(patience):
         if event["event"] == "summary":
             backend.summary(decode_values(event["values"]), event["step"])
-        elif event["event"] == "artifact":
-            backend.artifact(Path(event["path"]), event["kind"], event["how"])
-        elif event["event"] == "end":
-            status = event["status"]
-    return status
+        elif event["event"] == "tags":
+            backend.tags(event["values"])
+        elif event["event"] == "artifact" and (allowed or event["kind"] == "model"):
+            backend.artifact(event if allowed else event | {"how": "reference"})
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a block that takes longer: a server that answers byte by byte never times out by itself."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _has_ended(log: RunLog) -> bool:
+    return any(event["event"] == "end" and event["session"] == log.session for event in log.read())
+
+
+def _pause(seconds: float, wanted: Callable[[], bool]) -> None:
+    """Sleep, as long as it is wanted; asking waits a moment too."""
+    deadline = time.monotonic() + seconds
+    while wanted() and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS / 10)
 
 
 def _cause(error: BaseException) -> str:
@@ -98,7 +181,7 @@ def _cause(error: BaseException) -> str:
     while below := root.__cause__ or root.__context__:
         root = below
     texts = dict.fromkeys(shorten(f"{type(e).__name__}: {e}", LONGEST_CAUSE, placeholder=" ...") for e in (error, root))
-    return re.sub(r"//[^/\s@]+@", "//***@", "; ".join(texts))
+    return without_password("; ".join(texts))
 
 
 def _stdin_open() -> bool:
@@ -108,11 +191,19 @@ def _stdin_open() -> bool:
 
 
 def main() -> int:
-    """Read the orders (the first line of stdin) and follow the log."""
+    """Read the orders (the first line of stdin) and follow the log. What goes wrong is told on stdout, a line each."""
     os.nice(10)  # training needs the cores more
+    told = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the libraries print as they like
+
+    def tell(cause: str) -> None:
+        with suppress(OSError):  # training was killed
+            os.write(told, json.dumps(cause).encode() + b"\n")
+
     with open(0, "rb", buffering=0, closefd=False) as stdin:  # unbuffered, so that `select` sees what follows
         orders = Orders(**json.loads(stdin.readline()))
-    return 0 if send(orders, _stdin_open) else 1
+    with in_use(Path(orders.log)):
+        return 0 if send(orders, _stdin_open, tell) else 1
 
 
 if __name__ == "__main__":

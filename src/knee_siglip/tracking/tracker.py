@@ -1,39 +1,44 @@
 """One tracker that fans out to DVCLive, MLflow and W&B; none of them can stop, block or slow the run.
 
 Everything is appended to the run's own log first (`runlog`), which is the truth; one process per tracker (`sender`)
-follows it. What a tracker missed can be sent later with `resend`.
+follows it. What a tracker missed is sent later by `sync`, for which the log's files are kept beside it.
 """
 
 import logging
 import os
 import re
 import secrets
-import subprocess
+import shutil
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from knee_siglip.core.errors import Interrupted, UserError
-from knee_siglip.core.files import sha256
+from knee_siglip.core.files import link_or_copy, sha256
 from knee_siglip.core.nesting import flatten
-from knee_siglip.core.paths import TRAIN_REPORT, tracking_root
+from knee_siglip.core.paths import TRAIN_REPORT, project_root, tracking_root
 from knee_siglip.core.processes import is_first_process
 from knee_siglip.params.sections import Params, TrackingParams
+from knee_siglip.tracking.privacy import KINDS, is_remote, level_for
 from knee_siglip.tracking.process import Orders, SenderProcess, end_senders, start_senders
+from knee_siglip.tracking.records import Record, describe, find_run, new_run_id
 from knee_siglip.tracking.runlog import (
     Event,
     RunLog,
+    checksums,
     encode_values,
+    in_use,
     last_step,
     read_pointer,
     tracking_folder,
     write_pointer,
 )
 
-SECONDS_TO_END = 30.0
-SECONDS_TO_RESEND = 600.0
+SECONDS_LOCAL, SECONDS_REMOTE = 120.0, 30.0
+"""A sender's patience: MLflow takes 8 s on two idle cores to create its database, and much longer on busy ones."""
+
 COPIED_BYTES_PER_SECOND = 10e6  # a copied checkpoint may take longer
 
 _logger = logging.getLogger(__name__)
@@ -51,10 +56,14 @@ class Tracker:
         self._copied_bytes = 0
         self._closed = False
         self._writable = True
+        self._in_use = ExitStack()
 
     def start(self, description: Event, orders: list[Orders]) -> None:
         """Write the first event, which the senders look for, and start them."""
-        if self._write("start", **description):
+        backends = [order.backend for order in orders if order.backend != "dvclive"]
+        if self._write("start", backends=backends, **description):
+            if self._log.path != Path(os.devnull):
+                self._in_use.enter_context(in_use(self._log.path))
             self._senders = start_senders(orders)
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -66,26 +75,38 @@ class Tracker:
         """Final values as in metrics.json, flat or nested; only numbers are logged."""
         self._write("summary", values=encode_values(flatten(dict(values))), step=self._step)
 
-    def log_artifact(self, path: Path, kind: str) -> None:
-        """Log a file that stays as it is until the tracker is closed. `kind` is model, figure, table ...
+    def log_tags(self, values: Mapping[str, str]) -> None:
+        """Texts about the run that were not known when it started."""
+        self._write("tags", values=dict(values))
 
-        A model goes by `tracking.log_checkpoints`: a copy, a reference (path and sha256), or not at all.
+    def log_artifact(self, path: Path, kind: str, folder: str = "") -> None:
+        """Log a file as it is now, into the folder of that name. `kind` is one of `privacy.KINDS`.
+
+        Of a model `tracking.log_checkpoints` takes a copy, a reference (name and checksums), or nothing.
         """
         how = self._checkpoints if kind == "model" else "copy"
-        if how == "none":
+        if how == "none" or not is_first_process():
             return
         if not path.is_file():
             _logger.warning("%s does not exist and was not logged as %s", path, kind)
             return
-        self._copied_bytes += path.stat().st_size if how == "copy" else 0
-        self._write("artifact", path=str(path.resolve()), kind=kind, how=how)
+        size = path.stat().st_size
+        event: Event = {"kind": kind, "folder": folder or kind, "how": how, "bytes": size}
+        if kind == "model":
+            event |= _command_for(path)
+            event |= checksums(path) if how == "reference" else {}  # of a kept file the sender computes them
+        kept = self._keep(path, event["folder"]) if how == "copy" else path
+        if kept:
+            self._copied_bytes += size if how == "copy" else 0
+            self._write("artifact", path=str(kept.resolve()), **event)
 
     def close(self, status: str = "FINISHED") -> None:
-        """End the run in all trackers; those not done in half a minute are killed."""
+        """End the run in all trackers; those that lose their patience are killed."""
         if not self._closed:
             self._closed = True
             self._write("end", status=status)
-            end_senders(self._senders, SECONDS_TO_END + self._copied_bytes / COPIED_BYTES_PER_SECOND)
+            end_senders(self._senders, self._copied_bytes / COPIED_BYTES_PER_SECOND)
+            self._in_use.close()
 
     def __enter__(self) -> Self:
         return self
@@ -99,8 +120,25 @@ class Tracker:
             failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
             self.close("FAILED" if failed else "KILLED")
 
+    def _keep(self, path: Path, folder: str) -> Path | None:
+        """The file beside the log: the next run overwrites it, and a queued run's folder is deleted.
+
+        A model is written once and linked; other files, which may be written in place, are copied.
+        """
+        target = kept_files(self._log) / self._log.session / folder / path.name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if folder == "model":
+                link_or_copy(path, target)
+            else:
+                shutil.copyfile(path, target)
+        except (OSError, UserError) as error:
+            _logger.warning("%s was not logged (%s); the run continues", path, error)
+            return None
+        return target
+
     def _write(self, event: str, **fields: Any) -> bool:
-        """Append to the log and drop the senders that failed. A full disk costs the tracking, not the run."""
+        """Append to the log and hear the senders. A full disk costs the tracking, not the run."""
         if not self._writable:
             return False
         try:
@@ -108,8 +146,14 @@ class Tracker:
         except OSError as error:
             self._writable = False
             _logger.warning("%s cannot be written (%s); the run continues without tracking", self._log.path, error)
-        self._senders = [sender for sender in self._senders if not sender.warn_if_failed()]
+        for sender in self._senders:
+            sender.hear()
         return self._writable
+
+
+def kept_files(log: RunLog) -> Path:
+    """Folder of the files that a run logged."""
+    return log.path.parent / "files" / log.run_id
 
 
 def open_tracker(
@@ -127,90 +171,102 @@ def open_tracker(
     """
     run_id = read_pointer(run_key) if run_key else None
     if run_id is None or _finished(run_id):
-        run_id = _new_run_id()
+        run_id = new_run_id()
         if run_key:
             _remember(run_key, run_id)
-    return _start(params, stage, facts, run_id, live_folder.resolve() if stage == "train" else None)
+    return _start(params, stage, facts, run_id, live=live_folder.resolve() if stage == "train" else None)
 
 
-def attach_tracker(params: Params, *, stage: str, model_path: Path) -> Tracker:
-    """Attach to the run that trained this model file, found by its sha256; a new run where it is unknown."""
-    return _start(params, stage, {}, read_pointer(sha256(model_path)) or _new_run_id(), live=None)
+def attach_tracker(
+    params: Params, *, stage: str, model_path: Path, figures: Mapping[str, Any], data_hash: str | None = None
+) -> Tracker:
+    """The run that these results of a model file belong to: see `records`.
+
+    figures: of the stage's metrics.json. A model that was trained elsewhere gets a run joined to it by its sha256.
+    """
+    model = sha256(model_path)
+    record = Record.of(stage, model, params.to_dict(), figures)
+    run_id, parent = find_run(record, params)
+    if run_id is None:
+        run_id = new_run_id()
+        if parent and is_first_process():
+            with suppress(OSError):
+                RunLog(tracking_folder() / f"{parent}.jsonl", "").write("child", run=run_id)
+    facts = {"model_sha256": model, "data_hash": data_hash, "record": record.key}
+    _remember(record.key, run_id)
+    if read_pointer(model) is None:  # trained elsewhere: later stages join this run
+        _remember(model, run_id)
+    return _start(params, stage, facts, run_id, parent)
 
 
 def remember_run(tracker: Tracker, model_path: Path) -> None:
     """Note that this run wrote this model file, for `attach_tracker`."""
-    _remember(sha256(model_path), tracker.run_id)
+    model = sha256(model_path)
+    tracker.log_tags({"model_sha256": model})
+    _remember(model, tracker.run_id)
 
 
-def resend(log_path: Path, params: Params) -> bool:
-    """Send a whole log to the trackers of `params.tracking` again; returns whether all succeeded.
-
-    MLflow gets what it lacks; W&B gets the run anew, under the same id.
-    """
-    log = RunLog(log_path.resolve(), session="")
-    sessions = dict.fromkeys(event["session"] for event in log.read() if event["event"] == "start")
-    failed = 0
-    for session in sessions:
-        senders = start_senders(_orders(params.tracking, RunLog(log.path, session), live=None))
-        failed += end_senders(senders, SECONDS_TO_RESEND)
-    return failed == 0
-
-
-def _start(params: Params, stage: str, facts: Mapping[str, Any], run_id: str, live: Path | None) -> Tracker:
+def _start(
+    params: Params,
+    stage: str,
+    facts: Mapping[str, Any],
+    run_id: str,
+    parent: str | None = None,
+    live: Path | None = None,
+) -> Tracker:
     """Write the session's first event, then start the senders, which read it. Of several processes the first logs."""
     first = is_first_process()
-    folder = tracking_folder()
-    log = RunLog(folder / f"{run_id}.jsonl" if first else Path(os.devnull), f"{stage}-{secrets.token_hex(4)}")
+    path = tracking_folder() / f"{run_id}.jsonl" if first else Path(os.devnull)
+    log = RunLog(path, f"{stage}-{secrets.token_hex(4)}")
     tracker = Tracker(log, params.tracking.log_checkpoints, last_step(log.read()))
-    tracker.start(_describe(params, stage, facts, run_id), _orders(params.tracking, log, live) if first else [])
+    orders = orders_for(params.tracking, log, tracking_root().resolve(), live) if first else []
+    tracker.start(describe(params, stage, facts, run_id, parent), orders)
     return tracker
 
 
-def _describe(params: Params, stage: str, facts: Mapping[str, Any], run_id: str) -> Event:
-    """What the trackers show of a run beside its values.
-
-    Params of `tracking` are left out: they say nothing about the experiment, and a URI may hold a password.
-    """
-    tags = {
-        "DVC_EXP_NAME": os.environ.get("DVC_EXP_NAME"),
-        "git_revision": git_revision(),
-        "data_hash": facts.get("data_hash"),
-        "stage": stage,
-    }
-    config = {**flatten(dict(facts)), **params.flat()}
-    name = params.tracking.experiment_name or tags["DVC_EXP_NAME"] or run_id
-    return {
-        "run": run_id,
-        "name": name,
-        "project": params.tracking.project_name,
-        "stage": stage,
-        "tags": {key: str(value) for key, value in tags.items() if value},
-        "config": {key: value for key, value in config.items() if not key.startswith("tracking.")},
-    }
-
-
-def _orders(tracking: TrackingParams, log: RunLog, live: Path | None) -> list[Orders]:
+def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | None = None) -> list[Orders]:
     """One sender's orders for each tracker that is on."""
-    root = tracking_root().resolve()
     options: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, list[str]] = {}
+    remote = False
     if live:
         live.mkdir(parents=True, exist_ok=True)  # a DVC out must exist even when DVCLive fails
         options["dvclive"] = {"folder": str(live)}
     if tracking.mlflow != "none":
-        uri = tracking.mlflow
-        if uri == "auto":
-            uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
+        uri = mlflow_uri(tracking, root)
         folder = root / "mlartifacts" / re.sub(r"[^\w.-]", "_", tracking.project_name)
-        options["mlflow"] = {"uri": uri, "artifacts": folder.as_uri() if uri.startswith("sqlite") else None}
+        remote = is_remote(uri)
+        kinds["mlflow"] = KINDS[level_for(tracking.send, remote)]
+        options["mlflow"] = {"uri": uri, "artifacts": None if remote else folder.as_uri()}
     if tracking.wandb != "none":
-        options["wandb"] = {"folder": str(root), "mode": tracking.wandb}
-    return [Orders(name, str(log.path), log.session, settings) for name, settings in options.items()]
+        kinds["wandb"] = KINDS[level_for(tracking.send, remote=True)]
+        options["wandb"] = {"folder": str(root), "mode": wandb_mode(tracking)}
+    patience = {"mlflow": SECONDS_REMOTE} if remote else {}
+    return [
+        Orders(name, str(log.path), log.session, kinds.get(name, []), settings, patience.get(name, SECONDS_LOCAL))
+        for name, settings in options.items()
+    ]
 
 
-def _new_run_id() -> str:
-    """Sortable by time, unique, and allowed as a W&B id. Takes nothing from the seeded random generators."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
+def mlflow_uri(tracking: TrackingParams, root: Path) -> str:
+    """The tracking URI that `tracking.mlflow` stands for."""
+    if tracking.mlflow != "auto":
+        return tracking.mlflow
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
+
+
+def wandb_mode(tracking: TrackingParams) -> str:
+    """offline, online or disabled; the user's own WANDB_MODE wins."""
+    return os.environ.get("WANDB_MODE") or tracking.wandb
+
+
+def _command_for(path: Path) -> dict[str, str]:
+    """How to bring a stage's file back from DVC."""
+    if path.is_absolute() or not project_root():
+        return {}
+    name = os.environ.get("DVC_EXP_NAME")
+    apply = f"dvc exp apply {name} && " if name else ""
+    return {"get": f"{apply}dvc pull {path}"}
 
 
 def _finished(run_id: str) -> bool:
@@ -225,12 +281,3 @@ def _remember(key: str, run_id: str) -> None:
         write_pointer(key, run_id)
     except UserError as error:
         _logger.warning("run %s cannot be remembered (%s); later stages will open a run of their own", run_id, error)
-
-
-def git_revision() -> str | None:
-    """The commit of the current folder; None outside a repository."""
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -103,10 +103,8 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     freeze_towers(model, params.train.freeze, params.train.lora)
     check_divisible(params.image_size, model.vision.patch, "params.yaml")
     pixels = open_pixels(manifest, files.cache_facts)
-    # without `tracking`: a tracking URI may hold a password, and checkpoints are passed on
-    trained_with = {name: value for name, value in params.to_dict().items() if name != "tracking"}
     checkpoint = Checkpoint(
-        place(model, device), tokenizer, pixels.transform, trained_with, data_hash=data_hash(manifest, pixels)
+        place(model, device), tokenizer, pixels.transform, saved_params(params), data_hash=data_hash(manifest, pixels)
     )
     train_rows, val_rows = _rows(manifest, "train"), _rows(manifest, "val")
     seen: Pixels = pixels
@@ -115,6 +113,17 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     train_set = _pairs(manifest, seen, train_rows, checkpoint)
     val_set = _pairs(manifest, seen, val_rows, checkpoint)
     return Job(params, files, ranks, device, manifest, checkpoint, train_set, val_set)
+
+
+def saved_params(params: Params) -> dict[str, Any]:
+    """What a checkpoint keeps of params.yaml: what it was trained with, and the questions that it answers by default.
+
+    Not `tracking`, whose URI may hold a password, and nothing else that can change while the model stays the same.
+    `task` and the prompts can: inside the pipeline, evaluate and infer take those of params.yaml.
+    """
+    values = params.to_dict()
+    kept = {name: values[name] for name in ("image_size", "seed", "preprocess", "model", "train", "task")}
+    return kept | {"evaluate": {name: values["evaluate"][name] for name in ("label_prompts", "findings")}}
 
 
 def choose_text_length(params: Params, manifest: pd.DataFrame, text_encoder: Path) -> Params:
@@ -295,7 +304,8 @@ def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker:
     speed = trainer.throughput.metrics()
     write_metrics(files.report / "metrics.json", metrics)
     write_metrics(files.report / "speed.json", speed)
-    tracker.log_summary(metrics | {f"speed.{name}": value for name, value in speed.items()})
+    figures = {name: value for name, value in metrics.items() if name not in facts}  # which are shown as params
+    tracker.log_summary(figures | {f"speed.{name}": value for name, value in speed.items()})
     for path in (files.best_model, files.final_model):
         tracker.log_artifact(path, kind="model")
     remember_run(tracker, files.best_model)

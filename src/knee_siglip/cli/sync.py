@@ -1,0 +1,56 @@
+"""`knee-siglip sync`: send to MLflow and W&B what they missed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from knee_siglip.core import paths
+from knee_siglip.core.errors import EXIT_FAILED
+from knee_siglip.core.metrics_file import read_json
+from knee_siglip.params.files import load_params
+from knee_siglip.params.sections import Params
+from knee_siglip.tracking.records import Record
+from knee_siglip.tracking.runlog import read_pointer, tracking_folder
+from knee_siglip.tracking.sync import deliver, find_logs, find_pending, tracker_ids
+
+
+def sync(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Ids or names of runs. None: all.", show_default=False)
+    ] = None,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="Only show what is pending, and this workspace's run.")
+    ] = False,
+) -> None:
+    """Send to MLflow and W&B what they missed of earlier runs (exit code 1: not all of it could be sent).
+
+    Nothing is sent twice. Runs of `dvc exp run --queue` and `--temp` and killed runs count too.
+    """
+    folder = tracking_folder(paths.find_store_root())
+    pending = find_pending(find_logs(folder, runs or []))
+    for one in pending:
+        typer.echo(str(one))
+    if only_list:
+        typer.echo(f"{len(pending)} pending" if pending else "nothing is pending")
+        _show_workspace(folder)
+        return
+    params = load_params() if paths.PARAMS.is_file() else Params()
+    root = (paths.find_project_root() or Path.cwd()).resolve()
+    failed = deliver(pending, params.tracking, root)
+    typer.echo(f"{len(pending) - len(failed)} of {len(pending)} sent" if pending else "nothing is pending")
+    if failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _show_workspace(folder: Path) -> None:
+    """Show which run the figures in reports/evaluation/ are, also after `dvc exp apply` or from the run cache."""
+    facts = read_json(paths.EVALUATION_REPORT / "facts.json")
+    figures = read_json(paths.EVALUATION_REPORT / "metrics.json")
+    if not facts or not figures:
+        return
+    record = Record.of("evaluate", facts["model_sha256"], facts["params"], figures)
+    for title, key in (("model", record.model), ("evaluation", record.key)):
+        run = read_pointer(key, folder)
+        where = ", ".join(f"{name} {known}" for name, known in tracker_ids(folder / f"{run}.jsonl").items())
+        typer.echo(f"this workspace's {title}: " + (f"run {run} ({where})" if run else "of no run that is known here"))
