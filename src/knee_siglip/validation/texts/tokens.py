@@ -7,15 +7,12 @@ word: words repeat where texts do not, and the encoders' tokenizers never join t
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from knee_siglip.tables.text import token_counts
+from knee_siglip.tables.tokenizer import Tokenizer
 from knee_siglip.validation.issue import Issue, issues_of_texts, name_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 WORDS_NAMED = 5
 SURE_TO_FIT = 0.8
@@ -36,7 +33,7 @@ class Word:
 class Tokens:
     """The tokenizer's work on all distinct normalised texts, done once."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, texts: Iterable[str], length: int) -> None:
         self.words: dict[str, Word] = {}
         distinct = list(dict.fromkeys(texts))
         for word in dict.fromkeys(word for text in distinct for word in text.split()):
