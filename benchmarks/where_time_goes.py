@@ -27,8 +27,8 @@ ACTIVITIES = {
     "backward": r"_engine_run_backward",
     "optimizer": r"torch/optim|clip_grad",
     "encoders: products": r"torch/nn/modules/linear\.py",
-    "encoders: attention": r"encoders/attention\.py",
-    "encoders: the rest": r"transformers/models|encoders/",
+    "encoders: attention": r"\bgather\b",
+    "encoders: the rest": r"encoders/",
     "logistic regression": r"sklearn/linear_model",
 }
 """Activity by a pattern of its stack, the first that matches."""

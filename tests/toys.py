@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import torch
-from transformers import Dinov2Config, SiglipTextConfig
 
+from knee_siglip.encoders.dinov2 import Dinov2Config
+from knee_siglip.encoders.siglip_text import SiglipTextConfig
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.pairs.batches import PairDataset
 from knee_siglip.params.sections import Params
@@ -39,7 +40,6 @@ def toy_model(
         num_attention_heads=2,
         image_size=IMAGE_SIZE,
         patch_size=14,
-        use_mask_token=False,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
         drop_path_rate=drop_path,

@@ -44,9 +44,6 @@ class ViTEncoder(VisionEncoder):
     def blocks(self):
         return self.model.layers
 
-    def attention_dropout(self, module):
-        return 0.0
-
     def layers(self, image_size):
         patches = (image_size // self.patch) ** 2
         embedding = count_layer(self.embeddings, 2 * patches * self.patch**2 * self.width)
@@ -67,9 +64,6 @@ class BertEncoder(TextEncoder):
     @property
     def blocks(self):
         return self.model.encoder.layer
-
-    def attention_dropout(self, module):
-        return 0.0
 
     def extend_positions(self, length):
         assert length <= self.positions

@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
+
+from knee_siglip.encoders.dinov2 import Dinov2Encoder
+from knee_siglip.encoders.siglip_text import SiglipTextEncoder
+from library import library_tower, new_library_tower
 
 PIXELS = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.randint(2, 32, (3, 8), generator=torch.Generator().manual_seed(0))
@@ -9,13 +14,22 @@ TOKENS = torch.randint(2, 32, (3, 8), generator=torch.Generator().manual_seed(0)
 TOWERS = {
     "vision": (
         lambda model: model.vision.pool(PIXELS, model.image_mean, model.image_std),
-        lambda model: model.vision_model(PIXELS).last_hidden_state[:, 0],
+        lambda library: library(PIXELS).last_hidden_state[:, 0],
     ),
     "text": (
         lambda model: model.text.pool(TOKENS),
-        lambda model: model.text_model(TOKENS).pooler_output,
+        lambda library: library(TOKENS).pooler_output,
     ),
 }
+
+
+def own_tower(model, tower):
+    return model.vision_model if tower == "vision" else model.text_model
+
+
+def gradients(output: torch.Tensor, encoder: nn.Module) -> dict[str, torch.Tensor]:
+    output.square().sum().backward()
+    return {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
 
 
 # the library's eager attention takes its softmax in float32
@@ -24,14 +38,10 @@ TOWERS = {
 def test_output_and_gradients_equal_the_librarys(make_model, tower, attention, tolerance):
     model = make_model().double()
     model.set_attn_implementation(attention)
-    found = []
-    for encode in TOWERS[tower]:
-        model.zero_grad()
-        output = encode(model)
-        output.square().sum().backward()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        found.append((output, gradients))
-    (ours, our_gradients), (theirs, their_gradients) = found
+    own = own_tower(model, tower)
+    library = library_tower(own, attention)
+    ours, theirs = TOWERS[tower][0](model), TOWERS[tower][1](library)
+    our_gradients, their_gradients = gradients(ours, own), gradients(theirs, library)
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     assert our_gradients.keys() == their_gradients.keys()
     for name, gradient in their_gradients.items():
@@ -42,8 +52,39 @@ def test_output_and_gradients_equal_the_librarys(make_model, tower, attention, t
 def test_a_tower_of_one_block_works(make_model, tower):
     model = make_model().double()
     model.vision_model.encoder.layer = model.vision_model.encoder.layer[:1]
-    ours, theirs = (encode(model) for encode in TOWERS[tower])
+    model.vision_model.config.num_hidden_layers = 1
+    ours, theirs = TOWERS[tower][0](model), TOWERS[tower][1](library_tower(own_tower(model, tower)))
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_seed_gives_the_librarys_weights_and_leaves_the_generator_where_it_does(gated):
+    """So that a seed still gives what it gave when the towers were the library's."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    for kind, more in ((Dinov2Encoder, {"use_swiglu_ffn": gated}), (SiglipTextEncoder, {"intermediate_size": 24})):
+        torch.manual_seed(0)
+        tower = kind.build(kind.config_of(sizes | more))
+        after = torch.rand(1)
+        torch.manual_seed(0)
+        library = new_library_tower(tower)
+        assert torch.equal(torch.rand(1), after)
+        theirs = library.state_dict()
+        assert list(tower.state_dict()) == list(theirs)
+        assert all(torch.equal(weight, theirs[name]) for name, weight in tower.state_dict().items())
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_all_tokens_and_attentions_are_the_librarys_to_the_bit(gated):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "use_swiglu_ffn": gated}
+    tower = Dinov2Encoder.build(Dinov2Encoder.config_of(sizes | {"image_size": 28})).eval()
+    pixels = PIXELS.float()
+    tokens = Dinov2Encoder(tower).tokens(pixels)
+    assert torch.equal(tokens, library_tower(tower)(pixels).last_hidden_state)
+    tokens, attentions = Dinov2Encoder(tower).tokens_and_attentions(pixels)
+    theirs = library_tower(tower, "eager")(pixels, output_attentions=True)
+    assert torch.equal(tokens, theirs.last_hidden_state)
+    assert all(torch.equal(*pair) for pair in zip(attentions, theirs.attentions, strict=True))
 
 
 @pytest.mark.parametrize("stds", [(0.25, 0.25, 0.25), (0.2, 0.25, 0.4)])

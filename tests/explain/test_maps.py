@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from knee_siglip.explain.maps import METHODS, attention_relevance, occlusion_drops, patch_embeds, phrase_maps
+from library import library_tower
 
 PATCH, SIDE = 14, 4
 PLACES = [(0, 0), (1, 2), (3, 3), (2, 0)]
@@ -45,7 +46,8 @@ def test_the_patch_that_makes_the_similarity_is_the_highest(model, images, phras
 
 
 def test_raw_maps_are_the_cosines_of_the_projected_patch_tokens(model, images):
-    tokens = model.vision_model(model.normalise_pixels(images)).last_hidden_state[:, 1:]
+    library = library_tower(model.vision_model)
+    tokens = library(model.normalise_pixels(images)).last_hidden_state[:, 1:]
     expected = F.normalize(model.visual_projection(tokens), dim=-1).detach()
     row, column = PLACES[1]
     wanted = expected[1, row * SIDE + column]
@@ -62,9 +64,9 @@ def test_attention_relevance_is_the_papers_product(make_model):
     pixels = torch.randint(0, 256, (2, 42, 42), generator=generator, dtype=torch.uint8)
     phrases = torch.randn(2, 16, generator=generator)
     found = attention_relevance(model, pixels, phrases)
-    model.set_attn_implementation("eager")
+    library = library_tower(model.vision_model, "eager")
     for image, phrase, ours in zip(pixels, phrases, found, strict=True):
-        seen = model.vision_model(model.normalise_pixels(image.unsqueeze(0)), output_attentions=True)
+        seen = library(model.normalise_pixels(image.unsqueeze(0)), output_attentions=True)
         for attention in seen.attentions:
             attention.retain_grad()
         (model.project_image_features(seen.last_hidden_state[:, 0])[0] @ phrase).backward()
@@ -123,7 +125,7 @@ def test_maps_work_on_a_frozen_model_and_leave_it_as_it_was(model, images, phras
     model.requires_grad_(False)
     with torch.no_grad():
         torch.testing.assert_close(phrase_maps(model, images, phrases, method), expected)
-    assert model.vision_model.config._attn_implementation == "sdpa"
+    assert {block.attention.implementation for block in model.vision.blocks} == {"sdpa"}
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

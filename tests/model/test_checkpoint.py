@@ -7,6 +7,7 @@ import torch
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.encoders.backbones import SMALL_FOLDER
+from knee_siglip.encoders.blocks import Attention
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.params.files import parse_params
@@ -163,5 +164,5 @@ def test_a_checkpoint_does_not_choose_the_attention_code(checkpoint, tmp_path):
         config["_attn_implementation"] = config["attn_implementation"] = "someone/kernel"
     torch.save(content, path)
     model = load_checkpoint(path).model
-    for config in (model.config, model.vision_model.config, model.text_model.config):
-        assert config._attn_implementation == "sdpa"
+    used = {module.implementation for module in model.modules() if isinstance(module, Attention)}
+    assert used == {"sdpa"}

@@ -57,14 +57,16 @@ def test_normalising_twice_changes_nothing():
         assert normalise_text(text) == text
 
 
-def test_tokenizer_finds_nothing_to_strip(tokenizer):
+def test_the_librarys_tokenizer_finds_nothing_to_strip():
+    from transformers import SiglipTokenizer
+
     text = normalise_text(f"KL 2-3, 1.5 mm {string.punctuation} Ärztlich")
-    assert tokenizer.canonicalize_text(text) == text
+    assert SiglipTokenizer.from_pretrained(SMALL_FOLDER / "text").canonicalize_text(text) == text
 
 
 def test_no_character_is_lost(tokenizer):
     text = "severe ärztlich 膝 τ 27 kl 4 zygapophysis"
-    assert tokenizer.decode(tokenize(tokenizer, [text], 64)[0], skip_special_tokens=True) == text
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
 def test_text_ends_with_one_end_token_and_is_padded_with_it(tokenizer):

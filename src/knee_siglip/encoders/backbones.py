@@ -6,20 +6,21 @@ model needs is kept: the vision encoder's weights and image processor config, th
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_folder
 from knee_siglip.encoders.hub import download
 from knee_siglip.encoders.protocols import Encoder, TextEncoder, VisionEncoder
 from knee_siglip.encoders.registry import TEXT_ENCODERS, VISION_ENCODERS, Tower, encoders_of
+from knee_siglip.encoders.tower import CONFIG, INDEX, WEIGHTS
+from knee_siglip.encoders.weights import read_config
 from knee_siglip.params.checks import check_encoder
 from knee_siglip.params.sections import SMALL, ModelParams
 from knee_siglip.tables.text import SENTENCEPIECE_FILE, load_tokenizer
@@ -28,15 +29,13 @@ SMALL_FOLDER = Path(__file__).with_name("small")
 SMALL_TEXT_SEED = 0
 """The small text encoder ships without weights: it learns its few words with the task, initialised from this seed."""
 
-CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SENTENCEPIECE_TOKENIZER = (SENTENCEPIECE_FILE, "tokenizer_config.json", "special_tokens_map.json")
 FAST_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 WANTED: dict[Tower, tuple[str, ...]] = {
-    "vision": (CONFIG, PROCESSOR, "model*.safetensors", WEIGHTS[1]),
-    "text": (CONFIG, "model*.safetensors", WEIGHTS[1], *SENTENCEPIECE_TOKENIZER, "tokenizer.json"),
+    "vision": (CONFIG, PROCESSOR, "model*.safetensors", INDEX),
+    "text": (CONFIG, "model*.safetensors", INDEX, *SENTENCEPIECE_TOKENIZER, "tokenizer.json"),
 }
 
 
@@ -147,7 +146,7 @@ def _new_small_text() -> TextEncoder:
     """Initialised as its family is, independently of torch's global generator and without advancing it."""
     folder = SMALL_FOLDER / "text"
     kind = TEXT_ENCODERS[_model_type(folder, "text")]
-    config = kind.config_class.from_json_file(folder / CONFIG)
+    config = kind.config_of(read_config(folder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SMALL_TEXT_SEED)
         return kind(kind.build(config))
@@ -162,26 +161,18 @@ def _model_type(folder: Path, tower: Tower) -> str:
     return str(found)
 
 
-def _load(kind: type[Encoder], tower: Tower, folder: Path) -> PreTrainedModel:
-    """`from_pretrained`, but missing weights, which it would fill with random ones, are an error."""
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        raise UserError(f"{folder} holds no {WEIGHTS[0]}; weights are read in safetensors format only")
+def _load(kind: type[Encoder], tower: Tower, folder: Path) -> Any:
+    """Missing weights, which would stay random, are an error."""
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        raise UserError(f"{folder} holds no {WEIGHTS}; weights are read in safetensors format only")
     try:
         with _quiet():
-            loaded: Any = kind.model_class.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **kind.load_options,
-            )
-    # safetensors raises a class of its own for a damaged file, transformers several for shapes that do not fit
+            model, missing = kind.load(folder)
+    # safetensors raises a class of its own for a damaged file, the library several for shapes that do not fit
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{folder}: the {tower} encoder cannot be loaded: {reason}") from None
-    model: PreTrainedModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
+    if missing:
         raise UserError(f"{folder}: {len(missing)} weights of the {tower} encoder are missing, first {missing[0]}")
     return model
 
@@ -200,7 +191,12 @@ def _read_json(path: Path, why: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide transformers' progress bars and its load report, which lists SigLIP's vision tower as unexpected."""
+    """Hide transformers' progress bars and load report; a family that does not need the library does not load it."""
+    if "transformers" not in sys.modules:
+        yield
+        return
+    from transformers.utils import logging as transformers_logging
+
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -6,114 +6,223 @@ channel through the sum of the patch filters gives the same.
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Dinov2Config, Dinov2Model
-from transformers.models.dinov2.modeling_dinov2 import (
-    Dinov2Attention,
-    Dinov2DropPath,
-    Dinov2Layer,
-    Dinov2SwiGLUFFN,
-    eager_attention_forward,
-)
 
-from knee_siglip.encoders.attention import attend
+from knee_siglip.encoders.blocks import ACTIVATIONS, Attention, Block, BlockParts, DropPath, LayerScale, stream_dtype
 from knee_siglip.encoders.flops import Layer, count_blocks, count_layer
-from knee_siglip.encoders.protocols import VisionEncoder
-from knee_siglip.encoders.stream import BlockParts, compute_block, stream_dtype
+from knee_siglip.encoders.protocols import OwnEncoder, VisionEncoder
+from knee_siglip.encoders.tower import Group, Tower, TowerConfig
+
+PUBLISHED_NAMES = {
+    ".attention.attention.query.": ".attention.q_proj.",
+    ".attention.attention.key.": ".attention.k_proj.",
+    ".attention.attention.value.": ".attention.v_proj.",
+    ".attention.output.dense.": ".attention.o_proj.",
+    ".mlp.weights_out.": ".mlp.down_proj.",
+}
+"""Of transformers before 5, which RAD-DINO was saved with."""
+
+JOINED = ".mlp.weights_in."
+"""There, gate and input of a gated MLP are one layer."""
 
 
-class Dinov2Encoder(VisionEncoder):
-    """Wraps a `Dinov2Model`."""
+@dataclass
+class Dinov2Config(TowerConfig):
+    """Sizes, under the library's names."""
 
-    description = "Dinov2 model (such as RAD-DINO)"
-    config_class = Dinov2Config
-    model_class = Dinov2Model
-    drop_path_class = Dinov2DropPath
+    model_type = "dinov2"
+    architecture = "Dinov2Model"
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    mlp_ratio: int = 4
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int = 224
+    patch_size: int = 14
+    num_channels: int = 3
+    qkv_bias: bool = True
+    layerscale_value: float = 1.0
+    drop_path_rate: float = 0.0
+    use_swiglu_ffn: bool = False
     # pretraining's mask token would be a parameter without a gradient
-    load_options: ClassVar[dict[str, Any]] = {"use_mask_token": False}
-    model: Dinov2Model
+    use_mask_token: bool = False
 
-    @staticmethod
-    def parts(block: Dinov2Layer) -> BlockParts:
-        """Its layers, whose norms come before attention and MLP."""
-        mlp: Any = block.mlp
-        is_gated = isinstance(mlp, Dinov2SwiGLUFFN)
+    @property
+    def mlp_width(self) -> int:
+        """Of the MLP's inner layer."""
+        width = int(self.hidden_size * self.mlp_ratio)
+        return (int(width * 2 / 3) + 7) // 8 * 8 if self.use_swiglu_ffn else width  # as the library rounds it
+
+
+class Dinov2Block(Block):
+    """A block with layer scale; the MLP may be gated (SwiGLU)."""
+
+    def __init__(self, config: Dinov2Config) -> None:
+        super().__init__()
+        width, inner, heads = config.hidden_size, config.mlp_width, config.num_attention_heads
+        names = ("q_proj", "k_proj", "v_proj", "o_proj")
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = Attention(width, heads, names, config.qkv_bias, config.attention_probs_dropout_prob)
+        self.layer_scale1 = LayerScale(width, config.layerscale_value)
+        self.drop_path = DropPath(config.drop_path_rate) if config.drop_path_rate > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        if config.use_swiglu_ffn:
+            gate, up, down = nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, width)
+            self.mlp = Group(gate_proj=gate, up_proj=up, down_proj=down)
+        else:
+            self.mlp = Group(fc1=nn.Linear(width, inner), fc2=nn.Linear(inner, width))
+        self.activation = ACTIVATIONS["silu" if config.use_swiglu_ffn else config.hidden_act]
+        self.layer_scale2 = LayerScale(width, config.layerscale_value)
+
+    @property
+    def parts(self) -> BlockParts:
+        """Its layers."""
+        mlp = self.mlp
+        is_gated = hasattr(mlp, "gate_proj")
         return BlockParts(
-            attention=block.attention,
-            norms=(block.norm1, block.norm2),
-            output=block.attention.o_proj,
+            attention=self.attention,
+            norms=(self.norm1, self.norm2),
             mlp_in=mlp.up_proj if is_gated else mlp.fc1,
             mlp_out=mlp.down_proj if is_gated else mlp.fc2,
             gate=mlp.gate_proj if is_gated else None,
-            activation=mlp.act_fn if is_gated else mlp.activation_fn,
-            eager=eager_attention_forward,
-            dropout=block.attention.attention_dropout,
-            scales=(block.layer_scale1.lambda1, block.layer_scale2.lambda1),
-            drop_path=block.drop_path,
+            activation=self.activation,
+            scales=(self.layer_scale1, self.layer_scale2),
+            drop_path=self.drop_path,
         )
+
+
+class Dinov2Embeddings(nn.Module):
+    """Patches, their positions and the CLS token."""
+
+    def __init__(self, config: Dinov2Config) -> None:
+        super().__init__()
+        width, patch = config.hidden_size, config.patch_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        projection = nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch)
+        self.patch_embeddings = Group(projection=projection)
+        positions = torch.empty(1, (config.image_size // patch) ** 2 + 1, width)
+        self.position_embeddings = nn.Parameter(nn.init.normal_(positions))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+
+class Dinov2Tower(Tower):
+    """The library's `Dinov2Model`: the same names, the same numbers."""
+
+    def __init__(self, config: Dinov2Config) -> None:
+        super().__init__(config)
+        self.embeddings = Dinov2Embeddings(config)
+        self.encoder = Group(layer=nn.ModuleList(Dinov2Block(config) for _ in range(config.num_hidden_layers)))
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class Dinov2Encoder(OwnEncoder, VisionEncoder):
+    """Wraps a `Dinov2Tower`."""
+
+    description = "Dinov2 model (such as RAD-DINO)"
+    config_class = Dinov2Config
+    model_class = Dinov2Tower
+    model: Dinov2Tower
+
+    @staticmethod
+    def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of a `Dinov2Model`, alone or below a task's head."""
+        found = {}
+        for published, tensor in weights.items():
+            name = published.removeprefix("dinov2.")
+            for old, new in PUBLISHED_NAMES.items():
+                name = name.replace(old, new)
+            if JOINED in name:
+                for half, layer in zip(tensor.chunk(2), (".mlp.gate_proj.", ".mlp.up_proj."), strict=True):
+                    found[name.replace(JOINED, layer)] = half
+            else:
+                found[name] = tensor
+        return found
+
+    @torch.no_grad()
+    def draw_weights(self) -> None:
+        """As the library does: normal values first, which those of a truncated normal distribution replace.
+
+        Without the first ones a seed would give other weights than with earlier versions of this project.
+        """
+        embeddings, std = self.model.embeddings, self.model.config.initializer_range
+        layers = [layer for layer in self.blocks.modules() if isinstance(layer, nn.Linear)]
+        for layer in (*layers, embeddings.patch_embeddings.projection):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.trunc_normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        nn.init.trunc_normal_(embeddings.position_embeddings, std=std)
+        nn.init.trunc_normal_(embeddings.cls_token, std=std)
 
     @property
     def blocks(self) -> nn.ModuleList:
         """Transformer blocks, the lowest first."""
-        return self.model.encoder.layer
-
-    def attention_dropout(self, module: nn.Module) -> float:
-        """Probability with which `module` drops attention weights."""
-        return float(module.attention_dropout) if isinstance(module, Dinov2Attention) else 0.0
+        blocks: nn.ModuleList = self.model.encoder.layer
+        return blocks
 
     def pool(self, pixel_values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """The CLS token (B, W) after the last norm; see `VisionEncoder.pool`."""
-        *blocks, last = self.blocks
-        assert isinstance(last, Dinov2Layer)
-        dtype = stream_dtype(self.model.embeddings.cls_token, self.parts(last))
-        is_grey = pixel_values.shape[1] == 1
-        hidden = self._embed_grey(pixel_values, mean, std, dtype) if is_grey else self.model.embeddings(pixel_values)
-        hidden = hidden.to(dtype)
+        *blocks, last = self.own_blocks
+        hidden = self._embed(pixel_values, mean, std)
         for block in blocks:
             hidden = block(hidden)
-        cls = self._pool_last(last, hidden)
-        normalised: Tensor = self.model.layernorm(cls.to(self.model.layernorm.weight.dtype))
-        return normalised[:, 0]
+        return self._norm(last.pool(hidden, slice(0, 1)))[:, 0]
 
-    def _pool_last(self, last: Dinov2Layer, hidden: Tensor) -> Tensor:
-        """(B, T, W) to the CLS token (B, 1, W) after the last block."""
-        if hidden.dtype == torch.bfloat16 and self.parts(last).is_plain:
-            return compute_block(self.parts(last), hidden, slice(0, 1))
-        cls = hidden[:, :1]
-        attention, states = last.attention, last.norm1(hidden)
-        attended = attend(attention, states, slice(0, 1), attention.attention_dropout, eager_attention_forward)
-        cls = cls + last.drop_path(last.layer_scale1(attention.o_proj(attended)))
-        return cls + last.drop_path(last.layer_scale2(last.mlp(last.norm2(cls))))
+    def tokens(self, pixel_values: Tensor) -> Tensor:
+        """CLS token, then patches row by row, after the last norm: (B, 1 + P, W)."""
+        hidden = self._embed(pixel_values)
+        for block in self.own_blocks:
+            hidden = block(hidden)
+        return self._norm(hidden)
+
+    def tokens_and_attentions(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`tokens`, and each block's attention (B, H, 1 + P, 1 + P)."""
+        hidden, attentions = self._embed(pixel_values), list[Tensor]()
+        for block in self.own_blocks:
+            hidden, weights = block.compute(hidden, keep_weights=True)
+            assert weights is not None
+            attentions.append(weights)
+        return self._norm(hidden), tuple(attentions)
+
+    def _norm(self, hidden: Tensor) -> Tensor:
+        norm = self.model.layernorm
+        normalised: Tensor = norm(hidden.to(norm.weight.dtype))
+        return normalised
 
     def layers(self, image_size: int) -> list[Layer]:
         """FLOPs of `pool` for one grey image, the lowest layer first."""
         config = self.model.config
         patches = (image_size // self.patch) ** 2
-        hidden = int(self.width * config.mlp_ratio)
-        if config.use_swiglu_ffn:
-            hidden = (int(hidden * 2 / 3) + 7) // 8 * 8  # as the library rounds it
         embedding = count_layer(self.embeddings, 2 * patches * self.patch**2 * self.width)
         matrices = 3 if config.use_swiglu_ffn else 2
-        blocks = count_blocks(self.blocks, patches + 1, self.width, hidden, matrices)
+        blocks = count_blocks(self.blocks, patches + 1, self.width, config.mlp_width, matrices)
         return [embedding, *blocks, count_layer(self.model.layernorm, has_norm=True)]
 
-    def _embed_grey(self, grey: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, 1, S, S) to tokens (B, 1 + P, W) of `dtype`."""
+    def _embed(self, pixel_values: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+        """(B, 3, S, S), or grey (B, 1, S, S) with `mean` and `std`, to tokens (B, 1 + P, W) of the stream's type."""
         embeddings = self.model.embeddings
+        dtype = stream_dtype(embeddings.cls_token, self.own_blocks[-1].parts)
         projection = embeddings.patch_embeddings.projection
-        assert projection.bias is not None
-        # each channel is a line of the first one: x_c = x_1 * s_1 / s_c + (m_1 - m_c) / s_c
-        weight = (projection.weight * (std[:, :1] / std)).sum(dim=1, keepdim=True)
-        bias = projection.bias + (projection.weight * ((mean[:, :1] - mean) / std)).sum(dim=(1, 2, 3))
-        patches = F.conv2d(grey.to(weight.dtype), weight, bias, stride=projection.stride).flatten(2).transpose(1, 2)
-        cls = embeddings.cls_token.to(dtype).expand(len(grey), -1, -1)
+        weight, bias = projection.weight, projection.bias
+        if pixel_values.shape[1] == 1 and mean is not None and std is not None:
+            # each channel is a line of the first one: x_c = x_1 * s_1 / s_c + (m_1 - m_c) / s_c
+            bias = bias + (weight * ((mean[:, :1] - mean) / std)).sum(dim=(1, 2, 3))
+            weight = (weight * (std[:, :1] / std)).sum(dim=1, keepdim=True)
+        patches = F.conv2d(pixel_values.to(weight.dtype), weight, bias, stride=projection.stride)
+        patches = patches.flatten(2).transpose(1, 2)
+        cls = embeddings.cls_token.to(dtype).expand(len(patches), -1, -1)
         tokens = torch.cat([cls, patches.to(dtype)], dim=1)
-        return torch.as_tensor(embeddings.dropout(tokens + self._positions(grey.shape[2] // self.patch).to(dtype)))
+        side = pixel_values.shape[2] // self.patch
+        return torch.as_tensor(embeddings.dropout(tokens + self._positions(side).to(dtype)))
 
     def _positions(self, side: int) -> Tensor:
         """The position table (1, 1 + P, W) for `side` x `side` patches, as the library interpolates it.

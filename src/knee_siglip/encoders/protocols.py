@@ -2,50 +2,62 @@
 
 To add a family, derive a class from `VisionEncoder` or `TextEncoder` that wraps the family's transformers model, and
 register it under its config's model type (`encoders/registry.py`). The wrapper holds no weights of its own, so a
-checkpoint's weights keep transformers' names.
+checkpoint's weights keep transformers' names. The two families here (`OwnEncoder`) do without that library.
 """
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
+import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from knee_siglip.encoders.blocks import Block
 from knee_siglip.encoders.flops import Layer
-from knee_siglip.encoders.stream import BlockParts, follow_stream
+from knee_siglip.encoders.tower import Tower, TowerConfig
+from knee_siglip.encoders.weights import NoDraws, missing_weights, read_config, read_weights
+
+if TYPE_CHECKING:
+    from knee_siglip.tables.tokenizer import Tokenizer
 
 
 class Encoder(Protocol):
     """Either encoder.
 
-    description: for error messages, such as "SigLIP model". load_options: keywords of `from_pretrained`.
-    drop_path_class: module that drops whole samples with its `drop_prob`; a block calls its one after the attention and
-    after the MLP.
+    description: for error messages, such as "SigLIP model". config_class, model_class: of the library. load_options:
+    keywords of its `from_pretrained`.
     """
 
     description: ClassVar[str]
-    config_class: ClassVar[type[PretrainedConfig]]
-    model_class: ClassVar[type[PreTrainedModel]]
+    config_class: ClassVar[type[Any]]
+    model_class: ClassVar[type[Any]]
     load_options: ClassVar[dict[str, Any]] = {}
-    drop_path_class: ClassVar[type[nn.Module] | None] = None
     model: Any
 
-    @staticmethod
-    def parts(block: Any) -> BlockParts | None:
-        """The layers of a block that may compute with a bf16 stream; None leaves the family to autocast."""
-        del block
-        return None
-
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
     @classmethod
-    def build(cls, config: PretrainedConfig) -> PreTrainedModel:
+    def config_of(cls, values: dict[str, Any]) -> Any:
+        """A config from its `to_dict`."""
+        return cls.config_class(**values)
+
+    @classmethod
+    def build(cls, config: Any) -> Any:
         """A model with random weights, without any parameter that `pool` does not use."""
-        model = cls.model_class(config)
-        for block in cls(model).blocks:
-            follow_stream(block, cls.parts)
-        return model
+        return cls.model_class(config)
+
+    @classmethod
+    def build_empty(cls, config: Any) -> Any:
+        """A model whose weights will be assigned."""
+        return cls.build(config)
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[Any, list[str]]:
+        """The model in a folder as float32, and names of weights that are missing there."""
+        options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True} | cls.load_options
+        model, found = cls.model_class.from_pretrained(folder, output_loading_info=True, **options)
+        return model, sorted(found["missing_keys"])
 
     @property
     @abstractmethod
@@ -62,10 +74,6 @@ class Encoder(Protocol):
     def width(self) -> int:
         """Length of a pooled vector."""
         return int(self.model.config.hidden_size)
-
-    @abstractmethod
-    def attention_dropout(self, module: nn.Module) -> float:
-        """Probability with which `module` drops attention weights; 0 where it is no attention or drops none."""
 
     def depths(self) -> dict[str, int]:
         """Depth of each parameter: 0 the embeddings, 1 to L the blocks, L + 1 what follows them."""
@@ -105,8 +113,13 @@ class VisionEncoder(Encoder, Protocol):
         return found
 
     def tokens_and_attentions(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`tokens`, and each block's attention (B, H, 1 + P, 1 + P), of the eager implementation only."""
-        output = self.model(pixel_values, output_attentions=True)
+        """`tokens`, and each block's attention (B, H, 1 + P, 1 + P)."""
+        implementation = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")  # fused attention keeps no weights
+        try:
+            output = self.model(pixel_values, output_attentions=True)
+        finally:
+            self.model.set_attn_implementation(implementation)
         return output.last_hidden_state, output.attentions
 
     @abstractmethod
@@ -131,7 +144,7 @@ class TextEncoder(Encoder, Protocol):
     def extend_positions(self, length: int) -> None:
         """Make room for `length` tokens, in place; a table that is long enough stays as it is."""
 
-    def adopt_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def adopt_tokenizer(self, tokenizer: "Tokenizer") -> None:
         """Write the tokenizer's special tokens into the model's config."""
         self.model.config.eos_token_id = tokenizer.eos_token_id
         self.model.config.pad_token_id = tokenizer.pad_token_id
@@ -143,3 +156,53 @@ class TextEncoder(Encoder, Protocol):
     @abstractmethod
     def layers(self) -> list[Layer]:
         """FLOPs of `pool` for one text, the lowest layer first."""
+
+
+class OwnEncoder(Encoder):
+    """A family whose tower is this project's own."""
+
+    config_class: ClassVar[type[TowerConfig]]
+    model_class: ClassVar[type[Tower]]
+    model: Tower
+
+    @classmethod
+    def config_of(cls, values: dict[str, Any]) -> TowerConfig:
+        """Of the library's config too, of which more is passed over."""
+        return cls.config_class.from_dict(values)
+
+    @classmethod
+    def build(cls, config: Any) -> Tower:
+        """A tower with random weights, drawn as the library draws them."""
+        tower = cls.model_class(config)
+        cls(tower).draw_weights()
+        return tower
+
+    @classmethod
+    def build_empty(cls, config: Any) -> Tower:
+        """A tower whose weights will be assigned: none is drawn."""
+        with NoDraws():
+            return cls.model_class(config)
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[Tower, list[str]]:
+        """The tower in a folder as float32, and names of weights that are missing there."""
+        tower = cls.build_empty(cls.config_of(read_config(folder)))
+        weights = cls.own_names(read_weights(folder))
+        if missing := missing_weights(tower, weights):
+            return tower, missing
+        tower.load_state_dict({name: weights[name].float() for name in tower.state_dict()}, assign=True)
+        return tower.eval(), []
+
+    @property
+    def own_blocks(self) -> list[Block]:
+        """`blocks`, as what they are."""
+        return cast(list[Block], list(self.blocks))
+
+    @staticmethod
+    @abstractmethod
+    def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a published file by the tower's names; what it does not have may stay."""
+
+    @abstractmethod
+    def draw_weights(self) -> None:
+        """Initialise from torch's global generator, in place."""

@@ -5,18 +5,14 @@ the gradients of a contrastive batch do not depend on how it was encoded (`train
 """
 
 import logging
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from knee_siglip.encoders.blocks import Attention, DropPath
 from knee_siglip.encoders.protocols import Encoder
 from knee_siglip.pairs.randomness import derived_keys, uniform
 
-ATTENTION = "sample_dropout"
-ATTENTION_SITE = "probability_dropout"
 DROP_PATH_CALLS = 2
 """A block calls its one drop path after the attention and after the MLP."""
 
@@ -62,53 +58,27 @@ def use_sample_dropout(encoder: Encoder) -> list[SampleDropout]:
     With attention dropout, attention is computed in plain steps, since fused kernels draw their own masks. Without
     dropout nothing changes.
     """
-    model = encoder.model
+    model: nn.Module = encoder.model
     sites: list[SampleDropout] = []
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            site = _site_for(encoder, child, len(sites))
+            site = _site_for(child, len(sites))
             if site is not None:
                 setattr(module, name, site)
                 sites.append(site.train(module.training))
-        p = encoder.attention_dropout(module)
-        if p > 0 and not hasattr(module, ATTENTION_SITE):
-            site = SampleDropout(p, len(sites))
-            module.add_module(ATTENTION_SITE, site)
-            sites.append(site.train(module.training))
-    if any(hasattr(module, ATTENTION_SITE) for module in model.modules()):
-        logger.warning("%s has attention dropout: its attention is not fused", type(model).__name__)
-        model.set_attn_implementation(ATTENTION)
+        if isinstance(module, Attention) and module.dropout > 0 and module.probability_dropout is None:
+            module.probability_dropout = SampleDropout(module.dropout, len(sites)).train(module.training)
+            sites.append(module.probability_dropout)
+            logger.warning("%s has attention dropout: its attention is not fused", type(model).__name__)
     return sites
 
 
-def _site_for(encoder: Encoder, child: nn.Module, number: int) -> SampleDropout | None:
+def _site_for(child: nn.Module, number: int) -> SampleDropout | None:
     """Replacement of a module that drops; the module itself if it was replaced before, None if it drops nothing."""
     if isinstance(child, SampleDropout):
         return child
     if isinstance(child, nn.Dropout) and child.p > 0:
         return SampleDropout(child.p, number)
-    drops_samples = encoder.drop_path_class is not None and isinstance(child, encoder.drop_path_class)
-    p = float(getattr(child, "drop_prob", 0)) if drops_samples else 0.0
-    return SampleDropout(p, number, DROP_PATH_CALLS, whole=True) if p > 0 else None
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention as transformers calls it: (B, H, T, d) each to (B, T, H, d) and the probabilities (B, H, T, T)."""
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
-    probabilities = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    dropped = module.get_submodule(ATTENTION_SITE)(probabilities)
-    return (dropped @ value).transpose(1, 2).contiguous(), probabilities
-
-
-AttentionInterface.register(ATTENTION, _attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    if isinstance(child, DropPath):
+        return SampleDropout(child.drop_prob, number, DROP_PATH_CALLS, whole=True)
+    return None

@@ -4,61 +4,139 @@ It was trained on texts padded to its whole position table, without a mask, and 
 block computes the query, output projection and MLP of that position alone.
 """
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedTokenizerBase,
-    SiglipTextConfig,
-    SiglipTextModel,
-)
-from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer, eager_attention_forward
 
-from knee_siglip.encoders.attention import attend
+from knee_siglip.encoders.blocks import ACTIVATIONS, Attention, Block, BlockParts, stream_dtype
 from knee_siglip.encoders.flops import Layer, count_blocks, count_layer
-from knee_siglip.encoders.protocols import TextEncoder
-from knee_siglip.encoders.stream import BlockParts, compute_block, stream_dtype
+from knee_siglip.encoders.protocols import OwnEncoder, TextEncoder
+from knee_siglip.encoders.tower import Group, Tower, TowerConfig
+from knee_siglip.tables.tokenizer import Tokenizer
 
 WELL_TRAINED = 20
 """First positions kept as they are: most captions end there. Source: Long-CLIP (arXiv:2403.15378)."""
 
+TRUNCATED_STD = 0.87962566103423978
+"""Of a standard normal distribution that is cut at two standard deviations."""
 
-class SiglipTextEncoder(TextEncoder):
-    """Wraps a `SiglipTextModel`; a folder may hold a whole SigLIP model."""
+
+@dataclass
+class SiglipTextConfig(TowerConfig):
+    """Sizes, under the library's names."""
+
+    model_type = "siglip_text_model"
+    architecture = "SiglipTextModel"
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 64
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: float = 0.0
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 49406
+    eos_token_id: int | None = 49407
+    projection_size: int | None = None
+
+    def __post_init__(self) -> None:
+        self.projection_size = self.projection_size or self.hidden_size
+
+
+class SiglipBlock(Block):
+    """A block of SigLIP's."""
+
+    def __init__(self, config: SiglipTextConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        names = ("k_proj", "v_proj", "q_proj", "out_proj")
+        self.layer_norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.self_attn = Attention(width, config.num_attention_heads, names, dropout=config.attention_dropout)
+        self.layer_norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = Group(fc1=nn.Linear(width, inner), fc2=nn.Linear(inner, width))
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    @property
+    def parts(self) -> BlockParts:
+        """Its layers."""
+        return BlockParts(
+            attention=self.self_attn,
+            norms=(self.layer_norm1, self.layer_norm2),
+            mlp_in=self.mlp.fc1,
+            mlp_out=self.mlp.fc2,
+            activation=self.activation,
+        )
+
+
+class SiglipTextTower(Tower):
+    """The library's `SiglipTextModel`: the same names, the same numbers."""
+
+    def __init__(self, config: SiglipTextConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.embeddings = Group(
+            token_embedding=nn.Embedding(config.vocab_size, width),
+            position_embedding=nn.Embedding(config.max_position_embeddings, width),
+        )
+        self.encoder = Group(layers=nn.ModuleList(SiglipBlock(config) for _ in range(config.num_hidden_layers)))
+        self.final_layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.head = nn.Linear(width, config.projection_size or width)
+
+
+class SiglipTextEncoder(OwnEncoder, TextEncoder):
+    """Wraps a `SiglipTextTower`; a folder may hold a whole SigLIP model."""
 
     description = "SigLIP model"
     config_class = SiglipTextConfig
-    model_class = SiglipTextModel
-    model: SiglipTextModel
+    model_class = SiglipTextTower
+    model: SiglipTextTower
 
     @staticmethod
-    def parts(block: SiglipEncoderLayer) -> BlockParts:
-        """Its layers, whose norms come before attention and MLP."""
-        return BlockParts(
-            attention=block.self_attn,
-            norms=(block.layer_norm1, block.layer_norm2),
-            output=block.self_attn.out_proj,
-            mlp_in=block.mlp.fc1,
-            mlp_out=block.mlp.fc2,
-            activation=block.mlp.activation_fn,
-            eager=eager_attention_forward,
-            dropout=block.self_attn.dropout,
-        )
+    def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of a text model, or of a whole SigLIP model."""
+        return {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
+
+    @torch.no_grad()
+    def draw_weights(self) -> None:
+        """As the library does, which draws most weights twice or three times and keeps the last draw.
+
+        Without the others a seed would give other weights than with earlier versions of this project.
+        """
+        embeddings = self.model.embeddings
+        for table in (embeddings.token_embedding, embeddings.position_embedding):
+            nn.init.normal_(table.weight, std=0.02)
+            nn.init.normal_(table.weight, std=math.sqrt(1 / table.embedding_dim))
+        for block in self.own_blocks:
+            attention, mlp = block.parts.attention, (block.parts.mlp_in, block.parts.mlp_out)
+            for layer in attention.children():
+                _draw_linear(layer)
+            for layer in (attention.q_proj, attention.k_proj, attention.v_proj, attention.output):
+                nn.init.xavier_uniform_(layer.weight)
+            for layer in mlp:
+                _draw_linear(layer)
+            for layer in mlp:
+                nn.init.xavier_uniform_(layer.weight)
+            for layer in mlp:
+                nn.init.normal_(layer.bias, std=1e-6)
+        _draw_linear(self.model.head)
 
     @property
     def blocks(self) -> nn.ModuleList:
         """Transformer blocks, the lowest first."""
-        return self.model.encoder.layers
+        blocks: nn.ModuleList = self.model.encoder.layers
+        return blocks
 
     @property
     def width(self) -> int:
         """Length of a pooled vector."""
         return int(self.model.head.out_features)
 
-    def attention_dropout(self, module: nn.Module) -> float:
-        """Probability with which `module` drops attention weights."""
-        return float(module.dropout) if isinstance(module, SiglipAttention) else 0.0
-
-    def adopt_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def adopt_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Write the special tokens: SigLIP's published 49406 and 49407 are CLIP's and lie outside its vocabulary."""
         super().adopt_tokenizer(tokenizer)
         self.model.config.bos_token_id = None
@@ -75,34 +153,22 @@ class SiglipTextEncoder(TextEncoder):
         new = nn.Embedding(length, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype)
         new.weight = nn.Parameter(_stretch(old.weight.detach(), length), requires_grad=old.weight.requires_grad)
         embeddings.position_embedding = new
-        position_ids = torch.arange(length, device=old.weight.device).expand((1, -1))
-        embeddings.register_buffer("position_ids", position_ids, persistent=False)
         self.model.config.max_position_embeddings = length
 
     def pool(self, input_ids: Tensor) -> Tensor:
         """(B, L) token ids to (B, D): the last position after the last norm and the head."""
-        hidden = self.model.embeddings(input_ids=input_ids)
-        *blocks, last = self.blocks
-        assert isinstance(last, SiglipEncoderLayer)
-        hidden = hidden.to(stream_dtype(hidden, self.parts(last)))
+        embeddings = self.model.embeddings
+        hidden = embeddings.token_embedding(input_ids) + embeddings.position_embedding.weight[: input_ids.shape[1]]
+        *blocks, last = self.own_blocks
+        hidden = hidden.to(stream_dtype(hidden, last.parts))
         for block in blocks:
-            hidden = block(hidden, None)
-        norm = self.model.final_layer_norm
-        normalised = norm(self._pool_last(last, hidden).to(norm.weight.dtype))[:, 0]
+            hidden = block(hidden)
+        norm, head = self.model.final_layer_norm, self.model.head
+        normalised = norm(last.pool(hidden, slice(-1, None)).to(norm.weight.dtype))[:, 0]
         # autocast lets a norm return float32; the head stays there, since its output is what is compared
         with torch.autocast(hidden.device.type, enabled=False):
-            output: Tensor = self.model.head(normalised.to(self.model.head.weight.dtype))
+            output: Tensor = head(normalised.to(head.weight.dtype))
         return output
-
-    def _pool_last(self, last: SiglipEncoderLayer, hidden: Tensor) -> Tensor:
-        """(B, L, W) to the last position (B, 1, W) after the last block."""
-        if hidden.dtype == torch.bfloat16 and self.parts(last).is_plain:
-            return compute_block(self.parts(last), hidden, slice(-1, None))
-        pooled = hidden[:, -1:]
-        attention, states = last.self_attn, last.layer_norm1(hidden)
-        attended = attend(attention, states, slice(-1, None), attention.dropout, eager_attention_forward)
-        pooled = pooled + attention.out_proj(attended)
-        return pooled + last.mlp(last.layer_norm2(pooled))
 
     def layers(self) -> list[Layer]:
         """FLOPs of `pool` for one text, the lowest layer first."""
@@ -111,6 +177,13 @@ class SiglipTextEncoder(TextEncoder):
         norm = count_layer(tower.final_layer_norm, has_norm=True)
         head = count_layer(tower.head, 2 * config.hidden_size * self.width)
         return [count_layer(tower.embeddings), *blocks, norm, head]
+
+
+def _draw_linear(layer: Any) -> None:
+    """Normal values, then those of a truncated normal distribution of variance 1 / inputs; no bias."""
+    nn.init.normal_(layer.weight, std=0.02)
+    nn.init.trunc_normal_(layer.weight, std=math.sqrt(1 / layer.in_features) / TRUNCATED_STD)
+    nn.init.zeros_(layer.bias)
 
 
 def _stretch(table: Tensor, length: int) -> Tensor:

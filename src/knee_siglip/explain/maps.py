@@ -107,13 +107,8 @@ def attention_relevance(model: KneeRadDinoSigLIPModel, pixels: Tensor, phrases: 
     tokens = 1 + (pixels.shape[-1] // vision.patch) ** 2
     at_once = max(1, ATTENTION_AT_ONCE // (len(vision.blocks) * vision.heads * tokens**2))
     parts = zip(pixels.split(at_once), phrases.split(at_once), strict=True)
-    attention = model.vision_model.config._attn_implementation
-    model.vision_model.set_attn_implementation("eager")  # fused attention keeps no weights
-    try:
-        with torch.enable_grad():
-            relevance = torch.cat([_cls_relevance(model, images, texts) for images, texts in parts])
-    finally:
-        model.vision_model.set_attn_implementation(attention)
+    with torch.enable_grad():
+        relevance = torch.cat([_cls_relevance(model, images, texts) for images, texts in parts])
     return _grid(relevance[:, 1:])
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.special import expit, softmax
 
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.core.files import sha256
@@ -111,14 +110,14 @@ class Predictor:
     def probabilities(self, similarities: np.ndarray) -> np.ndarray:
         """Cosines of any shape to the probability that text and image belong together; Zhai et al. 2023, eq. 1."""
         logits = self._logit_scale * similarities.astype(np.float64) + self.checkpoint.model.logit_bias.item()
-        return np.asarray(expit(logits))
+        return torch.from_numpy(logits).sigmoid().numpy()
 
     def grade_probabilities(self, image_embeds: np.ndarray) -> np.ndarray:
         """(B, D) to (B, C): softmax over the logits of the labels' prompt ensembles; the bias cancels out."""
         if not self.task.labels:
             return np.zeros((len(image_embeds), 0))
         logits = self._logit_scale * (image_embeds @ self.grade_embeds.T).astype(np.float64)
-        return np.asarray(softmax(logits, axis=1))
+        return torch.from_numpy(logits).softmax(dim=1).numpy()
 
     def rank_queries(self, image_path: Path, queries: Sequence[str] | None = None) -> Prediction:
         """Compare one image with texts, best first, and grade it; without `queries` with the task's.

@@ -3,17 +3,16 @@
 import math
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from knee_siglip.encoders.backbones import load_image_normalisation, load_text, load_vision
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.params.sections import ModelParams
 from knee_siglip.tables.text import load_tokenizer
+from knee_siglip.tables.tokenizer import Tokenizer
 
 
 def build_model(
     backbones: Path, params: ModelParams, contrastive_batch: int
-) -> tuple[KneeRadDinoSigLIPModel, PreTrainedTokenizerBase]:
+) -> tuple[KneeRadDinoSigLIPModel, Tokenizer]:
     """Join the encoders of `backbones/{vision,text}`; what joins them is drawn from torch's global seed.
 
     Args:

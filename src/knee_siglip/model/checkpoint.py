@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerBase
-from transformers.initialization import no_init_weights
 
 from knee_siglip import __version__
 from knee_siglip.core.errors import UserError
@@ -25,6 +22,7 @@ from knee_siglip.model.device import embedding_dtype, place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
 from knee_siglip.params.sections import LARGEST_IMAGE, PreprocessParams
 from knee_siglip.tables.text import load_tokenizer
+from knee_siglip.tables.tokenizer import Tokenizer
 
 FORMAT = "knee-siglip/1"
 
@@ -42,7 +40,7 @@ class Checkpoint:
     """
 
     model: KneeRadDinoSigLIPModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     transform: Transform
     params: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
@@ -84,7 +82,6 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, weights: Mapping[str, to
         "versions": {
             "knee-siglip": __version__,
             "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
         },
     }
     with atomic_file(path) as file:
@@ -122,23 +119,23 @@ class _WrongPart(Exception):
     """What is wrong with a part of a checkpoint."""
 
 
-def _build_model(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> KneeRadDinoSigLIPModel:
+def _build_model(values: dict[str, Any], weights: dict[str, torch.Tensor]) -> KneeRadDinoSigLIPModel:
     try:
-        with no_init_weights():
-            model = KneeRadDinoSigLIPModel(KneeRadDinoSigLIPConfig.from_dict(_without_implementations(config)))
-    # transformers and torch raise many kinds for values that no model can have
+        config = KneeRadDinoSigLIPConfig.from_dict(_without_implementations(values))
+        model = KneeRadDinoSigLIPModel(config, is_empty=True)
+    # torch raises many kinds for values that no model can have, as the library of another family's encoder does
     except Exception as error:
         raise _WrongPart(f"its config builds no model ({type(error).__name__}: {_first_line(error)})") from None
     if model.image_mean.numel() != 3 or model.image_std.numel() != 3 or not (model.image_std > 0).all():
         raise _WrongPart("image_mean and image_std of its config must be three numbers each, image_std above 0")
     if difference := _difference(weights, model.state_dict()):
         raise _WrongPart(f"config and weights do not fit: {difference}")
-    model.load_state_dict(weights)
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
     return model
 
 
 def _without_implementations(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without the names of attention code: transformers would fetch a name it does not know from the hub."""
+    """A config without the names of attention code: the library would fetch a name it does not know from the hub."""
     return {
         key: _without_implementations(value) if isinstance(value, dict) else value
         for key, value in config.items()
@@ -240,7 +237,7 @@ def check_archive(path: Path) -> None:
         raise UserError(f"{path} is damaged (wrong checksum of {damaged}); copy it again, or train again")
 
 
-def _pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+def _pack_tokenizer(tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
     """Tokenizer files as byte tensors, which `weights_only` accepts."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -248,7 +245,7 @@ def _pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tenso
         return {file.name: torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files}
 
 
-def _unpack_tokenizer(files: dict[str, torch.Tensor], vocabulary: int) -> PreTrainedTokenizerBase:
+def _unpack_tokenizer(files: dict[str, torch.Tensor], vocabulary: int) -> Tokenizer:
     """vocabulary: tokens that the text encoder has."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():

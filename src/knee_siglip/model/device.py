@@ -18,7 +18,7 @@ OUT_OF_MEMORY = (
 
 
 def place(model: Module, device: str | torch.device) -> Module:
-    """Move a model in place and return it, with its type, which transformers' own `to` loses."""
+    """Move a model in place and return it, with its type, which the `to` of the library's models loses."""
     torch.nn.Module.to(model, device)
     return model
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,13 +48,13 @@ def embed_texts(checkpoint: Checkpoint, texts: Sequence[str], batch_size: int = 
         UserError: not even one text fits into the device's memory.
     """
     model = checkpoint.model
-    text_ids, distinct = pd.factorize(np.asarray(texts, dtype=object))
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     fitting = _FittingBatches(checkpoint, lambda ids: model.get_text_features(ids.to(model.device)), "texts")
     tokens = (
-        tokenize(checkpoint.tokenizer, chunk.tolist(), checkpoint.max_text_length, checkpoint.position_count)
-        for chunk in split_groups(distinct, batch_size)
+        tokenize(checkpoint.tokenizer, chunk, checkpoint.max_text_length, checkpoint.position_count)
+        for chunk in split_groups(list(numbers), batch_size)
     )
-    return _joined(checkpoint, (fitting.embed(input_ids) for input_ids in tokens))[text_ids]
+    return _joined(checkpoint, (fitting.embed(input_ids) for input_ids in tokens))[[numbers[text] for text in texts]]
 
 
 def prompt_embeddings(checkpoint: Checkpoint, prompts: Sequence[Sequence[str]]) -> np.ndarray:

@@ -4,87 +4,100 @@
 """
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers import initialization as init
 
 from knee_siglip.encoders.protocols import TextEncoder, VisionEncoder
 from knee_siglip.encoders.registry import TEXT_ENCODERS, VISION_ENCODERS, Tower, encoders_of
+from knee_siglip.encoders.weights import NoDraws
 from knee_siglip.pairs.batches import normalise
 
 
-class KneeRadDinoSigLIPConfig(PretrainedConfig):
-    """Configs of both encoders and of what joins them.
+@dataclass
+class KneeRadDinoSigLIPConfig:
+    """Configs of both encoders, given as such or as their `to_dict`, and of what joins them.
 
     `image_mean` and `image_std` (three channels, on the 0-1 grey scale) are the vision encoder's own.
     """
 
-    model_type = "knee_rad_dino_siglip"
-    sub_configs: ClassVar = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    vision_config: Any = field(default_factory=dict)
+    text_config: Any = field(default_factory=dict)
+    projection: str = "linear"
+    initial_temperature: float = 0.07
+    bias_init: float = -10.0
+    image_mean: Any = (0.5307, 0.5307, 0.5307)
+    image_std: Any = (0.2583, 0.2583, 0.2583)
 
-    def __init__(
-        self,
-        vision_config: dict[str, Any] | PretrainedConfig | None = None,
-        text_config: dict[str, Any] | PretrainedConfig | None = None,
-        projection: str = "linear",
-        initial_temperature: float = 0.07,
-        bias_init: float = -10.0,
-        image_mean: tuple[float, ...] = (0.5307, 0.5307, 0.5307),
-        image_std: tuple[float, ...] = (0.2583, 0.2583, 0.2583),
-        **kwargs: Any,
-    ) -> None:
-        self.vision_config = _encoder_config("vision", vision_config)
-        self.text_config = _encoder_config("text", text_config)
-        self.projection = projection
-        self.initial_temperature = initial_temperature
-        self.bias_init = bias_init
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
-        super().__init__(**kwargs)
+    def __post_init__(self) -> None:
+        self.vision_config = _encoder_config("vision", self.vision_config)
+        self.text_config = _encoder_config("text", self.text_config)
+        self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From its `to_dict`; what else it holds is passed over."""
+        return cls(**{own.name: values[own.name] for own in fields(cls) if own.name in values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers of all of it."""
+        towers = {"vision_config": self.vision_config.to_dict(), "text_config": self.text_config.to_dict()}
+        return {own.name: getattr(self, own.name) for own in fields(self)} | towers
 
 
-def _encoder_config(tower: Tower, values: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
-    if isinstance(values, PretrainedConfig):
-        return values
+def _encoder_config(tower: Tower, config: Any) -> Any:
+    values = config if isinstance(config, dict) else config.to_dict()
     encoders = encoders_of(tower)
-    model_type = (values or {}).get("model_type", next(iter(encoders)))
-    return encoders[model_type].config_class(**(values or {}))
+    return encoders[values.get("model_type", next(iter(encoders)))].config_of(values)
 
 
-class KneeRadDinoSigLIPModel(PreTrainedModel):
-    """Embeds radiographs and impressions into one space of the text encoder's width D."""
+class KneeRadDinoSigLIPModel(nn.Module):
+    """Embeds radiographs and impressions into one space of the text encoder's width D.
 
-    config_class = KneeRadDinoSigLIPConfig
-    base_model_prefix = "knee_rad_dino_siglip"
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
+    is_empty: its weights will be assigned, so none is drawn.
+    """
+
     image_mean: Tensor
     image_std: Tensor
-    logit_scale: nn.Parameter
-    logit_bias: nn.Parameter
 
-    def __init__(self, config: KneeRadDinoSigLIPConfig) -> None:
-        super().__init__(config)
-        self.vision_model = VISION_ENCODERS[config.vision_config.model_type].build(config.vision_config)
-        self.text_model = TEXT_ENCODERS[config.text_config.model_type].build(config.text_config)
-        width, text_width = self.vision.width, self.text.width
-        self.visual_projection: nn.Module
-        if config.projection == "linear":
-            self.visual_projection = nn.Linear(width, text_width)
-        else:
-            self.visual_projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, text_width))
+    def __init__(self, config: KneeRadDinoSigLIPConfig, is_empty: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        vision = VISION_ENCODERS[config.vision_config.model_type]
+        text = TEXT_ENCODERS[config.text_config.model_type]
+        self.vision_model = (vision.build_empty if is_empty else vision.build)(config.vision_config)
+        self.text_model = (text.build_empty if is_empty else text.build)(config.text_config)
+        with NoDraws() if is_empty else nullcontext():
+            self.visual_projection = _projection(config.projection, self.vision.width, self.text.width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.initial_temperature)))
         self.logit_bias = nn.Parameter(torch.tensor(float(config.bias_init)))
         self.register_buffer("image_mean", _channels(config.image_mean), persistent=False)
         self.register_buffer("image_std", _channels(config.image_std), persistent=False)
-        self.post_init()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.logit_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights."""
+        return self.logit_scale.dtype
+
+    def set_attn_implementation(self, name: str) -> None:
+        """`sdpa`, `flash_attention_2` or `eager`, of both towers."""
+        self.vision_model.set_attn_implementation(name)
+        self.text_model.set_attn_implementation(name)
+
+    def activation_checkpointing_enable(self) -> None:
+        """Recompute both towers' blocks in the backward pass instead of keeping their activations."""
+        self.vision_model.activation_checkpointing_enable()
+        self.text_model.activation_checkpointing_enable()
 
     @property
     def vision(self) -> VisionEncoder:
@@ -95,19 +108,6 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
     def text(self) -> TextEncoder:
         """`text_model` behind the interface of all families."""
         return TEXT_ENCODERS[self.config.text_config.model_type](self.text_model)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Initialise what joins the encoders, which initialise their own modules."""
-        # transformers' own functions skip weights that were just loaded from a file
-        if module is self:
-            init.constant_(self.logit_scale, math.log(1 / self.config.initial_temperature))
-            init.constant_(self.logit_bias, self.config.bias_init)
-            init.copy_(self.image_mean, _channels(self.config.image_mean))
-            init.copy_(self.image_std, _channels(self.config.image_std))
-        elif isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=module.in_features**-0.5)
-            init.zeros_(module.bias)
 
     def normalise_pixels(self, pixels: Tensor) -> Tensor:
         """Grey (B, S, S), 0-255 of any dtype, to (B, 3, S, S) float32 with the vision encoder's mean and std."""
@@ -149,10 +149,23 @@ class KneeRadDinoSigLIPModel(PreTrainedModel):
         return counts | {"total": total, "trainable": sum(p.numel() for p in self.parameters() if p.requires_grad)}
 
 
+def _projection(kind: str, width: int, text_width: int) -> nn.Sequential | nn.Linear:
+    """`linear` or `mlp`: (..., width) to (..., text_width)."""
+    if kind == "linear":
+        projection: nn.Sequential | nn.Linear = nn.Linear(width, text_width)
+    else:
+        projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, text_width))
+    for layer in projection.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+            nn.init.zeros_(layer.bias)
+    return projection
+
+
 def _full_precision(values: Tensor) -> Tensor:
     """Half precision to float32, since the loss needs it; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _channels(values: list[float]) -> Tensor:
+def _channels(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Order = TypeVar("Order", np.ndarray, list[str])
 
 
 class Pixels(Protocol):
@@ -125,7 +127,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def split_groups(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def split_groups(order: Order, size: int) -> Iterator[Order]:
     """Consecutive groups of `size`; the last one may be smaller."""
     for start in range(0, len(order), size):
         yield order[start : start + size]

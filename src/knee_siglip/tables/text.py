@@ -6,15 +6,13 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.tables.tokenizer import SENTENCEPIECE_FILE, SiglipTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
-
-SENTENCEPIECE_FILE = "spiece.model"
 
 VULGAR_FRACTION = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
 """Between a whole number and its fraction, which compatibility composition would glue: "1½" is not "11/2"."""
@@ -108,29 +106,26 @@ def normalise_text(text: str) -> str:
     return text
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: Path) -> Tokenizer:
     """SigLIP's own sentencepiece tokenizer where its file lies in `folder`, else what the folder's config names.
 
     Raises:
         UserError: `folder` holds no tokenizer that can be read.
     """
-    from transformers import AutoTokenizer, SiglipTokenizer
-
-    # Not AutoTokenizer for SigLIP: a text tower's config alone does not tell it the class.
-    loader = SiglipTokenizer if (folder / SENTENCEPIECE_FILE).is_file() else AutoTokenizer
     try:
-        tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        if (folder / SENTENCEPIECE_FILE).is_file():
+            return SiglipTokenizer(folder)
+        from transformers import AutoTokenizer  # here, since it takes seconds
+
+        found: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{folder} holds no tokenizer ({SENTENCEPIECE_FILE} of a SigLIP model): {reason}") from None
+    tokenizer: Tokenizer = found
     return tokenizer
 
 
-def tokenize(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], length: int, pad_to: int | None = None
-) -> "torch.Tensor":
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], length: int, pad_to: int | None = None) -> "torch.Tensor":
     """Texts (N,), normalised here, to int64 token ids (N, max(length, pad_to)).
 
     Cut after `length` tokens, of which the last is the end token; filled up with the pad token (SigLIP's is the end
@@ -146,7 +141,7 @@ def tokenize(
     return torch.tensor(rows, dtype=torch.long)
 
 
-def token_counts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[int]:
+def token_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
     """Number of tokens of each text, with the end token, not truncated."""
     return [len(ids) for ids in _token_ids(tokenizer, texts, None)] if texts else []
 
@@ -179,8 +174,8 @@ def position_count(text_encoder: Path) -> int:
         ) from None
 
 
-def _token_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], length: int | None) -> list[list[int]]:
-    """Each distinct text is tokenised once: the sentencepiece tokenizer runs in Python, and impressions repeat."""
+def _token_ids(tokenizer: Tokenizer, texts: Sequence[str], length: int | None) -> list[list[int]]:
+    """Each distinct text is tokenised once: impressions repeat."""
     normalised = [normalise_text(text) for text in texts]
     distinct = list(dict.fromkeys(normalised))
     limit = {"truncation": False} if length is None else {"truncation": True, "max_length": length}

@@ -24,8 +24,6 @@ def accelerate(model: KneeRadDinoSigLIPModel, params: TrainParams, device: torch
         model.vision_model.activation_checkpointing_enable()
     if params.gradient_checkpointing.text:
         model.text_model.activation_checkpointing_enable()
-        # transformers requests gradients of the token embeddings: needlessly, and through frozen blocks
-        model.text_model.disable_input_require_grads()
     if device.type == "cuda":
         # not the newer `fp32_precision`, which torch.compile of 2.9 and 2.10 refuses (pytorch#166387)
         torch.set_float32_matmul_precision("high" if params.tf32 else "highest")

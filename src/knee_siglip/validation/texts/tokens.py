@@ -7,15 +7,12 @@ word: words repeat where texts do not, and the encoders' tokenizers never join t
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from knee_siglip.tables.text import normalise_text, token_counts
+from knee_siglip.tables.tokenizer import Tokenizer
 from knee_siglip.validation.issue import Issue, issues_of_texts, name_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 WORDS_NAMED = 5
 SURE_TO_FIT = 0.8
@@ -36,7 +33,7 @@ class Word:
 class Tokens:
     """The tokenizer's work on all distinct normalised texts, done once."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, texts: Iterable[str], length: int) -> None:
         distinct = list(dict.fromkeys(texts))
         self.tokenizer, self.words = tokenizer, _words_of(tokenizer, distinct)
         self.counts = {text: sum(self.words[word].tokens for word in text.split()) + 1 for text in distinct}
@@ -109,7 +106,7 @@ class Tokens:
         return issues_of_texts(table, "changed_by_tokenizer", judge, "hold words that the tokenizer changes", "text")
 
 
-def _words_of(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> dict[str, Word]:
+def _words_of(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Word]:
     """Every distinct word of normalised texts."""
     words = {}
     for word in dict.fromkeys(word for text in texts for word in text.split()):

@@ -1,0 +1,294 @@
+"""Transformer blocks with their norms before attention and MLP, as both families of encoders have them.
+
+Under a bf16 autocast the residual stream is bf16. Left to autocast it would stay float32, since class token and
+positions are, and every product would cast its weights and its input: 840 of the 2,200 operators of a step of RAD-DINO
+and SigLIP. Here the stream is cast once, before the first block; a block casts all its weights together, and queries,
+keys and values are one product. Weights and their gradients stay float32, as do what comes before the blocks and what
+follows them.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+"""By their names in Hugging Face configs."""
+
+
+class Attention(nn.Module):
+    """Self-attention of several heads, without a mask.
+
+    Args:
+        names: that the family gives the layers of queries, keys and values, in its order, and the output's.
+        bias: whether queries, keys and values have one.
+        dropout: probability of dropping an attention weight; see `sample_dropout.py`.
+
+    `implementation`: `sdpa` (torch's fused kernels), `flash_attention_2` (the package flash-attn), or `eager`.
+    """
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    probability_dropout: nn.Module | None
+
+    def __init__(self, width: int, heads: int, names: Sequence[str], bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} attention heads do not divide a width of {width}")
+        self.head_dim, self.dropout, self.implementation = width // heads, dropout, "sdpa"
+        *projections, self._output = names
+        for name in projections:
+            self.add_module(name, nn.Linear(width, width, bias=bias))
+        self.add_module(self._output, nn.Linear(width, width))
+        self.register_module("probability_dropout", None)
+
+    @property
+    def output(self) -> nn.Linear:
+        """Projects what the heads gathered."""
+        layer: nn.Linear = getattr(self, self._output)
+        return layer
+
+    def gather(
+        self, query: Tensor, key: Tensor, value: Tensor, keep_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Projected (B, Q, W) and twice (B, T, W) to the heads' values (B, Q, W).
+
+        With `keep_weights`, with dropout and `eager` in plain steps, and then also the weights (B, H, Q, T).
+        """
+        query, key, value = (part.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for part in (query, key, value))
+        scale, weights = self.head_dim**-0.5, None
+        if keep_weights or self.probability_dropout is not None or self.implementation == "eager":
+            scores = query @ key.transpose(2, 3) * scale
+            weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+            gathered = (weights if self.probability_dropout is None else self.probability_dropout(weights)) @ value
+        elif self.implementation == "flash_attention_2":
+            from flash_attn import flash_attn_func
+
+            parts = (part.transpose(1, 2) for part in (query, key, value))
+            return flash_attn_func(*parts, softmax_scale=scale).flatten(2), None
+        else:
+            gathered = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return gathered.transpose(1, 2).flatten(2), weights
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel of a branch; Touvron et al. 2021 (arXiv:2103.17239), section 2."""
+
+    def __init__(self, width: int, value: float) -> None:
+        super().__init__()
+        self.lambda1 = nn.Parameter(value * torch.ones(width))
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(..., W) to the same."""
+        return branch * self.lambda1
+
+
+class DropPath(nn.Module):
+    """Where samples skip a branch with probability `drop_prob` in training; see `sample_dropout.py`, which does it."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Nothing is dropped here."""
+        assert not self.training, "use_sample_dropout before training"
+        return branch
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """The layers of a block.
+
+    gate: of a gated MLP; the activation then applies to it. scales: of both branches. drop_path: drops branches of
+    samples.
+    """
+
+    attention: Attention
+    norms: tuple[nn.LayerNorm, nn.LayerNorm]
+    mlp_in: nn.Linear
+    mlp_out: nn.Linear
+    activation: Callable[[Tensor], Tensor]
+    gate: nn.Linear | None = None
+    scales: tuple[LayerScale, LayerScale] | None = None
+    drop_path: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def layers(self) -> dict[str, list[Any]]:
+        """Layers by name; those of one name are computed as one product."""
+        attention = self.attention
+        found: dict[str, list[Any]] = {
+            "norm_0": [self.norms[0]],
+            "projections": [attention.q_proj, attention.k_proj, attention.v_proj],
+            "output": [attention.output],
+            "norm_1": [self.norms[1]],
+            "mlp_in": [self.mlp_in],
+            "mlp_out": [self.mlp_out],
+        }
+        return found if self.gate is None else found | {"gate": [self.gate]}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every layer is one that `_compute_cast` knows, in float32: an adapter around a layer is not."""
+        layers = [layer for together in self.layers.values() for layer in together]
+        return all(type(layer) in (nn.Linear, nn.LayerNorm) and layer.weight.dtype == torch.float32 for layer in layers)
+
+
+def stream_dtype(hidden: Tensor, parts: BlockParts) -> torch.dtype:
+    """Type of the residual stream: bf16 under a bf16 autocast, else that of the embedded tokens.
+
+    Under fp16, whose largest number is 65,504, and around adapters the stream stays as autocast has it.
+    """
+    device = hidden.device.type
+    is_bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return torch.bfloat16 if is_bf16 and parts.is_plain else hidden.dtype
+
+
+class Block(nn.Module):
+    """A block; the family names its layers."""
+
+    gradient_checkpointing = False
+
+    @property
+    @abstractmethod
+    def parts(self) -> BlockParts:
+        """Its layers."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, W) to the same, in the type of `hidden`; with gradient checkpointing it is recomputed in backward."""
+        if self.gradient_checkpointing and self.training:
+            found: Tensor = checkpoint(self._forward, hidden, use_reentrant=False)
+            return found
+        return self._forward(hidden)
+
+    def _forward(self, hidden: Tensor) -> Tensor:
+        return self.compute(hidden)[0]
+
+    def pool(self, hidden: Tensor, place: slice) -> Tensor:
+        """The token (B, 1, W) at `place` after this block: its query, output projection and MLP alone."""
+        return self.compute(hidden, place)[0]
+
+    def compute(
+        self, hidden: Tensor, pooled: slice | None = None, keep_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, W) to the same, or with `pooled` to that token (B, 1, W); and see `Attention.gather`."""
+        parts = self.parts
+        if hidden.dtype == torch.bfloat16 and parts.is_plain:
+            with torch.autocast(hidden.device.type, enabled=False):
+                return _compute_cast(parts, hidden, pooled, keep_weights)
+        attention, scales = parts.attention, parts.scales or (nn.Identity(), nn.Identity())
+        drop_path = parts.drop_path or nn.Identity()
+        states = parts.norms[0](hidden)
+        query = attention.q_proj(states if pooled is None else states[:, pooled])
+        gathered, weights = attention.gather(query, attention.k_proj(states), attention.v_proj(states), keep_weights)
+        hidden = hidden if pooled is None else hidden[:, pooled]
+        hidden = hidden + drop_path(scales[0](attention.output(gathered)))
+        normalised = parts.norms[1](hidden)
+        if parts.gate is None:
+            inner = parts.activation(parts.mlp_in(normalised))
+        else:
+            inner = parts.activation(parts.gate(normalised)) * parts.mlp_in(normalised)
+        return hidden + drop_path(scales[1](parts.mlp_out(inner))), weights
+
+
+def _compute_cast(
+    parts: BlockParts, hidden: Tensor, pooled: slice | None, keep_weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`Block.compute` with float32 weights in the type of `hidden`."""
+    cast = _cast_weights(parts, hidden.dtype)
+
+    def linear(name: str, values: Tensor) -> Tensor:
+        return F.linear(values, *cast[name])
+
+    def norm(number: int, values: Tensor) -> Tensor:
+        layer = parts.norms[number]
+        weight, bias = cast[f"norm_{number}"]
+        return F.layer_norm(values, layer.normalized_shape, weight, bias, layer.eps)
+
+    def add(number: int, values: Tensor, branch: Tensor) -> Tensor:
+        if "scales" in cast:
+            branch = branch * cast["scales"][number]
+        return values + (branch if parts.drop_path is None else parts.drop_path(branch))
+
+    query, key, value = _project(norm(0, hidden), cast["projections"], pooled)
+    gathered, weights = parts.attention.gather(query, key, value, keep_weights)
+    hidden = add(0, hidden if pooled is None else hidden[:, pooled], linear("output", gathered))
+    normalised = norm(1, hidden)
+    inner = linear("mlp_in", normalised)
+    gated = parts.activation(inner if parts.gate is None else linear("gate", normalised))
+    return add(1, hidden, linear("mlp_out", gated if parts.gate is None else gated * inner)), weights
+
+
+def _project(states: Tensor, joined: Sequence[Any], pooled: slice | None) -> Sequence[Tensor]:
+    """(B, T, W) to queries (of `pooled` alone), keys and values, by their joined weights (3W, W) and biases."""
+    weight, bias = joined
+    if pooled is None:
+        return F.linear(states, weight, bias).chunk(3, dim=-1)
+    width = len(weight) // 3
+    query = F.linear(states[:, pooled], weight[:width], None if bias is None else bias[:width])
+    return (query, *F.linear(states, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1))
+
+
+def _cast_weights(parts: BlockParts, dtype: torch.dtype) -> dict[str, list[Any]]:
+    """Weight and bias by name of `BlockParts.layers`, and both `scales`, in another type."""
+    groups: list[list[Tensor]] = []
+    slots: list[tuple[str, bool]] = []
+    for name, layers in parts.layers.items():
+        for kind in ("weight", "bias"):
+            tensors = [getattr(layer, kind) for layer in layers]
+            slots.append((name, tensors[0] is not None))
+            groups += [tensors] if tensors[0] is not None else []
+    for scale in parts.scales or ():
+        slots.append(("scales", True))
+        groups.append([scale.lambda1])
+    sizes = [[len(tensor) for tensor in group] for group in groups]
+    cast = iter(_CastTogether.apply(dtype, sizes, *[tensor for group in groups for tensor in group]))
+    found: dict[str, list[Any]] = {}
+    for name, exists in slots:
+        found.setdefault(name, []).append(next(cast) if exists else None)
+    return found
+
+
+class _CastTogether(torch.autograd.Function):
+    """Weights to another type, joined by groups along their rows, and gradients back: one operator for all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, sizes: list[list[int]], *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtype, ctx.sizes = weights[0].dtype, sizes
+        ends = list(accumulate(len(group) for group in sizes))
+        groups = [weights[end - len(group) : end] for group, end in zip(sizes, ends, strict=True)]
+        shapes = [(sum(len(tensor) for tensor in group), *group[0].shape[1:]) for group in groups]
+        joined = _empty(shapes, weights[0], dtype)
+        targets = [part for whole, group in zip(joined, sizes, strict=True) for part in whole.split(group)]
+        torch._foreach_copy_(targets, list(weights))
+        return tuple(joined)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        parts = [part for grad, sizes in zip(grads, ctx.sizes, strict=True) for part in grad.split(sizes)]
+        targets = _empty([part.shape for part in parts], parts[0], ctx.dtype)
+        torch._foreach_copy_(targets, parts)
+        return None, None, *targets
+
+
+def _empty(shapes: Sequence[Sequence[int]], like: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Tensors of these shapes in one piece of memory: a single allocation."""
+    counts = [math.prod(shape) for shape in shapes]
+    memory = like.new_empty(sum(counts), dtype=dtype)
+    return [part.view(*shape) for part, shape in zip(memory.split(counts), shapes, strict=True)]
