@@ -16,7 +16,7 @@ from PIL import Image
 
 from knee_siglip.cli.main import main
 from knee_siglip.cli.split.command import split
-from knee_siglip.core import errors
+from knee_siglip.core import running
 from knee_siglip.params.files import parse_params
 from knee_siglip.tables.table import read_table
 from knee_siglip.validation.validate import validate
@@ -35,7 +35,7 @@ def run_split(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["split", *map(str, arguments)])
         try:
-            errors.run_stage(app)
+            running.run_stage(app)
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
