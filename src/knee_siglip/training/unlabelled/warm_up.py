@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al. 2020, arXiv:2002.05709) on the training images: two changed copies of one image attract each other.
+"""SimCLR (Chen et al. 2020, arXiv:2002.05709) on images alone: two changed copies of one image attract.
 
 An encoder that was pretrained on other pictures learns here what the user's images look like, without their texts.
 """
