@@ -157,27 +157,51 @@ def loss_of(logits: Logits, patches: torch.Tensor, targets: torch.Tensor, maps: 
     return loss + 2 * F.binary_cross_entropy_with_logits(patches, maps, pos_weight=torch.tensor(4.0))
 
 
-def augment(batch: Batch, generator: torch.Generator) -> Batch:
-    """Small changes of pose and exposure; a mirrored knee is a knee of the other side."""
-    pixels, maps, targets = batch
+@dataclass(frozen=True)
+class Changes:
+    """Largest random changes of a picture.
+
+    angle in radians; scale, right and down as shares of half the side; contrast: log; noise: standard deviation.
+    """
+
+    angle: float = 0.09
+    scale: float = 0.08
+    right: float = 0.05
+    down: float = 0.05
+    contrast: float = 0.35
+    noise: float = 0.03
+
+
+def change(
+    pixels: torch.Tensor, amounts: Changes, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Change pose and exposure of pixels (B, 1, S, S) in 0-1; also the affine maps (B, 2, 3), mirrored (B,)."""
     b = len(pixels)
     u = torch.rand(8, b, generator=generator) * 2 - 1
     mirrored = u[0] < 0
-    angle, scale = u[1] * 0.09, 1 + 0.08 * u[2]
+    angle, scale = u[1] * amounts.angle, 1 + amounts.scale * u[2]
     cos, sin = scale * angle.cos(), scale * angle.sin()
     flip = torch.where(mirrored, -1.0, 1.0)
-    theta = torch.stack([cos * flip, -sin, u[3] * 0.05, sin * flip, cos, u[4] * 0.05], dim=1).view(b, 2, 3)
+    rows = [cos * flip, -sin, u[3] * amounts.right, sin * flip, cos, u[4] * amounts.down]
+    theta = torch.stack(rows, dim=1).view(b, 2, 3)
     grid = F.affine_grid(theta, list(pixels.shape), False)
     pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    moved = F.grid_sample(maps, F.affine_grid(theta, list(maps.shape), False), align_corners=False)
     soft = u[5] > 0
     blurred = F.avg_pool2d(pixels[soft], 3, 1, 1, count_include_pad=False)
     pixels[soft] = pixels[soft].lerp_(blurred, (1.2 * u[5, soft]).clamp_(max=1).view(-1, 1, 1, 1))
-    contrast, brightness = (0.35 * u[6]).exp().view(b, 1, 1, 1), (0.08 * u[7]).view(b, 1, 1, 1)
+    contrast, brightness = (amounts.contrast * u[6]).exp().view(b, 1, 1, 1), (0.08 * u[7]).view(b, 1, 1, 1)
     pixels.sub_(0.5).mul_(contrast).add_(0.5 + brightness).clamp_(0, 1)
     noise = torch.randn(NOISE_FIELDS, *pixels.shape[1:], generator=generator)
-    strength = 0.03 * torch.rand(b, 1, 1, 1, generator=generator)
+    strength = amounts.noise * torch.rand(b, 1, 1, 1, generator=generator)
     pixels.addcmul_(noise[torch.arange(b) % NOISE_FIELDS], strength)
+    return pixels, theta, mirrored
+
+
+def augment(batch: Batch, generator: torch.Generator) -> Batch:
+    """Small changes of pose and exposure; a mirrored knee is a knee of the other side."""
+    pixels, maps, targets = batch
+    pixels, theta, mirrored = change(pixels, Changes(), generator)
+    moved = F.grid_sample(maps, F.affine_grid(theta, list(maps.shape), False), align_corners=False)
     targets = targets.clone()
     targets[:, 1] = torch.where(mirrored, 1 - targets[:, 1], targets[:, 1])
     return pixels, moved, targets

@@ -257,6 +257,17 @@ class AugmentParams(Section):
     noise: Fraction = 0.02
 
 
+class WarmUpParams(Section):
+    """Training of the image encoder on the training images alone, before the contrastive training; 0 epochs: none.
+
+    `batch_size`: images that are told from one another; they are encoded at once, each of them twice.
+    """
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: PositiveFloat = 5e-4
+
+
 class TrainParams(Section):
     """Optimisation. One exact contrastive batch has `batch_size` times `gradient_accumulation_steps` pairs.
 
@@ -291,6 +302,7 @@ class TrainParams(Section):
     save_every_steps: PositiveInt | None = None
     cache_frozen_features: bool = True
     init_from: str | None = None
+    warm_up: WarmUpParams = WarmUpParams()
     freeze: FreezeParams = FreezeParams()
     lora: LoraParams = LoraParams()
     augment: AugmentParams = AugmentParams()
@@ -306,6 +318,15 @@ class TrainParams(Section):
     def _null_is_auto(cls, value: object) -> object:
         """Older params files say null."""
         return "auto" if value is None else value
+
+    @model_validator(mode="after")
+    def _warm_up_trains_the_encoder(self) -> Self:
+        if self.warm_up.epochs and self.freeze.vision != "none":
+            raise ValueError(
+                f"warm_up.epochs = {self.warm_up.epochs} trains the whole image encoder, but freeze.vision = "
+                f"{self.freeze.vision}: set freeze.vision: none or warm_up.epochs: 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _best_metric_exists(self) -> Self:

@@ -30,6 +30,7 @@ from knee_siglip.training.interruption import StopRequest
 from knee_siglip.training.optimizer import build_optimizer, build_schedule
 from knee_siglip.training.resume import StateSaver
 from knee_siglip.training.throughput import Throughput, pair_flops, peak_flops, step_flops
+from knee_siglip.training.unlabelled.warm_up import warm_up
 from knee_siglip.training.val_metrics import measure_pairs
 
 LOG_EVERY_STEPS = 10
@@ -99,6 +100,8 @@ class Trainer:
             Interrupted: a signal asked to stop; the state is saved.
             UserError: training diverged, or not even one pair fits into the device's memory.
         """
+        if self.step == 0 and self.params.warm_up.epochs:
+            self._warm_up()
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
         with Progress(TextColumn("{task.description}"), *columns, disable=not self.ranks.is_first) as progress:
             while len(self.history.epochs) < self.params.epochs and not self.history.is_stale(self.params.patience):
@@ -184,6 +187,27 @@ class Trainer:
         rows = self.train_set.rows[group]
         self.guard.record(self.step, rows, loss, accuracy, gradient_norm, found_inf, loss_scale)
         self.step += 1
+
+    def _warm_up(self) -> None:
+        """Train the image encoder on the images alone. Its time is short: interrupted, it begins again."""
+
+        def check_stop() -> None:
+            if self.ranks.any(self.stop.signal is not None):
+                number = self.stop.signal or signal.SIGTERM
+                raise Interrupted(f"{number.name}: stopped during the warm-up, of which nothing is saved", number)
+
+        warm_up(
+            self.model,
+            self.train_set.pixels,
+            self.train_set.rows,
+            self.params.warm_up,
+            seed=self.seed,
+            dtype=self.dtype,
+            ranks=self.ranks,
+            check_stop=check_stop,
+        )
+        if self.params.ema_decay is not None:
+            self.ema = Ema(self.model, self.params.ema_decay)
 
     def validate(self) -> dict[str, float]:
         """`val.loss` and `val.contrastive_accuracy`, and `val_ema.*` with a moving average of the weights."""

@@ -1,0 +1,1 @@
+"""Training the image encoder on the images alone, before it meets their texts."""
