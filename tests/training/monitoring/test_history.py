@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from knee_siglip.training.history import History
+from knee_siglip.training.monitoring.history import History
 
 NAN, INF = math.nan, math.inf
 
@@ -79,7 +79,7 @@ def test_a_restored_history_judges_as_the_uninterrupted_one(tmp_path):
     assert restored.best == history.best
     assert restored.is_stale(1)
     assert not restored.add({"val.loss": 1.0, "val.contrastive_accuracy": 1.0})
-    assert len(history.epochs) == 3
+    assert len(history.rounds) == 3
 
 
 def test_saving_copies_the_epochs():
@@ -87,4 +87,4 @@ def test_saving_copies_the_epochs():
     _, history = history_of("val.loss", [3.0])
     state = history.state_dict()
     history.add({"val.loss": 1.0, "val.contrastive_accuracy": 0.5})
-    assert len(state["epochs"]) == 1
+    assert len(state["rounds"]) == 1
