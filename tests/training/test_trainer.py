@@ -262,7 +262,8 @@ def test_patience_ends_the_run(make_model, make_pairs):
         "val.top_text_share": 0.5,
     }
     history = trainer.fit()
-    assert (len(history.rounds), history.best_round, len(best)) == (4, 2, 2)
+    assert (len(history.rounds), history.top_round) == (4, 2)
+    assert len(best) == 4  # of twelve images no accuracy here is surely worse than another
 
 
 def test_accuracy_of_the_steps_is_logged_without_a_wait_at_every_step(make_model, make_pairs):

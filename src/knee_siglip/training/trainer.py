@@ -85,7 +85,7 @@ class Trainer:
         self.schedule = build_schedule(self.optimizer, self.budget.total_steps, params.warmup_ratio, params.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.ema = None if params.ema_decay is None else Ema(model, params.ema_decay)
-        self.history = History(params.best_metric)
+        self.history = History(params.best_metric, len(val_set))
         self.monitor = Monitor.of(train_set, val_set, params, self.budget, seed)
         peak = peak_flops(device, self.dtype, params.tf32)
         self.throughput = Throughput(peak and peak * self.ranks.size)
