@@ -270,7 +270,7 @@ class TrainParams(Section):
     steps: PositiveInt | Literal["auto"] = "auto"
     epochs: PositiveInt | None = None
     learning_rate: PositiveFloat = 2e-3
-    vision_learning_rate_scale: PositiveFloat = 0.3
+    vision_learning_rate_scale: PositiveFloat = 0.2
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"

@@ -14,7 +14,7 @@ Schedule = Literal["onecycle", "cosine", "constant"]
 VALIDATIONS = 16
 """Validations of a training whose length is given in steps."""
 
-LEAST_STEPS = 400
+LEAST_STEPS = 200
 """`steps: auto` of a small data set, whatever its size: with a quarter of them real radiographs all got one grade. They
 learn from 60 images on (`benchmarks/data_sizes.py`)."""
 

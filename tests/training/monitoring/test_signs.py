@@ -61,13 +61,15 @@ def test_a_loss_that_stays_at_that_of_no_information_is_told(loss):
 
 
 def test_a_validation_loss_that_rises_again_names_the_epoch():
-    (sign,) = monitor().signs(trained(val_loss=(4.0, 3.0, 3.4)))
+    rising = trained((4.0, 3.0, 2.0, 2.0, 2.0), (4.0, 3.0, 3.5, 3.35, 3.4), (0.5,) * 5)
+    (sign,) = monitor().signs(rising)
     assert (sign.name, sign.tone) == ("worse", "warning")
     assert sign.sentence.startswith(
         "Validation loss was lowest at epoch 1 (step 10 of 40) and has risen since, from 3 to 3.4; "
         "best_model.pt holds the weights of epoch 1 (step 10 of 40)"
     )
-    assert names(trained(val_loss=(4.0, 3.0, 3.2))) == []
+    for losses in ((3.0, 3.5, 3.4), (3.0, 3.5, 3.2, 3.5), (3.0, 3.1, 3.2, 3.25)):
+        assert names(trained((4.0,) * len(losses), losses, (0.5,) * len(losses))) == []
 
 
 def test_few_rows_are_named():
@@ -78,7 +80,7 @@ def test_few_rows_are_named():
     assert monitor(train_rows=60).verdict(trained())["verdict"] == "doubtful"
 
 
-def test_each_sign_is_warned_of_once_and_slow_learning_not_in_the_first_half(caplog):
+def test_each_sign_is_warned_of_once_and_curves_are_not_judged_in_the_first_half(caplog):
     watching, history = monitor(), trained(train_loss=(6.0,) * 3, share=(1.0,) * 3)
     with caplog.at_level(logging.WARNING):
         watching.watch(history)

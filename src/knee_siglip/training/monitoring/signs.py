@@ -31,6 +31,9 @@ NOTHING_LEARNED = 0.98
 RISEN = 1.1
 """Validation loss, as a multiple of its lowest, that counts as worse."""
 
+ROUNDS_WORSE = 3
+"""In so many rounds on end: while the learning rate is high, single ones are worse by chance."""
+
 FEW_TRAIN_ROWS = 250
 """Training images below which seeds differ widely and few grades are told apart (`benchmarks/data_sizes.py`)."""
 
@@ -85,10 +88,10 @@ class Monitor:
         )
 
     def watch(self, history: History) -> None:
-        """Warn of signs that were not there before; of those of slow learning in the second half only."""
+        """Warn of signs that were not there before; of those in the curves in the second half only."""
         done = self.budget.end_of_round(len(history.rounds))
         for sign in self.signs(history):
-            is_early = 2 * done < self.budget.total_steps and sign.name in ("collapse", "no_learning")
+            is_early = 2 * done < self.budget.total_steps and sign.name != "few_rows"
             if sign.name not in self.warned and not is_early:
                 self.warned.add(sign.name)
                 logger.warning("%s %s", sign.sentence, sign.advice)
@@ -130,7 +133,7 @@ class Monitor:
     def _worse(self, history: History) -> Sign | None:
         losses = [metrics[f"{history.judged}.loss"] for metrics in history.rounds]
         lowest = min(range(len(losses)), key=losses.__getitem__) + 1
-        if losses[-1] < RISEN * losses[lowest - 1]:
+        if len(losses) - lowest < ROUNDS_WORSE or min(losses[-ROUNDS_WORSE:]) < RISEN * losses[lowest - 1]:
             return None
         sentence = (
             f"Validation loss was lowest at {self._at(lowest)} and has risen since, from {losses[lowest - 1]:.3g} to "
