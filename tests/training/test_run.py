@@ -54,7 +54,7 @@ def test_a_length_in_steps_is_reported_in_steps_and_epochs_with_a_verdict(files,
 
 
 def test_steps_that_are_chosen_are_said_and_kept_with_the_model(files, make_params, caplog, monkeypatch):
-    monkeypatch.setattr(schedule, "LEAST_STEPS", 5)
+    monkeypatch.setattr(schedule, "STEPS_OF_FEW", 5)
     monkeypatch.setattr(schedule, "LEAST_EPOCHS", 2)
     train(make_params(epochs=None), files, "cpu")
     assert "train.steps = auto: 8 steps (2 epochs) for 28 training rows" in caplog.text

@@ -8,7 +8,7 @@ from torch.optim import AdamW
 
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.optimizer import build_optimizer
-from knee_siglip.training.schedule import LEAST_EPOCHS, LEAST_STEPS, VALIDATIONS, Budget, build_schedule
+from knee_siglip.training.schedule import LEAST_EPOCHS, LEAST_STEPS, STEPS_OF_FEW, VALIDATIONS, Budget, build_schedule
 
 
 def budget(rows, **params):
@@ -39,7 +39,9 @@ def test_no_round_is_empty(steps):
 
 
 def test_auto_gives_few_rows_enough_steps_and_many_rows_enough_epochs():
-    for rows in (2, 60, 456, 1600):
+    for rows in (2, 60, 456, 999):
+        assert budget(rows).total_steps == STEPS_OF_FEW
+    for rows in (1000, 1600):
         assert budget(rows).total_steps == LEAST_STEPS
     assert budget(64_000).total_steps == LEAST_EPOCHS * 1000
     assert budget(64_000, gradient_accumulation_steps=2).total_steps == LEAST_EPOCHS * 500

@@ -14,12 +14,13 @@ Schedule = Literal["onecycle", "cosine", "constant"]
 VALIDATIONS = 16
 """Validations of a training whose length is given in steps."""
 
-LEAST_STEPS = 200
-"""`steps: auto` of a small data set, whatever its size: with a quarter of them real radiographs all got one grade. They
-learn from 60 images on (`benchmarks/data_sizes.py`)."""
+FEW_ROWS = 1000
+STEPS_OF_FEW = 400
+"""`steps: auto` below `FEW_ROWS` training rows, which begin to learn later: real radiographs of 456 rows all got one grade
+for the first 100 steps, 1,548 for the first 25 (docs/decisions.md)."""
 
-LEAST_EPOCHS = 8
-"""`steps: auto` of a large one: from 3,200 rows on in batches of 64."""
+LEAST_STEPS, LEAST_EPOCHS = 200, 8
+"""`steps: auto` from there on, whichever is more."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Budget:
         steps_per_epoch = math.ceil(rows / group_size)
         if params.epochs is not None:
             return cls(params.epochs * steps_per_epoch, steps_per_epoch, steps_per_epoch)
-        total = max(LEAST_STEPS, LEAST_EPOCHS * steps_per_epoch) if params.steps == "auto" else params.steps
+        total = _choose_steps(rows, steps_per_epoch) if params.steps == "auto" else params.steps
         return cls(total, steps_per_epoch, math.ceil(total / VALIDATIONS))
 
     @property
@@ -56,6 +57,10 @@ class Budget:
         """Passes over the training pairs up to a step: whole numbers as int."""
         epochs = step / self.steps_per_epoch
         return int(epochs) if epochs.is_integer() else epochs
+
+
+def _choose_steps(rows: int, steps_per_epoch: int) -> int:
+    return max(STEPS_OF_FEW if rows < FEW_ROWS else LEAST_STEPS, LEAST_EPOCHS * steps_per_epoch)
 
 
 def build_schedule(optimizer: AdamW, total_steps: int, warmup_ratio: float, kind: Schedule = "onecycle") -> LRScheduler:
