@@ -16,8 +16,8 @@ VALIDATIONS = 16
 
 FEW_ROWS = 1000
 STEPS_OF_FEW = 400
-"""`steps: auto` below `FEW_ROWS` training rows, which begin to learn later: real radiographs of 456 rows all got one grade
-for the first 100 steps, 1,548 for the first 25 (docs/decisions.md)."""
+"""`steps: auto` below `FEW_ROWS` training rows, which begin to learn later: of 456 real rows all images got one grade
+until step 100, of 1,548 until step 25 (docs/decisions.md)."""
 
 LEAST_STEPS, LEAST_EPOCHS = 200, 8
 """`steps: auto` from there on, whichever is more."""
