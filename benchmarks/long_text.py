@@ -61,7 +61,7 @@ def stretched_cosines() -> dict[str, float]:
     }
 
 
-def train_and_evaluate(length: int, epochs: int) -> dict[str, Any]:
+def train_and_evaluate(length: int, epochs: int | None) -> dict[str, Any]:
     """The default run with so many text positions, in a folder of its own."""
     values = load_params().to_dict()
     values["model"]["max_text_length"], values["train"]["epochs"] = length, epochs
@@ -85,7 +85,7 @@ def train_and_evaluate(length: int, epochs: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print the table, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=load_params().train.epochs)
+    parser.add_argument("--epochs", type=int, help="instead of train.steps")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     torch.manual_seed(0)

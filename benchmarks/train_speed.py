@@ -2,7 +2,7 @@
 
 Training throughput on this machine, data path included, after `dvc repro` (or on a CSV of your own), in float32:
 
-    ours          Trainer.train_epoch over the pixel cache, default params, images augmented
+    ours          Trainer.train_round over the pixel cache, default params, images augmented
     open_clip     open_clip_train's CSV data set, preprocessing and train_one_epoch with SigLipLoss
     Hugging Face  SiglipModel and transformers.Trainer; Pillow and the library's own image processor
     frozen        ours with train.freeze.vision: all, its features cached

@@ -98,7 +98,7 @@ class Way(Protocol):
 
 
 class Ours:
-    """`Trainer.train_epoch` on the pixel cache, as the train stage calls it, with its default params.
+    """`Trainer.train_round` on the pixel cache, as the train stage calls it, with its default params.
 
     frozen: `train.freeze.vision: all`, so that the image tower's features are read instead of the pixels. options: of
     `train` that differ from their defaults.
@@ -140,9 +140,9 @@ class Ours:
     def _train(self, trainer: Trainer) -> Epoch:
         trainer.throughput = Throughput()
         started = time.perf_counter()
-        metrics = trainer.train_epoch(Progress(disable=True))
+        metrics = trainer.train_round(Progress(disable=True))
         seconds = time.perf_counter() - started
-        trainer.history.epochs.append(metrics)
+        trainer.history.rounds.append(metrics)
         trainer.records = []
         return Epoch(seconds, len(trainer.train_set), peak_memory_mb(), trainer.throughput.waited)
 

@@ -3,8 +3,8 @@
     dvc repro report
 
 Reads reports/{validation,train,evaluation}/, and the images that the pages show. Writes reports/validation/index.html,
-reports/evaluation/{index,cases}.html, the pictures in reports/evaluation/cases/, and reports/metrics.json. Needs no
-model.
+reports/evaluation/{index,cases}.html, the pictures in reports/evaluation/cases/, and reports/metrics.json; prints the
+verdict. Needs no model.
 
     python stages/report.py --failed-validation
 
@@ -30,7 +30,7 @@ def main() -> None:
     if "--failed-validation" in sys.argv:
         fail_with_page(params)
     files = ReportFiles(paths.VALIDATION_REPORT, paths.TRAIN_REPORT, paths.EVALUATION_REPORT, paths.HEADLINE_METRICS)
-    write_report(params, files)
+    print(write_report(params, files))
 
 
 def fail_with_page(params: Params) -> None:

@@ -87,14 +87,14 @@ def build_trainer(task: Task, params: TrainParams, count: int, pixels: Pixels | 
 def epoch_of(trainer: Trainer) -> dict[str, float]:
     """One epoch as `Trainer.fit` trains it, without validation; its speed is in `trainer.throughput` afterwards."""
     trainer.throughput = Throughput(trainer.throughput.peak)
-    metrics = trainer.train_epoch(Progress(disable=True))
-    trainer.history.epochs.append(metrics)
+    metrics = trainer.train_round(Progress(disable=True))
+    trainer.history.rounds.append(metrics)
     trainer.records = []
     return metrics
 
 
 def train_ours(task: Task, pixels: Pixels | None = None, **options: Any) -> Figures:
-    """`Trainer.train_epoch` with the default params but for `options`: an epoch that warms up, and one that counts."""
+    """`Trainer.train_round` with the default params but for `options`: an epoch that warms up, and one that counts."""
     params = TrainParams(batch_size=task.batch_size, epochs=2, learning_rate=1e-4, **options)
     with clean_slate(task.device):
         trainer = build_trainer(task, params, task.steps * task.batch_size, pixels)

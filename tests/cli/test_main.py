@@ -203,7 +203,12 @@ def test_training_starts_from_the_params_in_the_folder_or_those_named(
     (tmp_path / "other.yaml").write_text("train: {epochs: 5}\n")
     knee_siglip("train", "--epochs", "4", "--no-mixed_precision")
     knee_siglip("train", "--params", "other.yaml")
-    assert [params.train.epochs for params in started] == [Params().train.epochs, 4, 5]
+    knee_siglip("train", "--params", "other.yaml", "--steps", "70")
+    (tmp_path / "params.yaml").write_text("train: {steps: 60}\n")
+    knee_siglip("train", "--epochs", "6")
+    knee_siglip("train")
+    lengths = [(params.train.epochs, params.train.steps) for params in started]
+    assert lengths == [(None, "auto"), (4, "auto"), (5, "auto"), (None, 70), (6, "auto"), (None, 60)]
     assert (started[1].train.batch_size, started[1].train.mixed_precision) == (8, "none")
 
 

@@ -78,6 +78,8 @@ FINDING = {"positive": ["x"], "negative": ["y"]}
         ({"train": {"learning_rat": 1.0}}, "train.learning_rat: unknown key; did you mean train.learning_rate?"),
         ({"learning_rate": 1.0}, "learning_rate: unknown key; did you mean train.learning_rate?"),
         ({"train": {"epochs": True}}, "train.epochs = True"),
+        ({"train": {"epochs": 3, "steps": 70}}, "train: steps = 70 and epochs = 3: give one"),
+        ({"train": {"steps": "all"}}, "train.steps = 'all'"),
         ({"train": {"learning_rate": float("nan")}}, "train.learning_rate = nan"),
         ({"train": {"mixed_precision": "fp8"}}, "train.mixed_precision = 'fp8': Input should be 'auto', 'bf16'"),
         ({"model": {"bias_init": "x"}}, "model.bias_init = 'x'"),

@@ -46,6 +46,10 @@ def test_the_stage_writes_all_pages_and_the_headline_without_torch(project: Path
     assert "a.png cannot be read" in (project / "reports/validation/index.html").read_text()
     assert "ranks a right text first for 80 of 100" in (project / "reports/evaluation/index.html").read_text()
     assert "0.png" in (project / "reports/evaluation/cases.html").read_text()
+    said = [line for line in done.stdout.splitlines() if line]
+    assert len(said) == 1
+    assert said[0].startswith("Verdict: The model ranks a right text first for 80 of 100")
+    assert said[0].endswith("All metrics: reports/evaluation/index.html")
     headline = json.loads((project / "reports/metrics.json").read_text())
     assert (headline["quadratic_weighted_kappa"], headline["val_loss"], headline["validation_errors"]) == (0.9, 1.5, 1)
     imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}

@@ -93,7 +93,7 @@ def train(ranks: Ranks, freeze: FreezeParams) -> dict:
         ranks=ranks,
     )
     history = trainer.fit()
-    return {"weights": model.state_dict(), "epochs": history.epochs, "best_epoch": history.best_epoch}
+    return {"weights": model.state_dict(), "epochs": history.rounds, "best_epoch": history.best_round}
 
 
 def main() -> None:

@@ -1,12 +1,9 @@
-import math
-
 import pytest
 import torch
-from torch.optim import AdamW
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.params.sections import FreezeParams, TrainParams
-from knee_siglip.training.optimizer import build_optimizer, build_schedule, freeze_towers
+from knee_siglip.training.optimizer import build_optimizer, freeze_towers
 
 PARAMS = TrainParams(learning_rate=5e-3)
 JOINTS = {"logit_scale", "logit_bias", "visual_projection.weight", "visual_projection.bias"}
@@ -123,53 +120,3 @@ def test_a_step_can_be_skipped_on_the_device(make_model):
     optimizer.found_inf = torch.ones(())
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-
-
-def rates(kind, total_steps, warmup_ratio=0.25):
-    """Shares of each group's own learning rate, step by step: (steps, groups)."""
-    full = torch.tensor([1e-3, 2e-4], dtype=torch.float64)
-    optimizer = AdamW([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in full.tolist()])
-    schedule = build_schedule(optimizer, total_steps, warmup_ratio, kind)
-    steps = []
-    for _ in range(total_steps):
-        steps.append(torch.tensor(schedule.get_last_lr(), dtype=torch.float64) / full)
-        optimizer.step()
-        schedule.step()
-    return torch.stack(steps)
-
-
-@pytest.mark.parametrize(
-    ("kind", "total_steps", "expected"),
-    [
-        ("onecycle", 1, {0: 4e-6}),
-        ("onecycle", 2, {0: 0.5, 1: 4e-6}),
-        ("onecycle", 20, {0: 1 / 25, 2: 0.52, 4: 1, 9: 0.75, 14: 0.25, 19: 4e-6}),
-        ("cosine", 1, {0: 1}),
-        ("cosine", 2, {0: 1, 1: 0.5}),
-        ("cosine", 20, {0: 1 / 6, 4: 5 / 6, 5: 1, 10: 0.75, 15: 0.25, 19: 0.5 + 0.5 * math.cos(math.pi * 14 / 15)}),
-        ("constant", 1, {0: 1}),
-        ("constant", 2, {0: 1, 1: 1}),
-        ("constant", 20, {0: 1 / 6, 4: 5 / 6, 5: 1, 10: 1, 19: 1}),
-    ],
-)
-def test_schedules_follow_their_curves(kind, total_steps, expected):
-    """A warm-up of a quarter; the groups keep their ratio. Onecycle's last rate, 4e-6, is a part of its others too."""
-    for group in rates(kind, total_steps).T.tolist():
-        assert {step: group[step] for step in expected} == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["onecycle", "cosine", "constant"])
-@pytest.mark.parametrize("warmup_ratio", [0.0, 0.05, 0.99])
-@pytest.mark.parametrize("total_steps", [1, 2, 19, 20, 21, 40])
-def test_a_schedule_of_any_length_is_finite_and_positive(kind, warmup_ratio, total_steps):
-    """At 20 steps a warm-up of 0.05 is exactly one step, where torch's own schedule divides by zero."""
-    steps = rates(kind, total_steps, warmup_ratio)
-    assert steps.isfinite().all()
-    assert (steps > 0).all()
-    assert (steps <= 1 + 1e-12).all()
-
-
-def test_momentum_is_not_cycled(make_model):
-    optimizer = build_optimizer(make_model(), PARAMS)
-    build_schedule(optimizer, 20, 0.25)
-    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.999)}

@@ -14,6 +14,7 @@ from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.tables.manifest import read_manifest, write_manifest
 from knee_siglip.tables.text import load_tokenizer
+from knee_siglip.training import schedule
 from knee_siglip.training.resume import StateSaver
 from knee_siglip.training.run import train
 from knee_siglip.training.trainer import Trainer
@@ -40,6 +41,24 @@ def test_all_files_are_written_and_nothing_is_left_to_go_on_from(files, make_par
     assert best.metrics["epoch"] == figures["best_epoch"]
     assert load_checkpoint(files.final_model).metrics["epoch"] == 3
     assert list((paths.store_root() / paths.RUNS).iterdir()) == []
+
+
+def test_a_length_in_steps_is_reported_in_steps_and_epochs_with_a_verdict(files, make_params):
+    """28 pairs in batches of 8 are four steps an epoch."""
+    train(make_params(epochs=None, steps=10), files, "cpu")
+    figures, verdict = report(files), json.loads((files.report / "verdict.json").read_text())
+    assert (figures["steps_done"], figures["epochs_done"]) == (10, 2.5)
+    assert figures["best_step"] == 4 * figures["best_epoch"]
+    assert (verdict["steps"], verdict["train_rows"]) == (10, 28)
+    assert "few_rows" in {sign["name"] for sign in verdict["signs"]}
+
+
+def test_steps_that_are_chosen_are_said_and_kept_with_the_model(files, make_params, caplog, monkeypatch):
+    monkeypatch.setattr(schedule, "STEPS_OF_FEW", 5)
+    monkeypatch.setattr(schedule, "LEAST_EPOCHS", 2)
+    train(make_params(epochs=None), files, "cpu")
+    assert "train.steps = auto: 8 steps (2 epochs) for 28 training rows" in caplog.text
+    assert load_checkpoint(files.best_model).params["train"]["steps"] == 8
 
 
 def test_two_runs_are_equal_to_the_bit(files, make_params):

@@ -34,9 +34,9 @@ def make_trainer(model, pairs, params=PARAMS, seed=0):
 def test_training_learns_the_pairs(make_model, make_pairs):
     trainer, _, best = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"epochs": 30}))
     history = trainer.fit()
-    assert history.epochs[-1]["train.loss"] < 0.7 * history.epochs[0]["train.loss"]
-    assert history.epochs[-1]["val.contrastive_accuracy"] > 0.8  # chance is a sixth
-    assert best[-1] == history.epochs[history.best_epoch - 1]
+    assert history.rounds[-1]["train.loss"] < 0.7 * history.rounds[0]["train.loss"]
+    assert history.rounds[-1]["val.contrastive_accuracy"] > 0.8  # chance is a sixth
+    assert best[-1] == history.rounds[history.best_round - 1]
 
 
 def test_one_seed_makes_two_runs_equal_and_another_does_not(make_model, make_pairs):
@@ -56,6 +56,23 @@ def test_the_last_incomplete_batch_is_used(make_model, make_pairs):
     trainer.fit()
     assert trainer.step == 8
     assert [step for step, values in logged if "epoch" in values] == [4, 8]
+
+
+def test_a_length_in_steps_ends_within_an_epoch_and_sees_the_same_pairs(make_model, make_pairs):
+    """40 steps of 4 an epoch are validated every third one; the order of the pairs does not know of validations."""
+
+    def seen(params):
+        trainer, logged, _ = make_trainer(make_model(), make_pairs, params)
+        groups, step = [], trainer.train_step
+        trainer.train_step = lambda batch, group: (groups.append(group.tolist()), step(batch, group))
+        trainer.fit()
+        return groups, [(step, values["epoch"]) for step, values in logged if "epoch" in values]
+
+    in_steps, validated = seen(PARAMS.model_copy(update={"epochs": None, "steps": 41}))
+    in_epochs, _ = seen(PARAMS)
+    assert in_steps == in_epochs[:41]
+    assert validated[:4] == [(3, 0.75), (6, 1.5), (9, 2.25), (12, 3)]
+    assert validated[-1] == (41, 10.25)
 
 
 def test_accumulation_takes_one_step_for_all_its_batches(make_model, make_pairs):
@@ -153,8 +170,8 @@ def test_one_bad_step_is_left_out_and_counted(make_model, make_pairs):
     assert torch.equal(before[2], before[3])
     assert not torch.equal(before[1], before[2])
     assert not torch.equal(before[3], weight)
-    assert history.epochs[0]["train.skipped_steps"] == 1
-    assert math.isfinite(history.epochs[0]["train.loss"])
+    assert history.rounds[0]["train.skipped_steps"] == 1
+    assert math.isfinite(history.rounds[0]["train.loss"])
     assert len(trainer.guard.skipped) == 1
 
 
@@ -230,7 +247,7 @@ def test_the_average_of_the_weights_is_measured_beside_them(make_model, make_pai
     held = []
     trainer.on_best = lambda metrics: held.append(trainer.model.visual_projection.weight.clone())
     history = trainer.fit()
-    assert history.epochs[-1]["val_ema.loss"] != history.epochs[-1]["val.loss"]
+    assert history.rounds[-1]["val_ema.loss"] != history.rounds[-1]["val.loss"]
     shadow = trainer.ema.state_dict()["shadow"]["visual_projection.weight"]
     assert torch.equal(held[-1], shadow)
     assert not torch.equal(trainer.model.visual_projection.weight, shadow)
@@ -239,9 +256,14 @@ def test_the_average_of_the_weights_is_measured_beside_them(make_model, make_pai
 def test_patience_ends_the_run(make_model, make_pairs):
     trainer, _, best = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"patience": 2}))
     accuracies = iter([0.1, 0.3, 0.2, 0.3])  # a fifth would be asked for in vain
-    trainer.validate = lambda: {"val.loss": 1.0, "val.contrastive_accuracy": next(accuracies)}
+    trainer.validate = lambda: {
+        "val.loss": 1.0,
+        "val.contrastive_accuracy": next(accuracies),
+        "val.top_text_share": 0.5,
+    }
     history = trainer.fit()
-    assert (len(history.epochs), history.best_epoch, len(best)) == (4, 2, 2)
+    assert (len(history.rounds), history.top_round) == (4, 2)
+    assert len(best) == 4  # of twelve images no accuracy here is surely worse than another
 
 
 def test_accuracy_of_the_steps_is_logged_without_a_wait_at_every_step(make_model, make_pairs):
@@ -258,5 +280,5 @@ def test_accuracy_of_the_steps_is_logged_without_a_wait_at_every_step(make_model
 def test_mixed_precision_trains_on_the_cpu_too(make_model, make_pairs, precision):
     trainer, _, _ = make_trainer(make_model(), make_pairs, PARAMS.model_copy(update={"mixed_precision": precision}))
     history = trainer.fit()
-    assert history.epochs[-1]["train.loss"] < 0.8 * history.epochs[0]["train.loss"]
+    assert history.rounds[-1]["train.loss"] < 0.8 * history.rounds[0]["train.loss"]
     assert next(trainer.model.parameters()).dtype == torch.float32

@@ -231,6 +231,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option("--batch_size", help="Pairs per batch.")] = None,
     image_size: Annotated[int | None, typer.Option("--image_size", help="Pixels, such as 224 or 448.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training split.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps, instead of epochs.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning_rate", help="Peak of the one-cycle schedule.")
     ] = None,

@@ -31,6 +31,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "batch_size": ("train", "batch_size"),
     "image_size": ("image_size",),
     "epochs": ("train", "epochs"),
+    "steps": ("train", "steps"),
     "learning_rate": ("train", "learning_rate"),
     "weight_decay": ("train", "weight_decay"),
     "warmup_ratio": ("train", "warmup_ratio"),
@@ -57,6 +58,8 @@ def params_with_flags(path: Path | None, flags: Mapping[str, Any]) -> Params:
     """
     path = path or (paths.PARAMS if paths.PARAMS.is_file() else None)
     values = (load_params(path) if path else Params()).to_dict()
+    if flags.get("epochs") or flags.get("steps"):  # a flag beats the file's length, whichever of the two that is
+        values["train"] |= {"epochs": None, "steps": "auto"}
     for flag, value in flags.items():
         if value is not None:
             *sections, key = FLAGS[flag]

@@ -273,13 +273,15 @@ class TrainParams(Section):
 
     Both count the pairs of all devices, so the number of devices does not change the result. Neither does
     `micro_batch_size`, the pairs that one device encodes at a time; `auto` halves it when the GPU runs out of memory.
-    `init_from`: a checkpoint of the same encoders, whose weights training starts from.
+    `init_from`: a checkpoint of the same encoders, whose weights training starts from. `steps`: optimizer steps; `auto`
+    chooses them by the number of training rows (`training/schedule.py`); `epochs`, where given, sets them instead.
     """
 
     batch_size: Annotated[int, Field(ge=2)] = 64
-    epochs: PositiveInt = 8
+    steps: PositiveInt | Literal["auto"] = "auto"
+    epochs: PositiveInt | None = None
     learning_rate: PositiveFloat = 2e-3
-    vision_learning_rate_scale: PositiveFloat = 0.1
+    vision_learning_rate_scale: PositiveFloat = 0.2
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
@@ -326,6 +328,12 @@ class TrainParams(Section):
                 f"warm_up.epochs = {self.warm_up.epochs} trains the whole image encoder, but freeze.vision = "
                 f"{self.freeze.vision}: set freeze.vision: none or warm_up.epochs: 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.steps != "auto":
+            raise ValueError(f"steps = {self.steps} and epochs = {self.epochs}: give one; steps: auto, or epochs: null")
         return self
 
     @model_validator(mode="after")

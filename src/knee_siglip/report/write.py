@@ -9,9 +9,12 @@ from knee_siglip.core.metrics_file import read_json, write_metrics
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
 from knee_siglip.report.cases.page import write_case_browser
+from knee_siglip.report.evaluation.diagnosis import remarks
 from knee_siglip.report.evaluation.page import write_page
-from knee_siglip.report.evaluation.results import read_results
+from knee_siglip.report.evaluation.results import EvaluationResults, read_results
+from knee_siglip.report.evaluation.verdict import verdict
 from knee_siglip.report.headline import headline_metrics
+from knee_siglip.report.html.numbers import plural
 from knee_siglip.report.validation.page import write_validation_page
 from knee_siglip.validation.outputs import ROWS
 
@@ -29,8 +32,8 @@ class ReportFiles:
     headline: Path
 
 
-def write_report(params: Params, files: ReportFiles) -> None:
-    """Write both pages, the case browser and the headline metrics.
+def write_report(params: Params, files: ReportFiles) -> str:
+    """Write both pages, the case browser and the headline metrics; returns the verdict as a sentence for the terminal.
 
     Trackers get no page: to open a run in them takes longer than all of this, and the page shows patients.
 
@@ -39,12 +42,23 @@ def write_report(params: Params, files: ReportFiles) -> None:
     """
     write_validation_page(files.validation, Path(params.data.csv), task_of(params))
     results = read_results(files.evaluation, files.training / "live")
-    write_page(files.evaluation / "index.html", results)
+    page = files.evaluation / "index.html"
+    write_page(page, results)
     write_case_browser(files.evaluation, results.shown, _image_files(files.validation))
     evaluation = read_json(files.evaluation / "metrics.json")
     training = read_json(files.training / "metrics.json")
     validation = read_json(files.validation / "metrics.json")
     write_metrics(files.headline, headline_metrics(evaluation, training, validation, results.shown.task))
+    return spoken_verdict(results, page)
+
+
+def spoken_verdict(results: EvaluationResults, page: Path) -> str:
+    """The verdict, the gravest remark, and where to read more."""
+    said = [verdict(results.shown).headline]
+    found = remarks(results)
+    said += [f"{remark.sentence} {remark.advice}" for remark in found[:1]]
+    more = f"{plural(len(found) - 1, 'more remark')} and all" if len(found) > 1 else "All"
+    return f"Verdict: {' '.join(said)} {more} metrics: {page}"
 
 
 def _image_files(validation: Path) -> dict[str, str]:

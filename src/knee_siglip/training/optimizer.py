@@ -1,19 +1,13 @@
-"""Frozen weights, AdamW with its parameter groups, and the learning rate schedule."""
-
-import math
-from typing import Literal
+"""Frozen weights, and AdamW with its parameter groups."""
 
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.encoders.adapters import add_adapters
 from knee_siglip.encoders.protocols import Encoder
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.params.sections import Freeze, FreezeParams, LoraParams, TrainParams
-
-Schedule = Literal["onecycle", "cosine", "constant"]
 
 
 def freeze_towers(model: KneeRadDinoSigLIPModel, freeze: FreezeParams, lora: LoraParams | None = None) -> None:
@@ -83,32 +77,3 @@ def _rate_factors(encoder: Encoder, prefix: str, scale: float, decay: float) -> 
     """Factors of the learning rate by the model's parameter names."""
     above = len(encoder.blocks) + 1
     return {f"{prefix}.{name}": scale * decay ** (above - depth) for name, depth in encoder.depths().items()}
-
-
-def build_schedule(optimizer: AdamW, total_steps: int, warmup_ratio: float, kind: Schedule = "onecycle") -> LRScheduler:
-    """Learning rates over all optimizer steps; the groups keep their ratio.
-
-    `onecycle`: from 1/25 up during `warmup_ratio` of the steps and down to nearly zero, both along a cosine, as in the
-    reference. `cosine`: linear warm-up, then down along a cosine that would reach zero one step after the last.
-    `constant`: linear warm-up, then constant.
-    """
-    if kind == "onecycle":
-        return OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=total_steps,
-            # OneCycleLR divides by zero where the warm-up is exactly one step, and one step is no warm-up
-            pct_start=float(warmup_ratio if warmup_ratio * total_steps > 1 + 1e-6 else 0.0),
-            cycle_momentum=False,  # AdamW's first beta stays as in the papers
-        )
-    warmup = min(round(warmup_ratio * total_steps), total_steps - 1)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)  # no step is wasted at a rate of zero
-        if kind == "constant":
-            return 1.0
-        done = min((step - warmup) / (total_steps - warmup), 1.0)
-        return 0.5 * (1 + math.cos(math.pi * done))
-
-    return LambdaLR(optimizer, factor)

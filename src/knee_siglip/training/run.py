@@ -15,14 +15,14 @@ import torch
 from knee_siglip.core import paths
 from knee_siglip.core.errors import Interrupted, UserError
 from knee_siglip.core.files import link_or_copy
-from knee_siglip.core.metrics_file import write_metrics
+from knee_siglip.core.metrics_file import rounded, write_json, write_metrics
 from knee_siglip.encoders.adapters import merged_state_dict
 from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint, start_from
 from knee_siglip.model.device import autocast_dtype, place
 from knee_siglip.pairs.batches import PairDataset, Pixels
 from knee_siglip.params.checks import check_divisible
-from knee_siglip.params.sections import Params
+from knee_siglip.params.sections import Params, TrainParams
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.ids import independent_units
 from knee_siglip.tables.manifest import TOKENS_COLUMN, number_groups, read_manifest
@@ -34,6 +34,7 @@ from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.interruption import stop_on_signals
 from knee_siglip.training.optimizer import freeze_towers
 from knee_siglip.training.resume import StateSaver, copy_state, fingerprint, open_run, share_state
+from knee_siglip.training.schedule import Budget
 from knee_siglip.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ class Job:
 def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.device) -> Job:
     manifest = read_manifest(files.manifest)
     params = choose_text_length(params, manifest, files.backbones / "text")
+    train_rows, val_rows = _rows(manifest, "train"), _rows(manifest, "val")
+    params = params.model_copy(update={"train": choose_length(params.train, len(train_rows))})
     group_size = params.train.batch_size * params.train.gradient_accumulation_steps
     model, tokenizer = build_model(files.backbones, params.model, group_size)
     if params.train.init_from is not None:
@@ -106,7 +109,6 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     checkpoint = Checkpoint(
         place(model, device), tokenizer, pixels.transform, saved_params(params), data_hash=data_hash(manifest, pixels)
     )
-    train_rows, val_rows = _rows(manifest, "train"), _rows(manifest, "val")
     seen: Pixels = pixels
     if params.train.freeze.vision == "all" and params.train.cache_frozen_features:
         seen = _features(params, checkpoint, pixels, manifest, np.concatenate([train_rows, val_rows]))
@@ -146,6 +148,16 @@ def choose_text_length(params: Params, manifest: pd.DataFrame, text_encoder: Pat
     return params.model_copy(update={"model": params.model.model_copy(update={"max_text_length": length})})
 
 
+def choose_length(params: TrainParams, rows: int) -> TrainParams:
+    """Params with a number in place of `steps: auto`, unless `epochs` sets the length."""
+    if params.epochs is not None or params.steps != "auto":
+        return params
+    budget = Budget.of(params, rows)
+    steps, epochs = budget.total_steps, budget.epochs_at(budget.total_steps)
+    logger.warning("train.steps = auto: %d steps (%.3g epochs) for %d training rows", steps, epochs, rows)
+    return params.model_copy(update={"steps": steps})
+
+
 def _train(job: Job, key: str, saver: StateSaver | None) -> None:
     """Train and report; `key` joins the trackers' records of a resumed run."""
     params, files, checkpoint = job.params, job.files, job.checkpoint
@@ -179,7 +191,7 @@ def _train(job: Job, key: str, saver: StateSaver | None) -> None:
         history = trainer.fit()
         if job.ranks.is_first:
             with trainer.chosen_weights():
-                _save(checkpoint, history.epochs[-1], files.final_model)
+                _save(checkpoint, history.rounds[-1], files.final_model)
             _report(trainer, facts, files, tracker)
 
 
@@ -193,10 +205,10 @@ def _resume(trainer: Trainer, files: TrainFiles) -> None:
     if saver is None:
         return
     saver.restore_best(trainer.step)
-    if trainer.history.best_epoch:
+    if trainer.history.best_round:
         _publish(saver, files.best_model)
     if state is not None:
-        logger.warning("resuming at step %d of %d", trainer.step, trainer.total_steps)
+        logger.warning("resuming at step %d of %d", trainer.step, trainer.budget.total_steps)
     elif saver.begun is not None:
         logger.warning(
             "this training was begun on %s and interrupted, and no saved state can be used: it starts again from the "
@@ -292,18 +304,21 @@ def _save(checkpoint: Checkpoint, metrics: dict[str, float], path: Path) -> None
 def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker: Tracker) -> None:
     """Write metrics.json and speed.json; log the same metrics and the checkpoints."""
     history = trainer.history
-    last = {name: value for name, value in history.epochs[-1].items() if name.startswith(("train.", "val"))}
+    last = {name: value for name, value in history.rounds[-1].items() if name.startswith(("train.", "val"))}
     metrics = {
         **last,
         "train.skipped_steps": len(trainer.guard.skipped),
         **{f"best.{name.replace('.', '_', 1)}": v for name, v in history.best.items() if name.startswith("val")},
-        "best_epoch": history.best_epoch,
-        "epochs_done": len(history.epochs),
+        "best_epoch": history.best["epoch"],
+        "epochs_done": history.rounds[-1]["epoch"],
+        "best_step": trainer.budget.end_of_round(history.best_round),
+        "steps_done": trainer.step,
         **{name: value for name, value in facts.items() if name.startswith(("parameters.", "dataset."))},
     }
     speed = trainer.throughput.metrics()
     write_metrics(files.report / "metrics.json", metrics)
     write_metrics(files.report / "speed.json", speed)
+    write_json(files.report / "verdict.json", rounded(trainer.monitor.verdict(history)))
     figures = {name: value for name, value in metrics.items() if name not in facts}  # which are shown as params
     tracker.log_summary(figures | {f"speed.{name}": value for name, value in speed.items()})
     for path in (files.best_model, files.final_model):

@@ -25,13 +25,15 @@ from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.ema import Ema
 from knee_siglip.training.encoder import LocalBatch, PairEncoder
 from knee_siglip.training.finite import FiniteGuard, StepRecord
-from knee_siglip.training.history import History
 from knee_siglip.training.interruption import StopRequest
-from knee_siglip.training.optimizer import build_optimizer, build_schedule
+from knee_siglip.training.monitoring.history import History
+from knee_siglip.training.monitoring.signs import Monitor
+from knee_siglip.training.monitoring.val_metrics import measure_pairs
+from knee_siglip.training.optimizer import build_optimizer
 from knee_siglip.training.resume import StateSaver
+from knee_siglip.training.schedule import Budget, build_schedule
 from knee_siglip.training.throughput import Throughput, pair_flops, peak_flops, step_flops
 from knee_siglip.training.unlabelled.warm_up import warm_up
-from knee_siglip.training.val_metrics import measure_pairs
 
 LOG_EVERY_STEPS = 10
 """How often the host waits for the device to show its metrics."""
@@ -46,7 +48,7 @@ class Trainer:
         model: on `device`, already frozen as `params.freeze` says.
         train_set, val_set: pairs of the splits.
         log: receives dotted metrics and their optimizer step.
-        on_best: called with the epoch's metrics when the weights, which the model then holds, are the best so far by
+        on_best: called with the round's metrics when the weights, which the model then holds, are the best so far by
             `params.best_metric`.
         guard: handles steps that are not finite.
         saver: saves the state; None saves nothing.
@@ -73,8 +75,7 @@ class Trainer:
         self.seed, self.device, self.log, self.on_best, self.guard = seed, device, log, on_best, guard
         self.ranks, self.saver, self.stop = ranks or Ranks(), saver, stop or StopRequest()
         self.group_size = params.batch_size * params.gradient_accumulation_steps
-        self.steps_per_epoch = math.ceil(len(train_set) / self.group_size)
-        self.total_steps = params.epochs * self.steps_per_epoch
+        self.budget = Budget.of(params, len(train_set))
         fixed = params.micro_batch_size
         micro_batch_size = math.ceil(params.batch_size / self.ranks.size) if fixed == "auto" else fixed
         self.dtype = autocast_dtype(params.mixed_precision, device)
@@ -82,19 +83,20 @@ class Trainer:
         self.encoder = PairEncoder(model, self.dtype, params.augment)
         self.gradient_cache = GradientCache(self.encoder, self.ranks, micro_batch_size)
         self.optimizer = build_optimizer(model, params)
-        self.schedule = build_schedule(self.optimizer, self.total_steps, params.warmup_ratio, params.schedule)
+        self.schedule = build_schedule(self.optimizer, self.budget.total_steps, params.warmup_ratio, params.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.ema = None if params.ema_decay is None else Ema(model, params.ema_decay)
-        self.history = History(params.best_metric)
+        self.history = History(params.best_metric, len(val_set))
+        self.monitor = Monitor.of(train_set, val_set, params, self.budget, seed)
         peak = peak_flops(device, self.dtype, params.tf32)
         self.throughput = Throughput(peak and peak * self.ranks.size)
         self.step = 0
         self.learning_rate = 0.0
-        self.records: list[StepRecord] = []  # of this epoch
+        self.records: list[StepRecord] = []  # of this round
         self._pair_flops: tuple[int, int] | None = None
 
     def fit(self) -> History:
-        """Train all epochs, or until `patience` epochs bring no improvement, validating after each.
+        """Train all rounds, or until `patience` rounds bring no improvement, validating after each.
 
         Raises:
             Interrupted: a signal asked to stop; the state is saved.
@@ -104,24 +106,26 @@ class Trainer:
             self._warm_up()
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
         with Progress(TextColumn("{task.description}"), *columns, disable=not self.ranks.is_first) as progress:
-            while len(self.history.epochs) < self.params.epochs and not self.history.is_stale(self.params.patience):
-                metrics = self.train_epoch(progress) | self.validate()
+            while len(self.history.rounds) < self.budget.rounds and not self.history.is_stale(self.params.patience):
+                metrics = self.train_round(progress) | self.validate()
                 self.log(metrics, self.step)
                 self.log({f"speed.{name}": value for name, value in self.throughput.metrics().items()}, self.step)
                 self.records = []
                 if self.history.add(metrics):
                     with self.chosen_weights():
                         self.on_best(metrics)
+                self.monitor.watch(self.history)
                 self._save_or_stop()
         return self.history
 
-    def train_epoch(self, progress: Progress) -> dict[str, float]:
-        """Train on the rest of this epoch's pairs, in the epoch's own order; returns the means over its steps."""
-        epoch = len(self.history.epochs)
-        done = self.step - epoch * self.steps_per_epoch
-        title = f"epoch {epoch + 1}/{self.params.epochs}"
-        bar = progress.add_task(title, total=self.steps_per_epoch, completed=done, shown="")
-        groups = list(split_groups(epoch_order(len(self.train_set), self.seed, epoch), self.group_size))[done:]
+    def train_round(self, progress: Progress) -> dict[str, float]:
+        """Train up to the next validation; returns the means over the round's steps."""
+        budget, number = self.budget, len(self.history.rounds) + 1
+        end = budget.end_of_round(number)
+        title = f"epoch {budget.epochs_at(end):.3g}/{budget.epochs_at(budget.total_steps):.3g}"
+        start = budget.end_of_round(number - 1)
+        bar = progress.add_task(title, total=end - start, completed=self.step - start, shown="")
+        groups = self._groups(end)
         parts = [self.ranks.local_part(group) for group in groups]
         batches = prefetch_batches(self.train_set.batch, parts, self.device, self.params.prefetch, self.throughput.wait)
         self.encoder.train()
@@ -134,13 +138,22 @@ class Trainer:
                     self._show(progress, bar)
                 self._save_or_stop()
         self._flush()
-        progress.update(bar, completed=self.steps_per_epoch)
-        return self._epoch_means() | {
+        progress.update(bar, completed=end - start)
+        return self._round_means() | {
             "learning_rate": self.learning_rate,
             "logit_scale": self.model.logit_scale.exp().item(),
             "logit_bias": self.model.logit_bias.item(),
-            "epoch": epoch + 1,
+            "epoch": budget.epochs_at(end),
         }
+
+    def _groups(self, end: int) -> list[np.ndarray]:
+        """The pairs of each step from here to step `end`: epoch by epoch, each in its own order."""
+        per_epoch = self.budget.steps_per_epoch
+        first, last = self.step // per_epoch, math.ceil(end / per_epoch)
+        orders = (epoch_order(len(self.train_set), self.seed, epoch) for epoch in range(first, last))
+        groups = [group for order in orders for group in split_groups(order, self.group_size)]
+        done = self.step - first * per_epoch
+        return groups[done : done + end - self.step]
 
     def train_step(self, batch: Batch, group: np.ndarray) -> None:
         """One optimizer step on one contrastive group; `batch` is the part that this process encodes."""
@@ -292,10 +305,10 @@ class Trainer:
         metrics = {"train.step_loss": last.loss, "train.gradient_norm": last.gradient_norm, "learning_rate": rate}
         self.log(metrics, self.step)
         shown = f"loss {last.loss:.3f}  accuracy {last.accuracy:.2f}  lr {rate:.1e}"
-        done = self.step - len(self.history.epochs) * self.steps_per_epoch
+        done = self.step - self.budget.end_of_round(len(self.history.rounds))
         progress.update(bar, completed=done, shown=shown)
 
-    def _epoch_means(self) -> dict[str, float]:
+    def _round_means(self) -> dict[str, float]:
         """Means over the steps whose loss was finite, plus the number of skipped steps."""
         finite = [record for record in self.records if np.isfinite(record.loss)]
         return {
@@ -315,7 +328,7 @@ class Trainer:
                     "saved its state; rerun the same command to resume" if self.ranks.any(is_saved) else "saved nothing"
                 )
                 number = self.stop.signal or signal.SIGTERM
-                where = f"{number.name}: training stopped at step {self.step} of {self.total_steps}"
+                where = f"{number.name}: training stopped at step {self.step} of {self.budget.total_steps}"
                 raise Interrupted(f"{where} and {how}", number)
             self.throughput.start()
 
@@ -324,5 +337,5 @@ class Trainer:
         if every and self.step % every == 0:
             return True
         # all processes must agree, which costs too much to ask at every step
-        at_rest = self.step % LOG_EVERY_STEPS == 0 or self.step % self.steps_per_epoch == 0
+        at_rest = self.step % LOG_EVERY_STEPS == 0 or self.step % self.budget.steps_per_round == 0
         return at_rest and self.ranks.any(self.saver is not None and self.saver.is_due)

@@ -7,6 +7,7 @@ from typing import Any
 from knee_siglip.core.nesting import flatten
 from knee_siglip.params.sections import DataParams
 from knee_siglip.report.evaluation import sections, stress
+from knee_siglip.report.evaluation.diagnosis import remarks
 from knee_siglip.report.evaluation.examples import MAP_SIDE, cards, worst_mistakes
 from knee_siglip.report.evaluation.results import EvaluationResults
 from knee_siglip.report.evaluation.verdict import verdict
@@ -64,6 +65,7 @@ def write_page(path: Path, results: EvaluationResults) -> None:
         units=describe_units(split.units) if split.units else "",
         synthetic=at(results.facts, "params.data.csv") == DataParams().csv,
         verdict=verdict(split),
+        remarks=remarks(results),
         tiles=[(at(split.metrics, key), name) for key, name in TILES.items() if at(split.metrics, key) is not None],
         sections={anchor: title for anchor, title in SECTIONS.items() if _holds(content[anchor])},
         absent=[title for anchor, title in SECTIONS.items() if not _holds(content[anchor])],

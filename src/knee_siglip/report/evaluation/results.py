@@ -78,7 +78,7 @@ class EvaluationResults:
     """An evaluation's folder. splits: as evaluated, at least one. facts, examples: as in the files of these names.
 
     confusion: (actual, predicted) of each graded image of the split that is shown, as positions in the labels. live:
-    the training's curves.
+    the training's curves. training: its verdict.json; empty where it left none.
     """
 
     folder: Path
@@ -87,6 +87,7 @@ class EvaluationResults:
     facts: Mapping[str, Any]
     examples: Mapping[str, Sequence[Row]]
     confusion: Sequence[tuple[int, int]]
+    training: Mapping[str, Any]
 
     @property
     def has_cases(self) -> bool:
@@ -124,7 +125,8 @@ def read_results(folder: Path, live: Path) -> EvaluationResults:
         (task.labels.position(row["actual"]), task.labels.position(row["predicted"]))
         for row in _read_table(folder / "plots" / "confusion.csv")
     ]
-    return EvaluationResults(folder, live, splits, facts, examples, confusion)
+    training = read_json(live.with_name("verdict.json"))
+    return EvaluationResults(folder, live, splits, facts, examples, confusion, training)
 
 
 def _read_table(path: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from knee_siglip.training.history import History
+from knee_siglip.training.monitoring.history import History
 
 NAN, INF = math.nan, math.inf
 
@@ -79,7 +79,7 @@ def test_a_restored_history_judges_as_the_uninterrupted_one(tmp_path):
     assert restored.best == history.best
     assert restored.is_stale(1)
     assert not restored.add({"val.loss": 1.0, "val.contrastive_accuracy": 1.0})
-    assert len(history.epochs) == 3
+    assert len(history.rounds) == 3
 
 
 def test_saving_copies_the_epochs():
@@ -87,4 +87,28 @@ def test_saving_copies_the_epochs():
     _, history = history_of("val.loss", [3.0])
     state = history.state_dict()
     history.add({"val.loss": 1.0, "val.contrastive_accuracy": 0.5})
-    assert len(state["epochs"]) == 1
+    assert len(state["rounds"]) == 1
+
+
+def test_the_last_round_that_is_not_surely_worse_is_kept():
+    """Of 100 images an accuracy of 0.5 is known to 0.098: 0.41 may be as good and is later, 0.39 is worse."""
+    history = History("val.contrastive_accuracy", val_rows=100)
+    accuracies = [0.2, 0.5, 0.39, 0.41, 0.3]
+    kept = [history.add({"val.loss": 1.0, "val.contrastive_accuracy": accuracy}) for accuracy in accuracies]
+    assert kept == [True, True, False, True, False]
+    assert (history.best_round, history.top_round) == (4, 2)
+    assert history.is_stale(3)
+    assert not history.is_stale(4)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_a_round_that_is_not_finite_is_never_kept_for_being_late(bad):
+    history = History("val.contrastive_accuracy", val_rows=4)
+    assert history.add({"val.loss": 1.0, "val.contrastive_accuracy": 0.5})
+    assert not history.add({"val.loss": bad, "val.contrastive_accuracy": 0.5})
+
+
+def test_a_loss_is_compared_strictly():
+    history = History("val.loss", val_rows=4)
+    losses = [2.0, 1.0, 1.01]
+    assert [history.add({"val.loss": loss, "val.contrastive_accuracy": 0.5}) for loss in losses] == [True, True, False]

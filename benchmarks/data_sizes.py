@@ -1,0 +1,151 @@
+"""python benchmarks/data_sizes.py --csv CSV --images FOLDER [--sizes N ...] [--seeds N] [--output FILE]
+
+What the default training learns from few real radiographs (`kl_grade`), beside the earlier recipe of 16 epochs: kappa
+of the zero-shot grade on test by the number of training rows, mean of the seeds, with a 95 % interval over patients.
+Each seed draws other patients. A size above what the CSV holds takes all of its training rows.
+
+The claim: no default training collapses, that is, gives all test images one grade. Prints target beside figure; exits 1
+when it is missed.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from claims import Claim, conclude
+
+from knee_siglip.cli.train import BACKBONES, BEST_MODEL, CACHE_FACTS, MANIFEST, prepare
+from knee_siglip.core.running import run_stage
+from knee_siglip.inference.predictor import Predictor
+from knee_siglip.metrics.bootstrap import kappa_statistic, percentile_interval, resample
+from knee_siglip.metrics.grading import agreement_metrics
+from knee_siglip.params.files import parse_params
+from knee_siglip.params.sections import Params
+from knee_siglip.store.pixels import open_pixels
+from knee_siglip.tables.ids import independent_units
+from knee_siglip.tables.manifest import read_manifest, write_manifest
+from knee_siglip.training.run import TrainFiles, train
+
+SIZES = (60, 120, 250, 500, 1000, 1600)
+ARMS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "16 epochs": {"epochs": 16, "learning_rate": 0.001, "vision_learning_rate_scale": 1.0},
+}
+"""The second is what README recommended for real radiographs before `train.steps`."""
+
+UNUSED = "unused"
+
+
+def params_of(csv: Path, images: Path, seed: int, arm: dict[str, Any]) -> Params:
+    """The default params with an arm's values, without trackers."""
+    return parse_params(
+        {
+            "seed": seed,
+            "data": {"csv": str(csv), "images": str(images)},
+            "train": arm,
+            "tracking": {"mlflow": "none", "wandb": "none"},
+        }
+    )
+
+
+def keep_rows(manifest: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
+    """The manifest with only so many training rows, patient by patient in an order drawn by the seed."""
+    train_rows = manifest.index[manifest["split"] == "train"]
+    patients = manifest.loc[train_rows, "patient_id"]
+    drawn = np.random.default_rng(seed).permutation(patients.unique())
+    order = patients.map({patient: place for place, patient in enumerate(drawn)}).sort_values(kind="stable").index
+    changed = manifest.copy()
+    changed.loc[order[rows:], "split"] = UNUSED
+    return changed
+
+
+def graded_test(folder: Path, files: TrainFiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Actual and predicted grades, and patients, of the graded test rows."""
+    manifest = read_manifest(files.manifest)
+    pixels = open_pixels(manifest, folder / CACHE_FACTS)
+    rows = np.flatnonzero(((manifest["split"] == "test") & manifest["kl_grade"].notna()).to_numpy())
+    predictor = Predictor(files.best_model)
+    embeds = np.concatenate(
+        [predictor.embed_images(pixels[part]) for part in np.array_split(rows, len(rows) // 64 + 1)]
+    )
+    tested = manifest.iloc[rows]
+    grades = tested["kl_grade"].to_numpy(dtype=int)
+    return grades, predictor.grade_probabilities(embeds).argmax(axis=1), independent_units(tested).numbers
+
+
+def measure(params: Params, folder: Path, rows: int) -> dict[str, Any]:
+    """Train on so many rows in a prepared folder; the test grades, and what training says of itself."""
+    run = folder / "run"
+    files = TrainFiles(
+        manifest=run / MANIFEST,
+        cache_facts=folder / CACHE_FACTS,
+        backbones=folder / BACKBONES,
+        best_model=run / BEST_MODEL,
+        final_model=run / "final_model.pt",
+        report=run / "reports/train",
+    )
+    run.mkdir(exist_ok=True)
+    write_manifest(keep_rows(read_manifest(folder / MANIFEST), rows, params.seed), files.manifest)
+    train(params, files)
+    verdict = json.loads((files.report / "verdict.json").read_text())
+    grades, predicted, patients = graded_test(folder, files)
+    return {
+        "grades": grades,
+        "predicted": predicted,
+        "patients": patients,
+        "rows": verdict["train_rows"],
+        "steps": verdict["steps"],
+        "signs": [sign["name"] for sign in verdict["signs"]],
+    }
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Kappa of each seed, their mean and its interval: every resample draws the same patients for all seeds."""
+    statistics = [kappa_statistic(run["grades"], run["predicted"]) for run in runs]
+    interval = percentile_interval(resample(statistics, runs[0]["patients"]).mean(axis=0))
+    classes = int(max(run["grades"].max() for run in runs)) + 1
+    kappas = [agreement_metrics(run["grades"], run["predicted"], classes)["quadratic_weighted_kappa"] for run in runs]
+    return {
+        "rows": runs[0]["rows"],
+        "steps": runs[0]["steps"],
+        "kappa": mean(kappas),
+        "interval": interval and [interval.low, interval.high],
+        "kappa_of_seeds": kappas,
+        "grades_predicted": [len(np.unique(run["predicted"])) for run in runs],
+        "signs": [run["signs"] for run in runs],
+    }
+
+
+def main() -> None:
+    """Train every arm on every size with every seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    curves: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(params_of(options.csv, options.images, 0, {}), folder)
+        for size in options.sizes:
+            for arm, values in ARMS.items():
+                settings = [params_of(options.csv, options.images, seed, values) for seed in range(options.seeds)]
+                point = summary([measure(params, folder, size) for params in settings])
+                curves[arm].append(point)
+                print(f"{size} rows, {arm}: {point}", flush=True)
+    collapsed = sum(grades == 1 for point in curves["default"] for grades in point["grades_predicted"])
+    conclude(
+        [Claim("default trainings that collapse", collapsed, "<=", 0)], {"curves": curves}, options.output, "torch"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)
