@@ -174,7 +174,7 @@ def train_plain(task: Task, half: bool) -> Figures:
     """The same towers as transformers runs them, loss and loop in the plainest way; fp32, or fp16 with a scaler."""
     with clean_slate(task.device):
         with task.device:
-            model = our_model(task.sizes, task.batch_size).train()
+            model = with_library_towers(our_model(task.sizes, task.batch_size)).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
         scaler = torch.amp.GradScaler(task.device.type, enabled=half)
         images = (task.batch_size, 3, task.image_size, task.image_size)
@@ -199,6 +199,16 @@ def train_plain(task: Task, half: bool) -> Figures:
 
         run(2)
         return _plain_figures(task, timed(lambda: run(task.steps), task.device))
+
+
+def with_library_towers(model: KneeRadDinoSigLIPModel) -> KneeRadDinoSigLIPModel:
+    """The model with the towers that transformers computes, of the same sizes and with weights of their own."""
+    from transformers import Dinov2Config, Dinov2Model, SiglipTextConfig, SiglipTextModel
+
+    vision, text = (tower.config.to_dict() for tower in (model.vision_model, model.text_model))
+    model.vision_model = Dinov2Model(Dinov2Config(**vision | {"attn_implementation": "sdpa"}))
+    model.text_model = SiglipTextModel(SiglipTextConfig(**text | {"attn_implementation": "sdpa"}))
+    return model
 
 
 def plain_loss(model: KneeRadDinoSigLIPModel, pixel_values: Tensor, input_ids: Tensor) -> Tensor:

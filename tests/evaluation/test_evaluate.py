@@ -32,20 +32,20 @@ class RecordingTracker:
     def log_summary(self, values):
         self.summary |= flatten(values)
 
-    def log_artifact(self, path, kind):
+    def log_artifact(self, path, kind, folder=""):
         self.artifacts[path.name] = kind
 
 
 def test_metrics_on_disk_are_what_is_returned_and_logged(files, params, monkeypatch):
     tracker = RecordingTracker()
-    monkeypatch.setattr(evaluate_module, "attach_tracker", lambda params, stage, model_path: tracker)
+    monkeypatch.setattr(evaluate_module, "attach_tracker", lambda params, **facts: tracker)
     returned = evaluate(params, files, device="cpu")
     written = json.loads((files.report / "metrics.json").read_text())
     assert flatten(written["test"]) == rounded(returned["test"])
     assert tracker.summary == flatten(returned)
     assert written["test"]["rows"] == 8
     assert written["test"]["graded_rows"] == 7
-    assert tracker.artifacts["confusion.png"] == "figure"
+    assert tracker.artifacts["confusion.png"] == "report"
     assert {"metrics.json", "predictions.parquet", "embeddings.parquet", "retrieval.csv"} <= tracker.artifacts.keys()
 
 
