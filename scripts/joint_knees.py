@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from knee_siglip.sample.anatomy import FEMUR, FIBULA, NOTCH, PATELLA, SPINES, TIBIA, below, smooth
 from knee_siglip.sample.canvas import COARSE, Canvas, Pose
+from knee_siglip.sample.radiograph import random_window
 
 MEASURES = (
     *("gap_left", "gap_right"),
@@ -239,7 +240,7 @@ def _expose(path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     veil = -np.log(ndimage.gaussian_filter(np.exp(-path[::8, ::8]), 5) + 1e-4)
     path = (1 - share) * path + share * np.asarray(Image.fromarray(veil).resize((size, size)))
     path = ndimage.gaussian_filter(path, rng.uniform(0.3, 1.1))
-    path = path + np.float32(np.exp(rng.uniform(-6, -3))) * _window(_grain(), size, rng)
+    path = path + np.float32(np.exp(rng.uniform(-6, -3))) * random_window(_grain(), size, rng)
     low, high = np.percentile(path[::8, ::8], [rng.uniform(0, 12), rng.uniform(94, 100)])
     span = high - low
     low, high = low - rng.uniform(0, 1.2) * span, high + rng.uniform(-0.12, 0.7) * span
@@ -252,15 +253,11 @@ def _texture(size: int, rng: np.random.Generator) -> np.ndarray:
     """Trabeculae: fine struts along the shaft, crossing ones and clouds in any proportion; unit variance."""
     tiles = _trabeculae()
     weights = rng.dirichlet([2.0, 2.0, 1.5, 0.5]) + 0.05
-    mixed = np.sum([np.float32(w) * _window(tile, size, rng) for w, tile in zip(weights, tiles, strict=True)], axis=0)
+    mixed = np.sum(
+        [np.float32(w) * random_window(tile, size, rng) for w, tile in zip(weights, tiles, strict=True)], axis=0
+    )
     unit: np.ndarray = mixed / np.float32(np.sqrt(np.square(weights).sum()))
     return unit
-
-
-def _window(tile: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    y, x = rng.integers(0, tile.shape[0] - size + 1, 2)
-    window = tile[y : y + size, x : x + size]
-    return window[:, ::-1] if rng.random() < 0.5 else window
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.core.nesting import flatten, nest
 from knee_siglip.params.checks import check_inputs
-from knee_siglip.params.files import check_stated, load_params, parse_params, save_params
+from knee_siglip.params.files import check_stated, load_params, parse_params
 from knee_siglip.params.sections import Params, TaskParams
 from knee_siglip.params.tasks import saved_task, task_of
 
@@ -267,9 +267,3 @@ def test_a_mistake_in_a_task_names_its_file(tmp_path, text, sentence):
 def test_another_task_needs_data_of_its_own():
     with pytest.raises(UsageError, match=r"data.csv = .*: the sample shows knees, but task.subject is 'chest'"):
         check_inputs(parse_params({"task": str(ROOT / "tasks/chest.yaml")}))
-
-
-def test_saved_params_hold_no_password(tmp_path: Path) -> None:
-    params = parse_params({"tracking": {"mlflow": "https://me:secret@mlflow.example:5000/a", "wandb": "none"}})
-    save_params(params, tmp_path / "params.yaml")
-    assert load_params(tmp_path / "params.yaml").tracking.mlflow == "https://mlflow.example:5000/a"

@@ -100,6 +100,16 @@ def link_or_copy(source: Path, target: Path) -> None:
         partial.unlink(missing_ok=True)  # rename does nothing where both names are already the same file
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, sorted folder by folder; hidden and unfinished ones are left out."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(PARTIAL))
+        for name in sorted(names):
+            file = Path(parent, name)
+            if not name.startswith(".") and file.is_file():
+                yield file
+
+
 def flush_to_disk(path: Path) -> None:
     """fsync of a file, or of a folder: without the latter a power failure may lose a new file's name."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

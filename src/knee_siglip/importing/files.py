@@ -1,7 +1,6 @@
 """The files below a folder, and the image that a table's cell means."""
 
 import fnmatch
-import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,14 +8,12 @@ from pathlib import Path
 from posixpath import splitext
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import files_below
 from knee_siglip.imaging.decode.dicom import SUFFIXES as DICOM_SUFFIXES
 
 PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 IMAGES = PICTURES | DICOM_SUFFIXES
 TABLES = {".csv", ".tsv", ".parquet", ".xlsx", ".xlsm", ".gz", ".txt"}
-NO_SUFFIX = {"", *(f".{number:03d}" for number in range(1, 10))}
-"""DICOMs of a PACS or of a study's archive have no suffix; it takes their content to know them."""
-
 NOT_FOUND, AMBIGUOUS = "no such image below {}", "several images below {} have that name"
 
 
@@ -24,8 +21,10 @@ class Files:
     """All files below `root`, hidden ones and what an import wrote left out. names: relative, with `/`, sorted."""
 
     def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise UserError(f"{root} is no folder")
         self.root = root
-        self.names = sorted(_walk(root))
+        self.names = sorted(file.relative_to(root).as_posix() for file in files_below(root))
         self.images = [name for name in self.names if is_image_name(name)]
         self._by_key: dict[str, list[str]] = defaultdict(list)
         for name in self.images:
@@ -61,9 +60,14 @@ class Files:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's suffix may be an image's; a DICOM may have none."""
+    """Whether a file's suffix may be an image's."""
+    return splitext(name)[1].lower() in PICTURES or is_dicom_name(name)
+
+
+def is_dicom_name(name: str) -> bool:
+    """Whether a file's suffix may be a DICOM's: those of a PACS have none or a number, and only their content tells."""
     suffix = splitext(name)[1].lower()
-    return suffix in IMAGES or suffix in NO_SUFFIX or suffix[1:].isdecimal()
+    return suffix in DICOM_SUFFIXES or not suffix or suffix[1:].isdecimal()
 
 
 def is_table_name(name: str) -> bool:
@@ -77,17 +81,6 @@ def bare_name(name: str) -> str:
     while (parts := splitext(name))[1].lower() in IMAGES and parts[0]:
         name = parts[0]
     return name
-
-
-def _walk(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise UserError(f"{root} is no folder")
-    names = []
-    for parent, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(parent).relative_to(root)
-        names += [(inside / name).as_posix() for name in files if not name.startswith(".")]
-    return names
 
 
 def common_length(paths: Sequence[tuple[str, ...]]) -> int:

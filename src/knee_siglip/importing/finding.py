@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.imaging.decode.dicom import SUFFIXES as DICOM_SUFFIXES
 from knee_siglip.importing import joining, proposals
 from knee_siglip.importing.columns import IMAGE, ROW, TABLE, fields, fill, grade_of, mapped
 from knee_siglip.importing.dicoms import dicom_rows
-from knee_siglip.importing.files import NO_SUFFIX, Files, is_table_name
+from knee_siglip.importing.files import Files, is_dicom_name, is_table_name
 from knee_siglip.importing.layout import Layout, Texts, detect_layout, named_layout
 from knee_siglip.importing.outcome import Outcome
 from knee_siglip.importing.reading import read_any, read_tables
@@ -149,13 +148,7 @@ def _with_images(tables: Sequence[str], work: Import) -> list[str]:
 
 def _dicom_names(files: Files) -> list[str]:
     """Files that may be DICOMs; none where pictures are more."""
-    dicoms = [
-        name
-        for name in files.images
-        if (suffix := PurePosixPath(name).suffix.lower()) in DICOM_SUFFIXES
-        or suffix in NO_SUFFIX
-        or suffix[1:].isdecimal()
-    ]
+    dicoms = [name for name in files.images if is_dicom_name(name)]
     return dicoms if len(dicoms) > len(files.images) / 2 else []
 
 

@@ -143,8 +143,6 @@ def _decode(path: Path, data: bytes, outcome: "Outcome", encoding: str | None) -
 def _read_workbook(path: Path, sheet: str | None) -> pd.DataFrame:
     try:
         book = pd.read_excel(path, sheet_name=None, dtype=str, keep_default_na=False, na_filter=False)
-    except ImportError:
-        raise UserError(f"{path} is a workbook: pip install openpyxl, or save its sheet as CSV") from None
     except Exception as error:  # openpyxl raises many kinds for damaged files
         raise UserError(f"{path} is no readable workbook: {str(error).splitlines()[0]}") from None
     filled = {name: table for name, table in book.items() if len(table)}

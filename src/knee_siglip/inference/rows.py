@@ -6,7 +6,6 @@ Rows are read again for every use and never held: memory does not grow with them
 import csv
 import hashlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.core.files import readable_name, sha256
+from knee_siglip.core.files import files_below, readable_name, sha256
 from knee_siglip.tables.manifest import MADE_COLUMNS
 from knee_siglip.tables.table import read_table
 from knee_siglip.tables.views import expand_views
@@ -74,7 +73,7 @@ def read_folder(folder: Path) -> ImageRows:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder")
-    files = list(_files_below(folder))
+    files = list(files_below(folder))
     if not files:
         raise UsageError(f"{folder} holds no file; there is nothing to infer")
     digest = hashlib.sha256()
@@ -101,15 +100,6 @@ def carried_names(columns: list[str], taken: list[str]) -> list[str]:
             reserved.add(name)
         names.append(name)
     return names
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".partial"))
-        for name in sorted(names):
-            file = Path(parent, name)
-            if not name.startswith(".") and file.is_file():
-                yield file
 
 
 def _read_csv(path: Path) -> ImageRows:

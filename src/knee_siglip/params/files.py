@@ -1,7 +1,6 @@
 """Reads and checks params files, with DVC's YAML 1.2 rules (`1e-05` is a number); one sentence per mistake."""
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,9 +14,6 @@ from knee_siglip.core.nesting import flatten
 from knee_siglip.core.paths import PARAMS
 from knee_siglip.params.checks import check_image_size, check_task
 from knee_siglip.params.sections import Params, Section
-
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-"""`user:password@` of an address."""
 
 
 def load_params(path: Path = PARAMS) -> Params:
@@ -58,18 +54,11 @@ def _read_yaml(path: Path) -> Any:
 
 
 def save_params(params: Params, path: Path) -> None:
-    """Write a params file that `load_params` reads back as it is, but for the passwords of servers, which it lacks."""
+    """Write a params file that `load_params` reads back as it is."""
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 120
     with atomic_text(path) as file:
-        yaml.dump(_without_passwords(params.to_dict()), file)
-
-
-def _without_passwords(value: Any) -> Any:
-    """The same values; addresses lose the user and password that stand in them."""
-    if isinstance(value, dict):
-        return {key: _without_passwords(inner) for key, inner in value.items()}
-    return CREDENTIALS.sub("", value) if isinstance(value, str) else value
+        yaml.dump(params.to_dict(), file)
 
 
 def parse_params(values: object, source: str = "params", folder: Path = Path()) -> Params:

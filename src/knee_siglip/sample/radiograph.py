@@ -87,7 +87,7 @@ def _attenuation(canvas: Canvas, knee: Knee, rng: np.random.Generator) -> np.nda
     if knee.sclerosis:
         dense = canvas.strokes([(s.points, s.width_mm, s.strength) for s in knee.sclerosis], blur=canvas.scale * 2.0)
         path += 0.75 * dense * np.minimum(path, 0.6) / 0.6
-    path *= 1 + np.float32(rng.uniform(0.02, 0.09)) * _window(_trabeculae(), canvas.size, rng)
+    path *= 1 + np.float32(rng.uniform(0.02, 0.09)) * random_window(_trabeculae(), canvas.size, rng)
     if knee.cracks:
         path *= 1 - 0.62 * canvas.strokes([(c.points, c.width_mm, c.strength) for c in knee.cracks], blur=0.8)
     path += canvas.enlarge(soft)
@@ -141,7 +141,7 @@ def _expose(path: np.ndarray, canvas: Canvas, rng: np.random.Generator) -> np.nd
     veil = -np.log(ndimage.gaussian_filter(np.exp(-coarse), 5) + 1e-4)
     path *= 1 - share
     path += np.asarray(Image.fromarray(share * veil).resize((size, size), Image.Resampling.BILINEAR))
-    path += np.float32(rng.uniform(0.005, 0.04)) * _window(_grain(), size, rng)
+    path += np.float32(rng.uniform(0.005, 0.04)) * random_window(_grain(), size, rng)
     low, high = np.percentile(coarse, [rng.uniform(0.5, 12), rng.uniform(93, 99.8)])
     low, high = low - rng.uniform(0, 0.5), high + rng.uniform(-0.1, 0.6)
     curve = np.linspace(0, 1, 1024) ** np.exp(rng.normal(-0.1, 0.35))
@@ -182,7 +182,7 @@ def _add_marker(image: np.ndarray, canvas: Canvas, rng: np.random.Generator, sid
     image += (250 - image) * canvas.strokes(strokes, blur=0.8)
 
 
-def _window(tile: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def random_window(tile: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """A random (size, size) window of a tile, mirrored half of the time."""
     y, x = rng.integers(0, tile.shape[0] - size + 1, 2)
     window = tile[y : y + size, x : x + size]

@@ -4,18 +4,14 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from kornia_rs import io as kornia
 from PIL import Image
 
 from knee_siglip.imaging.decode.decoded import Decoded, ImageError, shown
 from knee_siglip.imaging.decode.exposure import stretch
-
-try:
-    from kornia_rs import io as kornia
-except ImportError:  # no wheel for this platform: Pillow decodes everything
-    kornia: Any = None  # type: ignore[no-redef]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -79,7 +75,7 @@ def decode_plain(data: bytes, content: Content) -> Decoded | None:
 
     None for all others, and for what the decoder refuses: Pillow reads them, or says what is wrong.
     """
-    if kornia is None or not _is_plain(content.names):
+    if not _is_plain(content.names):
         return None
     width, height, depth, colour, *ways = struct.unpack(">IIBBBBB", data[16:29])
     if (depth, colour) not in PLAIN or any(ways):
