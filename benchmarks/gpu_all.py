@@ -1,4 +1,5 @@
 """python benchmarks/gpu_all.py --output FOLDER [--budget 460]     every GPU figure, within that many seconds
+python benchmarks/gpu_all.py --output FOLDER --only PATTERN     the phases whose names match the regular expression
 python benchmarks/gpu_all.py --toy --output FOLDER              every path at toy sizes on the CPU; figures mean nothing
 
 For a machine with an NVIDIA GPU, Python 3.12, torch and torchvision, and nothing else to install: `gpu_wheels.py`,
@@ -15,6 +16,7 @@ import argparse
 import faulthandler
 import gc
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -40,8 +42,8 @@ def sparing(is_toy: bool) -> Iterator[None]:
         yield
 
 
-def measure(is_toy: bool, folder: Path, budget: float, started: float) -> int:
-    """Run all phases; returns the exit code."""
+def measure(is_toy: bool, folder: Path, only: str, budget: float, started: float) -> int:
+    """Run the phases whose names match `only`; returns the exit code."""
     import torch
 
     if not is_toy and not torch.cuda.is_available():
@@ -58,7 +60,8 @@ def measure(is_toy: bool, folder: Path, budget: float, started: float) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(folder / "gpu_all.jsonl")
     with sparing(is_toy), stored_images(scale) as images:
-        report.run(list(all_phases(scale, device, images)), budget, started)
+        phases = [phase for phase in all_phases(scale, device, images) if re.search(only, phase.name)]
+        report.run(phases, budget, started)
     report.print_table()
     if is_toy:
         print("toy sizes on a CPU: these figures mean nothing")
@@ -72,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for gpu_all.jsonl")
     parser.add_argument("--budget", type=float, default=460, help="seconds for everything, imports included")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="run matching phases alone")
     parser.add_argument("--toy", action="store_true", help="toy sizes on the CPU, to see that every path runs")
     parser.add_argument("--wheels", type=Path, default=FOLDER, help="what gpu_wheels.py collected")
     args = parser.parse_args()
@@ -79,7 +83,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "src"))
     faulthandler.dump_traceback_later(args.budget + OVERTIME, exit=True)
     unpacked = use_wheels(args.wheels)  # held until the end: they are imported from it
-    code = measure(args.toy, args.output, args.budget, started)
+    code = measure(args.toy, args.output, args.only, args.budget, started)
     if unpacked:
         unpacked.cleanup()
     sys.exit(code)

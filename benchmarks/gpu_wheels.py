@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "gpu-wheels"
 LOCKED = (
     "annotated-types",
+    "kornia_rs",
     "platformdirs",
     "pydantic",
     "pydantic_core",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from knee_siglip import __version__
+import knee_siglip
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_file
 from knee_siglip.imaging.fit.transform import Transform
@@ -80,7 +80,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, weights: Mapping[str, to
         "metrics": checkpoint.metrics,
         "data_hash": checkpoint.data_hash,
         "versions": {
-            "knee-siglip": __version__,
+            "knee-siglip": knee_siglip.__version__,
             "torch": str(torch.__version__),
         },
     }
