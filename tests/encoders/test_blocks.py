@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from knee_siglip.encoders.blocks import _CompiledGelu
 from knee_siglip.encoders.dinov2 import Dinov2Config, Dinov2Encoder
 from knee_siglip.model.device import place
 from library import library_tower
@@ -131,7 +133,7 @@ def test_weights_in_bf16_need_no_cast(make_model):
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_all_blocks_of_a_tower_compile_to_one_graph_without_a_break(make_model, tower):
+def test_the_blocks_of_a_tower_compile_to_one_graph_and_one_that_pools_without_a_break(make_model, tower):
     model = make_model(text_layers=3).train()
     expected = gradients(model, tower, torch.bfloat16)
     torch._dynamo.reset()
@@ -140,9 +142,18 @@ def test_all_blocks_of_a_tower_compile_to_one_graph_without_a_break(make_model, 
     for block in blocks:
         block.compile(backend="aot_eager", fullgraph=True)
     found = gradients(model, tower, torch.bfloat16)
-    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == 2
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-2, atol=1e-3 * gradient.abs().max().item(), msg=name)
+
+
+def test_the_compilers_gelu_is_the_exact_one():
+    values = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, 0.0, 1e4])]).requires_grad_()
+    (expected_gradient,) = torch.autograd.grad(F.gelu(values).sum(), values)
+    found = _CompiledGelu.apply(values)
+    (gradient,) = torch.autograd.grad(found.sum(), values)
+    torch.testing.assert_close(found, F.gelu(values), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [28, 42, 56, 126])

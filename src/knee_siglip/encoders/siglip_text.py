@@ -164,7 +164,7 @@ class SiglipTextEncoder(OwnEncoder, TextEncoder):
         for block in blocks:
             hidden = block(hidden)
         norm, head = self.model.final_layer_norm, self.model.head
-        normalised = norm(last.pool(hidden, slice(-1, None)).to(norm.weight.dtype))[:, 0]
+        normalised = norm(last(hidden, slice(-1, None)).to(norm.weight.dtype))[:, 0]
         # autocast lets a norm return float32; the head stays there, since its output is what is compared
         with torch.autocast(hidden.device.type, enabled=False):
             output: Tensor = head(normalised.to(head.weight.dtype))

@@ -33,17 +33,17 @@ def accelerate(model: KneeRadDinoSigLIPModel, params: TrainParams, device: torch
 
 
 def _compile_blocks(model: KneeRadDinoSigLIPModel, is_asked_for: bool) -> None:
-    """Compile blocks, not towers: all blocks of a tower share one program, so it takes seconds. Weights keep names.
+    """Compile blocks, not towers: the blocks of a tower share two programs, so it takes seconds. Weights keep names.
 
-    Each tower's last block pools one token and runs as it is.
+    The second program is that of the last block, which pools one token.
     """
     # training, validation and a shorter last batch are programs of their own, and both towers count together
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
     # unasked, a compiler that fails is no reason to end the run: it warns, and the block runs uncompiled
     torch._dynamo.config.suppress_errors = not is_asked_for
-    for block in model.vision.blocks[:-1]:
+    for block in model.vision.blocks:
         block.compile(dynamic=False)  # few batch sizes, each with its own fastest program
-    for block in model.text.blocks[:-1]:
+    for block in model.text.blocks:
         block.compile(dynamic=True)  # as many texts as a batch has distinct ones
 
 
