@@ -1,8 +1,9 @@
-"""python benchmarks/data_sizes.py --csv CSV --images FOLDER [--sizes N ...] [--seeds N] [--output FILE]
+"""python benchmarks/data_sizes.py --csv CSV --images FOLDER [--sizes N ...] [--seeds N ...] [--runs FILE]
 
 What the default training learns from few real radiographs (`kl_grade`), beside the earlier recipe of 16 epochs: kappa
 of the zero-shot grade on test by the number of training rows, mean of the seeds, with a 95 % interval over patients.
-Each seed draws other patients. A size above what the CSV holds takes all of its training rows.
+Each seed draws other patients. A size above what the CSV holds takes all of its training rows. Finished trainings are
+kept in --runs, so that an interrupted call goes on, and a later one adds seeds.
 
 The claim: no default training collapses, that is, gives all test images one grade. Prints target beside figure; exits 1
 when it is missed.
@@ -96,9 +97,9 @@ def measure(params: Params, folder: Path, rows: int) -> dict[str, Any]:
     verdict = json.loads((files.report / "verdict.json").read_text())
     grades, predicted, patients = graded_test(folder, files)
     return {
-        "grades": grades,
-        "predicted": predicted,
-        "patients": patients,
+        "grades": grades.tolist(),
+        "predicted": predicted.tolist(),
+        "patients": patients.tolist(),
         "rows": verdict["train_rows"],
         "steps": verdict["steps"],
         "signs": [sign["name"] for sign in verdict["signs"]],
@@ -107,10 +108,11 @@ def measure(params: Params, folder: Path, rows: int) -> dict[str, Any]:
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Kappa of each seed, their mean and its interval: every resample draws the same patients for all seeds."""
-    statistics = [kappa_statistic(run["grades"], run["predicted"]) for run in runs]
-    interval = percentile_interval(resample(statistics, runs[0]["patients"]).mean(axis=0))
-    classes = int(max(run["grades"].max() for run in runs)) + 1
-    kappas = [agreement_metrics(run["grades"], run["predicted"], classes)["quadratic_weighted_kappa"] for run in runs]
+    graded = [(np.array(run["grades"]), np.array(run["predicted"])) for run in runs]
+    statistics = [kappa_statistic(grades, predicted) for grades, predicted in graded]
+    interval = percentile_interval(resample(statistics, np.array(runs[0]["patients"])).mean(axis=0))
+    classes = int(max(grades.max() for grades, _ in graded)) + 1
+    kappas = [agreement_metrics(*pair, classes)["quadratic_weighted_kappa"] for pair in graded]
     return {
         "rows": runs[0]["rows"],
         "steps": runs[0]["steps"],
@@ -122,29 +124,48 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def measured_runs(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every training by its arm, size and seed: those of --runs, and the others, which are added there."""
+    kept: Path = arguments.runs
+    runs = dict(json.loads(line) for line in kept.read_text().splitlines()) if kept.is_file() else {}
+    wanted = [(arm, size, seed) for seed in arguments.seeds for size in arguments.sizes for arm in ARMS]
+    missing = [run for run in wanted if name_of(*run) not in runs]
+    with tempfile.TemporaryDirectory() as name:
+        if missing:
+            prepare(params_of(arguments.csv, arguments.images, 0, {}), Path(name))
+        for arm, size, seed in missing:
+            params = params_of(arguments.csv, arguments.images, seed, ARMS[arm])
+            run = runs[name_of(arm, size, seed)] = measure(params, Path(name), size)
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([name_of(arm, size, seed), run]) + "\n")
+    return runs
+
+
+def name_of(arm: str, size: int, seed: int) -> str:
+    """One training's name in --runs."""
+    return f"{arm}, {size} rows, seed {seed}"
+
+
 def main() -> None:
     """Train every arm on every size with every seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("data_sizes.runs.jsonl"))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    options = parser.parse_args()
+    arguments = parser.parse_args()
+    runs = measured_runs(arguments)
     curves: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(params_of(options.csv, options.images, 0, {}), folder)
-        for size in options.sizes:
-            for arm, values in ARMS.items():
-                settings = [params_of(options.csv, options.images, seed, values) for seed in range(options.seeds)]
-                point = summary([measure(params, folder, size) for params in settings])
-                curves[arm].append(point)
-                print(f"{size} rows, {arm}: {point}", flush=True)
+    for size in arguments.sizes:
+        for arm in ARMS:
+            point = summary([runs[name_of(arm, size, seed)] for seed in arguments.seeds])
+            curves[arm].append(point)
+            print(f"{size} rows, {arm}: {point}")
     collapsed = sum(grades == 1 for point in curves["default"] for grades in point["grades_predicted"])
-    conclude(
-        [Claim("default trainings that collapse", collapsed, "<=", 0)], {"curves": curves}, options.output, "torch"
-    )
+    facts = {"seeds": arguments.seeds, "curves": curves}
+    conclude([Claim("default trainings that collapse", collapsed, "<=", 0)], facts, arguments.output, "torch")
 
 
 if __name__ == "__main__":

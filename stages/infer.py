@@ -3,7 +3,8 @@
     dvc repro infer
 
 Reads models/best_model.pt and `infer.csv_path` (by default the test rows of data/validated/manifest.parquet).
-Writes reports/inference/: results.csv, embeddings.npy, embedding_ids.csv, metrics.json (counts) and speed.json.
+Writes reports/inference/: results.csv, studies.csv, embeddings.npy, embedding_ids.csv, metrics.json (counts) and
+speed.json.
 An unreadable image is a row with its error in `status` and is counted as `failed`; the stage ends well.
 """
 

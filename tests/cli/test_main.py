@@ -15,6 +15,7 @@ from knee_siglip import __version__
 from knee_siglip.cli import doctor
 from knee_siglip.cli import train as pipeline
 from knee_siglip.params.sections import Params
+from knee_siglip.serve.model import load
 from knee_siglip.task.knee import USUAL_QUERIES
 
 COMMAND = [sys.executable, "-c", "from knee_siglip.cli.main import main; main()"]
@@ -42,6 +43,24 @@ def test_image_is_ranked_by_the_checkpoint_alone(checkpoint_path: Path, knee_png
     assert sum(answer["kl_probabilities"].values()) == pytest.approx(1.0)
     assert answer["kl_probabilities"][str(answer["kl_grade"])] == max(answer["kl_probabilities"].values())
     assert [path.name for path in checkpoint_path.parent.iterdir()] == [checkpoint_path.name]
+
+
+def test_several_images_are_one_study(
+    knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, knee_png: Path, tmp_path: Path
+) -> None:
+    Image.linear_gradient("L").rotate(90).save(tmp_path / "lateral.png")
+    images = ("--image_path", knee_png, "--image_path", tmp_path / "lateral.png")
+    command = ("infer", "--model_path", checkpoint_path, "--query", "normal knee", "--json")
+    code, out, _ = knee_siglip(*command, *images)
+    study = json.loads(out)
+    assert (code, study["images"]) == (0, [str(knee_png), str(tmp_path / "lateral.png")])
+    model = load(checkpoint_path, device="cpu")
+    assert study["kl_probabilities"] == pytest.approx(
+        dict(zip("01234", model.predict_study([knee_png, tmp_path / "lateral.png"]).probabilities, strict=True))
+    )
+    alone = [json.loads(knee_siglip(*command, *image)[1]) for image in (images[:2], images[2:])]
+    assert study["queries"] not in [each["queries"] for each in alone]
+    assert set(study["warnings"]) == set(study["images"])
 
 
 def test_table_shows_the_named_queries_and_the_grade(

@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from embedded_splits import make_split
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.inference import predictor as predictor_module
 from knee_siglip.inference.predictor import Predictor
+
+__all__ = ["make_split"]
 
 SCALE, BIAS = 10.0, -2.0
 

@@ -267,6 +267,7 @@ def test_nothing_partial_is_left_after_a_finished_run(
         "embedding_ids.csv",
         "embeddings.npy",
         "results.csv",
+        "studies.csv",
     ]
 
 

@@ -49,6 +49,7 @@ def test_stage_ends_well_and_counts_the_failed(stage: Callable[[], None]) -> Non
     assert pd.read_csv(paths.INFERENCE_REPORT / "results.csv")["best_query"].fillna("").tolist() == ["at 240", ""]
     assert {path.name for path in paths.INFERENCE_REPORT.iterdir()} == {
         "results.csv",
+        "studies.csv",
         "embeddings.npy",
         "embedding_ids.csv",
         "metrics.json",

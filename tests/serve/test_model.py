@@ -42,6 +42,18 @@ def test_a_file_by_either_name_and_its_array_give_the_same_answer(
     assert by_path.ranking[0].similarity >= by_path.ranking[1].similarity
 
 
+def test_a_study_of_equal_images_is_that_image_and_the_order_of_its_images_does_not_count(
+    model: KneeModel, grey: np.ndarray
+) -> None:
+    (alone,) = model.predict([grey], QUERIES)
+    assert model.predict_study([grey, grey], QUERIES).probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+    one, other = (model.predict_study(images, QUERIES) for images in ([grey, 255 - grey], [255 - grey, grey]))
+    assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+    assert one.probabilities != pytest.approx(alone.probabilities, abs=1e-6)
+    with pytest.raises(UsageError, match="at least one image"):
+        model.predict_study([], QUERIES)
+
+
 def test_predictions_are_in_the_order_of_the_images(model: KneeModel, grey: np.ndarray) -> None:
     images = [grey, 255 - grey, grey]
     together = model.predict(images, QUERIES)

@@ -86,7 +86,10 @@ def options(
 @app.command()
 def infer(
     model_path: Annotated[Path, typer.Option("--model_path", help="A checkpoint, such as models/best_model.pt.")],
-    image_path: Annotated[Path | None, typer.Option("--image_path", help="One radiograph: rank the queries.")] = None,
+    image_path: Annotated[
+        list[Path] | None,
+        typer.Option("--image_path", help="A radiograph: rank the queries. Repeated: the images of one study."),
+    ] = None,
     csv_path: Annotated[
         Path | None,
         typer.Option("--csv_path", help="A batch: CSV or Parquet with img_path (from its folder), or a manifest."),
@@ -113,14 +116,14 @@ def infer(
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Rank queries for one image, or run a batch (exit code 3 if some of its images failed).
+    """Rank queries for one image or study, or run a batch (exit code 3 if some of its images failed).
 
     An interrupted batch goes on where it was. Several processes share one: torchrun --no-python knee-siglip infer ...
     """
-    if sum(given is not None for given in (image_path, csv_path, folder_path)) != 1:
-        raise UsageError("give exactly one of --image_path (one image), --csv_path and --folder_path (a batch)")
+    if sum(map(bool, (image_path, csv_path, folder_path))) != 1:
+        raise UsageError("give exactly one of --image_path (one study), --csv_path and --folder_path (a batch)")
     if image_path and (batch_size or output_path):
-        raise UsageError("--batch_size and --output_path belong to a batch; for one image nothing is written")
+        raise UsageError("--batch_size and --output_path belong to a batch; for one image or study nothing is written")
     results = output_path or RESULTS
     if not image_path:
         _check_results(results, csv_path)
@@ -137,16 +140,23 @@ def _load(model_path: Path, image_size: int | None, device: str, precision: str)
     return Predictor(model_path, image_size, device, precision)
 
 
-def _rank(load: "Callable[[], Predictor]", image_path: Path, query: list[str] | None, as_json: bool) -> None:
+def _rank(load: "Callable[[], Predictor]", images: list[Path], query: list[str] | None, as_json: bool) -> None:
     predictor = load()
+    import numpy as np
+
     from knee_siglip.imaging.appearance import read_with_warnings
 
-    image, warnings = read_with_warnings(image_path)
-    (prediction,) = predictor.predict(predictor.transform(image.grey)[None], query or predictor.task.queries)
-    if as_json:
-        _show_json(_as_dict(image_path, prediction) | {"warnings": list(warnings)})
+    read = [read_with_warnings(path) for path in images]
+    pixels = np.stack([predictor.transform(image.grey) for image, _ in read])
+    prediction = predictor.predict_study(pixels, query or predictor.task.queries)
+    names = [readable_name(path) for path in images]
+    if not as_json:
+        _show_prediction(", ".join(names), prediction, predictor.task.label_title)
+    elif len(images) == 1:
+        _show_json({"image": names[0]} | _as_dict(prediction) | {"warnings": list(read[0][1])})
     else:
-        _show_prediction(image_path, prediction, predictor.task.label_title)
+        warnings = {name: list(found) for name, (_, found) in zip(names, read, strict=True)}
+        _show_json({"images": names} | _as_dict(prediction) | {"warnings": warnings})
 
 
 def _infer_batch(
@@ -185,26 +195,27 @@ def _show_summary(summary: "Summary", outputs: "Outputs", as_json: bool) -> None
         _show_json(counts | summary.speed())
     else:
         typer.echo(f"{counts['ok']} of {counts['rows']} images done, {counts['failed']} failed (column status)")
-        typer.echo(", ".join(map(readable_name, (outputs.results, outputs.embeddings, outputs.ids))))
+        files = [outputs.results, outputs.embeddings, outputs.ids, *([outputs.studies] if summary.studies else [])]
+        typer.echo(", ".join(map(readable_name, files)))
 
 
-def _as_dict(image_path: Path, prediction: "Prediction") -> dict[str, Any]:
+def _as_dict(prediction: "Prediction") -> dict[str, Any]:
     labels = prediction.labels
     probabilities = dict(zip(labels.values, prediction.probabilities, strict=True))
     graded = {labels.column: prediction.label, f"{labels.prefix}_probabilities": probabilities} if labels else {}
-    return {"image": readable_name(image_path), "queries": [vars(ranked) for ranked in prediction.ranking], **graded}
+    return {"queries": [vars(ranked) for ranked in prediction.ranking], **graded}
 
 
 def _show_json(values: dict[str, Any]) -> None:
     typer.echo(json.dumps(values, indent=2, allow_nan=False))
 
 
-def _show_prediction(image_path: Path, prediction: "Prediction", title: str) -> None:
+def _show_prediction(shown: str, prediction: "Prediction", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("query", "similarity", "probability", title=Text(readable_name(image_path)))
+    table = Table("query", "similarity", "probability", title=Text(shown))
     for ranked in prediction.ranking:
         table.add_row(Text(ranked.query), f"{ranked.similarity:+.3f}", f"{ranked.probability:.3f}")
     console = Console()

@@ -31,9 +31,10 @@ from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.appearance import warnings_of
 from knee_siglip.imaging.decode.read import ImageError, decode, read_bytes
 from knee_siglip.imaging.fit.transform import Transform
-from knee_siglip.inference.outputs import Counts, Outputs, Part, PartWriter, merge_parts, open_part
+from knee_siglip.inference.outputs import Counts, Outputs, Part, PartWriter, gather_parts, open_part, put_in_place
 from knee_siglip.inference.predictor import Predictor, distinct_queries
 from knee_siglip.inference.rows import ImageRows, Row, carried_names
+from knee_siglip.inference.studies import write_studies
 from knee_siglip.task.task import Labels
 
 OK = "ok"
@@ -41,6 +42,8 @@ BATCHES_AHEAD = 2
 """Batches that wait for a thread or for being written; more would only fill memory."""
 
 SCORES = ("similarity: ", "probability: ")
+LABEL_CELL = -2
+"""Of `_Scorer.cells`: the predicted label, before its probability."""
 
 PROGRESS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
@@ -54,6 +57,8 @@ class Summary:
     seconds: float = 0.0
     computed: int = 0
     """Rows of this process that no earlier, interrupted run had done."""
+    studies: int | None = None
+    """None: the table names none."""
 
     @property
     def failed(self) -> int:
@@ -65,6 +70,7 @@ class Summary:
         predicted = {value: self.done.grades.get(value, 0) for value in self.labels.values}
         rows, failed = self.done.rows, self.done.failed
         counts: dict[str, Any] = {"rows": rows, "ok": rows - failed, "failed": failed}
+        counts |= {} if self.studies is None else {"studies": self.studies}
         return counts | ({self.labels.predicted: predicted} if self.labels else {})
 
     def speed(self) -> dict[str, float]:
@@ -101,7 +107,9 @@ class BatchResult:
 def infer_batch(
     predictor: Predictor, table: ImageRows, queries: Sequence[str], outputs: Outputs, batch_size: int
 ) -> Summary:
-    """Write the results, embeddings and ids of every row of `table`; an unreadable image is a row with its error.
+    """Write the results, embeddings and ids of every row of `table`, and the results of its studies (`studies.py`).
+
+    An unreadable image is a row with its error.
 
     An interrupted run with the same model, table and queries goes on where it was. Under torchrun each process takes a
     part of the rows; the first one puts the files in place and returns the counts of all rows, the others of theirs.
@@ -110,7 +118,7 @@ def infer_batch(
         UserError: the outputs cannot be written, the model is damaged, or the device runs out of memory.
     """
     queries, labels = distinct_queries(queries), predictor.task.labels
-    names = result_columns(queries, labels)
+    names, studies = result_columns(queries, labels), None
     columns = ["img_path", *carried_names(table.columns[1:], ["img_path", *names]), *names]
     part = Part.of_this_process(len(table), batch_size)
     key = _run_key(predictor, table, columns, batch_size, part.ranks)
@@ -126,8 +134,10 @@ def infer_batch(
                 parts = [Part.of(len(table), batch_size, rank, part.ranks) for rank in range(part.ranks)]
                 numbers = [name for name in names if name.startswith(SCORES) or name == labels.probability]
                 writer.close()
-                done = merge_parts(outputs, parts, key, numbers)
-    return Summary(labels, done, time.monotonic() - started, computed)
+                folder, done = gather_parts(outputs, parts, key)
+                studies = write_studies(outputs, folder, names[:-2], scorer.cells)
+                put_in_place(outputs, folder, numbers)
+    return Summary(labels, done, time.monotonic() - started, computed, studies)
 
 
 def _write_all(writer: PartWriter, results: Iterable[BatchResult], total: int) -> None:
@@ -242,12 +252,16 @@ class _Scorer:
         if readable:
             places = list(readable)
             embeds[places] = self.predictor.embed_images(np.stack(list(readable.values())))
-            for place, cells in zip(places, self._cells(embeds[places], counts), strict=True):
-                results[place] = [*cells, images[place].warnings]
+            for place, cells in zip(places, self.cells(embeds[places]), strict=True):
+                results[place] = [*cells, OK, images[place].warnings]
+                if self.predictor.task.labels:
+                    label = cells[LABEL_CELL]
+                    counts.grades[label] = counts.grades.get(label, 0) + 1
         cells_of = [[*cells, *result] for (cells, _), result in zip(rows, results, strict=True)]
         return BatchResult(cells_of, [image.image_id for image in images], embeds, counts)
 
-    def _cells(self, image_embeds: np.ndarray, counts: Counts) -> Iterator[list[str]]:
+    def cells(self, image_embeds: np.ndarray) -> Iterator[list[str]]:
+        """(B, D) of images, or of studies, to the cells of `result_columns` before the status."""
         similarities = image_embeds @ self.query_embeds.T
         probabilities = self.predictor.probabilities(similarities)
         grades = self.predictor.grade_probabilities(image_embeds)
@@ -256,7 +270,5 @@ class _Scorer:
             cells.append(self.queries[int(cosines.argmax())])
             if len(grade):  # the task has labels
                 best = int(grade.argmax())
-                label = self.predictor.task.labels.values[best]
-                counts.grades[label] = counts.grades.get(label, 0) + 1
-                cells += [label, f"{grade[best]:.6f}"]
-            yield [*cells, OK]
+                cells += [self.predictor.task.labels.values[best], f"{grade[best]:.6f}"]
+            yield cells

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -27,8 +27,8 @@ from knee_siglip.core.files import PARTIAL, flush_to_disk, link_or_copy, lock
 
 logger = logging.getLogger(__name__)
 
-RESULTS, EMBEDDINGS, IDS = "results.csv", "embeddings.npy", "embedding_ids.csv"
-PARQUET, JOURNAL, KEY = "results.parquet", "journal.jsonl", "key"
+RESULTS, EMBEDDINGS, IDS, STUDIES = "results.csv", "embeddings.npy", "embedding_ids.csv", "studies.csv"
+JOURNAL, KEY = "journal.jsonl", "key"
 NAMES = (RESULTS, EMBEDDINGS, IDS)
 
 ROWS_AT_RISK = 256
@@ -47,20 +47,21 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 class Outputs:
     """`embeddings`: float16 (N, D), row-aligned with `results`, NaN where the image failed.
 
-    `results`: CSV, or Parquet by its suffix. `ids`: CSV of row (from 0), img_path and image_id (sha256 of the file).
+    `results`, `studies`: CSV, or Parquet by the results' suffix. `ids`: CSV of row (from 0), img_path and image_id
+    (sha256 of the file).
     """
 
     results: Path
     embeddings: Path
     ids: Path
+    studies: Path
 
     @classmethod
     def beside(cls, results: Path) -> Self:
-        """`results.csv` with `embeddings.npy` and `embedding_ids.csv`; for any `NAME.csv` these start with `NAME_`."""
+        """`results.csv` with `embeddings.npy`, `embedding_ids.csv` and `studies.csv`; of `NAME.csv` with `NAME_*`."""
         prefix = "" if results.stem == "results" else f"{results.stem}_"
-        return cls(
-            results, results.with_name(f"{prefix}embeddings.npy"), results.with_name(f"{prefix}embedding_ids.csv")
-        )
+        names = (EMBEDDINGS, IDS, f"studies{results.suffix}")
+        return cls(results, *(results.with_name(prefix + name) for name in names))
 
     @property
     def is_parquet(self) -> bool:
@@ -136,14 +137,11 @@ def open_part(outputs: Outputs, part: Part, key: str, columns: Sequence[str], wi
     """
     folder = outputs.partial / part.folder
     with ExitStack() as stack:
-        try:
-            outputs.partial.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock(outputs.partial / f"lock-{part.rank}", f"writing {outputs.results}", wait=0))
-            _prepare(folder, key)
-            writer = stack.enter_context(PartWriter(folder, part, columns, width, guarded=not outputs.is_parquet))
-            yield writer
-        except OSError as error:
-            raise _refusal(outputs, error) from None
+        stack.enter_context(refusals(outputs))
+        outputs.partial.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock(outputs.partial / f"lock-{part.rank}", f"writing {outputs.results}", wait=0))
+        _prepare(folder, key)
+        yield stack.enter_context(PartWriter(folder, part, columns, width, guarded=not outputs.is_parquet))
 
 
 def _prepare(folder: Path, key: str) -> None:
@@ -216,9 +214,9 @@ class PartWriter:
         first = self.part.start + self.done.rows
         guarded = [[neutral(cell) for cell in row] for row in results] if self.guarded else results
         named = enumerate(zip(guarded, image_ids, strict=True), start=first)
-        self._append(RESULTS, _csv_lines(guarded))
+        self._append(RESULTS, csv_lines(guarded))
         self._append(EMBEDDINGS, image_embeds.astype("<f2").tobytes())
-        self._append(IDS, _csv_lines([[row, neutral(cells[0]), image_id] for row, (cells, image_id) in named]))
+        self._append(IDS, csv_lines([[row, neutral(cells[0]), image_id] for row, (cells, image_id) in named]))
         self.done.add(counts)
         self._pending += counts.rows
         if self._pending >= ROWS_AT_RISK or self.done.rows == len(self.part):
@@ -239,14 +237,15 @@ class PartWriter:
         self._files[NAMES.index(name)].write(data)
 
     def _write_headers(self, columns: Sequence[str], width: int) -> None:
-        self._append(RESULTS, _csv_lines([columns]))
-        self._append(IDS, _csv_lines([["row", "img_path", "image_id"]]))
+        self._append(RESULTS, csv_lines([columns]))
+        self._append(IDS, csv_lines([["row", "img_path", "image_id"]]))
         header: dict[str, Any] = {"descr": "<f2", "fortran_order": False}
         header["shape"] = (self.part.rows if self.part.rank == 0 else len(self.part), width)
         np.lib.format.write_array_header_1_0(self._files[NAMES.index(EMBEDDINGS)], header)
 
 
-def _csv_lines(rows: Sequence[Sequence[Any]]) -> bytes:
+def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Rows as CSV."""
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue().encode("utf-8", "backslashreplace")
@@ -263,12 +262,8 @@ def neutral(cell: str) -> str:
     return cell
 
 
-def merge_parts(outputs: Outputs, parts: Sequence[Part], key: str, numbers: Sequence[str]) -> Counts:
-    """Wait until all processes have done their parts, and put the files in place: results.csv last.
-
-    numbers: columns that a Parquet file holds as float64.
-
-    Returns the counts of all rows.
+def gather_parts(outputs: Outputs, parts: Sequence[Part], key: str) -> tuple[Path, Counts]:
+    """Wait until all processes have done their parts: the folder with the files of all rows, and the rows' counts.
 
     Raises:
         UserError: the system refuses.
@@ -277,20 +272,32 @@ def merge_parts(outputs: Outputs, parts: Sequence[Part], key: str, numbers: Sequ
     total = Counts()
     for part in parts:
         total.add(_wait_for(outputs.partial / part.folder, len(part), key))
-    try:
+    with refusals(outputs):
         for name in NAMES:
             for folder in others:
                 _append_body(first / name, folder / name)
-        if outputs.is_parquet:
-            _write_parquet(first / RESULTS, first / PARQUET, numbers)
-        link_or_copy(first / EMBEDDINGS, outputs.embeddings)
-        link_or_copy(first / IDS, outputs.ids)
-        link_or_copy(first / (PARQUET if outputs.is_parquet else RESULTS), outputs.results)
+    return first, total
+
+
+def put_in_place(outputs: Outputs, folder: Path, numbers: Sequence[str]) -> None:
+    """Put the files of all rows, and of the studies, in place: results.csv last.
+
+    numbers: columns that a Parquet file holds as float64.
+
+    Raises:
+        UserError: the system refuses.
+    """
+    with refusals(outputs):
+        link_or_copy(folder / EMBEDDINGS, outputs.embeddings)
+        link_or_copy(folder / IDS, outputs.ids)
+        for name, target in ((STUDIES, outputs.studies), (RESULTS, outputs.results)):
+            written = folder / name
+            if outputs.is_parquet:
+                written = written.with_suffix(".parquet")
+                _write_parquet(folder / name, written, numbers)
+            link_or_copy(written, target)
         flush_to_disk(outputs.results.parent)
-    except OSError as error:
-        raise _refusal(outputs, error) from None
     shutil.rmtree(outputs.partial, ignore_errors=True)
-    return total
 
 
 def _wait_for(folder: Path, rows: int, key: str) -> Counts:
@@ -345,5 +352,12 @@ def _write_parquet(source: Path, target: Path, numbers: Sequence[str]) -> None:
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
-def _refusal(outputs: Outputs, error: OSError) -> UserError:
-    return UserError(f"cannot write {outputs.results}: {error.strerror or error}; free some space or check the rights")
+@contextmanager
+def refusals(outputs: Outputs) -> Iterator[None]:
+    """What the system refuses while the block runs is a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {outputs.results}: {error.strerror or error}; free some space or check the rights"
+        ) from None

@@ -19,7 +19,7 @@ from knee_siglip.core.files import sha256
 from knee_siglip.imaging.fit.transform import load_pixels
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
-from knee_siglip.model.embedding import embed_pixels, embed_texts, prompt_embeddings
+from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.tasks import saved_task
 from knee_siglip.task.task import Labels, Task
@@ -135,8 +135,18 @@ class Predictor:
         Raises:
             UsageError: there is no query, or one is empty.
         """
+        return self._predictions(self.embed_images(pixels), queries)
+
+    def predict_study(self, pixels: np.ndarray, queries: Sequence[str] | None = None) -> Prediction:
+        """As `predict`, of the images (B, S, S) of one study: by the mean of their embeddings, normalised again.
+
+        Raises:
+            UsageError: there is no query, or one is empty.
+        """
+        return self._predictions(ensemble(self.embed_images(pixels))[None], queries)[0]
+
+    def _predictions(self, image_embeds: np.ndarray, queries: Sequence[str] | None) -> list[Prediction]:
         queries = distinct_queries(self.task.queries if queries is None else queries)
-        image_embeds = self.embed_images(pixels)
         similarities = image_embeds @ self.embed_queries(queries).T
         probabilities, grades = self.probabilities(similarities), self.grade_probabilities(image_embeds)
         predictions = []

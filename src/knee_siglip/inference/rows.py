@@ -17,7 +17,7 @@ from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.core.files import files_below, readable_name, sha256
 from knee_siglip.tables.manifest import MADE_COLUMNS
 from knee_siglip.tables.table import read_table
-from knee_siglip.tables.views import expand_views
+from knee_siglip.tables.views import expand_views, view_columns
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -104,13 +104,18 @@ def carried_names(columns: list[str], taken: list[str]) -> list[str]:
 
 def _read_csv(path: Path) -> ImageRows:
     columns, count = _survey(path)
-    if columns is None:  # the whole table at once: names what is wrong with it, or reads what the survey could not
-        table = expand_views(read_table(path)).table
-        columns, records = list(table.columns), table.to_numpy().tolist()
-        count, iterate = len(records), lambda: iter(records)
-    else:
-        iterate = partial(_records, path)
-    return _located(path, columns, count, iterate, "img_path", path.parent, sha256(path))
+    if columns is None:  # names what is wrong with it, or reads what the survey could not
+        return _read_whole(path)
+    return _located(path, columns, count, partial(_records, path), "img_path", path.parent, sha256(path))
+
+
+def _read_whole(path: Path) -> ImageRows:
+    """The whole table at once; images in columns for each view get a row each."""
+    table = expand_views(read_table(path)).table
+    records = table.to_numpy().tolist()
+    return _located(
+        path, list(table.columns), len(records), lambda: iter(records), "img_path", path.parent, sha256(path)
+    )
 
 
 def _survey(path: Path) -> tuple[list[str] | None, int]:
@@ -128,7 +133,7 @@ def _survey(path: Path) -> tuple[list[str] | None, int]:
         return None, 0
     # without that column the separator may be another one
     is_plain = "img_path" in header and max(Counter(header).values()) == 1 and not any("\0" in name for name in header)
-    return (header, count) if is_plain else (None, 0)
+    return (header, count) if is_plain and not view_columns(header) else (None, 0)
 
 
 def _records(path: Path) -> Iterator[list[str]]:
@@ -142,6 +147,8 @@ def _read_parquet(path: Path, split: str | None) -> ImageRows:
     file = _open_parquet(path)
     columns = list(file.schema_arrow.names)
     is_manifest = {"img_path", "split", *MADE_COLUMNS} <= {*columns}
+    if not is_manifest and view_columns(columns):
+        return _read_whole(path)
     split = split if is_manifest else None
     count = file.metadata.num_rows
     if split:

@@ -51,6 +51,17 @@ class KneeModel:
             return []
         return self.predictor.predict(np.stack([self._pixels(image) for image in images]), queries)
 
+    def predict_study(self, images: Sequence[Image], queries: Sequence[str] | None = None) -> Prediction:
+        """As `predict`, of all images of one study together: one answer, by the mean of their embeddings.
+
+        Raises:
+            ImageError: naming the file that cannot be read.
+            UsageError: there is no image or no query, one is empty, or an array is no grey image.
+        """
+        if not len(images):
+            raise UsageError("a study needs at least one image")
+        return self.predictor.predict_study(np.stack([self._pixels(image) for image in images]), queries)
+
     @property
     def normal(self) -> str:
         """What a phrase is held against by default: a text for an image without any finding."""

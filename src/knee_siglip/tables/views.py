@@ -1,6 +1,7 @@
 """Tables with a column of images for each view, such as `img_path_ap`, read as one row for each image of a study."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +45,10 @@ class ExpandedTable:
         return f"{self.csv_rows[number]} ({self.names[number]})" if number in self.names else str(number)
 
 
-def view_columns(table: pd.DataFrame) -> dict[str, str]:
+def view_columns(columns: Sequence[str]) -> dict[str, str]:
     """Columns of images to what their names say of them, `img_path_ap` to `ap`."""
-    endings = {name: found[1] for name in table.columns if (found := IMAGE_COLUMN.fullmatch(str(name)))}
-    if "img_path" not in table.columns:
+    endings = {name: found[1] for name in columns if (found := IMAGE_COLUMN.fullmatch(str(name)))}
+    if "img_path" not in columns:
         return endings
     return {name: ending for name, ending in endings.items() if ending.casefold() in VIEWS | SIDES}
 
@@ -58,7 +59,7 @@ def expand_views(table: pd.DataFrame) -> ExpandedTable:
     table: text columns, indexed by spreadsheet row. A row without any image keeps one, whose `img_path` is empty.
     Where `study_id` is missing, a placeholder or empty, the row is the study: `row 3`.
     """
-    endings = view_columns(table)
+    endings = view_columns(list(table.columns))
     if not endings:
         return ExpandedTable(table, {}, {})
     shared = table.drop(columns=list(endings))
