@@ -123,6 +123,16 @@ def test_three_readers_vote(tmp_path: Path, knee_siglip: Run) -> None:
     assert "more than half" in (tmp_path / "rows.import.md").read_text()
 
 
+def test_another_sets_labels_are_no_healthy_images(tmp_path: Path, knee_siglip: Run) -> None:
+    """VinDr-PCXR names its tables like VinDr-CXR and has other labels: an image with bronchitis read `No finding.`"""
+    from importing_layouts import picture, write_text
+
+    write_text(tmp_path / "set/image_labels_train.csv", "image_id,rad_ID,No finding,Bronchitis,Pneumonia\na,R1,0,1,0\n")
+    picture(tmp_path / "set/train/a.png")
+    code, _, error = knee_siglip("import", tmp_path / "set", tmp_path / "rows.csv")
+    assert (code, "of the 29 labels of the layout vindr-cxr only 2 are columns" in error) == (1, True), error
+
+
 def test_the_reading_of_project_15_counts(tmp_path: Path, knee_siglip: Run) -> None:
     oai(tmp_path / "oai")
     knee_siglip("import", tmp_path / "oai", tmp_path / "rows.csv")

@@ -119,6 +119,42 @@ def test_a_join_by_named_columns(images: Path, run_import: Import, knee_siglip: 
     assert (code, "texts.csv: there is no column 'ids'" in error, "did you mean 'id'?" in error) == (1, True, True)
 
 
+@pytest.mark.parametrize(
+    ("header", "told_by_columns"),
+    [
+        ("img_path_ap,img_path_lateral,report", [["ap", ""], ["lateral", ""]]),
+        ("FrontalFile,LatFile,report", [["frontal", ""], ["lateral", ""]]),
+        ("left knee,right knee,report", [["", "left"], ["", "right"]]),
+        ("left_ap,right_ap,report", [["ap", "left"], ["ap", "right"]]),
+    ],
+)
+def test_columns_of_images_become_a_row_each_and_one_study(
+    images: Path, tmp_path: Path, run_import: Import, header: str, told_by_columns: list[list[str]]
+) -> None:
+    rows = [f"{p}_L.png,scans/{p}_R.png,Effusion {p}." for p in range(100, 104)]
+    write(images / "t.csv", [header, *rows, "104_L.png,,Normal.", ",,Lost."])
+    table = run_import(images / "t.csv")
+    table = table.reindex(columns=["img_path", "study_id", "view", "side", "impression"], fill_value="")
+    assert table["img_path"].str[-9:].tolist() == [f"{p}_{s}.png" for p in range(100, 104) for s in "LR"] + [
+        "104_L.png"
+    ]
+    assert table[["view", "side"]].values.tolist()[:2] == told_by_columns
+    assert table["study_id"].tolist() == [f"row {2 + row}" for row in (0, 0, 1, 1, 2, 2, 3, 3, 4)]
+    assert told(tmp_path)["dropped"] == {"it names no image": 1}
+    assert "unrolled" in " ".join(told(tmp_path)["notes"])
+
+
+def test_columns_of_images_keep_the_tables_own_studies_and_two_versions_of_an_image_are_not_unrolled(
+    images: Path, run_import: Import
+) -> None:
+    rows = [f"A{p},{p}_L.png,{p}_R.png,Effusion {p}.,frontal" for p in range(100, 104)]
+    table = run_import(write(images / "t.csv", ["accession,AP,LAT,report,view", *rows]))
+    assert table["study_id"].tolist() == [f"A{p}" for p in range(100, 104) for _ in "LR"]
+    assert table[["view", "source_view"]].values.tolist()[:2] == [["ap", "frontal"], ["lateral", "frontal"]]
+    table = run_import(write(images / "t.csv", ["accession,original,windowed,report,view", *rows]))
+    assert (len(table), "study_id" in table) == (4, True)
+
+
 def test_whole_reports_give_their_impression_or_findings(images: Path, tmp_path: Path, run_import: Import) -> None:
     texts = {
         100: "FINAL REPORT\nINDICATION: pain\nFINDINGS: Osteophytes.\nIMPRESSION: Mild OA, {}.",

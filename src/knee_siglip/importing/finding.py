@@ -118,6 +118,10 @@ def _table_rows(tables: Sequence[str], work: Import) -> tuple[Layout, pd.DataFra
     if not options.images and (root := proposals.absolute_root(first)):
         work.images = Files(root)
     given = dict(options.maps)
+    by_view = {} if "img_path" in given else proposals.columns_by_view(first, work.images)
+    if by_view:
+        first = proposals.unroll(first, by_view)
+        outcome.note(f"columns of images were unrolled, one row an image: {', '.join(by_view)}")
     image = given.get("img_path") or proposals.image_column(first, work.images)
     rows = _locate(first, image, work)
     for name in tables[1:]:

@@ -15,6 +15,9 @@ from knee_siglip.importing.outcome import Outcome
 from knee_siglip.tables.sections import impression_of, sections_of
 
 TEXT_FILES = (".txt", ".text", ".md")
+LEAST_LABELS = 0.5
+"""Share of a layout's labels that a table must have: of another set's table the rest would read as healthy."""
+
 HEADINGS_IN = 0.05
 """Share of a column's texts with headings from which it holds whole reports, of which the impression is taken."""
 
@@ -62,7 +65,7 @@ def compose_labels(rows: pd.DataFrame, labels: Labels, outcome: Outcome) -> pd.S
     """`Cardiomegaly, pleural effusion. Possible edema.`; the normal text where nothing is, '' where all is blank.
 
     Raises:
-        UserError: a column is missing.
+        UserError: the column, or most of the columns, are missing.
     """
     if labels.column:
         cells = column(rows, labels.column, "labels").str.strip()
@@ -70,8 +73,13 @@ def compose_labels(rows: pd.DataFrame, labels: Labels, outcome: Outcome) -> pd.S
         texts = [_sentences(names, [], labels) for names in found]
     else:
         names = [name for name in labels.columns if name in rows.columns]
-        if not names:
-            column(rows, labels.columns[0], "labels")
+        if len(names) < LEAST_LABELS * len(labels.columns):
+            missing = ", ".join(name for name in labels.columns if name not in names)
+            raise UserError(
+                f"{outcome.source}: of the {len(labels.columns)} labels of the layout {outcome.layout} only "
+                f"{len(names)} are columns, so it is another set's table; missing are {missing}; describe it by a "
+                "--layout of its own (docs/import.md)"
+            )
         records = rows[names].map(str.strip).itertuples(index=False, name=None)
         texts = [_by_columns(names, cells, labels) for cells in records]
     composed = pd.Series(texts, rows.index, dtype=object)

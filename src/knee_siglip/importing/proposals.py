@@ -6,11 +6,12 @@ from pathlib import Path
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.importing.columns import SIDES, WORKING, grade_of
+from knee_siglip.importing.columns import ROW, SIDES, VIEWS, WORKING, grade_of
 from knee_siglip.importing.files import Files, common_length
 from knee_siglip.importing.layout import Layout, Texts
 from knee_siglip.importing.outcome import Outcome
 from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.tables.views import VIEWS as NAMED_VIEWS
 from knee_siglip.validation.rows import SPLIT_SYNONYMS
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -112,6 +113,42 @@ def image_column(table: pd.DataFrame, files: Files) -> str:
         f"({len(files.images):,} images there){example}; name their folder with --images, or the column with "
         f"--map img_path=COLUMN; the columns are {', '.join(shares)}"
     )
+
+
+def columns_by_view(table: pd.DataFrame, files: Files) -> dict[str, dict[str, str]]:
+    """Columns that each name an image of the row, to what their names tell: `LeftLateral` to its side and view.
+
+    None where fewer than two columns name images, or a name tells neither, or two tell the same.
+    """
+    names = [name for name in table.columns if name not in WORKING]
+    told = {name: _view_and_side(name) for name in names if _share_of_images(table[name], files) >= FOUND_IMAGES}
+    distinct = {tuple(words.items()) for words in told.values() if words}
+    return told if 2 <= len(told) == len(distinct) else {}
+
+
+def unroll(table: pd.DataFrame, columns: dict[str, dict[str, str]]) -> pd.DataFrame:
+    """A row for each image of a row, as `img_path`, `view` and `side`; without a column of studies the row is one.
+
+    A row without images stays one.
+    """
+    named = table[list(columns)].apply(lambda cells: cells.str.strip() != "")
+    shared = table.drop(columns=list(columns))
+    shared = shared.rename(columns={name: f"source_{name}" for name in ("img_path", "view", "side") if name in shared})
+    if not _by_name(shared, "study_id", set()):
+        shared["study_id"] = "row " + shared[ROW]
+    parts = []
+    for place, (name, told) in enumerate(columns.items()):
+        chosen = named[name] | (~named.any(axis=1) if place == 0 else False)
+        parts.append(shared[chosen].assign(img_path=table.loc[chosen, name], **told))
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True).fillna("")
+
+
+def _view_and_side(name: str) -> dict[str, str]:
+    """What a column's name tells of its images: of `img_path_AP` and `apImage` the view ap."""
+    words = [word.casefold() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name) if len(word) > 1]
+    views = [VIEWS.get(word, word) for word in words if word in NAMED_VIEWS or word in VIEWS]
+    sides = [SIDES[word] for word in words if word in SIDES]
+    return ({"view": "_".join(views)} if views else {}) | ({"side": sides[0]} if sides else {})
 
 
 def absolute_root(table: pd.DataFrame) -> Path | None:
