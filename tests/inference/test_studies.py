@@ -84,6 +84,18 @@ def test_a_study_rests_on_the_images_that_could_be_read(run: Run) -> None:
     assert studies["warnings"].tolist() == ["constant_image", ""]
 
 
+def test_study_numbers_that_start_again_with_each_patient_mix_no_patients(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, studies = run("img_path,study_id,patient_id\n0.png,1,A\n240.png,1,B\n120.png,01,a\n0.png,2,A\n")
+    assert studies[["study_id", "patient_id", "images"]].to_numpy().tolist() == [
+        ["1", "A+a", "2"],
+        ["1", "B", "1"],
+        ["2", "A", "1"],
+    ]
+    assert "kept apart by patient" in caplog.text
+
+
 def test_without_studies_there_is_a_header_alone(run: Run) -> None:
     summary, studies = run("img_path\n0.png\n")
     assert len(studies) == 0

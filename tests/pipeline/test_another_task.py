@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from importing_layouts import PATIENTS, mimic_cxr_jpg
 from knee_siglip.cli.train import prepare, train_in
 from knee_siglip.evaluation.evaluate import EvaluateFiles, evaluate
 from knee_siglip.inference.batch import infer_batch
@@ -91,7 +93,12 @@ def run(folder: Path, task: dict[str, Any], row: Any) -> dict[str, Any]:
         Image.fromarray(grey.astype(np.uint8)).save(folder / name)
         rows.append({"img_path": name, "split": split, "patient_id": f"p{number}", **row(number)})
     pd.DataFrame(rows).to_csv(folder / "rows.csv", index=False)
-    params, out = parse_params(SMALL | task), folder / "run"
+    return run_stages(folder / "run", SMALL | task)
+
+
+def run_stages(out: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Run every stage into a folder; the metrics of the test split."""
+    params = parse_params(values)
     prepare(params, out)
     train_in(out, "cpu")
     model = out / "best_model.pt"
@@ -152,6 +159,27 @@ def test_hips_with_three_grades_in_words(project: Path) -> None:
     assert "none no osteoarthritis" in page
     for name in ("evaluation/index.html", "reports/validation/index.html"):
         assert not re.findall(r".{40}(?:knee|kellgren|kl grade).{40}", words(out / name))
+
+
+def test_a_downloaded_set_goes_from_import_to_results_by_study(
+    project: Path, knee_siglip: Callable[..., tuple[int, str, str]]
+) -> None:
+    """The other layouts end at validation: tests/importing; benchmarks/layouts.py runs them all through DVC."""
+    mimic_cxr_jpg(project / "images")
+    code, *_ = knee_siglip("import", "images", "rows.csv", "--split")
+    assert code == 0
+    out = project / "run"
+    metrics = run_stages(out, SMALL | CHEST)
+    manifest = pd.read_parquet(out / "manifest.parquet")
+    assert len(manifest) == 2 * PATIENTS
+    assert manifest.groupby("study_id")["text"].nunique().eq(1).all()
+    tested = manifest[manifest["split"] == "test"]
+    studies = pd.read_csv(out / "studies.csv", dtype=str)
+    assert studies["study_id"].tolist() == tested["study_id"].unique().tolist()
+    assert set(studies["view"]) == {"lateral+pa"}
+    measured = pd.read_parquet(out / "evaluation/studies.parquet")
+    assert measured["images"].tolist() == [2] * len(studies)
+    assert metrics["rows"] == len(tested) == 2 * len(studies)
 
 
 def test_chests_without_grades_and_sides(project: Path) -> None:

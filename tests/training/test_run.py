@@ -13,7 +13,7 @@ from knee_siglip.core.nesting import flatten
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.tables.manifest import read_manifest, write_manifest
-from knee_siglip.tables.text import load_tokenizer
+from knee_siglip.tables.text import load_tokenizer, normalise_text
 from knee_siglip.training import schedule
 from knee_siglip.training.resume import StateSaver
 from knee_siglip.training.run import train
@@ -137,7 +137,40 @@ def test_features_of_a_frozen_tower_are_computed_once_and_give_what_the_tower_gi
     assert "train.augment" not in caplog.text
     train(make_params(seed=1, freeze={"vision": "all"}), files, "cpu")
     assert {file.name: file.stat().st_mtime_ns for file in folder.glob("*.features")} == before
-    assert "train.augment changes nothing" in caplog.text
+    assert "train.augment changes no image" in caplog.text
+
+
+def test_cached_features_keep_the_studies_positives(files, make_params):
+    """A study's other text is a positive, whether the frozen tower's features are cached or computed at each step."""
+    still = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "gamma", "noise"), 0.0)
+    manifest = read_manifest(files.manifest)
+    losses = {}
+    for name, studies in {"none": {}, "all": {"study_id": manifest["split"]}}.items():
+        write_manifest(manifest.assign(**studies), files.manifest)
+        for cached in (False, True):
+            train(make_params(freeze={"vision": "all"}, augment=still, cache_frozen_features=cached), files, "cpu")
+            losses[name, cached] = report(files)["val.loss"]
+    assert losses["all", True] == pytest.approx(losses["all", False], rel=1e-4)
+    assert losses["none", True] == pytest.approx(losses["none", False], rel=1e-4)
+    assert losses["all", True] != pytest.approx(losses["none", True], rel=1e-2)
+
+
+def test_sentences_that_change_are_another_training_and_texts_of_one_sentence_stay(files, make_params, caplog):
+    manifest = read_manifest(files.manifest)
+    several = manifest["text"] + ". Some sclerosis. Subchondral cysts."
+    found = {}
+    write_manifest(manifest.assign(impression=several, text=several.map(normalise_text)), files.manifest)
+    for name in (None, "sentence_shuffle", "sentence_drop"):
+        train(make_params(augment={name: 0.5} if name else {}), files, "cpu")
+        found[name] = report(files)["train.loss"]
+    assert len(set(found.values())) == 3
+    assert "no training text has sentences" not in caplog.text
+    write_manifest(manifest.assign(impression=manifest["text"]), files.manifest)
+    train(make_params(augment={}), files, "cpu")
+    plain = report(files)["train.loss"]
+    train(make_params(augment={"sentence_drop": 0.5}), files, "cpu")
+    assert report(files)["train.loss"] == plain
+    assert "no training text has sentences" in caplog.text
 
 
 def test_a_partly_frozen_tower_trains_its_last_blocks_only(files, make_params):

@@ -6,6 +6,7 @@ row without a study is one of its own. A table without studies gives the header 
 """
 
 import csv
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import pandas as pd
 
 from knee_siglip.inference.outputs import EMBEDDINGS, RESULTS, STUDIES, Outputs, csv_lines, neutral, refusals
 from knee_siglip.model.embedding import ensemble
-from knee_siglip.tables.ids import known_ids
+from knee_siglip.tables.ids import id_keys, known_ids
 from knee_siglip.tables.manifest import number_groups
+
+logger = logging.getLogger(__name__)
 
 Score = Callable[[np.ndarray], Iterator[list[str]]]
 """(B, D) L2-normalised embeddings to the cells of their results."""
@@ -46,7 +49,7 @@ def write_studies(outputs: Outputs, folder: Path, scored: Sequence[str], score: 
         used = [name for name in READ if name in columns]
         rows = pd.read_csv(folder / RESULTS, usecols=used, dtype=str, keep_default_na=False)
         rows["study_id"] = known_ids(rows["study_id"])
-        groups = _groups(number_groups(rows, "study_id"))
+        groups = _groups(number_groups(rows.assign(study=_apart(rows)), "study"))
         embeds = np.load(folder / EMBEDDINGS, mmap_mode="r")
         for start in range(0, len(groups), STUDIES_AT_ONCE):
             part = groups[start : start + STUDIES_AT_ONCE]
@@ -71,6 +74,22 @@ def _lines(
         cells = next(scores) if len(found) else [""] * width
         warnings = " ".join(dict.fromkeys(" ".join(images["warnings"]).split()))
         yield [images["study_id"].iloc[0], *told, str(len(found)), paths, *cells, status, warnings]
+
+
+def _apart(rows: pd.DataFrame) -> pd.Series:
+    """The ids of the studies, with the patient's where several patients have one: images of two are never mixed."""
+    if "patient_id" not in rows:
+        return rows["study_id"]
+    studies, patients = id_keys(rows["study_id"]), id_keys(rows["patient_id"])
+    counts = patients[patients != ""].groupby(studies).nunique()
+    shared = set(counts.index[counts > 1]) - {""}
+    if shared:
+        logger.warning(
+            "studies of several patients have one study_id (%d of them, %r for example) and are kept apart by patient",
+            len(shared),
+            sorted(shared)[0],
+        )
+    return rows["study_id"].where(~studies.isin(shared), studies + " of " + patients)
 
 
 def _groups(numbers: np.ndarray) -> list[np.ndarray]:

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from knee_siglip.pairs.sentences import TextVersions
 
 Order = TypeVar("Order", np.ndarray, list[str])
 
@@ -73,6 +76,7 @@ class PairDataset:
         input_ids: (U, L) tokens of the distinct texts.
         text_ids: (N,) which of the distinct texts each row has.
         study_ids: (N,) equal for images of one study, which share what is said of any of them.
+        text_versions: of the distinct texts, for training.
     """
 
     def __init__(
@@ -82,9 +86,10 @@ class PairDataset:
         input_ids: Tensor,
         text_ids: np.ndarray,
         study_ids: np.ndarray | None = None,
+        text_versions: "TextVersions | None" = None,
     ) -> None:
         assert len(rows) == len(text_ids)
-        self.pixels, self.rows = pixels, rows
+        self.pixels, self.rows, self.text_versions = pixels, rows, text_versions
         self.input_ids = _narrowed(input_ids)
         # studies of one image each match nothing more than the texts do
         studies = [] if study_ids is None or len(np.unique(study_ids)) == len(rows) else [study_ids]

@@ -242,10 +242,11 @@ class GradientCheckpointingParams(Section):
 
 
 class AugmentParams(Section):
-    """Largest random changes of the training images; 0 turns one off.
+    """Largest random changes of the training images and probabilities of those of the texts; 0 turns one off.
 
     `rotation` in degrees; `shift` and `scale` as a share of the side; `brightness`, `contrast` and `noise` as a share
-    of the grey range; `gamma` as the log of the exponent.
+    of the grey range; `gamma` as the log of the exponent. `sentence_shuffle`: probability that a text's sentences
+    change their order; `sentence_drop`: that one is left out (`pairs/sentences.py`).
     """
 
     rotation: NonNegativeFloat = 5.0
@@ -255,6 +256,16 @@ class AugmentParams(Section):
     contrast: Fraction = 0.1
     gamma: Fraction = 0.1
     noise: Fraction = 0.02
+    sentence_shuffle: Fraction = 0.0
+    sentence_drop: Fraction = 0.0
+
+    def sentences(self) -> bool:
+        """Whether texts are changed."""
+        return bool(self.sentence_shuffle or self.sentence_drop)
+
+    def images(self) -> bool:
+        """Whether images are changed."""
+        return any(value for name, value in self.model_dump().items() if not name.startswith("sentence"))
 
 
 class WarmUpParams(Section):

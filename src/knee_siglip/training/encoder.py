@@ -12,6 +12,7 @@ from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.pairs.augmentation import augment
 from knee_siglip.pairs.batches import Batch, send
 from knee_siglip.pairs.randomness import sample_keys
+from knee_siglip.pairs.sentences import TextVersions
 from knee_siglip.params.sections import AugmentParams
 
 Embeds = tuple[Tensor, Tensor]
@@ -50,10 +51,18 @@ class PairEncoder(nn.Module):
     Args:
         dtype: autocast type; None computes in the weights' own.
         augment_params: largest random changes of training images.
+        text_versions: of the training texts, of which each step picks one; None: they stay as they are.
     """
 
-    def __init__(self, model: KneeRadDinoSigLIPModel, dtype: torch.dtype | None, augment_params: AugmentParams) -> None:
+    def __init__(
+        self,
+        model: KneeRadDinoSigLIPModel,
+        dtype: torch.dtype | None,
+        augment_params: AugmentParams,
+        text_versions: TextVersions | None = None,
+    ) -> None:
         super().__init__()
+        self.text_versions = text_versions
         self.model, self.dtype, self.augment_params = model, dtype, augment_params
         self._values = torch.empty(0)
         self._image_dropout = use_sample_dropout(model.vision)
@@ -84,7 +93,7 @@ class PairEncoder(nn.Module):
     def inputs(self, local: LocalBatch, rows: slice) -> tuple[Tensor, ...]:
         """Arguments of `forward` for some rows of a local batch; a text that several rows share is encoded once.
 
-        In training mode each image is augmented by its own key, whatever it is encoded with.
+        In training mode each image and text is augmented by its own key, whatever it is encoded with.
         """
         batch, device = local.batch, local.batch.pixels.device
         if rows.stop <= rows.start:
@@ -98,6 +107,8 @@ class PairEncoder(nn.Module):
             pixels = augment(pixels, self.augment_params, image_keys)
         is_whole = len(distinct) == len(batch.input_ids)
         input_ids = batch.input_ids if is_whole else batch.input_ids[send(distinct, device)]
+        if self.training and self.text_versions:
+            input_ids = self.text_versions.pick(input_ids, batch.distinct[distinct], text_keys)
         return pixels, input_ids, send(places, device), image_keys, text_keys
 
     def _stand_in(self, batch: Batch) -> tuple[Tensor, ...]:

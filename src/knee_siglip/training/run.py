@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import Interrupted, UserError
@@ -21,6 +23,7 @@ from knee_siglip.model.build import build_model
 from knee_siglip.model.checkpoint import Checkpoint, save_checkpoint, start_from
 from knee_siglip.model.device import autocast_dtype, place
 from knee_siglip.pairs.batches import PairDataset, Pixels
+from knee_siglip.pairs.sentences import VERSIONS, TextVersions, text_versions
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.sections import Params, TrainParams
 from knee_siglip.store.pixels import CachedPixels, open_pixels
@@ -112,7 +115,7 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     seen: Pixels = pixels
     if params.train.freeze.vision == "all" and params.train.cache_frozen_features:
         seen = _features(params, checkpoint, pixels, manifest, np.concatenate([train_rows, val_rows]))
-    train_set = _pairs(manifest, seen, train_rows, checkpoint)
+    train_set = _pairs(manifest, seen, train_rows, checkpoint, params)
     val_set = _pairs(manifest, seen, val_rows, checkpoint)
     return Job(params, files, ranks, device, manifest, checkpoint, train_set, val_set)
 
@@ -260,18 +263,40 @@ def _rows(manifest: pd.DataFrame, split: str) -> np.ndarray:
     return rows
 
 
-def _pairs(manifest: pd.DataFrame, pixels: Pixels, rows: np.ndarray, checkpoint: Checkpoint) -> PairDataset:
-    text_ids, texts = pd.factorize(manifest["text"].iloc[rows])
-    input_ids = tokenize(checkpoint.tokenizer, texts.tolist(), checkpoint.max_text_length, checkpoint.position_count)
-    return PairDataset(pixels, rows, input_ids, text_ids, number_groups(manifest.iloc[rows], "study_id"))
+def _pairs(
+    manifest: pd.DataFrame, pixels: Pixels, rows: np.ndarray, checkpoint: Checkpoint, params: Params | None = None
+) -> PairDataset:
+    """The pairs of some rows; params: of training, whose texts change."""
+    split = manifest.iloc[rows]
+    text_ids, texts = pd.factorize(split["text"])
+    input_ids = _tokens(texts.tolist(), checkpoint)
+    versions = None
+    if params and params.train.augment.sentences() and "impression" in split:
+        first = np.unique(text_ids, return_index=True)[1]  # normalised texts have no sentences any more
+        versions = _text_versions(split["impression"].iloc[first].tolist(), checkpoint, params)
+    return PairDataset(pixels, rows, input_ids, text_ids, number_groups(split, "study_id"), versions)
+
+
+def _text_versions(impressions: Sequence[str], checkpoint: Checkpoint, params: Params) -> TextVersions | None:
+    changes = params.train.augment
+    texts, places = text_versions(impressions, changes.sentence_shuffle, changes.sentence_drop, params.seed)
+    if not texts:
+        logger.warning("train.augment: no training text has sentences that may change their order or be left out")
+        return None
+    input_ids = _tokens(texts, checkpoint)
+    return TextVersions(input_ids.view(-1, VERSIONS, input_ids.shape[1]), places)
+
+
+def _tokens(texts: Sequence[str], checkpoint: Checkpoint) -> Tensor:
+    return tokenize(checkpoint.tokenizer, texts, checkpoint.max_text_length, checkpoint.position_count)
 
 
 def _features(
     params: Params, checkpoint: Checkpoint, pixels: CachedPixels, manifest: pd.DataFrame, rows: np.ndarray
 ) -> Pixels:
-    if any(params.train.augment.model_dump().values()):
+    if params.train.augment.images():
         logger.warning(
-            "the image encoder is frozen and its features are computed once, so train.augment changes nothing; "
+            "the image encoder is frozen and its features are computed once, so train.augment changes no image; "
             "set train.cache_frozen_features: false to compute them from augmented images at every step"
         )
     model = checkpoint.model

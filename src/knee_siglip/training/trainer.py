@@ -80,7 +80,7 @@ class Trainer:
         micro_batch_size = math.ceil(params.batch_size / self.ranks.size) if fixed == "auto" else fixed
         self.dtype = autocast_dtype(params.mixed_precision, device)
         accelerate(model, params, device)
-        self.encoder = PairEncoder(model, self.dtype, params.augment)
+        self.encoder = PairEncoder(model, self.dtype, params.augment, train_set.text_versions)
         self.gradient_cache = GradientCache(self.encoder, self.ranks, micro_batch_size)
         self.optimizer = build_optimizer(model, params)
         self.schedule = build_schedule(self.optimizer, self.budget.total_steps, params.warmup_ratio, params.schedule)
