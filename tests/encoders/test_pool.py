@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from knee_siglip.encoders.dinov2 import Dinov2Encoder
+from knee_siglip.encoders.dinov2 import Dinov2Encoder, embed_by_product
 from knee_siglip.encoders.siglip_text import SiglipTextEncoder
 from library import library_tower, new_library_tower
 
@@ -101,3 +102,22 @@ def test_a_grey_image_needs_one_channel(make_model, stds):
     assert model.normalise_grey(pixels).shape == (3, 1, 56, 56)
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)  # the mean and std are stored in float32
+
+
+def test_a_gpus_matrix_product_over_patches_is_the_convolution():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    pixels, weight, bias, cls, positions = (
+        draw(3, 2, 42, 42),
+        draw(8, 2, 14, 14),
+        draw(8),
+        draw(1, 1, 8),
+        draw(1, 10, 8),
+    )
+    patches = F.conv2d(pixels, weight, bias, stride=14).flatten(2).transpose(1, 2)
+    expected = torch.cat([cls.expand(3, -1, -1), patches], dim=1) + positions
+    found = embed_by_product(pixels, weight, bias, cls, positions, torch.float64)
+    torch.testing.assert_close(found, expected)

@@ -9,6 +9,7 @@ from torch.optim import AdamW
 from torch.overrides import TorchFunctionMode
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.training import finite
 from knee_siglip.training.finite import FiniteGuard
 
 NAN, INF = math.nan, math.inf
@@ -100,6 +101,40 @@ def test_all_steps_since_the_last_flush_come_in_one_transfer():
     assert [kept.skipped for kept in records] == [False, False, False, True, False]
     assert {kept.accuracy for kept in records} == {0.5}
     assert guard.flush() == []
+
+
+def test_on_a_cpu_a_poll_reports_all_steps():
+    guard = make_guard()
+    record(guard, 0, 1.0)
+    assert [kept.step for kept in guard.poll()] == [0]
+    assert guard.poll() == guard.flush() == []
+
+
+def test_on_a_gpu_a_poll_reports_the_steps_before_the_last_one_and_a_flush_the_rest(monkeypatch):
+    """The host never waits for what was started since."""
+    waits = []
+
+    class Event:
+        def __init__(self):
+            self.number = len(events)
+            events.append(self)
+
+        def synchronize(self):
+            waits.append(self.number)
+
+    events: list[Event] = []
+    monkeypatch.setattr(finite, "_to_host", lambda values: (values, Event()))
+    guard = make_guard()
+    reported = []
+    for step in range(6):
+        record(guard, step, float(step))
+        if step % 2:
+            reported.append([kept.loss for kept in guard.poll()])
+    assert reported == [[], [0.0, 1.0], [2.0, 3.0]]
+    assert waits == [0, 1]
+    record(guard, 6, 6.0)
+    assert [kept.loss for kept in guard.flush()] == [4.0, 5.0, 6.0]
+    assert guard.state_dict() == {"figures": [], "rows": []}
 
 
 def test_figures_are_those_of_their_own_step_whatever_their_precision():

@@ -251,7 +251,7 @@ def embed_by_product(
     """CLS token (1, 1, W) and patches of (B, C, S, S) pixels, with the positions (1, 1 + N, W) added: (B, 1 + N, W).
 
     weight: (W, C, P, P). One matrix product over the patches and a patch of zeros, which becomes the CLS token. On a
-    GPU it takes a tenth of the time of cuDNN's convolution, which rearranges its tensors, and joins nothing afterwards.
+    GPU cuDNN's convolution takes several times as long, most of it to rearrange its tensors.
     """
     patch = weight.shape[2]
     grid = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, rows, P, columns, P)

@@ -52,6 +52,15 @@ class SkippedStep:
     rows: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Transfer:
+    """Values (N, 5) of N steps on their way to the host; `arrived` is None where they are there."""
+
+    steps: list[tuple[int, np.ndarray]]  # number, and rows of the group
+    values: Tensor
+    arrived: torch.cuda.Event | None
+
+
 class FiniteGuard:
     """Skips steps that are not finite, on the device, and stops the run when there are too many.
 
@@ -61,7 +70,8 @@ class FiniteGuard:
         optimizer.step()            # fused AdamW leaves everything as it was where found_inf is 1
         guard.record(step, rows, loss, accuracy, gradient_norm, optimizer.found_inf)
 
-    Every few steps, and before the run's state is saved, `flush` waits once and reports. Under fp16 add
+    Every few steps `poll` reports, a call later on a GPU, so that neither waits for the other; `flush` waits and
+    reports everything, at the end of a round and before the run's state is saved. Under fp16 add
     `scaler.unscale_(optimizer)` before and `scaler.update()` after, but not `scaler.step`, which would overwrite
     found_inf with the scaler's own.
 
@@ -76,6 +86,7 @@ class FiniteGuard:
         self.max_skipped, self.dump, self.describe = max_skipped, dump, describe
         self.skipped: list[SkippedStep] = []
         self._pending: list[tuple[int, np.ndarray, Tensor]] = []  # step, rows, its values on the device
+        self._sent: list[_Transfer] = []
 
     @staticmethod
     def check(loss: Tensor, gradient_norm: Tensor) -> Tensor:
@@ -103,35 +114,61 @@ class FiniteGuard:
         # float64 holds the values of any precision
         self._pending.append((step, rows, torch.stack([value.detach().to(torch.float64) for value in values])))
 
+    def poll(self) -> list[StepRecord]:
+        """The steps before the previous call, oldest first, and those since where that needs no wait: on a CPU.
+
+        A device that the host waits for has nothing to do until the host has prepared its next step.
+
+        Raises:
+            UserError: see `flush`.
+        """
+        count = len(self._sent)
+        self._send()
+        return self._read(len(self._sent) if all(sent.arrived is None for sent in self._sent) else count)
+
     def flush(self) -> list[StepRecord]:
-        """The steps since the last call, oldest first, in one transfer from the device.
+        """The steps that were not reported yet, oldest first; waits for the device.
 
         Raises:
             UserError: more than `max_skipped` steps were skipped; the dump is written.
         """
+        self._send()
+        return self._read(len(self._sent))
+
+    def _send(self) -> None:
+        """Start the transfer of the pending steps' values."""
         pending, self._pending = self._pending, []
         if not pending:
-            return []
+            return
+        values, arrived = _to_host(torch.stack([values for _, _, values in pending]))
+        self._sent.append(_Transfer([(step, rows) for step, rows, _ in pending], values, arrived))
+
+    def _read(self, count: int) -> list[StepRecord]:
+        """Records of the first transfers."""
+        read, self._sent = self._sent[:count], self._sent[count:]
         records = []
-        by_step = torch.stack([values for _, _, values in pending]).tolist()
-        for (step, rows, _), (loss, accuracy, norm, found_inf, loss_scale) in zip(pending, by_step, strict=True):
-            skipped = found_inf > 0
-            overflow = skipped and math.isfinite(loss) and loss_scale > 1
-            records.append(StepRecord(step, loss, accuracy, norm, skipped, overflow))
-            if skipped and not overflow:
-                self._count(SkippedStep(step, loss, norm, rows))
+        for transfer in read:
+            if transfer.arrived is not None:
+                transfer.arrived.synchronize()
+            for (step, rows), values in zip(transfer.steps, transfer.values.tolist(), strict=True):
+                loss, accuracy, norm, found_inf, loss_scale = values
+                skipped = found_inf > 0
+                overflow = skipped and math.isfinite(loss) and loss_scale > 1
+                records.append(StepRecord(step, loss, accuracy, norm, skipped, overflow))
+                if skipped and not overflow:
+                    self._count(SkippedStep(step, loss, norm, rows))
         return records
 
     def state_dict(self) -> dict[str, Any]:
         """The steps skipped so far, in types that load with `weights_only`; call `flush` before."""
-        assert not self._pending, "flush before the state is saved"
+        assert not [*self._pending, *self._sent], "flush before the state is saved"
         rows = [torch.from_numpy(np.array(skipped.rows, dtype=np.int64)) for skipped in self.skipped]
         figures = [(skipped.step, skipped.loss, skipped.gradient_norm) for skipped in self.skipped]
         return {"figures": figures, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._pending = []
+        self._pending, self._sent = [], []
         self.skipped = [
             SkippedStep(step, loss, gradient_norm, rows.numpy())
             for (step, loss, gradient_norm), rows in zip(state["figures"], state["rows"], strict=True)
@@ -175,6 +212,17 @@ class FiniteGuard:
             for skipped in self.skipped
         ]
         write_json(path, {"max_skipped_steps": self.max_skipped, "skipped": steps})
+
+
+def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Values on the host, and the event after which they are there if they come from a GPU."""
+    if not values.is_cuda:
+        return values, None
+    on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    on_host.copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return on_host, arrived
 
 
 def _plain(value: float) -> float | str:

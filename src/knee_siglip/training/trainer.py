@@ -36,7 +36,7 @@ from knee_siglip.training.throughput import Throughput, pair_flops, peak_flops, 
 from knee_siglip.training.unlabelled.warm_up import warm_up
 
 LOG_EVERY_STEPS = 10
-"""How often the host waits for the device to show its metrics."""
+"""How often metrics are shown: on a GPU those of so many steps ago, which the host need not wait for."""
 
 Log = Callable[[dict[str, float], int], None]
 
@@ -93,6 +93,7 @@ class Trainer:
         self.step = 0
         self.learning_rate = 0.0
         self.records: list[StepRecord] = []  # of this round
+        self._rates: dict[int, float] = {}  # by step, since the last flush
         self._pair_flops: tuple[int, int] | None = None
 
     def fit(self) -> History:
@@ -158,7 +159,7 @@ class Trainer:
     def train_step(self, batch: Batch, group: np.ndarray) -> None:
         """One optimizer step on one contrastive group; `batch` is the part that this process encodes."""
         # Schedule
-        self.learning_rate = float(self.schedule.get_last_lr()[0])
+        self.learning_rate = self._rates[self.step] = float(self.schedule.get_last_lr()[0])
 
         # Encode: in pieces that fit into memory
         local = LocalBatch(batch, len(group), math.ceil(len(group) / self.ranks.size), self.seed, self.step)
@@ -196,7 +197,7 @@ class Trainer:
         if self.ema:
             self.ema.update()
 
-        # Log: values stay on the device until the next flush, the only time the host waits
+        # Log: values stay on the device until they are shown; the host waits at the end of a round alone
         rows = self.train_set.rows[group]
         self.guard.record(self.step, rows, loss, accuracy, gradient_norm, found_inf, loss_scale)
         self.step += 1
@@ -297,13 +298,18 @@ class Trainer:
     def _flush(self) -> None:
         """Wait for the device and read the steps' metrics."""
         self.records += self.guard.flush()
+        self._rates.clear()
         self.throughput.lap()
 
     def _show(self, progress: Progress, bar: TaskID) -> None:
-        self._flush()
-        last, rate = self.records[-1], self.learning_rate
+        arrived = self.guard.poll()
+        self.records += arrived
+        if not arrived:
+            return
+        last = arrived[-1]
+        rate = self._rates[last.step]
         metrics = {"train.step_loss": last.loss, "train.gradient_norm": last.gradient_norm, "learning_rate": rate}
-        self.log(metrics, self.step)
+        self.log(metrics, last.step + 1)
         shown = f"loss {last.loss:.3f}  accuracy {last.accuracy:.2f}  lr {rate:.1e}"
         done = self.step - self.budget.end_of_round(len(self.history.rounds))
         progress.update(bar, completed=done, shown=shown)
