@@ -114,6 +114,7 @@ def test_every_stage_leaves_its_files(clone):
         "reports/validation/index.html",
         "reports/metrics.json",
         "reports/inference/results.csv",
+        "reports/inference/studies.csv",
         "reports/inference/embeddings.npy",
     ):
         assert (clone.folder / name).stat().st_size > 0, name
