@@ -76,7 +76,8 @@ def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
     Raises:
         UsageError: naming the key, its value and what to do.
     """
-    for key, value in (("data.csv", params.data.csv), ("data.images", params.data.images)):
+    named = {"data.csv": params.data.csv, "data.images": params.data.images, "infer.images": params.infer.images}
+    for key, value in named.items():
         # the sample is drawn by a stage of its own
         if not Path(value).is_relative_to(SAMPLE) and not Path(value).exists():
             raise UsageError(

@@ -399,10 +399,11 @@ class EvaluateParams(Section):
 class InferParams(Section):
     """`csv_path`: a CSV with `img_path`, or the manifest (rows of `split`). Without `queries` the task's are used.
 
-    `precision`: of the towers, as in `evaluate`.
+    `images`: the folder of an own CSV's images, which DVC watches. `precision`: of the towers, as in `evaluate`.
     """
 
     csv_path: Filled = "data/validated/manifest.parquet"
+    images: Filled = "data/sample/images"
     split: Literal["train", "val", "test"] = "test"
     batch_size: PositiveInt = 64
     precision: EmbeddingPrecision = "auto"
