@@ -41,11 +41,9 @@ def test_images_that_dvc_does_not_watch_are_warned_of(
     stage: Callable[[], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage()
-    remedy = f"name their folder: -S infer.images={tmp_path}"
-    assert f"warning: images outside infer.images = data/sample/images: 2. When they change under an unchanged CSV, " in (
-        told := capsys.readouterr().err
-    )
-    assert remedy in told
+    told = capsys.readouterr().err
+    assert "warning: images outside infer.images = data/sample/images: 2. When they change under an" in told
+    assert f"name their folder: -S infer.images={tmp_path}" in told
     params = tmp_path / "params.yaml"
     params.write_text(params.read_text().replace("csv_path: in.csv", f"csv_path: in.csv, images: {tmp_path}"))
     stage()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from knee_siglip.core.errors import EXIT_FAILED, UsageError, UserError
+from knee_siglip.core.inputs import check_inputs_undamaged
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -44,12 +45,13 @@ def run_stage(main: Callable[[], None]) -> None:
     """Run `main` of a stage or a command and exit with its code.
 
     A `UserError`, a refusal of the disk (`REFUSALS`) and Ctrl-C become one line on stderr, without a traceback. In a
-    DVC stage the process ends with the `dvc` that started it. New files are for their owner alone (`UMASK`): pixels,
-    impressions and results are data of patients.
+    DVC stage the process ends with the `dvc` that started it, and does not start on damaged inputs. New files are for
+    their owner alone (`UMASK`): pixels, impressions and results are data of patients.
     """
     die_with_dvc()
     try:
         _keep_private()
+        check_inputs_undamaged()
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
