@@ -22,7 +22,7 @@ def check_inputs_undamaged() -> None:
         UserError: naming the first that differs.
     """
     stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
-    if not stage or not LOCK_FILE.is_file():
+    if not stage or not LOCK_FILE.is_file() or os.environ.get("RANK", "0") != "0":  # one look for all of a torchrun
         return
     stages = _read_lock()
     read = [Path(dep["path"]) for dep in stages.get(stage, {}).get("deps", [])]
