@@ -41,7 +41,8 @@ class Ended:
     @property
     def last_line(self) -> str:
         """Of what it said."""
-        return self.said.strip().splitlines()[-1] if self.said.strip() else ""
+        last = self.said.strip().splitlines()[-1] if self.said.strip() else ""
+        return last if self.code == 0 else f"{last} (exit code {self.code})"
 
 
 class Process:
