@@ -68,6 +68,19 @@ def test_what_the_stage_does_not_read_is_not_hashed(project: Path, monkeypatch: 
     check_inputs_undamaged()
 
 
+def test_what_an_orphan_left_unfinished_in_the_outs_goes_and_other_work_stays(project: Path) -> None:
+    (project / "model.pt.0123456789ab.partial").write_bytes(b"half")
+    (project / "live/plots.0123456789ab.partial").mkdir(parents=True)
+    (project / "results.csv.partial").mkdir()
+    lock = json.loads((project / "dvc.lock").read_text())
+    lock["stages"]["train"]["outs"] += [{"path": "live", "hash": "md5", "md5": "x"}, {"path": "results.csv"}]
+    (project / "dvc.lock").write_text(json.dumps(lock))
+    check_inputs_undamaged()
+    left = {path.name for path in project.rglob("*")}
+    assert not {"model.pt.0123456789ab.partial", "plots.0123456789ab.partial"} & left
+    assert "results.csv.partial" in left
+
+
 def test_a_missing_input_is_left_to_the_stage(project: Path) -> None:
     (project / "manifest.parquet").unlink()
     check_inputs_undamaged()

@@ -7,16 +7,20 @@ therefore compares the outs that it reads with the hashes in dvc.lock before it 
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import PARTIAL
 
 LOCK_FILE = Path("dvc.lock")
 
 
 def check_inputs_undamaged() -> None:
     """In a DVC stage, compare what it reads of other stages' outs with dvc.lock; elsewhere nothing happens.
+
+    Unfinished files in its own outs go: DVC has removed these, but one that lost its `dvc` may have written since.
 
     Raises:
         UserError: naming the first that differs.
@@ -25,6 +29,8 @@ def check_inputs_undamaged() -> None:
     if not stage or not LOCK_FILE.is_file() or os.environ.get("RANK", "0") != "0":  # one look for all of a torchrun
         return
     stages = _read_lock()
+    for out in stages.get(stage, {}).get("outs", []):
+        _remove_unfinished(Path(out["path"]))
     read = [Path(dep["path"]) for dep in stages.get(stage, {}).get("deps", [])]
     for writer, entry in stages.items():
         for out in entry.get("outs", []):
@@ -46,6 +52,12 @@ def _read_lock() -> dict[str, Any]:
         return {name: entry for name, entry in content["stages"].items() if isinstance(entry, dict)}
     except Exception:  # DVC, which started this stage, has read it and rewrites it whole
         return {}
+
+
+def _remove_unfinished(out: Path) -> None:
+    """What a killed `atomic_file` or `atomic_folder` has left in an out, or beside it."""
+    for path in (*out.rglob(f"*.*{PARTIAL}"), *out.parent.glob(f"{out.name}.*{PARTIAL}")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _md5(path: Path) -> str:
