@@ -343,7 +343,7 @@ def _die_before_merging() -> None:
     from knee_siglip.inference import batch, outputs
 
     outputs.ROWS_AT_RISK = 8
-    batch.merge_parts = lambda *_: faults.die()
+    batch.gather_parts = lambda *_: faults.die()
 
 
 def _sleep(seconds: float) -> None:

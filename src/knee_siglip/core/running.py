@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from knee_siglip.core.cells import printable
 from knee_siglip.core.errors import EXIT_FAILED, UsageError, UserError
 from knee_siglip.core.files import lock
 from knee_siglip.core.inputs import check_inputs_undamaged
@@ -61,7 +62,7 @@ def run_stage(main: Callable[[], None]) -> None:
             check_inputs_undamaged()
             main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on with what is done", file=sys.stderr)
@@ -69,7 +70,7 @@ def run_stage(main: Callable[[], None]) -> None:
     except Exception as error:
         if not (sentence := refusal(error)):
             raise
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {printable(sentence)}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
 
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from knee_siglip.core.cells import defanged
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import PARTIAL, flush_to_disk, link_or_copy, lock
 
@@ -42,7 +43,6 @@ ROWS_IN_GROUP = 65_536
 
 POLL_SECONDS = 0.2
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet runs such a cell. Source: OWASP, CSV Injection."""
 
 
@@ -233,11 +233,11 @@ class PartWriter:
         """Append B rows: `results` starts with img_path; `image_embeds` (B, D); `counts` of these rows."""
         assert len(results) == len(image_ids) == len(image_embeds) == counts.rows
         first = self.part.start + self.done.rows
-        guarded = [[neutral(cell) for cell in row] for row in results] if self.guarded else results
-        named = enumerate(zip(guarded, image_ids, strict=True), start=first)
+        guarded = [[defanged(cell) for cell in row] for row in results] if self.guarded else results
+        named = enumerate(zip(results, image_ids, strict=True), start=first)
         self._append(RESULTS, csv_lines(guarded))
         self._append(EMBEDDINGS, image_embeds.astype("<f2").tobytes())
-        self._append(IDS, csv_lines([[row, neutral(cells[0]), image_id] for row, (cells, image_id) in named]))
+        self._append(IDS, csv_lines([[row, defanged(cells[0]), image_id] for row, (cells, image_id) in named]))
         self.done.add(counts)
         self._pending += counts.rows
         if self._pending >= ROWS_AT_RISK or self.done.rows == len(self.part):
@@ -276,17 +276,6 @@ def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue().encode("utf-8", "backslashreplace")
-
-
-def neutral(cell: str) -> str:
-    """A text that a spreadsheet would run as a formula, behind an apostrophe; numbers stay."""
-    if not cell.startswith(FORMULA_STARTS):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
 
 
 def gather_parts(outputs: Outputs, parts: Sequence[Part], key: str) -> tuple[Path, Counts]:
