@@ -8,6 +8,7 @@ speed.json.
 An unreadable image is a row with its error in `status` and is counted as `failed`; the stage ends well.
 """
 
+import sys
 from pathlib import Path
 
 from knee_siglip.core import paths
@@ -26,9 +27,14 @@ def main() -> None:
     from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.predictor import Predictor
     from knee_siglip.inference.rows import read_rows
+    from knee_siglip.tables.watched import outside_images
     from knee_siglip.tracking.tracker import attach_tracker
 
     table = read_rows(Path(params.infer.csv_path), params.infer.split)
+    if Path(params.infer.csv_path) != paths.MANIFEST:  # whose images validate depends on
+        _, warning = outside_images((file for _, file in table if file), params.infer.images, "infer.images")
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
     outputs = Outputs.beside(paths.INFERENCE_REPORT / "results.csv")
     # not the checkpoint's task: prompts that were changed since training count, as they do in evaluate
     predictor = Predictor(paths.BEST_MODEL, precision=params.infer.precision, task=task_of(params))

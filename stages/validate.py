@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+from knee_siglip.core.cells import printable
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
@@ -35,7 +36,7 @@ def validate_or_show_why_not(params: Params) -> None:
     try:
         validate(params)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         report = Path(__file__).with_name("report.py")
         os.execv(sys.executable, [sys.executable, str(report), "--failed-validation"])
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import sha256
 from knee_siglip.imaging.decode.read import Decoded
 from knee_siglip.inference import batch as batch_module
 from knee_siglip.inference import outputs as outputs_module
@@ -20,6 +21,7 @@ from knee_siglip.inference.batch import Summary, infer_batch, scored_batches
 from knee_siglip.inference.outputs import Outputs, Part, open_part
 from knee_siglip.inference.predictor import Predictor
 from knee_siglip.inference.rows import read_rows
+from knee_siglip.tables.manifest import MADE_COLUMNS
 
 QUERIES = ["at 0", "at 240"]
 Run = Callable[..., Summary]
@@ -69,6 +71,25 @@ def test_every_row_has_its_scores_best_query_and_grade(
         "failed": 0,
         "kl_grade_predicted": {"0": 1, "1": 0, "2": 0, "3": 0, "4": 2},
     }
+
+
+def test_an_image_that_changed_since_its_validation_gets_no_grade(
+    predictor: Predictor, grey_image: Callable[[int], Path], tmp_path: Path
+) -> None:
+    files = [grey_image(0), grey_image(240)]
+    rows = pd.DataFrame({"img_path": ["0.png", "240.png"], "split": "test"})
+    made = {"image_file": [str(file) for file in files], "image_id": [sha256(file) for file in files]}
+    rows.assign(**(dict.fromkeys(MADE_COLUMNS, "") | made)).to_parquet(tmp_path / "manifest.parquet")
+    Image.new("L", (28, 28), 120).save(files[1])
+    table = read_rows(tmp_path / "manifest.parquet", "test")
+    summary = infer_batch(predictor, table, QUERIES, Outputs.beside(tmp_path / "out/results.csv"), 2)
+    results = pd.read_csv(tmp_path / "out/results.csv")
+    assert summary.failed == 1
+    assert results["status"].tolist() == [
+        "ok",
+        f"{files[1]}: has changed since it was validated; run dvc repro validate",
+    ]
+    assert pd.isna(results["kl_grade_predicted"][1])
 
 
 def test_unreadable_images_get_a_row_with_their_error_and_the_run_goes_on(
@@ -179,6 +200,26 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     assert summary.metrics()["kl_grade_predicted"] == dict(zip("01234", (2, 3, 3, 2, 0), strict=True))
     assert read_files(tmp_path / "out") == whole
     assert not part.parent.parent.exists()
+
+
+@pytest.mark.parametrize("name", ["results.csv", "embeddings.npy", "embedding_ids.csv", "journal.jsonl", "key"])
+def test_a_flipped_bit_in_what_was_done_is_not_taken(
+    run: Run, grey_image: Callable[[int], Path], tmp_path: Path, embedded: list[int], name: str
+) -> None:
+    csv = "img_path\n" + "\n".join(grey_image(value).name for value in range(0, 200, 20)) + "\n"
+    run(csv)
+    whole = read_files(tmp_path / "out")
+    embedded[:] = [0]
+    with pytest.raises(UserError, match="out of memory"):
+        run(csv)
+    part = tmp_path / "out/results.csv.partial/0-of-1" / name
+    data = bytearray(part.read_bytes())
+    data[-10] ^= 1
+    part.write_bytes(data)
+    embedded.clear()
+    run(csv)
+    assert sum(embedded) == 10
+    assert read_files(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize("change", ["table", "queries", "batch_size", "model"])

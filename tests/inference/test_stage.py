@@ -37,6 +37,19 @@ def stage(
     return lambda: runpy.run_path(str(STAGE))["main"]()
 
 
+def test_images_that_dvc_does_not_watch_are_warned_of(
+    stage: Callable[[], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage()
+    told = capsys.readouterr().err
+    assert "warning: images outside infer.images = data/sample/images: 2. When they change under an" in told
+    assert f"name their folder: -S infer.images={tmp_path}" in told
+    params = tmp_path / "params.yaml"
+    params.write_text(params.read_text().replace("csv_path: in.csv", f"csv_path: in.csv, images: {tmp_path}"))
+    stage()
+    assert "warning: images outside" not in capsys.readouterr().err
+
+
 def test_stage_ends_well_and_counts_the_failed(stage: Callable[[], None]) -> None:
     stage()
     metrics = json.loads((paths.INFERENCE_REPORT / "metrics.json").read_text())

@@ -170,6 +170,7 @@ def test_dotted_names_become_sections_and_back():
             "train.init_from = .*: training replaces this file; copy it",
         ),
         ({"infer": {"csv_path": "nope.csv"}}, "infer.csv_path = 'nope.csv': does not exist"),
+        ({"infer": {"images": "nope"}}, "infer.images = 'nope': does not exist"),
         ({"train": {"init_from": "start/224.pt"}}, "train.init_from = 'start/224.pt': does not exist"),
     ],
 )

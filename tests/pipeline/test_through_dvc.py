@@ -199,6 +199,20 @@ def test_a_training_goes_on_after_dvc_itself_was_killed(own, clone):
     assert list(runs.iterdir()) == []
 
 
+def test_a_bit_that_flips_behind_dvcs_back_is_named_with_a_way_out_that_works(own):
+    manifest = own.folder / "data/validated/manifest.parquet"
+    before, data = manifest.stat(), bytearray(manifest.read_bytes())
+    data[len(data) // 2] ^= 1
+    manifest.write_bytes(data)
+    os.utime(manifest, ns=(before.st_atime_ns, before.st_mtime_ns))
+    output = own.repro("--single-item", "--force", "preprocess", code=255)
+    assert "data/validated/manifest.parquet is not what the stage validate wrote" in output
+    assert "Traceback" not in output
+    manifest.unlink()
+    own.run("dvc", "checkout", "data/validated/manifest.parquet")
+    own.repro("--single-item", "--force", "preprocess")
+
+
 def test_two_queued_experiments_share_the_store(own):
     """Both need the same images in a size that the store lacks: they are decoded once."""
     folder = own.folder / ".store" / "pixels"

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from knee_siglip.core.errors import UserError
 from knee_siglip.params.files import parse_params
 from knee_siglip.training import resume
-from knee_siglip.training.resume import StateSaver, fingerprint, open_run
+from knee_siglip.training.resume import StateSaver, fingerprint, open_run, require_space
 
 
 @pytest.fixture
@@ -307,3 +308,21 @@ def test_other_data_or_encoders_are_another_training(backbones):
     assert fingerprint(parse_params({}), "other data", backbones) != before
     (backbones / "text" / "model.safetensors").write_text("Text")
     assert fingerprint(parse_params({}), "data", backbones) != before
+
+
+@pytest.mark.parametrize(("with_average", "needed"), [(False, 4), (True, 5)])
+def test_a_disk_too_small_for_the_training_is_named_before_it(tmp_path, monkeypatch, with_average, needed):
+    model = torch.nn.Linear(300, 300)  # 0.36 MB: three states of three or four times that, and three best models
+    free = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=10**6))
+    with pytest.raises(UserError, match=rf"runs/x needs {needed} MB, 1 MB are free; free some"):
+        require_space(tmp_path / "runs/x", tmp_path / "models", model, with_average)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=10**7))
+    require_space(tmp_path / "runs/x", tmp_path / "models", model, with_average)
+
+
+def test_what_is_saved_already_needs_no_room(tmp_path, monkeypatch):
+    (tmp_path / "step.state").write_bytes(bytes(5 * 10**6))
+    free = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=10**6))
+    require_space(tmp_path, tmp_path / "models", torch.nn.Linear(300, 300), with_average=False)

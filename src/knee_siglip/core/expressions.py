@@ -28,6 +28,11 @@ def check_expression(key: str, pattern: str) -> None:
         ) from None
 
 
+def group_count(pattern: str) -> int:
+    """How many groups a good pattern has."""
+    return int(_compiled(pattern).groups)
+
+
 def find_matches(key: str, pattern: str, text: str) -> list[Any]:
     """All matches of a pattern, upper and lower case being equal; each has the methods of `re.Match`.
 

@@ -8,8 +8,13 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from knee_siglip.core.cells import printable
 from knee_siglip.core.errors import EXIT_FAILED, UsageError, UserError
+from knee_siglip.core.files import lock
+from knee_siglip.core.inputs import check_inputs_undamaged
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -36,6 +41,9 @@ RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 NUMPY_SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
 
 
+SECONDS_TO_WAIT = 60.0
+"""For a stage of the same name: a training that was asked to stop saves its state first."""
+
 UMASK = "KNEE_SIGLIP_UMASK"
 """Environment variable with the rights that new files lack, in octal: `027` lets the group read. Default: `077`."""
 
@@ -44,15 +52,17 @@ def run_stage(main: Callable[[], None]) -> None:
     """Run `main` of a stage or a command and exit with its code.
 
     A `UserError`, a refusal of the disk (`REFUSALS`) and Ctrl-C become one line on stderr, without a traceback. In a
-    DVC stage the process ends with the `dvc` that started it. New files are for their owner alone (`UMASK`): pixels,
-    impressions and results are data of patients.
+    DVC stage the process ends with the `dvc` that started it, and does not start on damaged inputs. New files are for
+    their owner alone (`UMASK`): pixels, impressions and results are data of patients.
     """
     die_with_dvc()
     try:
         _keep_private()
-        main()
+        with _alone():
+            check_inputs_undamaged()
+            main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on with what is done", file=sys.stderr)
@@ -60,8 +70,23 @@ def run_stage(main: Callable[[], None]) -> None:
     except Exception as error:
         if not (sentence := refusal(error)):
             raise
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {printable(sentence)}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """In a DVC stage, keep others of the same stage and folder out: one that lost its `dvc` may still be ending.
+
+    The other processes of a torchrun belong to the first one.
+    """
+    stage, folder = os.environ.get("DVC_STAGE", ""), Path(".dvc")
+    if not stage or not folder.is_dir() or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    name = stage.rpartition(":")[2]
+    with lock(folder / "tmp" / f"knee-siglip-{name}.lock", f"running the stage {name}", wait=SECONDS_TO_WAIT):
+        yield
 
 
 def _keep_private() -> None:

@@ -115,7 +115,7 @@ def text_prior(split: EmbeddedSplit, train: EmbeddedSplit) -> Metrics:
 def pixel_neighbour(split: EmbeddedSplit, train: EmbeddedSplit, pixels: CachedPixels) -> Metrics:
     """Text and grade of the nearest train image by Euclidean distance; the grade is that of the nearest graded one."""
     own, others = thumbnails(pixels, split.numbers), thumbnails(pixels, train.numbers)
-    words = TfidfVectorizer(max_features=WORDS, token_pattern=r"\w+", dtype=np.float32).fit(train.texts)
+    words = TfidfVectorizer(max_features=WORDS, token_pattern=r"\w+", dtype=np.float32).fit(train.texts)  # noqa: S106 no password
     nearest = pairwise_distances_argmin(own, others)
     borrowed = words.transform([train.texts[row] for row in nearest]).toarray()
     metrics = _matching(split, borrowed, words.transform(split.texts).toarray())

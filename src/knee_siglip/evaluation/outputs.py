@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from knee_siglip.core.cells import defanged
 from knee_siglip.core.files import atomic_text
 from knee_siglip.core.metrics_file import write_json, write_metrics
 from knee_siglip.evaluation.embedded import EmbeddedData
@@ -113,5 +114,6 @@ def _write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path
     with atomic_text(path) as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow({name: defanged(cell) if isinstance(cell, str) else cell for name, cell in row.items()})
     return path

@@ -128,7 +128,7 @@ def infer_batch(
         with open_part(outputs, part, key, columns, scorer.width) as writer:
             before = writer.done.rows
             rows = islice(table, part.start + before, part.stop)
-            _write_all(writer, scored_batches(scorer, rows, batch_size), len(part))
+            _write_all(writer, scored_batches(scorer, rows, batch_size, table.id_cell), len(part))
             done, computed = writer.done, writer.done.rows - before
             if part.rank == 0:
                 parts = [Part.of(len(table), batch_size, rank, part.ranks) for rank in range(part.ranks)]
@@ -178,7 +178,9 @@ def result_columns(queries: Sequence[str], labels: Labels) -> list[str]:
     return [*scores, "best_query", *graded, "status", "warnings"]
 
 
-def scored_batches(scorer: "_Scorer", rows: Iterable[Row], batch_size: int) -> Iterator[BatchResult]:
+def scored_batches(
+    scorer: "_Scorer", rows: Iterable[Row], batch_size: int, id_cell: int | None = None
+) -> Iterator[BatchResult]:
     """Batches in order: each read by one process and encoded by one thread, a few ahead of who writes them.
 
     Processes, because the PNG decoder holds the interpreter lock; what they send back is small. A single batch is read
@@ -187,7 +189,7 @@ def scored_batches(scorer: "_Scorer", rows: Iterable[Row], batch_size: int) -> I
     workers, rows = available_cores(), iter(rows)
     batches = iter(lambda: list(islice(rows, batch_size)), [])
     first, second = next(batches, []), next(batches, [])
-    read = partial(prepare_images, scorer.predictor.transform)
+    read = partial(prepare_images, scorer.predictor.transform, id_cell)
     if not second:
         yield from [scorer.score(first, read(first))] if first else []
         return
@@ -206,9 +208,18 @@ def scored_batches(scorer: "_Scorer", rows: Iterable[Row], batch_size: int) -> I
             pool.shutdown(cancel_futures=True)
 
 
-def prepare_images(transform: Transform, rows: Sequence[Row]) -> list[PreparedImage]:
-    """Read the images of a batch."""
-    return [prepare_image(file, transform) for _, file in rows]
+def prepare_images(transform: Transform, id_cell: int | None, rows: Sequence[Row]) -> list[PreparedImage]:
+    """Read the images of a batch. id_cell: place of the cell that holds the sha256 of the file, where one does."""
+    images = [prepare_image(file, transform) for _, file in rows]
+    if id_cell is None:
+        return images
+    return [_as_validated(image, cells[id_cell], file) for image, (cells, file) in zip(images, rows, strict=True)]
+
+
+def _as_validated(image: PreparedImage, image_id: str, file: Path | None) -> PreparedImage:
+    if image.error or image.image_id == image_id:
+        return image
+    return PreparedImage(None, "", f"{file}: has changed since it was validated; run dvc repro validate")
 
 
 def prepare_image(file: Path | None, transform: Transform) -> PreparedImage:

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from knee_siglip.core.cells import defanged
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import PARTIAL, flush_to_disk, link_or_copy, lock
 
@@ -31,6 +33,8 @@ RESULTS, EMBEDDINGS, IDS, STUDIES = "results.csv", "embeddings.npy", "embedding_
 JOURNAL, KEY = "journal.jsonl", "key"
 NAMES = (RESULTS, EMBEDDINGS, IDS)
 
+BLOCK = 2**20
+
 ROWS_AT_RISK = 256
 """Rows between two lines of the journal: half a second of work, which a killed run does again."""
 
@@ -39,7 +43,6 @@ ROWS_IN_GROUP = 65_536
 
 POLL_SECONDS = 0.2
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet runs such a cell. Source: OWASP, CSV Injection."""
 
 
@@ -108,12 +111,13 @@ class Part:
 
 @dataclass
 class Counts:
-    """Rows done, and their counts; sizes: bytes of the three files."""
+    """Rows done, and their counts; sizes and checksums: bytes of the three files, and the CRC-32 of so many."""
 
     rows: int = 0
     failed: int = 0
     grades: dict[str, int] = field(default_factory=dict)
     sizes: tuple[int, ...] = (0, 0, 0)
+    checksums: tuple[int, ...] = (0, 0, 0)
 
     def add(self, other: "Counts") -> None:
         """Count another part's rows too."""
@@ -161,13 +165,30 @@ def _has_key(folder: Path, key: str) -> bool:
 
 
 def read_progress(folder: Path) -> Counts:
-    """What is safe on disk: the last whole line of the journal."""
+    """What is safe on disk: the last whole line of the journal, if it has its checksum."""
     try:
         *lines, _ = (folder / JOURNAL).read_text(encoding="utf-8").split("\n")
         values = json.loads(lines[-1])
-    except (OSError, ValueError, IndexError):  # none, or a line that a power failure left empty
+        if values.pop("checksum") != _checksum(values):
+            return Counts()
+    except (OSError, ValueError, IndexError, KeyError, AttributeError):  # none, or a line that a power failure damaged
         return Counts()
-    return Counts(**values | {"sizes": tuple(values["sizes"])})
+    return Counts(**values | {name: tuple(values[name]) for name in ("sizes", "checksums")})
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values).encode())
+
+
+def _is_whole(path: Path, size: int, checksum: int) -> bool:
+    """Whether the first `size` bytes are those that were written."""
+    if not path.exists() or path.stat().st_size < size:
+        return size == 0
+    found = 0
+    with path.open("rb") as file:
+        while size and (block := file.read(min(size, BLOCK))):
+            found, size = zlib.crc32(block, found), size - len(block)
+    return found == checksum
 
 
 class PartWriter:
@@ -181,14 +202,14 @@ class PartWriter:
         self.done = read_progress(folder)
         self._pending = 0
         paths = [folder / name for name in NAMES]
-        if any(
-            not path.exists() or path.stat().st_size < size for path, size in zip(paths, self.done.sizes, strict=True)
-        ):
+        if not all(map(_is_whole, paths, self.done.sizes, self.done.checksums)):
+            logger.warning("%s is damaged: starting from the first row", folder)
             self.done = Counts()
         self._files = [path.open("r+b" if path.exists() else "w+b") for path in paths]
         for file, size in zip(self._files, self.done.sizes, strict=True):
             file.truncate(size)
             file.seek(size)
+        self._checksums = list(self.done.checksums)
         self._journal = (folder / JOURNAL).open("a" if self.done.rows else "w", encoding="utf-8")
         if not self.done.rows:
             self._write_headers(columns, width)
@@ -212,11 +233,11 @@ class PartWriter:
         """Append B rows: `results` starts with img_path; `image_embeds` (B, D); `counts` of these rows."""
         assert len(results) == len(image_ids) == len(image_embeds) == counts.rows
         first = self.part.start + self.done.rows
-        guarded = [[neutral(cell) for cell in row] for row in results] if self.guarded else results
-        named = enumerate(zip(guarded, image_ids, strict=True), start=first)
+        guarded = [[defanged(cell) for cell in row] for row in results] if self.guarded else results
+        named = enumerate(zip(results, image_ids, strict=True), start=first)
         self._append(RESULTS, csv_lines(guarded))
         self._append(EMBEDDINGS, image_embeds.astype("<f2").tobytes())
-        self._append(IDS, csv_lines([[row, neutral(cells[0]), image_id] for row, (cells, image_id) in named]))
+        self._append(IDS, csv_lines([[row, defanged(cells[0]), image_id] for row, (cells, image_id) in named]))
         self.done.add(counts)
         self._pending += counts.rows
         if self._pending >= ROWS_AT_RISK or self.done.rows == len(self.part):
@@ -228,20 +249,26 @@ class PartWriter:
             file.flush()
             os.fsync(file.fileno())
         self.done.sizes = tuple(file.tell() for file in self._files)
-        self._journal.write(json.dumps(asdict(self.done)) + "\n")
+        self.done.checksums = tuple(self._checksums)
+        values = asdict(self.done)
+        self._journal.write(json.dumps(values | {"checksum": _checksum(values)}) + "\n")
         self._journal.flush()
         os.fsync(self._journal.fileno())
         self._pending = 0
 
     def _append(self, name: str, data: bytes) -> None:
-        self._files[NAMES.index(name)].write(data)
+        number = NAMES.index(name)
+        self._files[number].write(data)
+        self._checksums[number] = zlib.crc32(data, self._checksums[number])
 
     def _write_headers(self, columns: Sequence[str], width: int) -> None:
         self._append(RESULTS, csv_lines([columns]))
         self._append(IDS, csv_lines([["row", "img_path", "image_id"]]))
         header: dict[str, Any] = {"descr": "<f2", "fortran_order": False}
         header["shape"] = (self.part.rows if self.part.rank == 0 else len(self.part), width)
-        np.lib.format.write_array_header_1_0(self._files[NAMES.index(EMBEDDINGS)], header)
+        buffer = io.BytesIO()
+        np.lib.format.write_array_header_1_0(buffer, header)
+        self._append(EMBEDDINGS, buffer.getvalue())
 
 
 def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
@@ -249,17 +276,6 @@ def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue().encode("utf-8", "backslashreplace")
-
-
-def neutral(cell: str) -> str:
-    """A text that a spreadsheet would run as a formula, behind an apostrophe; numbers stay."""
-    if not cell.startswith(FORMULA_STARTS):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
 
 
 def gather_parts(outputs: Outputs, parts: Sequence[Part], key: str) -> tuple[Path, Counts]:

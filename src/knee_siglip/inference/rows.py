@@ -33,12 +33,16 @@ Row = tuple[list[str], Path | None]
 
 @dataclass(frozen=True)
 class ImageRows:
-    """columns: `img_path` first. count: of rows. digest: changes with the table. read: iterates from the first row."""
+    """columns: `img_path` first. count: of rows. digest: changes with the table. read: iterates from the first row.
+
+    id_cell: the place of a manifest's `image_id` among the columns, which tells that an image has changed since.
+    """
 
     columns: list[str]
     count: int
     digest: str
     read: Callable[[], Iterator[Row]]
+    id_cell: int | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -206,4 +210,6 @@ def _located(
             ordered = [cells[first], *cells[:first], *cells[first + 1 :]]
             yield ordered, folder / name if name.strip() else None
 
-    return ImageRows(["img_path", *columns[:first], *columns[first + 1 :]], count, digest, read)
+    ordered_columns = ["img_path", *columns[:first], *columns[first + 1 :]]
+    id_cell = ordered_columns.index("image_id") if name_column == "image_file" else None
+    return ImageRows(ordered_columns, count, digest, read, id_cell)

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from knee_siglip.inference.outputs import EMBEDDINGS, RESULTS, STUDIES, Outputs, csv_lines, neutral, refusals
+from knee_siglip.core.cells import defanged
+from knee_siglip.inference.outputs import EMBEDDINGS, RESULTS, STUDIES, Outputs, csv_lines, refusals
 from knee_siglip.model.embedding import ensemble
 from knee_siglip.tables.ids import id_keys, known_ids
 from knee_siglip.tables.manifest import number_groups
@@ -54,7 +55,7 @@ def write_studies(outputs: Outputs, folder: Path, scored: Sequence[str], score: 
         for start in range(0, len(groups), STUDIES_AT_ONCE):
             part = groups[start : start + STUDIES_AT_ONCE]
             lines = _lines(rows, part, named, embeds, score, len(scored))
-            file.write(csv_lines(lines if outputs.is_parquet else ([*map(neutral, line)] for line in lines)))
+            file.write(csv_lines(lines if outputs.is_parquet else ([*map(defanged, line)] for line in lines)))
         return len(groups)
 
 

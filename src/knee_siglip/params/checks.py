@@ -10,6 +10,9 @@ from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, MANIFEST, PARAMS, SA
 from knee_siglip.params.sections import LARGEST_IMAGE, PATCH_SIZES, SMALL, EvaluateParams, Params, TaskParams
 from knee_siglip.task.knee import SUBJECT
 
+LONGEST_LINE = 2**20
+"""Characters: a file of another kind may have no line ends."""
+
 
 def check_image_size(params: Params, source: str) -> None:
     """Raise `UsageError` unless whole patches fill the image, if the patch size is known yet."""
@@ -76,12 +79,15 @@ def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
     Raises:
         UsageError: naming the key, its value and what to do.
     """
-    for key, value in (("data.csv", params.data.csv), ("data.images", params.data.images)):
+    named = {"data.csv": params.data.csv, "data.images": params.data.images, "infer.images": params.infer.images}
+    for key, value in named.items():
         # the sample is drawn by a stage of its own
         if not Path(value).is_relative_to(SAMPLE) and not Path(value).exists():
             raise UsageError(
                 f"{source}: {key} = {value!r}: does not exist; name your CSV, and the folder of its images"
             )
+    if Path(params.data.csv).exists() and not Path(params.data.csv).is_file():
+        raise UsageError(f"{source}: data.csv = {params.data.csv!r}: is no file; name a CSV or Parquet file")
     if params.task.subject != SUBJECT and Path(params.data.csv).is_relative_to(SAMPLE):
         raise UsageError(
             f"{source}: data.csv = {params.data.csv!r}: the sample shows knees, but task.subject is "
@@ -126,7 +132,7 @@ def _header(path: Path) -> list[str] | None:
     """Columns of a CSV; None for a file that is not there yet, or that validation has to judge."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            columns = [name.strip() for name in next(csv.reader(file), [])]
+            columns = [name.strip() for name in next(csv.reader(iter(lambda: file.readline(LONGEST_LINE), "")), [])]
     except (OSError, ValueError, csv.Error):
         return None
     return columns if "img_path" in columns else None

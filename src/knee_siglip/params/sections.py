@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from knee_siglip.core.expressions import check_expression
+from knee_siglip.core.expressions import check_expression, group_count
 from knee_siglip.core.nesting import flatten
 from knee_siglip.task import knee
 
@@ -19,6 +19,9 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+BatchSize = Annotated[int, Field(ge=2, le=2**20)]
+"""Pairs: the largest published batches of this loss are 2**20 (Zhai et al. 2023, section 4.1)."""
 Precision = Literal["auto", "bf16", "fp16", "none"]
 EmbeddingPrecision = Literal["auto", "bf16", "float32"]
 BestMetric = Literal["val.loss", "val.contrastive_accuracy", "val_ema.loss", "val_ema.contrastive_accuracy"]
@@ -28,6 +31,19 @@ def _not_empty(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
     return value
+
+
+def _plain_name(value: str) -> str:
+    """`knee-siglip train` makes a folder of this name."""
+    if value in (".", "..") or not value.strip() or not value.isprintable() or {*value} & {"/", "\\"}:
+        raise ValueError("must be a plain name, without slashes or control characters: a folder gets this name")
+    return value
+
+
+def _distinct(values: list[str]) -> list[str]:
+    if len(set(values)) < len(values):
+        raise ValueError("names one of them twice")
+    return values
 
 
 Filled = Annotated[str, AfterValidator(_not_empty)]
@@ -50,13 +66,15 @@ class DataParams(Section):
     @classmethod
     def _pattern_is_an_expression(cls, value: str | None) -> str | None:
         check_expression("patient_id_pattern", value or "")
+        if value is not None and not group_count(value):
+            raise ValueError("has no group (...), which tells what of img_path is the patient")
         return value
 
 
 class SampleParams(Section):
     """The synthetic knees of the embedded default."""
 
-    patients: Annotated[int, Field(ge=8)] = 1060
+    patients: Annotated[int, Field(ge=8, le=1_000_000)] = 1060
     seed: Annotated[int, Field(ge=0)] = 0
     size: Annotated[int, Field(ge=512, le=4096)] = 512
 
@@ -203,14 +221,14 @@ class ModelParams(Section):
     `max_text_length`: tokens after which a text is truncated; auto: what the training texts need (`tables/text.py`).
     """
 
-    vision: str = SMALL
+    vision: Filled = SMALL
     vision_revision: str = ""
-    text: str = SMALL
+    text: Filled = SMALL
     text_revision: str = ""
     projection: Literal["linear", "mlp"] = "linear"
     max_text_length: Annotated[int, Field(ge=8, le=4096)] | Literal["auto"] = 64
     temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = 0.07
-    bias_init: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = "auto"
+    bias_init: Annotated[float, Field(ge=-1e4, le=1e4)] | Literal["auto"] = "auto"
 
 
 Freeze = Literal["none", "all", "lora"] | PositiveInt
@@ -249,7 +267,7 @@ class AugmentParams(Section):
     change their order; `sentence_drop`: that one is left out (`pairs/sentences.py`).
     """
 
-    rotation: NonNegativeFloat = 5.0
+    rotation: Annotated[float, Field(ge=0, le=180)] = 5.0
     shift: Fraction = 0.04
     scale: Fraction = 0.05
     brightness: Fraction = 0.1
@@ -275,8 +293,8 @@ class WarmUpParams(Section):
     """
 
     epochs: Annotated[int, Field(ge=0)] = 0
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    learning_rate: PositiveFloat = 5e-4
+    batch_size: BatchSize = 64
+    learning_rate: LearningRate = 5e-4
 
 
 class TrainParams(Section):
@@ -288,13 +306,13 @@ class TrainParams(Section):
     chooses them by the number of training rows (`training/schedule.py`); `epochs`, where given, sets them instead.
     """
 
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    steps: PositiveInt | Literal["auto"] = "auto"
-    epochs: PositiveInt | None = None
-    learning_rate: PositiveFloat = 2e-3
-    vision_learning_rate_scale: PositiveFloat = 0.2
+    batch_size: BatchSize = 64
+    steps: Annotated[int, Field(gt=0, le=10**8)] | Literal["auto"] = "auto"
+    epochs: Annotated[int, Field(gt=0, le=10**6)] | None = None
+    learning_rate: LearningRate = 2e-3
+    vision_learning_rate_scale: Annotated[float, Field(gt=0, le=1000)] = 0.2
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    weight_decay: NonNegativeFloat = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.01
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
     gradient_accumulation_steps: PositiveInt = 1
@@ -373,8 +391,8 @@ class EvaluateParams(Section):
     they embed; `auto` is bf16 on a GPU that has it, else float32.
     """
 
-    splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["test"]
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1), AfterValidator(_distinct)] = ["test"]
+    batch_size: BatchSize = 64
     label_prompts: Annotated[dict[LabelName, Prompts], ByLabel] = {}
     findings: dict[MetricName, FindingParams] | None = None
     subgroups: list[Filled] | Literal["auto"] = "auto"
@@ -399,12 +417,13 @@ class EvaluateParams(Section):
 class InferParams(Section):
     """`csv_path`: a CSV with `img_path`, or the manifest (rows of `split`). Without `queries` the task's are used.
 
-    `precision`: of the towers, as in `evaluate`.
+    `images`: the folder of an own CSV's images, which DVC watches. `precision`: of the towers, as in `evaluate`.
     """
 
     csv_path: Filled = "data/validated/manifest.parquet"
+    images: Filled = "data/sample/images"
     split: Literal["train", "val", "test"] = "test"
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[int, Field(gt=0, le=2**20)] = 64
     precision: EmbeddingPrecision = "auto"
     queries: list[Filled] = []
 
@@ -418,9 +437,9 @@ class TrackingParams(Section):
     `log_checkpoints`: of models, where `send` lets them out.
     """
 
-    project_name: str = "knee-siglip"
-    experiment_name: str | None = None
-    mlflow: str = "auto"
+    project_name: Filled = "knee-siglip"
+    experiment_name: Annotated[str, AfterValidator(_plain_name)] | None = None
+    mlflow: Filled = "auto"
     wandb: Literal["offline", "online", "none"] = "offline"
     send: Literal["auto", "metrics", "metrics_and_reports", "all"] = "auto"
     log_checkpoints: Literal["copy", "reference", "none"] = "copy"

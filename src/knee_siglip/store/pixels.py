@@ -6,7 +6,7 @@ it lacks.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,14 @@ class PixelStore(RowStore):
 class CachedPixels(CachedRows):
     """The manifest's images as an array on disk: `pixels[rows]` is uint8 (B, S, S), after `transform`."""
 
-    def __init__(self, store: PixelStore, image_ids: Sequence[str], known: np.ndarray | None = None) -> None:
-        super().__init__(store, image_ids, known)
+    def __init__(
+        self,
+        store: PixelStore,
+        image_ids: Sequence[str],
+        known: np.ndarray | None = None,
+        restore: Callable[[list[str]], object] | None = None,
+    ) -> None:
+        super().__init__(store, image_ids, known, restore)
         self.transform = store.transform
 
     @property
@@ -115,9 +121,14 @@ def open_pixels(manifest: pd.DataFrame, facts_path: Path = paths.CACHE_FACTS) ->
     """
     facts = read_cache_facts(facts_path)
     store = PixelStore(paths.store_root() / paths.PIXELS, Transform.from_dict(facts["transform"]))
-    ids = manifest["image_id"].tolist()
-    store.ensure(ids, manifest["image_file"].tolist())
-    return CachedPixels(store, ids)
+    ids, files = manifest["image_id"].tolist(), manifest["image_file"].tolist()
+    store.ensure(ids, files)
+
+    def decode_again(damaged: list[str]) -> None:
+        file_of = dict(zip(ids, files, strict=True))
+        store.ensure(damaged, [file_of[image_id] for image_id in damaged], workers=1)
+
+    return CachedPixels(store, ids, restore=decode_again)
 
 
 def read_cache_facts(facts_path: Path) -> dict[str, Any]:

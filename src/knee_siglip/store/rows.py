@@ -1,13 +1,16 @@
 """One folder of the store: a row per image, by image id. Pixels and vision features lie in such folders.
 
 `<root>/<kind>/<key>/` holds segments that only grow (segments.py) and a JSON file that describes them. Equal keys,
-equal rows: whatever would give other rows has another folder.
+equal rows: whatever would give other rows has another folder. A run checks each row's hash when it first reads it, so
+a flipped bit trains nothing.
 """
 
+import copy
 import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +22,15 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_file
 from knee_siglip.store.filling import locked
-from knee_siglip.store.segments import DAMAGED_ID, RECORDS, RowLayout, clean_folder, read_segments
+from knee_siglip.store.segments import (
+    DAMAGED_ID,
+    RECORDS,
+    Record,
+    RowLayout,
+    clean_folder,
+    read_segments,
+    rewrite_log,
+)
 from knee_siglip.store.shards import merge_shards
 
 logger = logging.getLogger(__name__)
@@ -107,7 +118,7 @@ class RowStore:
 
     def locate(self, image_ids: Sequence[str]) -> np.ndarray:
         """int64 (N, 2): segment number and row of each id, for `read`; valid until the next `refresh`."""
-        return self._places[self._numbers(image_ids)]
+        return self._places[self.numbers(image_ids)]
 
     def read(self, places: np.ndarray) -> np.ndarray:
         """Rows at places (B, 2): (B, *shape) in that order, one gather from each segment."""
@@ -126,7 +137,17 @@ class RowStore:
 
     def row_hashes(self, image_ids: Sequence[str]) -> list[str]:
         """sha256 of each image's row, as noted when it was made."""
-        return [row_hash.decode() for row_hash in self._hashes[self._numbers(image_ids)].tolist()]
+        return [row_hash.decode() for row_hash in self._hashes[self.numbers(image_ids)].tolist()]
+
+    def read_numbers(self, numbers: np.ndarray) -> np.ndarray:
+        """Rows of the records `numbers` (B,): (B, *shape)."""
+        return self.read(self._places[numbers])
+
+    def sound(self, numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(B,) whether rows (B, *shape) are those whose hashes the records `numbers` (B,) hold."""
+        hashes = self._hashes[numbers].tolist()
+        found = (hashlib.sha256(row.data).hexdigest().encode() for row in rows)
+        return np.fromiter((known == new for known, new in zip(hashes, found, strict=True)), bool, len(rows))
 
     def _find(self, image_ids: Sequence[str]) -> np.ndarray:
         """(N,) number of each id's last record, -1 where there is none."""
@@ -137,7 +158,8 @@ class RowStore:
         numbers = self._by_id[places]
         return np.where(self._ids[numbers] == asked, numbers, -1)
 
-    def _numbers(self, image_ids: Sequence[str]) -> np.ndarray:
+    def numbers(self, image_ids: Sequence[str]) -> np.ndarray:
+        """(N,) number of each id's record; valid until the next `refresh`."""
         numbers = self._find(image_ids)
         if len(numbers) and numbers.min() < 0:
             count = len(self.missing(image_ids))
@@ -146,27 +168,105 @@ class RowStore:
 
 
 class CachedRows:
-    """The manifest's images as an array on disk: `cached[rows]` is (B, *shape).
+    """The manifest's images as an array on disk: `cached[rows]` is (B, *shape). Each row is checked when first read.
 
     Args:
         image_ids: of each manifest row.
         known: manifest rows that may be asked for; None: all.
+        restore: makes the rows of these ids that the store lacks, so that damaged ones are made again.
     """
 
-    def __init__(self, store: RowStore, image_ids: Sequence[str], known: np.ndarray | None = None) -> None:
-        self._store = store
-        self._places = np.full((len(image_ids), 2), -1, dtype=np.int64)
-        chosen = np.arange(len(image_ids)) if known is None else known
-        self._places[chosen] = store.locate([image_ids[row] for row in chosen.tolist()])
+    def __init__(
+        self,
+        store: RowStore,
+        image_ids: Sequence[str],
+        known: np.ndarray | None = None,
+        restore: Callable[[list[str]], object] | None = None,
+    ) -> None:
+        self._store, self._image_ids, self._restore = store, image_ids, restore
+        self._known = np.arange(len(image_ids)) if known is None else known
+        self._is_checked = np.zeros(len(image_ids), dtype=bool)
+        self._restoring = threading.Lock()
+        self._view = self._open()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._image_ids)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """rows: int (B,), manifest row numbers in any order, repeats allowed. Returns (B, *shape)."""
-        places = self._places[rows]
-        assert (places >= 0).all(), "rows that were not asked for when this was opened"
-        return self._store.read(places)
+        """rows: int (B,), manifest row numbers in any order, repeats allowed. Returns (B, *shape).
+
+        Raises:
+            UserError: damaged rows that cannot be made again.
+        """
+        values, damaged = self._read(rows)
+        if len(damaged):
+            with self._restoring:
+                self._make_again(sorted({self._image_ids[row] for row in damaged.tolist()}))
+            values, damaged = self._read(rows)
+        if len(damaged):
+            raise UserError(
+                f"the store {self._store.folder}: image {self._image_ids[damaged[0]]} is damaged again right after it "
+                "was made; check the disk and the memory of this machine"
+            )
+        return values
+
+    def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values (B, *shape), and the rows among them that are damaged."""
+        store, numbers = self._view
+        wanted = numbers[rows]
+        assert (wanted >= 0).all(), "rows that were not asked for when this was opened"
+        values = store.read_numbers(wanted)
+        new = np.flatnonzero(~self._is_checked[rows])
+        sound = store.sound(wanted[new], values[new])
+        self._is_checked[rows[new[sound]]] = True
+        return values, rows[new[~sound]]
+
+    def _make_again(self, image_ids: list[str]) -> None:
+        removed = remove_damaged(self._store.folder, self._store.layout, image_ids)
+        if removed:  # else another process has just made them again
+            logger.warning("%s: %d damaged images are made again", self._store.folder, len(removed))
+        self._store.refresh()
+        if self._restore is not None:
+            self._restore(image_ids)
+        self._view = self._open()
+
+    def _open(self) -> tuple[RowStore, np.ndarray]:
+        """The store as it is now, which no refresh changes, and the number of each manifest row's record, -1: none."""
+        numbers = np.full(len(self._image_ids), -1)
+        numbers[self._known] = self._store.numbers([self._image_ids[row] for row in self._known.tolist()])
+        return copy.copy(self._store), numbers
+
+
+def damaged_rows(nbytes: int, rows: Sequence[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
+    """The rows whose bytes do not have the hashes of their records.
+
+    They are read through files, not maps: an unreadable sector is then an error instead of a dead process.
+    """
+    damaged = []
+    for file, record in rows:
+        try:
+            with file.open("rb", buffering=0) as segment:
+                data = os.pread(segment.fileno(), nbytes, record.row * nbytes)
+        except OSError:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != record.row_hash:
+            damaged.append((file, record))
+    return damaged
+
+
+def remove_damaged(folder: Path, layout: RowLayout, image_ids: Sequence[str]) -> set[str]:
+    """Disown the damaged ones of these images' rows, and lost log lines; returns the ids. Their places stay unused."""
+    suspected, removed = set(image_ids), set()
+    with locked(folder):
+        for segment in read_segments(folder, layout):
+            suspects = [(segment.file, record) for record in segment.records if record.image_id in suspected]
+            damaged = {record for _, record in damaged_rows(layout.nbytes, suspects)}
+            removed |= {record.image_id for record in damaged}
+            if segment.lost or damaged:
+                records = (r._replace(image_id=DAMAGED_ID) if r in damaged else r for r in segment.records)
+                rewrite_log(segment.file, records)
+        clean_folder(folder, read_segments(folder, layout), layout)
+    return removed
 
 
 def content_hash(values: Mapping[str, Any]) -> str:

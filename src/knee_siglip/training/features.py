@@ -57,7 +57,7 @@ def frozen_features(
             yield _features(model, torch.from_numpy(pixels[group]), dtype)
 
     store.ensure([image_ids[row] for row in rows], compute)
-    return CachedRows(store, image_ids, known=rows)
+    return CachedRows(store, image_ids, known=rows, restore=lambda damaged: store.ensure(damaged, compute))
 
 
 def weights_hash(tower: torch.nn.Module) -> str:
@@ -71,9 +71,10 @@ def weights_hash(tower: torch.nn.Module) -> str:
 
 @torch.no_grad()
 def _features(model: KneeRadDinoSigLIPModel, pixels: torch.Tensor, dtype: torch.dtype | None) -> np.ndarray:
-    was_training = model.training
-    model.eval()
+    tower = model.vision_model  # alone: damaged features are made again while the rest is being trained
+    was_training = tower.training
+    tower.eval()
     with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
         features = model.vision_features(model.normalise_grey(pixels.to(model.device)))
-    model.train(was_training)
+    tower.train(was_training)
     return features.float().cpu().numpy()

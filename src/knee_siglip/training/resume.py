@@ -264,6 +264,29 @@ def open_run(root: Path, name: str, minutes: float, *, wait: float = SECONDS_TO_
             saver.close()
 
 
+def require_space(folder: Path, models: Path, model: torch.nn.Module, with_average: bool) -> None:
+    """Raise `UserError` where the disks have no room for what a training writes, before it starts.
+
+    folder: of its states; models: of the best and the final model. A state holds the weights and, of the trained ones,
+    AdamW's two moments in float32 and perhaps an average; one more is being written beside the `KEPT` ones, and each
+    keeps its own best model. What an interrupted training has saved already is taken off.
+    """
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    state = weights + trained * 4 * (3 if with_average else 2)
+    saved = sum(file.stat().st_size for file in folder.glob("*"))
+    needs: dict[int, int] = {}
+    for place, size in ((folder, max(0, (KEPT + 1) * (state + weights) - saved)), (models, 2 * weights)):
+        existing = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+        device = existing.stat().st_dev
+        needs[device] = needs.get(device, 0) + size
+        if (free := shutil.disk_usage(existing).free) < needs[device]:
+            raise UserError(
+                f"too little space for the training's states and models: {place} needs {needs[device] / 1e6:.0f} MB, "
+                f"{free / 1e6:.0f} MB are free; free some, or set KNEE_SIGLIP_STORE to a folder on another disk"
+            )
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """A training that was killed or failed. step: of its newest state, None before the first one."""

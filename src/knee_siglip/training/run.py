@@ -36,7 +36,14 @@ from knee_siglip.training.features import frozen_features
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.interruption import stop_on_signals
 from knee_siglip.training.optimizer import freeze_towers
-from knee_siglip.training.resume import StateSaver, copy_state, fingerprint, open_run, share_state
+from knee_siglip.training.resume import (
+    StateSaver,
+    copy_state,
+    fingerprint,
+    open_run,
+    require_space,
+    share_state,
+)
 from knee_siglip.training.schedule import Budget
 from knee_siglip.training.trainer import Trainer
 
@@ -72,6 +79,8 @@ def train(params: Params, files: TrainFiles, device: str = "auto") -> None:
         key = fingerprint(job.params, job.checkpoint.data_hash, files.backbones)
         first = open_run(paths.store_root() / paths.RUNS, key, params.train.save_every_minutes)
         with first if ranks.is_first else nullcontext() as saver:
+            if saver is not None:
+                require_space(saver.folder, files.best_model.parent, job.checkpoint.model, bool(params.train.ema_decay))
             ranks.wait()  # until the first process holds the lock, or has ended without it
             try:
                 _train(job, key, saver)

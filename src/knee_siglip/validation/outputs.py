@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from knee_siglip.core.cells import as_meant, defanged, printable
 from knee_siglip.core.files import atomic_file, atomic_text
 from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.validation.issue import Issue, Severity
@@ -29,8 +30,6 @@ ROWS_COLUMNS = (
 )
 """Columns of rows.parquet beside the labels, as far as the checked table has them; its index counts rows as a
 spreadsheet does."""
-
-FORMULA_STARTS = tuple("=+-@\t\r")
 
 SHOWN = 20
 PLAIN_WIDTH = 160
@@ -75,27 +74,18 @@ def read_issues(folder: Path) -> list[Issue]:
 def _cells(issue: Issue) -> list[str | int]:
     related = " ".join(map(str, issue.related))
     row = "" if issue.row is None else issue.row
-    return [issue.severity, _no_formula(issue.check), row, _no_formula(issue.file), _no_formula(issue.message), related]
+    return [issue.severity, defanged(issue.check), row, defanged(issue.file), defanged(issue.message), related]
 
 
 def _issue(cells: Mapping[str, str]) -> Issue:
     return Issue(
         severity=cast(Severity, cells["severity"]),
-        check=_as_meant(cells["check"]),
+        check=as_meant(cells["check"]),
         row=int(cells["row"]) if cells["row"] else None,
-        file=_as_meant(cells["file"]),
-        message=_as_meant(cells["message"]),
+        file=as_meant(cells["file"]),
+        message=as_meant(cells["message"]),
         related=tuple(map(int, cells["related"].split())),
     )
-
-
-def _no_formula(cell: str) -> str:
-    """Quote a file name like `=cmd|...`, which must not run in the spreadsheet that opens issues.csv."""
-    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell
-
-
-def _as_meant(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_STARTS) else cell
 
 
 def _worth_showing(issues: Sequence[Issue]) -> list[Issue]:
@@ -118,7 +108,7 @@ def show(issues: Sequence[Issue], folder: Path) -> None:
     table = Table("severity", "check", "row", "file", "message", show_lines=False)
     for issue in _worth_showing(issues):
         row = "" if issue.row is None else str(issue.row)
-        cells = [issue.check, row, issue.file, issue.message]
+        cells = map(printable, (issue.check, row, issue.file, issue.message))
         colour = COLOURS[issue.severity]
         table.add_row(f"[{colour}]{issue.severity}[/]", *map(escape, cells))
     console = Console(stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from knee_siglip.imaging.appearance import appearance_warnings
 from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, TOKENS_COLUMN, add_flag
+from knee_siglip.tables.watched import outside_images
 from knee_siglip.task.task import Labels
 from knee_siglip.validation.images.inspection import Failure, Result
 from knee_siglip.validation.issue import Issue, issues_of_rows
@@ -112,19 +113,8 @@ def image_files(table: pd.DataFrame, csv: Path) -> pd.Series:
 
 def check_outside(files: Iterable[str], images_folder: str) -> list[Issue]:
     """Warn of images outside `data.images`, the folder that DVC watches."""
-    watched = _absolute(images_folder)
-    outside = sorted({name for name in files if name and not _absolute(name).is_relative_to(watched)})
-    if not outside:
-        return []
-    folder = os.path.commonpath([_absolute(name).parent for name in outside])
-    remedy = f"name their folder: -S data.images={folder}"
-    if folder == os.path.sep:  # DVC would watch the whole machine
-        remedy = "put them, or links to them, below one folder and name that as data.images"
-    message = (
-        f"images outside data.images = {images_folder}: {len(outside)}. When they change under an unchanged CSV, "
-        f"nothing reruns; {remedy}"
-    )
-    return [Issue("warning", "outside_images", None, outside[0], message)]
+    outside, message = outside_images(files, images_folder, "data.images")
+    return [Issue("warning", "outside_images", None, outside[0], message)] if outside else []
 
 
 def check_images(table: pd.DataFrame, files: pd.Series, inspected: Mapping[str, Result]) -> list[Issue]:
@@ -162,8 +152,3 @@ def shorten(text: str, length: int = CELL_LENGTH) -> str:
 def _cells(table: pd.DataFrame, column: str) -> Iterable[tuple[int, str, str]]:
     """Spreadsheet row, img_path and cell of every row."""
     return zip(table.index.tolist(), table["img_path"].tolist(), table[column].tolist(), strict=True)
-
-
-def _absolute(name: str) -> Path:
-    """Symbolic links stay: DVC looks at the path, not at where it leads."""
-    return Path(os.path.normpath(Path(name).absolute()))

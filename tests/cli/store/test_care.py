@@ -13,7 +13,7 @@ from knee_siglip.cli.store.care import (
     choose_prunable,
     find_damaged,
     list_stored,
-    remove_damaged,
+    remove_damaged_images,
     remove_stored,
 )
 from knee_siglip.core.errors import UsageError, UserError
@@ -173,7 +173,7 @@ def test_flipped_bits_are_found_and_mended_by_the_next_run(root, cache_facts, or
     stored = by_key(list_stored(root.parent, cache_facts))[SMALL.key]
     damaged = find_damaged(stored)
     assert damaged == sorted([ids[2], ids[5]])
-    remove_damaged(stored, damaged)
+    remove_damaged_images(stored, damaged)
     pixels = PixelStore(root, SMALL)
     assert pixels.missing(ids) == {ids[2], ids[5]}
     assert pixels.ensure(ids, files, workers=1) == 2
@@ -188,7 +188,7 @@ def test_a_row_taken_out_is_not_given_to_another_image(root, cache_facts, origin
     places = reader.locate(ids[2:3])
     flip(root, ids[2])
     before = reader.read(places)
-    remove_damaged(by_key(list_stored(root.parent, cache_facts))[SMALL.key], [ids[2]])
+    remove_damaged_images(by_key(list_stored(root.parent, cache_facts))[SMALL.key], [ids[2]])
     PixelStore(root, SMALL).ensure(ids, files, workers=1)
     assert np.array_equal(reader.read(places), before)
 
@@ -263,7 +263,7 @@ def test_flipped_bits_of_features_are_found_and_mended_by_the_next_run(root, cac
     flip_row(small_features, ids[3])
     stored = by_key(list_stored(root.parent, cache_facts))[small_features.folder.name]
     assert find_damaged(stored) == [ids[3]]
-    remove_damaged(stored, [ids[3]])
+    remove_damaged_images(stored, [ids[3]])
     store = open_features(root, SMALL)
     assert store.ensure(ids, features) == 1
     assert np.array_equal(store.gather(ids), features(ids)[0])

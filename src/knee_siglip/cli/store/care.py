@@ -3,9 +3,7 @@
 Whatever is removed is made again when a run needs it.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,18 +18,8 @@ from knee_siglip.core.processes import split_chunks, work_in_chunks
 from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.fit.transform import VERSION
 from knee_siglip.store.filling import LOCK, locked
-from knee_siglip.store.rows import FACTS, FEATURE_VERSION
-from knee_siglip.store.segments import (
-    DAMAGED_ID,
-    IDS,
-    Record,
-    RowLayout,
-    clean_folder,
-    feature_rows,
-    pixel_rows,
-    read_segments,
-    rewrite_log,
-)
+from knee_siglip.store.rows import FACTS, FEATURE_VERSION, damaged_rows, remove_damaged
+from knee_siglip.store.segments import DAMAGED_ID, IDS, RowLayout, feature_rows, pixel_rows, read_segments
 from knee_siglip.store.shards import FOLDERS
 
 ROWS_PER_CHUNK = 512
@@ -121,36 +109,15 @@ def find_damaged(stored: StoredRows) -> list[str]:
     workers = available_cores()
     chunks = split_chunks(rows, ROWS_PER_CHUNK, workers)
     found = work_in_chunks(
-        partial(_hash_rows, stored.layout.nbytes), chunks, workers, f"Verifying {stored.folder.name}"
+        partial(damaged_rows, stored.layout.nbytes), chunks, workers, f"Verifying {stored.folder.name}"
     )
-    return sorted(image_id for chunk in found for image_id in chunk)
+    return sorted(record.image_id for chunk in found for _, record in chunk)
 
 
-def remove_damaged(stored: StoredRows, image_ids: Sequence[str]) -> None:
-    """Remove images and lost log lines; the next run makes them again. Their rows stay unused."""
-    if stored.layout is None:
-        return
-    unwanted = set(image_ids)
-    with locked(stored.folder):
-        for segment in read_segments(stored.folder, stored.layout):
-            if segment.lost or any(record.image_id in unwanted for record in segment.records):
-                disowned = (r._replace(image_id=DAMAGED_ID) if r.image_id in unwanted else r for r in segment.records)
-                rewrite_log(segment.file, disowned)
-        clean_folder(stored.folder, read_segments(stored.folder, stored.layout), stored.layout)
-
-
-def _hash_rows(nbytes: int, rows: Sequence[tuple[Path, Record]]) -> list[str]:
-    """Read through files, not maps: an unreadable sector is then an error instead of a dead process."""
-    damaged = []
-    for file, record in rows:
-        try:
-            with file.open("rb", buffering=0) as segment:
-                data = os.pread(segment.fileno(), nbytes, record.row * nbytes)
-        except OSError:
-            data = b""
-        if hashlib.sha256(data).hexdigest() != record.row_hash:
-            damaged.append(record.image_id)
-    return damaged
+def remove_damaged_images(stored: StoredRows, image_ids: Sequence[str]) -> None:
+    """Remove damaged images and lost log lines; the next run makes them again."""
+    if stored.layout is not None:
+        remove_damaged(stored.folder, stored.layout, image_ids)
 
 
 def _examine(folder: Path, kind: str, transform_key: str | None) -> StoredRows:

@@ -118,7 +118,7 @@ def verify(
     ] = False,
 ) -> None:
     """Check the hashes of all pixels and features (exit code 1: damage found and not repaired)."""
-    from knee_siglip.cli.store.care import find_damaged, list_stored, remove_damaged
+    from knee_siglip.cli.store.care import find_damaged, list_stored, remove_damaged_images
 
     wrong = 0
     for stored in list_stored(paths.find_store_root(), _in_project(paths.CACHE_FACTS)):
@@ -129,7 +129,7 @@ def verify(
         for image_id in damaged:
             typer.echo(f"  {image_id}")
         if repair and (damaged or stored.lost):
-            remove_damaged(stored, damaged)
+            remove_damaged_images(stored, damaged)
     if wrong and not repair:
         typer.echo("add --repair to remove them; the next run makes them again")
         raise typer.Exit(EXIT_FAILED)

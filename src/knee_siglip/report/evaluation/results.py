@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from knee_siglip.core.cells import as_meant
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.metrics_file import read_json
 from knee_siglip.params.tasks import saved_task
@@ -135,7 +136,7 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         return [
-            {name: cell if name in WORDS else _value(cell) for name, cell in row.items()}
+            {name: as_meant(cell) if name in WORDS else _value(as_meant(cell)) for name, cell in row.items()}
             for row in csv.DictReader(file)
         ]
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from knee_siglip.core.cells import printable
 from knee_siglip.core.files import atomic_file
 from knee_siglip.report.html.charts import legend
 from knee_siglip.report.html.numbers import number, percent, readable
 
 
 def write_html(path: Path, package: str, template: str, **context: Any) -> None:
-    """Render `template` of `package` and write it. Lone surrogates, which UTF-8 does not know, become `?`."""
+    """Render `template` of `package` and write it. Control characters and lone surrogates are shown escaped."""
     html = _environment(package).get_template(template).render(context)
     with atomic_file(path) as file:
         file.write(html.encode(errors="replace"))
@@ -33,7 +34,13 @@ def _environment(package: str) -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters |= {"number": number, "percent": percent, "readable": readable}
     environment.globals |= {"legend": legend}
     return environment
+
+
+def _shown(value: Any) -> Any:
+    """A text from outside without control characters; what is HTML already stays."""
+    return printable(value) if type(value) is str else value

@@ -1,0 +1,160 @@
+"""Stages as processes of their own, forked from one that has loaded the libraries; killed, limited or doubled.
+
+A process between stands for `dvc`: the stage is its child and in a group of its own, as under DVC.
+"""
+
+import os
+import runpy
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from .project import ROOT, Project, environment
+
+LONGEST = 120.0
+"""Seconds after which a process counts as hung."""
+
+
+AT_END: list[Callable[[], None]] = []
+"""What a child calls before it ends."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a stage ended. code: negative for a signal, None where `dvc` ended before it. hung: it had to be killed."""
+
+    code: int | None
+    said: str
+    seconds: float
+    hung: bool = False
+
+    @property
+    def sentence(self) -> bool:
+        """Whether it failed as promised: an exit code, a line that says why, no traceback."""
+        return self.code not in (0, None) and "error: " in self.said and "Traceback" not in self.said
+
+    @property
+    def last_line(self) -> str:
+        """Of what it said."""
+        last = self.said.strip().splitlines()[-1] if self.said.strip() else ""
+        return last if self.code == 0 else f"{last} (exit code {self.code})"
+
+
+class Process:
+    """A stage or a command of the project, running.
+
+    Args:
+        name: of the stage whose script it runs, or for messages.
+        prepare: called in the child before the script: sets limits, breaks system calls.
+        command: called instead of the stage's script.
+        in_dvc: as a stage of DVC, else as a user starts it.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        name: str,
+        prepare: Callable[[], None] = lambda: None,
+        command: Callable[[], None] | None = None,
+        in_dvc: bool = True,
+    ) -> None:
+        self.log = project.folder.parent / f"{project.folder.name}-{name}-{time.monotonic_ns()}.txt"
+        self.started = time.monotonic()
+        self._alive, held = os.pipe()  # the end that all its processes hold closes with the last of them
+        told, tell = os.pipe()
+        self.dvc = os.fork()
+        if self.dvc == 0:
+            os.setsid()
+            stage = os.fork()
+            if stage == 0:
+                _become(project, name, self.log, prepare, command, in_dvc)
+            os.write(tell, f"{stage}\n".encode())
+            os.close(held)
+            _, status = os.waitpid(stage, 0)
+            os.write(tell, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+            os._exit(0)
+        os.close(held)
+        os.close(tell)
+        self._told = os.fdopen(told)
+        self.stage = int(self._told.readline())
+
+    def kill(self, whom: str) -> None:
+        """`group`: all its processes; `stage`: it alone, not its workers; `dvc`: the process that started it."""
+        target = {"group": -self.stage, "stage": self.stage, "dvc": self.dvc}[whom]
+        with suppress(ProcessLookupError):
+            (os.killpg if whom == "group" else os.kill)(abs(target), signal.SIGKILL)
+
+    def wait(self) -> Ended:
+        """Until its last process is gone; what still lives after `LONGEST` is killed."""
+        hung = not select.select([self._alive], [], [], LONGEST)[0]
+        if hung:
+            self.kill("group")
+            self.kill("dvc")
+        os.waitpid(self.dvc, 0)
+        line = self._told.readline()
+        self._told.close()
+        os.close(self._alive)
+        said = self.log.read_text(errors="replace") if self.log.exists() else ""
+        self.log.unlink(missing_ok=True)
+        return Ended(int(line) if line else None, said, time.monotonic() - self.started, hung)
+
+
+def _become(
+    project: Project,
+    name: str,
+    log: Path,
+    prepare: Callable[[], None],
+    command: Callable[[], None] | None,
+    in_dvc: bool,
+) -> None:
+    """In the child: be that stage, and end."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        os.chdir(project.folder)
+        os.environ.update(environment(project.folder))
+        if in_dvc:
+            os.environ["DVC_STAGE"] = name
+        sys.argv = [name]
+        prepare()
+        if command is None:
+            runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
+        else:
+            command()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        for finish in AT_END:
+            finish()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def preload() -> None:
+    """Load what the stages load, once, for all children. Starts no thread."""
+    import knee_siglip.cli.main
+    import knee_siglip.cli.store.care
+    import knee_siglip.cli.store.travel
+    import knee_siglip.evaluation.evaluate
+    import knee_siglip.inference.batch
+    import knee_siglip.inference.rows
+    import knee_siglip.report.validation.page
+    import knee_siglip.report.write
+    import knee_siglip.sample.dataset
+    import knee_siglip.tracking.tracker
+    import knee_siglip.training.run
+    import knee_siglip.validation.validate  # noqa: F401
