@@ -98,17 +98,18 @@ def mlflow_runs(clone: Clone, name: str) -> list[Values]:
 
 
 def wandb_runs(clone: Clone, name: str) -> list[Values]:
-    """Summary of every W&B run of an experiment, whose stages are offline parts of one run."""
-    found: dict[str, dict[str, float]] = {}
+    """Summary of every W&B run of an experiment, whose stages are offline parts of one run, of which the first is named."""
+    summaries: dict[str, dict[str, float]] = {}
+    names: dict[str, str] = {}
     for folder in sorted((clone.folder / "wandb").glob("offline-run-*")):
         lines = clone.run("wandb", "leet", "inspect", "--json", str(folder))[1].splitlines()
         records = [json.loads(line) for line in lines if line.startswith("{")]
         (start,) = [record["run"] for record in records if record.get("type") == "run"]
-        if start["display_name"] == name:
-            summary = found.setdefault(start["run_id"], {})
-            for record in records:
-                summary |= record["summary"]["update"] if record.get("type") == "summary" else {}
-    return list(found.values())
+        names.setdefault(start["run_id"], start.get("display_name", ""))
+        summary = summaries.setdefault(start["run_id"], {})
+        for record in records:
+            summary |= record["summary"]["update"] if record.get("type") == "summary" else {}
+    return [summary for run, summary in summaries.items() if names[run] == name]
 
 
 def differing(values: Values, headline: Values, tracked: Values) -> list[str]:
