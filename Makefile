@@ -1,10 +1,11 @@
 # make repro: from a fresh clone to a trained, evaluated model.   make test: lint, types and tests.
+# make verify: the committed figures again, from the committed revision.
 PYTHON ?= python3
 VENV := .venv
 # DVC starts the stages through the shell: the environment must be on PATH for them too.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup repro test lint lock
+.PHONY: setup repro verify test lint lock
 
 setup: $(VENV)/.installed
 
@@ -17,6 +18,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 repro: setup
 	$(VENV)/bin/dvc repro
+
+# A fresh clone of HEAD, run to its end: are the headline metrics the committed ones, to the last digit?
+verify: setup
+	$(VENV)/bin/python benchmarks/verify.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -8,7 +8,8 @@ verdict. Needs no model.
 
     python stages/report.py --failed-validation
 
-draws the validation page alone and fails: errors in the data stop the pipeline, and a page should show them first.
+draws the validation page alone and fails: errors in the data stop the pipeline, and a page should show them first. Of a
+`--queue` or `--temp` run, whose folder DVC deletes, the page is kept in the store.
 """
 
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
+from knee_siglip.core.files import link_or_copy
 from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import Params
@@ -34,13 +36,25 @@ def main() -> None:
 
 
 def fail_with_page(params: Params) -> None:
-    """Draw the validation page of what stopped the pipeline.
+    """Draw the validation page of what stopped the pipeline, where it outlives the run.
 
     Raises:
         UserError: always.
     """
     page = write_validation_page(paths.VALIDATION_REPORT, Path(params.data.csv), task_of(params))
-    raise UserError(f"validation failed; see {page}" if page else "validation failed before it checked anything")
+    if page is None:
+        raise UserError("validation failed before it checked anything")
+    raise UserError(f"validation failed; see {kept(page)}")
+
+
+def kept(page: Path) -> Path:
+    """The page itself, or its copy in the store when DVC deletes this run's folder, however it ends."""
+    name = paths.temporary_run()
+    if name is None:
+        return page
+    copy = paths.store_root() / paths.FAILED / f"{name}.html"
+    link_or_copy(page, copy)
+    return copy
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -64,6 +65,22 @@ def test_after_a_failed_validation_the_stage_draws_its_page_and_fails(project: P
     assert "error: validation failed; see reports/validation/index.html" in done.stderr
     assert "1 error: nothing was trained." in (project / "reports/validation/index.html").read_text()
     assert not (project / "reports/metrics.json").exists()
+
+
+def test_the_page_of_a_run_whose_folder_dvc_deletes_is_kept_and_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("root")
+    monkeypatch.delenv("KNEE_SIGLIP_STORE")
+    for name, value in {"DVC_ROOT": str(root), "DVC_EXP_NAME": "lofty-knee"}.items():
+        monkeypatch.setenv(name, value)
+    kept = root / ".store/failed/lofty-knee.html"
+    for message in ("a.png cannot be read", "a.png is empty"):  # the same experiment may fail again
+        write_results(Path("reports/validation"), TABLE, [replace(ISSUES[0], message=message)], {}, "kl_grade")
+        assert f"error: validation failed; see {kept}\n" in run_stage("--failed-validation").stderr
+        assert message in kept.read_text()
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    assert "see reports/validation/index.html\n" in run_stage("--failed-validation").stderr
 
 
 def test_a_validation_that_left_nothing_has_no_page(project: Path) -> None:

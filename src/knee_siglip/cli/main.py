@@ -6,6 +6,7 @@
     knee-siglip import /data/NIH chests.csv --split
     knee-siglip split all.csv train.csv
     knee-siglip compare main my-experiment
+    knee-siglip compare --a s0 s1 s2 --b t0 t1 t2
     knee-siglip store show
     knee-siglip sync
     knee-siglip doctor
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from knee_siglip import __version__
-from knee_siglip.cli.compare.command import compare
+from knee_siglip.cli.compare.command import ListedRuns, compare
 from knee_siglip.cli.heatmap import draw_map
 from knee_siglip.cli.import_data import import_data
 from knee_siglip.cli.split.command import split
@@ -54,7 +55,7 @@ app = typer.Typer(
 )
 app.command(name="import")(import_data)
 app.command()(split)
-app.command()(compare)
+app.command(cls=ListedRuns)(compare)
 app.command()(sync)
 app.command(name="map")(draw_map)
 app.add_typer(store_commands.app, name="store")

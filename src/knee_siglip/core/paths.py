@@ -24,14 +24,22 @@ HEADLINE_METRICS = Path("reports/metrics.json")
 PREDICTIONS = Path("reports/evaluation/predictions.parquet")
 INFERENCE_REPORT = Path("reports/inference")
 
-PIXELS, FEATURES, RUNS = "pixels", "features", "runs"
-"""Folders of the store: two kinds of rows by image id, and the resume states of training runs."""
+PIXELS, FEATURES, RUNS, FAILED = "pixels", "features", "runs", "failed"
+"""Folders of the store: two kinds of rows by image id, resume states, and pages of failed temporary runs."""
 
 
 def project_root() -> Path | None:
     """The DVC repository's root, which stays the same in `--temp` and `--queue` runs; None outside DVC."""
     root = os.environ.get("DVC_ROOT")
     return Path(root) if root else None
+
+
+def temporary_run() -> str | None:
+    """The experiment's name in a `--queue` or `--temp` run, whose folder DVC deletes at its end; None elsewhere."""
+    root = project_root()
+    if root is None or Path.cwd().resolve() == root.resolve():
+        return None
+    return os.environ.get("DVC_EXP_NAME") or Path.cwd().name
 
 
 def store_root() -> Path:

@@ -28,11 +28,11 @@ stages:
 Run = Callable[..., tuple[int, str, str]]
 
 
-def predictions(wrong: float, rows: int = 80) -> pd.DataFrame:
+def predictions(wrong: float, seed: int = 0, rows: int = 80) -> pd.DataFrame:
     """Two knees per patient, the last ten rows in val; a model that is wrong about so many."""
     rng = np.random.default_rng(0)
     grades = rng.integers(0, 5, rows)
-    right = rng.random(rows) >= wrong
+    right = np.random.default_rng(seed).random(rows) >= wrong
     predicted = np.where(right, grades, (grades + 2) % 5)
     table = pd.DataFrame(
         {
@@ -127,6 +127,34 @@ def test_revisions_experiments_and_files_are_the_same_thing(compare: Run, projec
     assert all(answer == answers[0] for answer in answers)
 
 
+def test_one_training_a_side_says_what_the_interval_leaves_out(compare: Run) -> None:
+    said = "the chance of another seed is not in the interval (--a s0 s1 s2 --b t0 t1 t2)."
+    assert f"One training each: {said}" in compare("main", "poorer")[1]
+
+
+def test_several_trainings_a_side(compare: Run, project: Path) -> None:
+    for seed in (1, 2):
+        predictions(0.1, seed).to_parquet(project / f"good{seed}.parquet")
+        predictions(0.6, seed).to_parquet(project / f"poor{seed}.parquet")
+    sides = ["--a", "main", "good1.parquet", "good2.parquet", "--b", "poorer", "poor1.parquet", "poor2.parquet"]
+    code, printed, _ = compare(*sides)
+    assert code == 0
+    lines = printed.splitlines()
+    assert lines[0] == "A: main, good1.parquet, good2.parquet (mean of 3; sd: their standard deviation)"
+    assert max(map(len, lines)) <= 110
+    assert "2,000 resamples of patients, the same for A and B, and of runs; Student's t" in printed
+    assert "not in the interval" not in printed
+    (accuracy,) = [line.split() for line in lines if line.startswith("zero_shot_kl.accuracy ")]
+    assert accuracy[2].startswith(".")
+    answer = json.loads(compare(*sides, "--metric", "zero_shot_kl.accuracy", "--json")[1])
+    assert answer["a"] == ["main", "good1.parquet", "good2.parquet"]
+    (row,) = answer["metrics"]
+    assert row["low"] < row["difference"] < row["high"] < 0
+    assert float(accuracy[2]) == pytest.approx(row["spread_a"], abs=0.001)
+    lopsided = compare("--a", "main", "--b", "poorer", "--b", "poor1.parquet", "--metric", "zero_shot_kl.accuracy")[1]
+    assert "A is one training: the chance of another seed is not in the interval" in lopsided
+
+
 def test_metrics_and_split_are_chosen_and_a_csv_written(compare: Run, tmp_path: Path) -> None:
     names = ["zero_shot_kl.quadratic_weighted_kappa", "contrastive_accuracy"]
     flags = [flag for name in names for flag in ("--metric", name)]
@@ -163,6 +191,11 @@ def test_the_project_is_found_from_a_folder_in_it(compare: Run, project: Path, m
         (["main", "other.parquet"], 1, "holds no predictions of this project: it lacks the column img_path"),
         (["main", "text.parquet"], 1, "the predictions of text.parquet cannot be read as predictions"),
         (["main", "fewer.parquet"], 1, "2 only in A (0.png, 1.png)"),
+        (["main"], 2, "name two runs (REV_A REV_B), or the runs of both sides: --a s0 s1 s2 --b t0 t1 t2"),
+        (["main", "--b", "poorer"], 2, "name two runs (REV_A REV_B), or the runs of both sides"),
+        (["main", "v1", "--a", "v1", "--b", "poorer"], 2, "name two runs (REV_A REV_B), or the runs of both sides"),
+        (["--a", "main", "main", "--b", "poorer"], 2, "main is named twice on one side"),
+        (["--a", "main", "v1", "--b", "poorer"], 1, "A1 and A2 are the same model"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_a_sentence(

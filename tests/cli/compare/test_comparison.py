@@ -7,13 +7,18 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from knee_siglip.cli.compare.comparison import compare
+from knee_siglip.cli.compare.comparison import compare as compare_runs
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.evaluation.headline import headlines
 from knee_siglip.evaluation.predictions import predictions_of
 from toys import KNEE
 
 RESAMPLES = 200
+
+
+def compare(a, b, *arguments, **options):
+    """One run a side."""
+    return compare_runs([a], [b], *arguments, **options)
 
 
 @pytest.fixture
@@ -166,3 +171,39 @@ def test_undefined_metrics_are_left_out_unless_they_are_named(good, poor):
     ungraded = [table.drop(columns="kl_grade") for table in (good, poor)]
     assert len(compare(*ungraded)) == 3
     assert compare(good.iloc[:0], poor.iloc[:0]) == []
+
+
+def test_runs_of_a_side_are_averaged_and_their_spread_widens_the_interval(predict):
+    a, b = [[predict(noise, seed) for seed in (1, 2, 3)] for noise in (0.3, 0.25)]
+    names = ["zero_shot_kl.accuracy", "contrastive_accuracy"]
+    single = by_metric(compare(a[0], b[0], names))
+    for row in compare_runs(a, b, names):
+        alone = [compare(run_a, run_b, [row.metric])[0] for run_a, run_b in zip(a, b, strict=True)]
+        values = [each.value_b for each in alone]
+        assert row.value_b == pytest.approx(np.mean(values))
+        assert row.spread_b == pytest.approx(np.std(values, ddof=1))
+        assert row.difference == pytest.approx(np.mean([each.difference for each in alone]))
+        assert row.low < row.difference < row.high
+        assert (row.p < 0.05) == (row.low > 0 or row.high < 0)
+        assert single[row.metric].spread_a is None
+
+
+def test_the_order_of_runs_and_rows_does_not_matter(predict):
+    runs, other = [predict(0.3, seed) for seed in (1, 2, 3)], [predict(0.3, seed) for seed in (4, 5)]
+    shuffled = [run.sample(frac=1, random_state=0) for run in runs]
+    assert compare_runs(shuffled, other, resamples=RESAMPLES) == compare_runs(runs, other, resamples=RESAMPLES)
+    back = by_metric(compare_runs(other, runs, resamples=RESAMPLES))
+    for row in compare_runs(runs, other, resamples=RESAMPLES):
+        assert back[row.metric].difference == -row.difference
+        assert back[row.metric].p == pytest.approx(row.p, rel=0.2)  # runs are drawn in another order
+
+
+def test_one_training_under_two_names_is_no_two_runs(good, poor):
+    with pytest.raises(UserError, match="A1 and A2 are the same model: all of their predictions are equal"):
+        compare_runs([poor, poor.sample(frac=1, random_state=0)], [good])
+    assert compare_runs([poor], [poor.copy()], resamples=RESAMPLES)  # A and B may well be the same
+
+
+def test_a_run_on_other_rows_is_named(good, poor):
+    with pytest.raises(UserError, match=r"A has 160 rows, B2 has 155.* 5 only in A "):
+        compare_runs([good], [poor, poor.iloc[:-5]])

@@ -245,6 +245,20 @@ def test_unfinished_trainings_are_shown_and_pruned_by_age_only(run, store):
     assert not run.folder.exists()
 
 
+def test_pages_of_failed_runs_are_shown_and_pruned_by_age_only(project, store):
+    page = project / ".store" / paths.FAILED / "lofty-knee.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("what is wrong")
+    os.utime(page, (time.time() - 3 * 86400,) * 2)
+    assert "validation page of the failed run lofty-knee" in store("show")
+    assert "lofty-knee" not in store("prune", "--yes", "--all_but_current")
+    assert "nothing to prune" in store("prune", "--yes", "--older_than", "4")
+    assert "lofty-knee" in store("prune", "--older_than", "2")
+    assert page.exists()
+    store("prune", "--older_than", "2", "--yes")
+    assert not page.exists()
+
+
 def test_a_training_that_runs_is_not_pruned(run, store):
     with open_run(run.folder.parent, run.folder.name, minutes=5):
         for file in run.folder.iterdir():

@@ -3,16 +3,18 @@
 knee-siglip compare main my-experiment
 knee-siglip compare HEAD workspace --metric zero_shot_kl.accuracy
 knee-siglip compare a/predictions.parquet b/predictions.parquet --split val --json
+knee-siglip compare --a s0 s1 s2 --b t0 t1 t2
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError, UserError
@@ -20,19 +22,44 @@ from knee_siglip.core.errors import UsageError, UserError
 # pandas and dvc are imported inside the functions: `--help` must not wait for them.
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
     from knee_siglip.cli.compare.comparison import Comparison
 
 WORKSPACE = "workspace"
-PLAIN_WIDTH = 100
-"""Columns where the output goes to a file or a pipe."""
+PLAIN_WIDTH = 110
+"""Columns where the output goes to a file or a pipe; two runs need 97 of them."""
+
+RUNS_FLAGS = ("--a", "--b")
+Sides = tuple[list[str], list[str]]
+"""The names of the runs of A and of B."""
 
 REVISION_HELP = "Git revision, branch, tag, DVC experiment, `workspace`, or a predictions.parquet."
 
 
+class ListedRuns(TyperCommand):
+    """Takes `--a s0 s1 s2` as `--a s0 --a s1 --a s2`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the flag before each of its values."""
+        repeated: list[str] = []
+        flag = ""
+        for arg in args:
+            if arg.startswith("-"):
+                flag = arg if arg in RUNS_FLAGS else ""
+                repeated += [] if flag else [arg]
+            else:
+                repeated += [flag, arg] if flag else [arg]
+        return super().parse_args(ctx, repeated)
+
+
 def compare(
-    rev_a: Annotated[str, typer.Argument(metavar="REV_A", help=REVISION_HELP)],
-    rev_b: Annotated[str, typer.Argument(metavar="REV_B", help="What is compared with it.")],
+    rev_a: Annotated[str | None, typer.Argument(metavar="REV_A", help=REVISION_HELP)] = None,
+    rev_b: Annotated[str | None, typer.Argument(metavar="REV_B", help="What is compared with it.")] = None,
+    runs_a: Annotated[
+        list[str] | None, typer.Option("--a", help="Several trainings in place of REV_A: --a s0 s1 s2.")
+    ] = None,
+    runs_b: Annotated[list[str] | None, typer.Option("--b", help="The same in place of REV_B.")] = None,
     split: Annotated[str, typer.Option("--split", help="Which evaluated split.")] = "test",
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="A headline metric, repeatable. None: all of them.")
@@ -40,12 +67,16 @@ def compare(
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write the table to this file, unrounded.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Say by how much REV_B is better than REV_A on the same rows, and whether that may be chance."""
+    """Say by how much REV_B is better than REV_A on the same rows, and whether that may be chance.
+
+    With several trainings a side, which differ in their seed, the chance of training counts too.
+    """
     from knee_siglip.cli.compare.comparison import compare as compare_tables
 
+    sides = _asked_sides((rev_a, rev_b), (runs_a, runs_b))
     if csv and (csv.is_dir() or not csv.absolute().parent.is_dir()):
         raise UsageError(f"--csv {csv} is a folder, or lies in one that does not exist; name a file")
-    a, b = rows_of_split(rev_a, split), rows_of_split(rev_b, split)
+    a, b = [[rows_of_split(rev, split) for rev in side] for side in sides]
     comparisons = compare_tables(a, b, metric or ())
     if csv:
         import pandas as pd
@@ -54,11 +85,29 @@ def compare(
             pd.DataFrame([asdict(row) for row in comparisons]).to_csv(csv, index=False, lineterminator="\n")
         except OSError as error:
             raise UserError(f"{csv} cannot be written: {error.strerror}") from None
+    facts = _facts(a[0], split)
     if as_json:
-        facts = {"a": rev_a, "b": rev_b} | _facts(a, split)
-        typer.echo(json.dumps(facts | {"metrics": [asdict(row) for row in comparisons]}, indent=2))
+        named = {name: side if len(side) > 1 else side[0] for name, side in zip("ab", sides, strict=True)}
+        typer.echo(json.dumps(named | facts | {"metrics": [asdict(row) for row in comparisons]}, indent=2))
     else:
-        _show(comparisons, rev_a, rev_b, _facts(a, split))
+        _show(comparisons, sides, facts)
+
+
+def _asked_sides(revs: tuple[str | None, str | None], runs: tuple[list[str] | None, list[str] | None]) -> Sides:
+    """The names of each side's runs.
+
+    Raises:
+        UsageError: a side is missing or named in both ways, or a run is named twice on one side.
+    """
+    listed = [side for side in runs if side]
+    named = [[rev] for rev in revs if rev is not None]
+    if len(listed) + len(named) != 2 or len(listed) == 1:
+        raise UsageError("name two runs (REV_A REV_B), or the runs of both sides: --a s0 s1 s2 --b t0 t1 t2")
+    first, second = listed or named
+    for side in (first, second):
+        if twice := [rev for rev in side if side.count(rev) > 1]:
+            raise UsageError(f"{twice[0]} is named twice on one side; its runs must differ in their seed")
+    return first, second
 
 
 def rows_of_split(rev: str, split: str) -> "pd.DataFrame":
@@ -132,34 +181,63 @@ def _facts(rows: "pd.DataFrame", split: str) -> dict[str, str | int]:
     return {"split": split, "rows": len(rows), **counts, "units": str(units), "resamples": RESAMPLES}
 
 
-def _show(comparisons: Sequence["Comparison"], rev_a: str, rev_b: str, facts: dict[str, str | int]) -> None:
+def _show(comparisons: Sequence["Comparison"], sides: Sides, facts: dict[str, str | int]) -> None:
     """One table on stdout, within `PLAIN_WIDTH` columns."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
-
-    from knee_siglip.metrics.units import FEWEST_UNITS
 
     console = Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
+    several = any(len(side) > 1 for side in sides)
+    for name, side in zip("AB", sides, strict=True):
+        mean = f" (mean of {len(side)}; sd: their standard deviation)" if len(side) > 1 else ""
+        typer.echo(f"{name}: {', '.join(side)}{mean}")
+    typer.echo(f"{facts['rows']} rows of {facts['units']}, split {facts['split']}")
+    console.print(_table(comparisons, several), highlight=False)
+    for line in _notes(comparisons, sides, int(facts["resamples"])):
+        typer.echo(line)
+
+
+def _table(comparisons: Sequence["Comparison"], several: bool) -> "Table":
+    from rich import box
+    from rich.table import Column, Table
+
     adjusted = f"p (Holm,\n{sum(row.p is not None for row in comparisons)} metrics)"
-    table = Table("metric", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("A", "B", "B - A", "95 % interval", "p", adjusted):
+    table = Table(
+        Column("metric", overflow="fold"), box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    values = ("A", "sd", "B", "sd") if several else ("A", "B")
+    for title in (*values, "B - A", "95 % interval", "p", adjusted):
         table.add_column(title, justify="right", no_wrap=True)
     for row in comparisons:
-        values = f"{row.value_a:.3f}", f"{row.value_b:.3f}", f"{row.difference:+.3f}"
-        table.add_row(row.metric, *values, *_certainty(row))
-    typer.echo(f"A: {rev_a}\nB: {rev_b}")
-    typer.echo(f"{facts['rows']} rows of {facts['units']}, split {facts['split']}")
-    console.print(table, highlight=False)
-    typer.echo(f"Intervals and p: {facts['resamples']:,} resamples of patients, the same for A and B; p is two-sided.")
+        cells = [f"{row.value_a:.3f}", f"{row.value_b:.3f}"]
+        if several:
+            cells = [cells[0], _spread(row.spread_a), cells[1], _spread(row.spread_b)]
+        table.add_row(row.metric, *cells, f"{row.difference:+.3f}", *_certainty(row))
+    return table
+
+
+def _spread(deviation: float | None) -> str:
+    """Without the leading 0, which the table has no room for."""
+    return "-" if deviation is None else f"{deviation:.3f}".removeprefix("0")
+
+
+def _notes(comparisons: Sequence["Comparison"], sides: Sides, resamples: int) -> Iterator[str]:
+    """What the table rests on, a line each."""
+    from knee_siglip.metrics.units import FEWEST_UNITS
+
+    several = any(len(side) > 1 for side in sides)
+    of_runs = ", and of runs; Student's t" if several else ""
+    yield f"Intervals and p: {resamples:,} resamples of patients, the same for A and B{of_runs}; p is two-sided."
+    if single := [name for name, side in zip("AB", sides, strict=True) if len(side) == 1]:
+        runs = "One training each" if len(single) == 2 else f"{single[0]} is one training"
+        yield f"{runs}: the chance of another seed is not in the interval (--a s0 s1 s2 --b t0 t1 t2)."
     if few := [row.metric for row in comparisons if row.p is None]:
-        typer.echo(
+        yield (
             f"Too few: an interval and p need {FEWEST_UNITS} patients, of each class where classes are told apart: "
             f"{', '.join(few)}."
         )
-    typer.echo("p (Holm): adjusted for the number of metrics looked at; 0.05 is the usual limit for it.")
+    yield "p (Holm): adjusted for the number of metrics looked at; 0.05 is the usual limit for it."
 
 
 def _certainty(row: "Comparison") -> tuple[str, str, str]:

@@ -1,8 +1,9 @@
-"""Two models on the same test rows: is the difference more than chance?"""
+"""Two models, or two recipes of several trainings each, on the same test rows: is the difference more than chance?"""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,9 +11,10 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from knee_siglip.cli.compare.seeds import Runs, seed_interval
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.evaluation.headline import headline_from_predictions, headlines_of
-from knee_siglip.metrics.bootstrap import RESAMPLES, percentile_interval, resample
+from knee_siglip.metrics.bootstrap import RESAMPLES, Interval, percentile_interval, resample
 from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
 from knee_siglip.metrics.units import FEWEST_UNITS
 from knee_siglip.tables.ids import independent_units
@@ -39,8 +41,9 @@ ROWS_NAMED = 3
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of two models; `difference` is B minus A, `low` and `high` are its 95 % interval.
+    """One metric of two sides; `difference` is B minus A, `low` and `high` are its 95 % interval.
 
+    value_a, value_b: means over a side's runs; spread_a, spread_b: their standard deviation, None of a single run.
     p: two-sided, of no difference (`bootstrap_p_value`); p_holm: adjusted for all metrics compared beside this one.
     units: independent ones that it rests on (`Statistic.units`). Where they are fewer than `FEWEST_UNITS` there is
     neither an interval nor a p-value.
@@ -51,6 +54,8 @@ class Comparison:
     value_b: float
     difference: float
     units: int
+    spread_a: float | None = None
+    spread_b: float | None = None
     low: float | None = None
     high: float | None = None
     p: float | None = None
@@ -58,47 +63,92 @@ class Comparison:
 
 
 def compare(
-    a: pd.DataFrame, b: pd.DataFrame, metrics: Sequence[str] = (), resamples: int = RESAMPLES, seed: int = 0
+    a: Sequence[pd.DataFrame],
+    b: Sequence[pd.DataFrame],
+    metrics: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> list[Comparison]:
-    """Paired patient-level bootstrap of the headline metrics of two predictions tables of one split.
+    """Paired patient-level bootstrap of the headline metrics of two sides, from predictions tables of one split.
 
-    Each resample draws the same patients for both models, so that what is hard for both cancels out of the difference
-    (paired bootstrap resampling, Koehn 2004, https://aclanthology.org/W04-3250, of patients in place of sentences).
+    Each resample draws the same patients for all tables, so that what is hard for both sides cancels out of the
+    difference (paired bootstrap resampling, Koehn 2004, https://aclanthology.org/W04-3250, of patients in place of
+    sentences). Where a side has several runs, its runs are drawn too (`seed_interval`).
 
     Args:
-        a, b: predictions of the same rows, in any order.
-        metrics: names among the headlines; without any, all that both tables define.
+        a, b: predictions of each run of a side, all of the same rows, in any order.
+        metrics: names among the headlines; without any, all that the tables define.
 
     Raises:
         UsageError: a metric is none of the headline ones.
-        UserError: the rows, their patients or grades differ, or the batches do where they matter; or a metric that is
-            named is undefined for these rows.
+        UserError: the rows, their patients or grades differ, or the batches do where they matter; a metric that is
+            named is undefined for these rows; or two runs of a side are the same model.
     """
-    known = headlines_of(a)
+    known = headlines_of(a[0])
     if unknown := [name for name in metrics if name not in known]:
         raise UsageError(f"{unknown[0]} is no headline metric; there are {', '.join(known)}")
-    a, b = match_rows(a, b)
     names = list(dict.fromkeys(metrics)) or list(known)
-    if IN_BATCHES in names:
-        _require_same(a, b, "contrastive_batch", f"{IN_BATCHES} needs the same evaluate.batch_size: ")
-    differences = _paired_differences(a, b, names, resamples, seed)
-    if undefined := [name for name in metrics if name not in differences]:
-        raise UserError(f"{undefined[0]} is undefined for these {len(a)} rows; leave it out")
-    values_a, values_b = headline_from_predictions(a), headline_from_predictions(b)
-    patients = independent_units(a).numbers
-    units = {name: known[name](a).units(patients) for name in differences}
-    tested = [name for name, count in units.items() if count >= FEWEST_UNITS]
-    p_values = [bootstrap_p_value(differences[name]) for name in tested]
-    adjusted = dict(zip(tested, zip(p_values, holm_adjusted(p_values), strict=True), strict=True))
-    comparisons = []
-    for name, values in differences.items():
-        row = Comparison(name, values_a[name], values_b[name], values_b[name] - values_a[name], units[name])
-        interval = percentile_interval(values)
-        if name in adjusted and interval is not None:
-            p, p_holm = adjusted[name]
-            row = replace(row, low=interval.low, high=interval.high, p=p, p_holm=p_holm)
-        comparisons.append(row)
-    return comparisons
+    tables = match_rows(_run_names(a, b), [*a, *b], batches_matter=IN_BATCHES in names)
+    measured = _measure(tables, len(a), names, resamples, seed)
+    if undefined := [name for name in metrics if name not in measured]:
+        raise UserError(f"{undefined[0]} is undefined for these {len(tables[0])} rows; leave it out")
+    patients = independent_units(tables[0]).numbers
+    return _adjusted(
+        [_judged(name, *sides, known[name](tables[0]).units(patients), seed) for name, sides in measured.items()]
+    )
+
+
+def _run_names(a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> list[str]:
+    """A and B, numbered where a side has several runs."""
+    sides = (("A", len(a)), ("B", len(b)))
+    return [f"{name}{number + 1}" if runs > 1 else name for name, runs in sides for number in range(runs)]
+
+
+def _measure(
+    tables: Sequence[pd.DataFrame], runs_a: int, names: Sequence[str], resamples: int, seed: int
+) -> dict[str, tuple[Runs, Runs]]:
+    """Both sides of each metric, over the resamples that define it in all tables; undefined metrics are left out."""
+    known = headlines_of(tables[0])
+    values = [headline_from_predictions(table, names) for table in tables]
+    statistics = [known[name](table) for name in names for table in tables]
+    drawn = resample(statistics, independent_units(tables[0]).numbers, resamples, seed)
+    measured = {}
+    for name, rows in zip(names, drawn.reshape(len(names), len(tables), -1), strict=True):
+        defined = rows[:, np.isfinite(rows).all(axis=0)]
+        if defined.shape[1] and all(name in found for found in values):
+            found = np.array([each[name] for each in values])
+            measured[name] = Runs(found[:runs_a], defined[:runs_a]), Runs(found[runs_a:], defined[runs_a:])
+    return measured
+
+
+def _judged(name: str, a: Runs, b: Runs, units: int, seed: int) -> Comparison:
+    """One metric, with an interval and p where the units are enough."""
+    value_a, value_b = float(a.values.mean()), float(b.values.mean())
+    spread_a, spread_b = _spread(a.values), _spread(b.values)
+    row = Comparison(name, value_a, value_b, value_b - value_a, units, spread_a, spread_b)
+    if units < FEWEST_UNITS:
+        return row
+    interval, p = _certainty(a, b, seed)
+    return replace(row, low=interval.low, high=interval.high, p=p)
+
+
+def _spread(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def _certainty(a: Runs, b: Runs, seed: int) -> tuple[Interval, float]:
+    if len(a.values) > 1 or len(b.values) > 1:
+        return seed_interval(a, b, seed)
+    differences = b.resampled[0] - a.resampled[0]
+    interval = percentile_interval(differences)
+    assert interval is not None  # `_measure` leaves no undefined resample
+    return interval, bootstrap_p_value(differences)
+
+
+def _adjusted(rows: Sequence[Comparison]) -> list[Comparison]:
+    """The same with `p_holm`, over the metrics that have a p."""
+    adjusted = iter(holm_adjusted([row.p for row in rows if row.p is not None]))
+    return [row if row.p is None else replace(row, p_holm=next(adjusted)) for row in rows]
 
 
 def read_predictions(source: Path | BinaryIO, name: str) -> pd.DataFrame:
@@ -121,37 +171,41 @@ def read_predictions(source: Path | BinaryIO, name: str) -> pd.DataFrame:
     return table
 
 
-def match_rows(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables in one order, that of image_id and text.
+def match_rows(names: Sequence[str], tables: Sequence[pd.DataFrame], batches_matter: bool) -> list[pd.DataFrame]:
+    """All tables in one order, that of image_id and text.
 
     Raises:
-        UserError: one has rows that the other lacks, or says something else of a row.
+        UserError: one has rows that the first lacks, or says something else of a row; or two runs of a side predict
+            the same of everything, so that they are one training.
     """
-    surplus = {"A": _surplus(a, b), "B": _surplus(b, a)}
+    tables = [table.sort_values(KEY, kind="stable", ignore_index=True) for table in tables]
+    for name, table in zip(names[1:], tables[1:], strict=True):
+        _require_pair(tables[0], table, (names[0], name))
+        if batches_matter:
+            why = f"{IN_BATCHES} needs the same evaluate.batch_size: "
+            _require_same(tables[0], table, (names[0], name), "contrastive_batch", why)
+    for (name, run), (other_name, other) in combinations(zip(names, tables, strict=True), 2):
+        if name[0] == other_name[0] and run.equals(other):
+            raise UserError(
+                f"{name} and {other_name} are the same model: all of their predictions are equal. Runs of one side "
+                "must differ in their seed (dvc exp run --queue -S seed=0,1,2)"
+            )
+    return tables
+
+
+def _require_pair(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> None:
+    surplus = {names[0]: _surplus(a, b), names[1]: _surplus(b, a)}
     if described := [f"{len(rows)} only in {name} ({_named(rows)})" for name, rows in surplus.items() if rows]:
         raise UserError(
-            f"A has {len(a)} rows, B has {len(b)}, and they are not the same images with the same texts: "
-            f"{'; '.join(described)}. Only models evaluated on the same rows can be compared"
+            f"{names[0]} has {len(a)} rows, {names[1]} has {len(b)}, and they are not the same images with the same "
+            f"texts: {'; '.join(described)}. Only models evaluated on the same rows can be compared"
         )
     labels_a, labels_b = Labels.of_predictions(a.columns), Labels.of_predictions(b.columns)
     if labels_a != labels_b:
-        raise UserError(f"A predicts {_task_name(labels_a)}, B {_task_name(labels_b)}; not the same task")
-    a = a.sort_values(KEY, kind="stable", ignore_index=True)
-    b = b.sort_values(KEY, kind="stable", ignore_index=True)
+        tasks = f"{names[0]} predicts {_task_name(labels_a)}, {names[1]} {_task_name(labels_b)}"
+        raise UserError(f"{tasks}; not the same task")
     for column in (*TRUTHS, labels_a.column):
-        _require_same(a, b, column)
-    return a, b
-
-
-def _paired_differences(
-    a: pd.DataFrame, b: pd.DataFrame, names: Sequence[str], resamples: int, seed: int
-) -> dict[str, np.ndarray]:
-    """B minus A in the resamples that define both; metrics of which there are none are left out."""
-    known = headlines_of(a)
-    statistics = [known[name](table) for table in (a, b) for name in names]
-    drawn_a, drawn_b = np.split(resample(statistics, independent_units(a).numbers, resamples, seed), 2)
-    defined = {name: row[np.isfinite(row)] for name, row in zip(names, drawn_b - drawn_a, strict=True)}
-    return {name: values for name, values in defined.items() if len(values)}
+        _require_same(a, b, names, column)
 
 
 def _task_name(labels: Labels) -> str:
@@ -170,11 +224,11 @@ def _surplus(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
     return surplus
 
 
-def _require_same(a: pd.DataFrame, b: pd.DataFrame, column: str, why: str = "") -> None:
+def _require_same(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str], column: str, why: str = "") -> None:
     differs = _cells(a, column) != _cells(b, column)
     if differs.any():
         raise UserError(
-            f"{why}{column} differs between A and B in {int(differs.sum())} of {len(a)} rows "
+            f"{why}{column} differs between {names[0]} and {names[1]} in {int(differs.sum())} of {len(a)} rows "
             f"({_named(a.loc[differs, 'img_path'].tolist())})"
         )
 

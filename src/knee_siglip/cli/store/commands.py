@@ -62,8 +62,12 @@ def show(cache: CacheOption = None) -> None:
     runs = unfinished_runs(root / paths.RUNS)
     for run in runs:
         typer.echo(_describe_run(run))
+    pages = _failed_pages(root)
+    for page in pages:
+        typer.echo(_describe_page(page))
     total = sum(stored.bytes for stored in found) + sum(run.bytes for run in runs)
-    count = len(found) + len(runs)
+    total += sum(page.stat().st_size for page in pages)
+    count = len(found) + len(runs) + bool(pages)
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     free = _gigabytes(shutil.disk_usage(existing).free)
     typer.echo(f"{root}: {_gigabytes(total)} in {plural(count, 'folder')}, {free} free on its disk")
@@ -73,7 +77,9 @@ def show(cache: CacheOption = None) -> None:
 def prune(
     older_than: Annotated[
         float | None,
-        typer.Option("--older_than", min=0, help="Also what was unused for this many days, unfinished trainings too."),
+        typer.Option(
+            "--older_than", min=0, help="Also what was unused for this many days, unfinished trainings and pages too."
+        ),
     ] = None,
     all_but_current: Annotated[
         bool, typer.Option("--all_but_current", help="Also everything that the project does not use now.")
@@ -95,20 +101,26 @@ def prune(
     chosen = choose_prunable(found, older_than, all_but_current)
     limit = datetime.min if older_than is None else datetime.now() - timedelta(days=older_than)
     runs = [run for run in unfinished_runs(root / paths.RUNS) if run.last_used < limit]
-    if not chosen and not runs:
+    pages = [page for page in _failed_pages(root) if _last_change(page) < limit]
+    if not chosen and not runs and not pages:
         typer.echo("nothing to prune")
         return
     if chosen:
         Console().print(_table(chosen))
     for run in runs:
         typer.echo(_describe_run(run))
+    for page in pages:
+        typer.echo(_describe_page(page))
+    freed = sum(stored.bytes for stored in chosen) + sum(run.bytes for run in runs)
+    freed += sum(page.stat().st_size for page in pages)
     if yes:
         for stored in chosen:
             remove_stored(stored)
         for run in runs:
             remove_unfinished(run)
-    freed = _gigabytes(sum(stored.bytes for stored in chosen) + sum(run.bytes for run in runs))
-    typer.echo(f"{freed} freed" if yes else f"{freed} would be freed; nothing was removed: add --yes")
+        for page in pages:
+            page.unlink(missing_ok=True)
+    typer.echo(f"{_gigabytes(freed)} " + ("freed" if yes else "would be freed; nothing was removed: add --yes"))
 
 
 @app.command()
@@ -209,6 +221,18 @@ def _describe_run(run: "Unfinished") -> str:
     state = "before its first state" if run.step is None else f"saved at step {run.step}"
     used = f"{_gigabytes(run.bytes)}, last used {run.last_used:%Y-%m-%d}"
     return f"unfinished training {run.folder.name[:12]}: {state}, {used}"
+
+
+def _failed_pages(root: Path) -> list[Path]:
+    return sorted((root / paths.FAILED).glob("*.html"))
+
+
+def _last_change(page: Path) -> datetime:
+    return datetime.fromtimestamp(page.stat().st_mtime)
+
+
+def _describe_page(page: Path) -> str:
+    return f"validation page of the failed run {page.stem}: {page}, {_last_change(page):%Y-%m-%d}"
 
 
 def _describe(facts: dict[str, Any]) -> str:
