@@ -5,6 +5,7 @@ follows it. What a tracker missed is sent later by `sync`, for which the log's f
 """
 
 import logging
+import math
 import os
 import re
 import secrets
@@ -228,7 +229,7 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
     """One sender's orders for each tracker that is on."""
     options: dict[str, dict[str, Any]] = {}
     kinds: dict[str, list[str]] = {}
-    remote = False
+    remote, watched = False, tracking.system_metrics and live is not None
     if live:
         live.mkdir(parents=True, exist_ok=True)  # a DVC out must exist even when DVCLive fails
         options["dvclive"] = {"folder": str(live)}
@@ -237,13 +238,21 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
         folder = root / "mlartifacts" / re.sub(r"[^\w.-]", "_", tracking.project_name)
         remote = is_remote(uri)
         kinds["mlflow"] = KINDS[level_for(tracking.send, remote)]
-        options["mlflow"] = {"uri": uri, "artifacts": None if remote else folder.as_uri()}
+        options["mlflow"] = {"uri": uri, "artifacts": None if remote else folder.as_uri(), "system_metrics": watched}
     if tracking.wandb != "none":
         kinds["wandb"] = KINDS[level_for(tracking.send, remote=True)]
-        options["wandb"] = {"folder": str(root), "mode": wandb_mode(tracking)}
-    patience = {"mlflow": SECONDS_REMOTE} if remote else {}
+        options["wandb"] = {"folder": str(root), "mode": wandb_mode(tracking), "system_metrics": watched}
+    limit = tracking.upload_limit_mb * 1e6
     return [
-        Orders(name, str(log.path), log.session, kinds.get(name, []), settings, patience.get(name, SECONDS_LOCAL))
+        Orders(
+            name,
+            str(log.path),
+            log.session,
+            kinds.get(name, []),
+            settings,
+            patience=SECONDS_REMOTE if remote and name == "mlflow" else SECONDS_LOCAL,
+            largest=limit if name == "wandb" or remote else math.inf,
+        )
         for name, settings in options.items()
     ]
 

@@ -34,12 +34,12 @@ SETTINGS: dict[str, Any] = {
     "login_timeout": SECONDS_TO_START,
     "finish_timeout": SECONDS_TO_FINISH,
     "finish_timeout_raises": True,
-    "x_disable_stats": True,
     "x_disable_meta": True,
-    "x_disable_machine_info": True,
     "x_save_requirements": False,
 }
 """Where the user has not set WANDB_<NAME> otherwise."""
+
+NO_SYSTEM_METRICS = {"x_disable_stats": True, "x_disable_machine_info": True}
 
 
 class WandbRun:
@@ -48,8 +48,9 @@ class WandbRun:
     Without a connection an online run is written as an offline one; `sync` sends it later.
     """
 
-    def __init__(self, folder: str, mode: str) -> None:
+    def __init__(self, folder: str, mode: str, system_metrics: bool = False) -> None:
         self.folder = folder
+        self.settings = SETTINGS | ({} if system_metrics else NO_SYSTEM_METRICS)
         self.mode = mode
         self.connected = mode != "online"
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B would send its own crashes to its makers
@@ -91,7 +92,8 @@ class WandbRun:
         import wandb
 
         if event["kind"] == "model":
-            self.tags(checksum_tags(event))
+            name = f"{event['folder']}/{Path(event['path']).name}"
+            self.tags({f"{name}.{key}": value for key, value in checksum_tags(event).items()})
         if event["how"] == "copy":
             path = Path(event["path"])
             artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"{event['folder']}-{path.stem}"), type=event["kind"])
@@ -122,7 +124,9 @@ class WandbRun:
             "group": start["parent"] if first and "WANDB_RUN_GROUP" not in os.environ else None,
             "job_type": start["stage"] if first and "WANDB_JOB_TYPE" not in os.environ else None,
             "dir": None if "WANDB_DIR" in os.environ else self.folder,
-            "settings": wandb.Settings(**{k: v for k, v in SETTINGS.items() if f"WANDB_{k.upper()}" not in os.environ}),
+            "settings": wandb.Settings(
+                **{key: value for key, value in self.settings.items() if f"WANDB_{key.upper()}" not in os.environ}
+            ),
             "id": start["run"],
             "resume": "allow",
             "config": config,
