@@ -20,11 +20,14 @@ from knee_siglip.core.nesting import flatten
 from knee_siglip.params.files import parse_params
 from knee_siglip.params.sections import Params
 from knee_siglip.tracking import tracker as tracker_module
-from knee_siglip.tracking.mlflow_run import ENVIRONMENT, MlflowRun
+from knee_siglip.tracking.mlflow_models import ENVIRONMENT
+from knee_siglip.tracking.mlflow_run import MlflowRun
 from knee_siglip.tracking.runlog import RunLog, tracking_folder
 from knee_siglip.tracking.sync import deliver, find_logs, find_pending
 from knee_siglip.tracking.tracker import attach_tracker, open_tracker, orders_for, remember_run
+from knee_siglip.tracking.wandb_run import WandbRun
 from mute_server import MuteServer
+from tracking.conftest import Recorded
 
 SILENT = {"mlflow": "none", "wandb": "none"}
 
@@ -138,7 +141,10 @@ def test_a_checkpoint_is_a_model_of_its_run_that_mlflow_can_load_and_w_and_b_get
     assert str(recorded.root) not in (folder / "MLmodel").read_text()
     assert [file.path for file in client.list_artifacts(run.info.run_id) if file.path != "model"] == ["figures"]
     records = recorded.wandb_records(0)
-    assert not [record for record in records if record["type"] == "artifact"]
+    (artifact,) = [record["artifact"] for record in records if record["type"] == "artifact"]
+    assert (artifact["name"], artifact["type"]) == ("model", "model")
+    assert json.loads(artifact["metadata"]) | {"data_hash": "d" * 32} == json.loads(artifact["metadata"])
+    assert not artifact["manifest"].get("contents")
     assert "train.csv" not in json.dumps(records)  # a path of data may name a patient
     assert sha256(recorded.root / "model.pt") in json.dumps(records)
 
@@ -182,6 +188,51 @@ def test_only_servers_limit_the_size_of_what_they_get():
     local, wandb = orders_of({"upload_limit_mb": 2})
     (server,) = orders_of({"upload_limit_mb": 2, "mlflow": "http://127.0.0.1:5000", "wandb": "none"})
     assert (local.largest, wandb.largest, server.largest) == (math.inf, 2e6, 2e6)
+
+
+def test_w_and_b_shows_cases_and_keeps_reports_in_one_artifact_when_asked(project):
+    cases, rows = project / "cases.csv", project / "predictions.parquet"
+    cases.write_text("split,kl_grade\ntest,3\n")
+    rows.write_bytes(b"P00001")
+    tracking = {"mlflow": "none", "send": "metrics_and_reports"}
+    with open_tracker(parse_params({"tracking": tracking}), stage="evaluate", facts={}) as tracker:
+        tracker.log_artifact(cases, "report", "tables")
+        tracker.log_artifact(rows, "patients", "evaluation")
+    records = Recorded(project, tracker.run_id).wandb_records(0)
+    artifacts = {record["artifact"]["name"]: record["artifact"] for record in records if record["type"] == "artifact"}
+    assert [entry["path"] for entry in artifacts["evaluate"]["manifest"]["contents"]] == ["tables/cases.csv"]
+    shown = [record["summary"]["update"] for record in records if record["type"] == "summary"]
+    assert [item["tables/cases"]["nrows"] for item in shown if "tables/cases" in item] == [1]
+    assert "predictions" not in json.dumps(records)
+
+
+class ConnectedRun:
+    """Notes what a run of W&B's server is said to use."""
+
+    dir, id = "/nowhere", "r"
+
+    def __init__(self):
+        self.summary, self.used = {}, []
+
+    def use_artifact(self, artifact):
+        self.used.append(artifact if isinstance(artifact, str) else (artifact.type, artifact.metadata))
+
+
+@pytest.mark.parametrize(
+    ("tags", "used"),
+    [
+        ({"data_hash": "d"}, ("dataset", {"data_hash": "d", "dataset.train_rows": 8})),
+        ({"data_hash": "d", "model_sha256": "a" * 64}, f"best_model:sha256-{'a' * 16}"),
+    ],
+)
+def test_online_a_training_uses_the_data_and_an_evaluation_the_model(project, monkeypatch, tags, used):
+    for name in ("ERROR_REPORTING", "DATA_DIR", "CACHE_DIR", "ARTIFACT_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(project))
+    online, connected = WandbRun(str(project), "online"), ConnectedRun()
+    online.connected = True
+    monkeypatch.setattr(online, "_init", lambda start, first, config: connected)
+    online.open({"session": "s", "stage": "train", "tags": tags, "config": {"dataset.train_rows": 8, "seed": 0}}, [])
+    assert connected.used == [used]
 
 
 def test_evaluation_goes_on_with_the_run_that_trained_the_model(recorded):

@@ -6,6 +6,7 @@
     knee-siglip import /data/NIH chests.csv --split
     knee-siglip split all.csv train.csv
     knee-siglip compare main my-experiment
+    knee-siglip release my-experiment
     knee-siglip store show
     knee-siglip sync
     knee-siglip doctor
@@ -28,6 +29,7 @@ from knee_siglip import __version__
 from knee_siglip.cli.compare.command import compare
 from knee_siglip.cli.heatmap import draw_map
 from knee_siglip.cli.import_data import import_data
+from knee_siglip.cli.release.command import release
 from knee_siglip.cli.split.command import split
 from knee_siglip.cli.store import commands as store_commands
 from knee_siglip.cli.sync import sync
@@ -55,6 +57,7 @@ app = typer.Typer(
 app.command(name="import")(import_data)
 app.command()(split)
 app.command()(compare)
+app.command()(release)
 app.command()(sync)
 app.command(name="map")(draw_map)
 app.add_typer(store_commands.app, name="store")

@@ -6,28 +6,17 @@ evaluation of it, so that `search_logged_models` ranks checkpoints. The data is 
 
 import getpass
 import json
-import logging
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from knee_siglip.core.files import lock
-from knee_siglip.tracking.backend import COMPLETE, INCOMPLETE, Point, grouped, own_tags
-from knee_siglip.tracking.mlflow_models import LoggedModels
+from knee_siglip.tracking.backend import COMPLETE, INCOMPLETE, Point, checksum_tags, grouped, own_tags
+from knee_siglip.tracking.mlflow_models import LoggedModels, connect
 from knee_siglip.tracking.privacy import NOT_SENT
 from knee_siglip.tracking.runlog import Event, last_id
-
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds; with MLflow's defaults one call to a dead server blocks for 246 s
-}
-"""What MLflow is told, where the user has not set it otherwise."""
 
 RUN_TAG = "knee_siglip.run"
 """Our own id of a run, by which it is found again when the server's answer to its creation was lost."""
@@ -36,7 +25,6 @@ METRICS_PER_CALL = 1000  # MLflow's limits for one log_batch
 TEXTS_PER_CALL = 100
 LONGEST_PARAM = 500  # characters; newer servers take 6000
 LONGEST_DIGEST = 36
-SECONDS_FOR_LOCK = 60.0  # creating the database takes 7-9 s on two cores
 
 STEP_METRICS = {"best_model": "best_step", "final_model": "steps_done"}
 """The metric that says at which step a checkpoint of the training was saved."""
@@ -49,10 +37,6 @@ class MlflowRun:
     """
 
     def __init__(self, uri: str, artifacts: str | None, system_metrics: bool = False) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        for noisy in ("mlflow", "alembic", "urllib3"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri = uri
         self.artifacts = artifacts
         self.system_metrics = system_metrics
@@ -69,11 +53,7 @@ class MlflowRun:
 
     def open(self, start: Event, earlier: list[Event]) -> str:
         """Create the run, or resume the one in `earlier` if the server still has it."""
-        from mlflow.tracking import MlflowClient
-
-        with _creation_lock(self.uri):
-            self.client = MlflowClient(tracking_uri=self.uri)
-            experiment = self._experiment(start["project"])
+        self.client, experiment = connect(self.uri, start["project"], self.artifacts)
         self.models = LoggedModels(self.client, experiment)
         run = self._find(start, last_id(earlier, "mlflow"), experiment)
         tags = own_tags(start, earlier, "mlflow") | {COMPLETE: INCOMPLETE}
@@ -123,9 +103,10 @@ class MlflowRun:
     def artifact(self, event: Event) -> None:
         """Copy the file into its folder; a checkpoint becomes a LoggedModel."""
         if event["kind"] == "model":
-            step = self._step_of(Path(event["path"]).stem)
-            model = self.models.log(event, self.run_id, step)
-            self._rank(model, [reached[step] for reached in self.reached.values() if step in reached])
+            path = Path(event["path"])
+            step = self._step_of(path.stem)
+            model = self.models.log(path, checksum_tags(event), event["how"] == "copy", self.run_id, step)
+            self._rank(model.model_id, [reached[step] for reached in self.reached.values() if step in reached])
         elif event["how"] == "copy":
             self.client.log_artifact(self.run_id, event["path"], event["folder"])
 
@@ -158,16 +139,6 @@ class MlflowRun:
             found = self.client.search_runs([experiment], query, max_results=1)
             parent = found[0].info.run_id if found else None
         return {"mlflow.parentRunId": parent} if parent else {}
-
-    def _experiment(self, name: str) -> str:
-        """Id of the experiment. Its artifact folder is fixed here: MLflow would freeze the working folder's."""
-        if own := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-            return own
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        return str(self.client.create_experiment(name, artifact_location=self.artifacts))
 
     def _reopen(self, run: Any, start: Event, tags: dict[str, str]) -> None:
         self.run_id = run.info.run_id
@@ -279,14 +250,6 @@ def _storable(value: float) -> float:
 
 def _same(one: float, other: float) -> bool:
     return _storable(one) == _storable(other) or (not math.isfinite(one) and not math.isfinite(other))
-
-
-def _creation_lock(uri: str) -> AbstractContextManager[None]:
-    """Two processes that create one SQLite database at once crash each other; servers handle that."""
-    if not uri.startswith("sqlite:///"):
-        return nullcontext()
-    database = uri.removeprefix("sqlite:///")
-    return lock(Path(f"{database}.lock"), f"creating {database}", wait=SECONDS_FOR_LOCK)
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

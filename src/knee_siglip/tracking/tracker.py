@@ -234,11 +234,9 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
         live.mkdir(parents=True, exist_ok=True)  # a DVC out must exist even when DVCLive fails
         options["dvclive"] = {"folder": str(live)}
     if tracking.mlflow != "none":
-        uri = mlflow_uri(tracking, root)
-        folder = root / "mlartifacts" / re.sub(r"[^\w.-]", "_", tracking.project_name)
-        remote = is_remote(uri)
+        options["mlflow"] = {**mlflow_place(tracking, root), "system_metrics": watched}
+        remote = is_remote(options["mlflow"]["uri"])
         kinds["mlflow"] = KINDS[level_for(tracking.send, remote)]
-        options["mlflow"] = {"uri": uri, "artifacts": None if remote else folder.as_uri(), "system_metrics": watched}
     if tracking.wandb != "none":
         kinds["wandb"] = KINDS[level_for(tracking.send, remote=True)]
         options["wandb"] = {"folder": str(root), "mode": wandb_mode(tracking), "system_metrics": watched}
@@ -255,6 +253,13 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
         )
         for name, settings in options.items()
     ]
+
+
+def mlflow_place(tracking: TrackingParams, root: Path) -> dict[str, str | None]:
+    """The tracking `uri`, and on this machine the folder for `artifacts`."""
+    uri = mlflow_uri(tracking, root)
+    folder = root / "mlartifacts" / re.sub(r"[^\w.-]", "_", tracking.project_name)
+    return {"uri": uri, "artifacts": None if is_remote(uri) else folder.as_uri()}
 
 
 def mlflow_uri(tracking: TrackingParams, root: Path) -> str:

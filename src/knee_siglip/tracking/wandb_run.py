@@ -1,9 +1,14 @@
-"""Weights & Biases: offline by default; `wandb sync <root>/wandb/offline-run-*` sends such a run to a server."""
+"""Weights & Biases: offline by default; `wandb sync <root>/wandb/offline-run-*` sends such a run to a server.
+
+Artifacts have one name in all runs, so that W&B gives them versions: the data, which the training uses, the
+checkpoints, which it makes, and the files of each evaluation, which uses a checkpoint. W&B takes uses from connected
+runs alone; the outputs' metadata says the same.
+"""
 
 import os
-import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +75,9 @@ class WandbRun:
             shutil.rmtree(attempt, ignore_errors=True)  # an offline part that was cut off, and is written anew
         self.run = self._init(start, first, {**start["config"], **tags})
         self.run.summary[COMPLETE] = INCOMPLETE
+        self.stage = start["stage"]
+        self.outputs: Any = None
+        self._log_inputs(start)
         return str(self.run.id) if self.mode == "disabled" else str(Path(self.run.dir).parent)
 
     def metrics(self, points: Sequence[Point]) -> None:
@@ -88,17 +96,23 @@ class WandbRun:
         self.run.config.update(values, allow_val_change=True)
 
     def artifact(self, event: Event) -> None:
-        """A W&B artifact that holds the file; of a model that stays here, its checksums in the run's config."""
-        import wandb
+        """A checkpoint is an artifact, with its file or with what it takes to get and know it; so are all other files.
 
+        Pictures and the table of cases are shown on the run's page too.
+        """
+        path = Path(event["path"])
         if event["kind"] == "model":
-            name = f"{event['folder']}/{Path(event['path']).name}"
-            self.tags({f"{name}.{key}": value for key, value in checksum_tags(event).items()})
-        if event["how"] == "copy":
-            path = Path(event["path"])
-            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"{event['folder']}-{path.stem}"), type=event["kind"])
-            artifact.add_file(str(path), policy="immutable")
-            self.run.log_artifact(artifact)
+            known = checksum_tags(event)
+            self.tags({f"{event['folder']}/{path.name}.{key}": value for key, value in known.items()})
+            model = self._new_artifact(path.stem, "model", known)
+            if event["how"] == "copy":
+                model.add_file(str(path), policy="immutable")
+            self.run.log_artifact(model, aliases=["latest", _alias(known["sha256"])])
+        elif event["how"] == "copy":
+            self.outputs = self.outputs or self._new_artifact(self.stage, "evaluation", {})
+            self.outputs.add_file(str(path), name=f"{event['folder']}/{path.name}", policy="immutable")
+            if shown := _shown(path):
+                self.run.summary[f"{event['folder']}/{path.stem}"] = shown  # of no step, as an evaluation is
 
     def close(self, status: str, complete: bool) -> None:
         """Write everything out and stop W&B's service process.
@@ -108,12 +122,36 @@ class WandbRun:
         """
         import wandb
 
+        if self.outputs:
+            self.run.log_artifact(self.outputs)
         if complete:
             self.run.summary[COMPLETE] = "yes"
         self.run.finish(exit_code=EXIT_CODES[status])
         wandb.teardown()
         if not self.connected:
             raise Postponed("no connection to W&B; the run was written offline")
+
+    def _log_inputs(self, start: Event) -> None:
+        """The data of a training, the checkpoint of an evaluation."""
+        import wandb
+
+        data, model = start["tags"].get("data_hash"), start["tags"].get("model_sha256")
+        self.inputs = {name: value for name, value in (("data_hash", data), ("model_sha256", model)) if value}
+        if self.mode != "online" or not self.connected:
+            return
+        if model:
+            with suppress(wandb.errors.Error, ValueError):  # it was trained elsewhere
+                self.run.use_artifact(f"best_model:{_alias(model)}")
+        elif data:
+            counts = {key: value for key, value in start["config"].items() if key.startswith("dataset.")}
+            dataset = self._new_artifact("data", "dataset", counts)
+            dataset.add_reference(f"sha256:{data}", name="content", checksum=False)
+            self.run.use_artifact(dataset)
+
+    def _new_artifact(self, name: str, kind: str, known: dict[str, Any]) -> Any:
+        import wandb
+
+        return wandb.Artifact(name, type=kind, metadata={**self.inputs, **known})
 
     def _init(self, start: Event, first: bool, config: dict[str, Any]) -> Any:
         import wandb
@@ -139,6 +177,23 @@ class WandbRun:
                 raise
             run = wandb.init(mode="offline", **arguments)
         return run
+
+
+def _alias(sha256: str) -> str:
+    return f"sha256-{sha256[:16]}"
+
+
+def _shown(path: Path) -> Any:
+    """A picture or the table of cases as W&B shows it."""
+    import wandb
+
+    if path.suffix in (".png", ".jpg"):
+        return wandb.Image(str(path))
+    if path.name == "cases.csv":
+        import pandas as pd
+
+        return wandb.Table(dataframe=pd.read_csv(path))
+    return None
 
 
 def _attempts(earlier: list[Event], start: Event) -> list[str]:
