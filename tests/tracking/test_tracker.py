@@ -267,6 +267,7 @@ def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, mon
             tracker.log_metrics({"train.loss": 3.0 - step}, step)
         tracker.log_summary({"train.loss": 1.0, "val.loss": 0.5})
         tracker.log_artifact(figure, "report", "tables")
+        tracker.log_artifact(Path(shutil.copy(recorded.root / "model.pt", project)), "model")
     assert "MLflow does not hold all of this run" in caplog.text
     assert "knee-siglip sync" in caplog.text
     assert dead.visitors > 0
@@ -287,6 +288,9 @@ def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, mon
     assert sorted((point.step, point.value) for point in history) == [(0, 3.0), (1, 2.0), (2, 1.0)]
     assert (run.data.metrics["val/loss"], run.data.tags["complete"]) == (0.5, "yes")
     assert [file.path for file in client.list_artifacts(run.info.run_id, "tables")] == ["tables/figure.csv"]
+    models = client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'")
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id for model in models]
+    assert [(model.name, model.status) for model in models] == [("model", "READY")]
 
 
 def test_a_server_that_never_answers_is_given_up(project, monkeypatch, caplog):

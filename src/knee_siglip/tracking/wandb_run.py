@@ -103,7 +103,6 @@ class WandbRun:
         path = Path(event["path"])
         if event["kind"] == "model":
             known = checksum_tags(event)
-            self.tags({f"{event['folder']}/{path.name}.{key}": value for key, value in known.items()})
             model = self._new_artifact(path.stem, "model", known)
             if event["how"] == "copy":
                 model.add_file(str(path), policy="immutable")
