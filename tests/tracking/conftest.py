@@ -68,6 +68,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         state = random.getstate()
         run_id = _train(root)
         evaluated = {"stage": "evaluate", "model_path": root / "model.pt", "figures": TEST_METRICS}
+        evaluated["data_hash"] = "d" * 32
         with attach_tracker(parse_params({}), **evaluated) as tracker:
             tracker.log_summary(TEST_METRICS)
         kept = random.getstate() == state
@@ -90,7 +91,7 @@ def _isolate(patch: pytest.MonkeyPatch, root: Path, proxy: str) -> None:
 
 def _train(root: Path) -> str:
     params = parse_params({})
-    facts = {"data_hash": "d" * 32, "parameters": {"total": 418_000}}
+    facts = {"data_hash": "d" * 32, "parameters": {"total": 418_000}, "dataset": {"train_rows": 8, "test_rows": 2}}
     model, figure = Path("model.pt"), root / "matrix.png"
     model.write_bytes(os.urandom(1000))
     figure.write_bytes(b"png")

@@ -109,15 +109,21 @@ def test_a_call_without_an_answer_is_cut_off(log, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kinds", "sent"), [([], [("m", "reference")]), (["report"], [("r", "copy"), ("m", "reference")])]
+    ("kinds", "largest", "sent"),
+    [
+        ([], 1, [("m", "reference")]),
+        (["report"], 1, [("r", "copy"), ("m", "reference")]),
+        (["report", "model"], 1, [("r", "copy"), ("m", "copy")]),
+        (["report", "model"], 0.5, [("r", "copy"), ("m", "reference")]),
+    ],
 )
-def test_a_tracker_gets_only_the_kinds_of_files_that_it_may(log, monkeypatch, kinds, sent):
+def test_a_tracker_gets_only_the_files_that_it_may(log, monkeypatch, kinds, largest, sent):
     for name, kind in (("r", "report"), ("p", "patients"), ("m", "model")):
         log.write("artifact", path=name, kind=kind, folder=kind, how="copy", bytes=1)
     log.write("end", status="FINISHED")
     backend = Scripted()
     monkeypatch.setattr(sender, "create_backend", lambda name, options: backend)
-    assert send(Orders("mlflow", str(log.path), log.session, kinds, {}), lambda: True)
+    assert send(Orders("mlflow", str(log.path), log.session, kinds, {}, largest=largest), lambda: True)
     assert [(call[1]["path"], call[1]["how"]) for call in backend.calls if call[0] == "artifact"] == sent
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,10 +20,14 @@ from knee_siglip.core.nesting import flatten
 from knee_siglip.params.files import parse_params
 from knee_siglip.params.sections import Params
 from knee_siglip.tracking import tracker as tracker_module
+from knee_siglip.tracking.mlflow_models import ENVIRONMENT
+from knee_siglip.tracking.mlflow_run import MlflowRun
 from knee_siglip.tracking.runlog import RunLog, tracking_folder
 from knee_siglip.tracking.sync import deliver, find_logs, find_pending
-from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run
+from knee_siglip.tracking.tracker import attach_tracker, open_tracker, orders_for, remember_run
+from knee_siglip.tracking.wandb_run import WandbRun
 from mute_server import MuteServer
+from tracking.conftest import Recorded
 
 SILENT = {"mlflow": "none", "wandb": "none"}
 
@@ -117,18 +122,117 @@ def test_the_run_carries_its_tags_params_and_facts(recorded):
     assert opened["config"]["update"]["DVC_EXP_NAME"] == "sunny-knee"
 
 
-def test_a_model_lies_with_its_local_run_and_w_and_b_gets_its_checksums_alone(recorded):
-    client, run = only_run(recorded.mlflow_uri)
-    assert run.data.tags["model/model.pt.sha256"] == sha256(recorded.root / "model.pt")
-    assert run.data.tags["model/model.pt.get"] == "dvc exp apply sunny-knee && dvc pull model.pt"
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["figures", "model"]
-    assert run.info.artifact_uri.startswith((recorded.root / "mlartifacts").as_uri())
-    kept = Path(run.info.artifact_uri.removeprefix("file://")) / "model/model.pt"
+def only_model(uri):
+    client, run = only_run(uri)
+    (model,) = client.search_logged_models([run.info.experiment_id], order_by=[{"field_name": "metrics.test/loss"}])
+    return client, run, model
+
+
+def test_a_checkpoint_is_a_model_of_its_run_that_mlflow_can_load_and_w_and_b_gets_its_checksums_alone(recorded):
+    client, run, model = only_model(recorded.mlflow_uri)
+    assert (model.name, model.status, model.source_run_id) == ("model", "READY", run.info.run_id)
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert model.tags["sha256"] == sha256(recorded.root / "model.pt")
+    assert model.tags["get"] == "dvc exp apply sunny-knee && dvc pull model.pt"
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    assert folder.is_relative_to(recorded.root / "mlartifacts")
+    kept = folder / "artifacts/model.pt"
     assert kept.stat().st_ino == (recorded.root / "model.pt").stat().st_ino  # linked: no second copy
+    assert str(recorded.root) not in (folder / "MLmodel").read_text()
+    assert [file.path for file in client.list_artifacts(run.info.run_id) if file.path != "model"] == ["figures"]
     records = recorded.wandb_records(0)
-    assert not [record for record in records if record["type"] == "artifact"]
+    (artifact,) = [record["artifact"] for record in records if record["type"] == "artifact"]
+    assert (artifact["name"], artifact["type"]) == ("model", "model")
+    assert json.loads(artifact["metadata"]) | {"data_hash": "d" * 32} == json.loads(artifact["metadata"])
+    assert not artifact["manifest"].get("contents")
     assert "train.csv" not in json.dumps(records)  # a path of data may name a patient
     assert sha256(recorded.root / "model.pt") in json.dumps(records)
+
+
+def test_a_model_is_ranked_by_what_training_and_evaluation_measured_on_the_data(recorded):
+    client, run, model = only_model(recorded.mlflow_uri)
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("knee-siglip", "d" * 32)
+    assert json.loads(given.dataset.source) == {"uri": "data/sample/train.csv"}
+    assert json.loads(given.dataset.profile) == {"dataset.train_rows": 8, "dataset.test_rows": 2}
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
+    measured = {metric.key: metric for metric in model.metrics}
+    assert {key: measured[key.replace(".", "/")].value for key in recorded.test_metrics} == recorded.test_metrics
+    assert measured["best_epoch"].value == 2
+    assert measured["test/loss"].dataset_digest == "d" * 32
+    for key in run.data.metrics:  # what a model gets too is not there twice
+        history = client.get_metric_history(run.info.run_id, key)
+        assert len({(point.step, point.value) for point in history}) == len(history), key
+
+
+def test_the_machines_load_is_logged_on_request(recorded, monkeypatch):
+    for name, value in {**ENVIRONMENT, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.01"}.items():
+        monkeypatch.setenv(name, value)
+    watching = MlflowRun(recorded.mlflow_uri, recorded.root.as_uri(), system_metrics=True)
+    start = {"project": "watched", "run": "w", "name": "w", "stage": "train", "source": "s", "session": "s", "time": 0}
+    run = watching.open({**start, "tags": {}, "config": {}, "goes_on": True}, [])
+    client = MlflowClient(recorded.mlflow_uri)
+    while "system/cpu_utilization_percentage" not in client.get_run(run).data.metrics:
+        time.sleep(0.05)
+    watching.close("FINISHED", complete=True)
+    assert [orders.options["system_metrics"] for orders in orders_of({"system_metrics": True})] == [True, True]
+
+
+def orders_of(tracking):
+    log = RunLog(Path("run.jsonl"), "s")
+    orders = orders_for(parse_params({"tracking": tracking}).tracking, log, Path("/root-of-it"), live=Path.cwd())
+    return [order for order in orders if order.backend != "dvclive"]
+
+
+def test_only_servers_limit_the_size_of_what_they_get():
+    local, wandb = orders_of({"upload_limit_mb": 2})
+    (server,) = orders_of({"upload_limit_mb": 2, "mlflow": "http://127.0.0.1:5000", "wandb": "none"})
+    assert (local.largest, wandb.largest, server.largest) == (math.inf, 2e6, 2e6)
+
+
+def test_w_and_b_shows_cases_and_keeps_reports_in_one_artifact_when_asked(project):
+    cases, rows = project / "cases.csv", project / "predictions.parquet"
+    cases.write_text("split,kl_grade\ntest,3\n")
+    rows.write_bytes(b"P00001")
+    tracking = {"mlflow": "none", "send": "metrics_and_reports"}
+    with open_tracker(parse_params({"tracking": tracking}), stage="evaluate", facts={}) as tracker:
+        tracker.log_artifact(cases, "report", "tables")
+        tracker.log_artifact(rows, "patients", "evaluation")
+    records = Recorded(project, tracker.run_id).wandb_records(0)
+    artifacts = {record["artifact"]["name"]: record["artifact"] for record in records if record["type"] == "artifact"}
+    assert [entry["path"] for entry in artifacts["evaluate"]["manifest"]["contents"]] == ["tables/cases.csv"]
+    shown = [record["summary"]["update"] for record in records if record["type"] == "summary"]
+    assert [item["tables/cases"]["nrows"] for item in shown if "tables/cases" in item] == [1]
+    assert "predictions" not in json.dumps(records)
+
+
+class ConnectedRun:
+    """Notes what a run of W&B's server is said to use."""
+
+    dir, id = "/nowhere", "r"
+
+    def __init__(self):
+        self.summary, self.used = {}, []
+
+    def use_artifact(self, artifact):
+        self.used.append(artifact if isinstance(artifact, str) else (artifact.type, artifact.metadata))
+
+
+@pytest.mark.parametrize(
+    ("tags", "used"),
+    [
+        ({"data_hash": "d"}, ("dataset", {"data_hash": "d", "dataset.train_rows": 8})),
+        ({"data_hash": "d", "model_sha256": "a" * 64}, f"best_model:sha256-{'a' * 16}"),
+    ],
+)
+def test_online_a_training_uses_the_data_and_an_evaluation_the_model(project, monkeypatch, tags, used):
+    for name in ("ERROR_REPORTING", "DATA_DIR", "CACHE_DIR", "ARTIFACT_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(project))
+    online, connected = WandbRun(str(project), "online"), ConnectedRun()
+    online.connected = True
+    monkeypatch.setattr(online, "_init", lambda start, first, config: connected)
+    online.open({"session": "s", "stage": "train", "tags": tags, "config": {"dataset.train_rows": 8, "seed": 0}}, [])
+    assert connected.used == [used]
 
 
 def test_evaluation_goes_on_with_the_run_that_trained_the_model(recorded):
@@ -163,6 +267,7 @@ def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, mon
             tracker.log_metrics({"train.loss": 3.0 - step}, step)
         tracker.log_summary({"train.loss": 1.0, "val.loss": 0.5})
         tracker.log_artifact(figure, "report", "tables")
+        tracker.log_artifact(Path(shutil.copy(recorded.root / "model.pt", project)), "model")
     assert "MLflow does not hold all of this run" in caplog.text
     assert "knee-siglip sync" in caplog.text
     assert dead.visitors > 0
@@ -183,6 +288,9 @@ def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, mon
     assert sorted((point.step, point.value) for point in history) == [(0, 3.0), (1, 2.0), (2, 1.0)]
     assert (run.data.metrics["val/loss"], run.data.tags["complete"]) == (0.5, "yes")
     assert [file.path for file in client.list_artifacts(run.info.run_id, "tables")] == ["tables/figure.csv"]
+    models = client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'")
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id for model in models]
+    assert [(model.name, model.status) for model in models] == [("model", "READY")]
 
 
 def test_a_server_that_never_answers_is_given_up(project, monkeypatch, caplog):

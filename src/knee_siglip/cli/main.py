@@ -7,6 +7,7 @@
     knee-siglip split all.csv train.csv
     knee-siglip compare main my-experiment
     knee-siglip compare --a s0 s1 s2 --b t0 t1 t2
+    knee-siglip release my-experiment
     knee-siglip store show
     knee-siglip sync
     knee-siglip doctor
@@ -29,6 +30,7 @@ from knee_siglip import __version__
 from knee_siglip.cli.compare.command import ListedRuns, compare
 from knee_siglip.cli.heatmap import draw_map
 from knee_siglip.cli.import_data import import_data
+from knee_siglip.cli.release.command import release
 from knee_siglip.cli.split.command import split
 from knee_siglip.cli.store import commands as store_commands
 from knee_siglip.cli.sync import sync
@@ -56,6 +58,7 @@ app = typer.Typer(
 app.command(name="import")(import_data)
 app.command()(split)
 app.command(cls=ListedRuns)(compare)
+app.command()(release)
 app.command()(sync)
 app.command(name="map")(draw_map)
 app.add_typer(store_commands.app, name="store")

@@ -24,6 +24,7 @@ from knee_siglip.evaluation.examples import gallery, worst_mistakes
 from knee_siglip.evaluation.measurement import MeasuredSplit
 from knee_siglip.evaluation.plots import PLOTS, draw_confusion, plot_rows
 from knee_siglip.evaluation.predictions import embeddings_table, write_predictions
+from knee_siglip.task.task import Labels
 
 FOLDERS = ("tables", "plots", "figures", "pictures")
 
@@ -58,6 +59,7 @@ def write_results(
     plots = plot_rows(shown)
     reports = [_write_table(plots[name], columns, folder / f"plots/{name}.csv") for name, columns in PLOTS.items()]
     reports += [*_write_tables(results, folder / "tables"), *_write_confusion(shown, folder / "figures")]
+    reports.append(_write_cases(pd.concat([result.predictions for result in results]), folder / "tables/cases.csv"))
     patients = _write_maps(shown, folder / "figures")
     _write_examples(data, shown, folder)
     patients += [folder / name for name in ("predictions.parquet", "studies.parquet", "embeddings.parquet")]
@@ -76,6 +78,17 @@ def _write_tables(results: Sequence[MeasuredSplit], folder: Path) -> list[Path]:
         columns = dict.fromkeys(column for row in rows for column in row)
         paths.append(_write_table(rows, list(columns), folder / f"{name}.csv"))
     return paths
+
+
+def _write_cases(predictions: pd.DataFrame, path: Path) -> Path:
+    """Write what the model made of each image, without what tells whose it is, or which row of the data."""
+    labels = Labels.of_predictions(predictions.columns)
+    graded = [labels.column, labels.predicted, *labels.probabilities] if labels else []
+    ranks = [f"{search}_rank" for search in ("image_to_text", "text_to_image")]
+    kept = [name for name in ("split", *graded, *ranks) if name in predictions]
+    with atomic_text(path) as file:
+        predictions[kept].sort_values(kept).to_csv(file, index=False, lineterminator="\n")
+    return path
 
 
 def _write_confusion(shown: MeasuredSplit, folder: Path) -> list[Path]:

@@ -434,7 +434,8 @@ class TrackingParams(Section):
     `mlflow`: `auto` ($MLFLOW_TRACKING_URI, else SQLite in the project), a tracking URI, or `none`. `send`: what the
     trackers get: `metrics` (and params, without paths), `metrics_and_reports` (also tables and charts of groups), `all`
     (also rows and pictures of single patients, and models); `auto` is `all` for MLflow on this machine, else `metrics`.
-    `log_checkpoints`: of models, where `send` lets them out.
+    `log_checkpoints`: of models, where `send` lets them out; on servers one above `upload_limit_mb` is a reference.
+    `system_metrics`: the load of CPU, GPU, memory, disk and network while training runs.
     """
 
     project_name: Filled = "knee-siglip"
@@ -443,6 +444,8 @@ class TrackingParams(Section):
     wandb: Literal["offline", "online", "none"] = "offline"
     send: Literal["auto", "metrics", "metrics_and_reports", "all"] = "auto"
     log_checkpoints: Literal["copy", "reference", "none"] = "copy"
+    upload_limit_mb: Annotated[float, Field(ge=0)] = 500
+    system_metrics: bool = False
 
 
 class Params(Section):

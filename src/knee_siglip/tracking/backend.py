@@ -86,9 +86,6 @@ def grouped(name: str) -> str:
 
 
 def checksum_tags(event: Event) -> dict[str, str]:
-    """What a run says of a file that stays where it is: how to get it, and how to know it."""
-    path = Path(event["path"])
-    name = f"{event['folder']}/{path.name}"
+    """What a tracker says of a model's file: how to get it, and how to know it."""
     known: dict[str, str] = {kind: event[kind] for kind in ("sha256", "md5", "get") if kind in event}
-    known |= {} if "sha256" in known else checksums(path)
-    return {f"{name}.{key}": value for key, value in known.items()}
+    return known | ({} if "sha256" in known else checksums(Path(event["path"])))

@@ -1,27 +1,22 @@
-"""MLflow: one run by its client, without the global state (active run, tracking URI) of MLflow's fluent interface."""
+"""MLflow: one run by its client, without the global state (active run, tracking URI) of MLflow's fluent interface.
+
+A checkpoint is a LoggedModel: made by the run that trained it, with the figures of its own step there and of every
+evaluation of it, so that `search_logged_models` ranks checkpoints. The data is a dataset, an input of the run.
+"""
 
 import getpass
-import logging
+import json
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from knee_siglip.core.files import link_or_copy, lock
 from knee_siglip.tracking.backend import COMPLETE, INCOMPLETE, Point, checksum_tags, grouped, own_tags
+from knee_siglip.tracking.mlflow_models import LoggedModels, connect
+from knee_siglip.tracking.privacy import NOT_SENT
 from knee_siglip.tracking.runlog import Event, last_id
-
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds; with MLflow's defaults one call to a dead server blocks for 246 s
-}
-"""What MLflow is told, where the user has not set it otherwise."""
 
 RUN_TAG = "knee_siglip.run"
 """Our own id of a run, by which it is found again when the server's answer to its creation was lost."""
@@ -29,33 +24,37 @@ RUN_TAG = "knee_siglip.run"
 METRICS_PER_CALL = 1000  # MLflow's limits for one log_batch
 TEXTS_PER_CALL = 100
 LONGEST_PARAM = 500  # characters; newer servers take 6000
-SECONDS_FOR_LOCK = 60.0  # creating the database takes 7-9 s on two cores
+LONGEST_DIGEST = 36
+
+STEP_METRICS = {"best_model": "best_step", "final_model": "steps_done"}
+"""The metric that says at which step a checkpoint of the training was saved."""
 
 
 class MlflowRun:
-    """`uri`: a tracking URI. `artifacts`: URI of a new experiment's folder for files, None leaves it to the server."""
+    """`uri`: a tracking URI. `artifacts`: URI of a new experiment's folder for files, None leaves it to the server.
 
-    def __init__(self, uri: str, artifacts: str | None) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        for noisy in ("mlflow", "alembic", "urllib3"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
+    system_metrics: log the machine's load while the run goes on.
+    """
+
+    def __init__(self, uri: str, artifacts: str | None, system_metrics: bool = False) -> None:
         self.uri = uri
         self.artifacts = artifacts
+        self.system_metrics = system_metrics
+        self.monitor: Any = None
         self.run_id = ""
-        self.reached: dict[str, dict[int, float]] = {}
-        """Key to the points that the run holds, by their step."""
+        self.dataset: Any = None
+        self.evaluated: str | None = None
+        """Id of the LoggedModel that this session evaluates."""
+        self.reached: dict[str, dict[int, Any]] = {}
+        """Key to the points (MLflow's `Metric`) that the run holds, by their step."""
         self.unread: set[str] = set()
         """Keys of a resumed run whose points were not asked for yet."""
         self.last_time = 0
 
     def open(self, start: Event, earlier: list[Event]) -> str:
         """Create the run, or resume the one in `earlier` if the server still has it."""
-        from mlflow.tracking import MlflowClient
-
-        with _creation_lock(self.uri):
-            self.client = MlflowClient(tracking_uri=self.uri)
-            experiment = self._experiment(start["project"])
+        self.client, experiment = connect(self.uri, start["project"], self.artifacts)
+        self.models = LoggedModels(self.client, experiment)
         run = self._find(start, last_id(earlier, "mlflow"), experiment)
         tags = own_tags(start, earlier, "mlflow") | {COMPLETE: INCOMPLETE}
         if run:
@@ -66,6 +65,9 @@ class MlflowRun:
                 experiment, start_time=_milliseconds(start["time"]), run_name=start["name"], tags=tags
             ).info.run_id
             self._log_params(start["config"], logged=set())
+        self._log_inputs(start, made=run is None)
+        if self.system_metrics and start["goes_on"]:
+            self._watch_machine(resumed=run is not None)
         return self.run_id
 
     def metrics(self, points: Sequence[Point]) -> None:
@@ -74,8 +76,8 @@ class MlflowRun:
         for point in points:
             reached = self._reached(grouped(point.key))
             if point.step not in reached:
-                reached[point.step] = point.value
-                fresh.append(point)
+                reached[point.step] = _metric(point)
+                fresh.append(reached[point.step])
         self._log(fresh)
 
     def summary(self, values: dict[str, float], step: int) -> None:
@@ -84,10 +86,13 @@ class MlflowRun:
         fresh = []
         for key, value in values.items():
             reached = self._reached(grouped(key))
-            if not reached or not _same(reached[max(reached)], value):
-                reached[max([step, *reached])] = value
-                fresh.append(Point(key, value, max(reached), now))
+            if not reached or not _same(reached[max(reached)].value, value):
+                last = max([step, *reached])
+                reached[last] = _metric(Point(key, value, last, now))
+                fresh.append(reached[last])
         self._log(fresh)
+        if self.evaluated:
+            self._rank(self.evaluated, [reached[max(reached)] for reached in map(self._reached, map(grouped, values))])
 
     def tags(self, values: dict[str, str]) -> None:
         """Set the run's tags."""
@@ -96,21 +101,19 @@ class MlflowRun:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
 
     def artifact(self, event: Event) -> None:
-        """Copy the file (a local model is linked) into its folder, or tag the run with how to get and know it."""
+        """Copy the file into its folder; a checkpoint becomes a LoggedModel."""
         if event["kind"] == "model":
-            self.tags(checksum_tags(event))
-        if event["how"] != "copy":
-            return
-        path = Path(event["path"])
-        target = self._local_folder() if event["kind"] == "model" else None
-        if target:
-            (target / event["folder"]).mkdir(parents=True, exist_ok=True)
-            link_or_copy(path, target / event["folder"] / path.name)
-        else:
-            self.client.log_artifact(self.run_id, str(path), event["folder"])
+            path = Path(event["path"])
+            step = self._step_of(path.stem)
+            model = self.models.log(path, checksum_tags(event), event["how"] == "copy", self.run_id, step)
+            self._rank(model.model_id, [reached[step] for reached in self.reached.values() if step in reached])
+        elif event["how"] == "copy":
+            self.client.log_artifact(self.run_id, event["path"], event["folder"])
 
     def close(self, status: str, complete: bool) -> None:
         """End the run."""
+        if self.monitor:
+            self.monitor.finish()
         if complete:
             self.client.set_tag(self.run_id, COMPLETE, "yes")
         self.client.set_terminated(self.run_id, status)
@@ -137,16 +140,6 @@ class MlflowRun:
             parent = found[0].info.run_id if found else None
         return {"mlflow.parentRunId": parent} if parent else {}
 
-    def _experiment(self, name: str) -> str:
-        """Id of the experiment. Its artifact folder is fixed here: MLflow would freeze the working folder's."""
-        if own := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-            return own
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        return str(self.client.create_experiment(name, artifact_location=self.artifacts))
-
     def _reopen(self, run: Any, start: Event, tags: dict[str, str]) -> None:
         self.run_id = run.info.run_id
         self.client.update_run(self.run_id, status="RUNNING")
@@ -154,23 +147,56 @@ class MlflowRun:
         self._log_params(start["config"], logged=set(run.data.params))
         self.unread = set(run.data.metrics)
 
-    def _reached(self, key: str) -> dict[int, float]:
+    def _reached(self, key: str) -> dict[int, Any]:
         """Points of a curve by their step."""
         if key in self.unread:
             self.unread.remove(key)
             history = self.client.get_metric_history(self.run_id, key)
             history.sort(key=lambda point: (point.step, point.timestamp))
-            self.reached[key] = {point.step: point.value for point in history}
+            self.reached[key] = {point.step: point for point in history}
             self.last_time = max([self.last_time, *(point.timestamp for point in history)])
         return self.reached.setdefault(key, {})
 
-    def _log(self, points: Sequence[Point]) -> None:
-        from mlflow.entities import Metric
-
-        self.last_time = max([self.last_time, *(_milliseconds(point.time) for point in points)])
-        metrics = [Metric(grouped(p.key), _storable(p.value), _milliseconds(p.time), p.step) for p in points]
+    def _log(self, metrics: Sequence[Any]) -> None:
+        self.last_time = max([self.last_time, *(metric.timestamp for metric in metrics)])
         for part in _parts(metrics, METRICS_PER_CALL):
             self.client.log_batch(self.run_id, metrics=part)
+
+    def _log_inputs(self, start: Event, made: bool) -> None:
+        """The data, by the facts of the session, and the model that this session evaluates.
+
+        made: by this session, which so evaluates a model of another run.
+        """
+        from mlflow.entities import DatasetInput, InputTag, LoggedModelInput
+
+        evaluated = start["tags"].get("model_sha256") and self.models.find(start["tags"]["model_sha256"])
+        self.evaluated = evaluated.model_id if evaluated else None
+        if self.evaluated and made:
+            self.client.log_inputs(self.run_id, models=[LoggedModelInput(self.evaluated)])
+        self.dataset = _dataset(start)
+        if self.dataset:
+            context = "training" if start["stage"] == "train" else "evaluation"
+            tags = [InputTag("mlflow.data.context", context)]
+            self.client.log_inputs(self.run_id, datasets=[DatasetInput(self.dataset, tags)])
+
+    def _watch_machine(self, resumed: bool) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=resumed, tracking_uri=self.uri)
+        self.monitor.start()
+
+    def _step_of(self, name: str) -> int:
+        """The step at which training saved the checkpoint of that name, else its last one."""
+        said = self._reached(grouped(STEP_METRICS.get(name, "steps_done")))
+        last = max((step for reached in self.reached.values() for step in reached), default=0)
+        return int(said[max(said)].value) if said else last
+
+    def _rank(self, model_id: str, metrics: Sequence[Any]) -> None:
+        """Give a LoggedModel points that its run holds already: MLflow keeps a point of one time once."""
+        from mlflow.entities import Metric
+
+        name, digest = (self.dataset.name, self.dataset.digest) if self.dataset else (None, None)
+        self._log([Metric(m.key, m.value, m.timestamp, m.step, model_id, name, digest, self.run_id) for m in metrics])
 
     def _log_params(self, config: dict[str, Any], logged: set[str]) -> None:
         """MLflow refuses a second value for a parameter, so what the run has stays."""
@@ -180,20 +206,41 @@ class MlflowRun:
         for part in _parts(params, TEXTS_PER_CALL):
             self.client.log_batch(self.run_id, params=part)
 
-    def _local_folder(self) -> Path | None:
-        """Folder of the run's artifacts where that is on this machine."""
-        address = urlsplit(self.client.get_run(self.run_id).info.artifact_uri)
-        return Path(unquote(address.path)) if address.scheme in ("", "file") else None
-
 
 def _own_tags_of_mlflow(start: Event) -> dict[str, str]:
     """What MLflow's pages show as source, version and user."""
     tags = {"mlflow.source.name": start["source"], "mlflow.source.type": "LOCAL"}
     if revision := start["tags"].get("git_revision"):
         tags["mlflow.source.git.commit"] = revision
+        tags["mlflow.source.git.dirty"] = start["tags"].get("git_dirty", "false")
     with suppress(KeyError, OSError):  # a user id without a name
         tags["mlflow.user"] = getpass.getuser()
     return tags
+
+
+def _metric(point: Point) -> Any:
+    from mlflow.entities import Metric
+
+    return Metric(grouped(point.key), _storable(point.value), _milliseconds(point.time), point.step)
+
+
+def _dataset(start: Event) -> Any:
+    """The data of a session: its CSV, where that may be told, the hash of its content, and rows by split."""
+    from mlflow.entities import Dataset
+
+    digest = start["tags"].get("data_hash")
+    if not digest:
+        return None
+    csv = start["config"].get("data.csv", NOT_SENT)
+    known = csv != NOT_SENT
+    counts = {key: value for key, value in start["config"].items() if key.startswith("dataset.")}
+    return Dataset(
+        name=start["project"],
+        digest=digest[:LONGEST_DIGEST],
+        source_type="local" if known else "code",
+        source=json.dumps({"uri": csv} if known else {"tags": {}}),
+        profile=json.dumps(counts) if counts else None,
+    )
 
 
 def _storable(value: float) -> float:
@@ -203,14 +250,6 @@ def _storable(value: float) -> float:
 
 def _same(one: float, other: float) -> bool:
     return _storable(one) == _storable(other) or (not math.isfinite(one) and not math.isfinite(other))
-
-
-def _creation_lock(uri: str) -> AbstractContextManager[None]:
-    """Two processes that create one SQLite database at once crash each other; servers handle that."""
-    if not uri.startswith("sqlite:///"):
-        return nullcontext()
-    database = uri.removeprefix("sqlite:///")
-    return lock(Path(f"{database}.lock"), f"creating {database}", wait=SECONDS_FOR_LOCK)
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

@@ -6,6 +6,7 @@ Nothing here imports the sender or a tracker's library, so changing those retrai
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -29,7 +30,8 @@ _logger = logging.getLogger(__name__)
 class Orders:
     """What one sender does: which tracker, with which settings, for which session of which log.
 
-    kinds: of artifacts that this tracker may get; of a model it otherwise gets the checksums.
+    kinds: of artifacts that this tracker may get; of a model it otherwise gets the checksums, as of one with more bytes
+    than `largest`.
     patience: seconds that it may take for one call, and after the run's end. A copied file may take longer.
     """
 
@@ -39,6 +41,7 @@ class Orders:
     kinds: list[str]
     options: dict[str, Any]
     patience: float = 30.0
+    largest: float = math.inf
 
 
 class SenderProcess:

@@ -96,6 +96,7 @@ def _follow(log: RunLog, orders: Orders, alive: Callable[[], bool]) -> None:
             earlier = [event for event in events if event["session"] != log.session or event["event"] == "opened"]
             start = next(event for event in mine if event["event"] == "start")
             start["parent_id"] = _parent_id(log, start, orders.backend)
+            start["goes_on"] = goes_on
             if "patients" not in orders.kinds:
                 start["config"] = without_places(start["config"])
             with _time_limit(orders.patience):
@@ -137,7 +138,7 @@ def _dispatch(backend: Backend, events: list[Event], orders: Orders) -> str | No
 
 
 def _dispatch_one(backend: Backend, event: Event, orders: Orders) -> None:
-    allowed = event.get("kind") in orders.kinds
+    allowed = event.get("kind") in orders.kinds and (event["kind"] != "model" or event["bytes"] <= orders.largest)
     patience = orders.patience + event.get("bytes", 0) / SLOWEST_UPLOAD
     with _time_limit(patience):
         if event["event"] == "summary":

@@ -5,6 +5,7 @@ follows it. What a tracker missed is sent later by `sync`, for which the log's f
 """
 
 import logging
+import math
 import os
 import re
 import secrets
@@ -228,24 +229,37 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
     """One sender's orders for each tracker that is on."""
     options: dict[str, dict[str, Any]] = {}
     kinds: dict[str, list[str]] = {}
-    remote = False
+    remote, watched = False, tracking.system_metrics and live is not None
     if live:
         live.mkdir(parents=True, exist_ok=True)  # a DVC out must exist even when DVCLive fails
         options["dvclive"] = {"folder": str(live)}
     if tracking.mlflow != "none":
-        uri = mlflow_uri(tracking, root)
-        folder = root / "mlartifacts" / re.sub(r"[^\w.-]", "_", tracking.project_name)
-        remote = is_remote(uri)
+        options["mlflow"] = {**mlflow_place(tracking, root), "system_metrics": watched}
+        remote = is_remote(options["mlflow"]["uri"])
         kinds["mlflow"] = KINDS[level_for(tracking.send, remote)]
-        options["mlflow"] = {"uri": uri, "artifacts": None if remote else folder.as_uri()}
     if tracking.wandb != "none":
         kinds["wandb"] = KINDS[level_for(tracking.send, remote=True)]
-        options["wandb"] = {"folder": str(root), "mode": wandb_mode(tracking)}
-    patience = {"mlflow": SECONDS_REMOTE} if remote else {}
+        options["wandb"] = {"folder": str(root), "mode": wandb_mode(tracking), "system_metrics": watched}
+    limit = tracking.upload_limit_mb * 1e6
     return [
-        Orders(name, str(log.path), log.session, kinds.get(name, []), settings, patience.get(name, SECONDS_LOCAL))
+        Orders(
+            name,
+            str(log.path),
+            log.session,
+            kinds.get(name, []),
+            settings,
+            patience=SECONDS_REMOTE if remote and name == "mlflow" else SECONDS_LOCAL,
+            largest=limit if name == "wandb" or remote else math.inf,
+        )
         for name, settings in options.items()
     ]
+
+
+def mlflow_place(tracking: TrackingParams, root: Path) -> dict[str, str | None]:
+    """The tracking `uri`, and on this machine the folder for `artifacts`."""
+    uri = mlflow_uri(tracking, root)
+    folder = root / "mlartifacts" / re.sub(r"[^\w.-]", "_", tracking.project_name)
+    return {"uri": uri, "artifacts": None if is_remote(uri) else folder.as_uri()}
 
 
 def mlflow_uri(tracking: TrackingParams, root: Path) -> str:

@@ -135,7 +135,7 @@ def _find_predictions(rev: str) -> Path | BytesIO:
         raise UsageError(f"{rev}: there is no DVC project here whose revision it could be; name two .parquet files")
     if rev == WORKSPACE:
         return _existing(root / paths.PREDICTIONS, "make it: dvc repro evaluate (or dvc checkout)")
-    return BytesIO(_read_at(root, rev))
+    return BytesIO(read_at(root, rev, paths.PREDICTIONS))
 
 
 def _existing(path: Path, advice: str) -> Path:
@@ -144,13 +144,17 @@ def _existing(path: Path, advice: str) -> Path:
     return path
 
 
-def _read_at(root: Path, rev: str) -> bytes:
-    """The predictions of a git revision or experiment: from DVC's cache, else from its remote."""
+def read_at(root: Path, rev: str, path: Path) -> bytes:
+    """A file of a git revision or experiment: from git, DVC's cache, else from its remote.
+
+    Raises:
+        UserError: there is no such revision, or its file is nowhere.
+    """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import RevError
 
-    name = paths.PREDICTIONS.as_posix()
+    name = path.as_posix()
     try:
         files = DVCFileSystem(str(root), rev=rev)
         try:
@@ -164,11 +168,11 @@ def _read_at(root: Path, rev: str) -> bytes:
         ) from None
     except FileNotFoundError:
         raise UserError(
-            f"the predictions of {rev} are neither in DVC's cache nor in a remote; fetch them where they were made and "
+            f"{path.stem} of {rev}: neither in DVC's cache nor in a remote; fetch them where they were made and "
             "pushed (dvc fetch --all-commits, dvc exp pull), or evaluate that revision again (dvc repro evaluate)"
         ) from None
     except (DvcException, OSError) as error:
-        raise UserError(f"the predictions of {rev} cannot be read through DVC: {error}") from None
+        raise UserError(f"{path.stem} of {rev} cannot be read through DVC: {error}") from None
     return content
 
 
