@@ -98,7 +98,7 @@ def mlflow_runs(clone: Clone, name: str) -> list[Values]:
 
 
 def wandb_runs(clone: Clone, name: str) -> list[Values]:
-    """Summary of every W&B run of an experiment, whose stages are offline parts of one run, of which the first is named."""
+    """Summary of every W&B run of an experiment: its stages are offline parts of one; the first is named."""
     summaries: dict[str, dict[str, float]] = {}
     names: dict[str, str] = {}
     for folder in sorted((clone.folder / "wandb").glob("offline-run-*")):

@@ -54,9 +54,9 @@ def versions() -> list[tuple[str, str]]:
 
 def library(name: str, version: str) -> str:
     """A package's code in a script element, below its licence."""
-    with urllib.request.urlopen(f"{REGISTRY}/{name}/{version}") as answer:
+    with urllib.request.urlopen(f"{REGISTRY}/{name}/{version}") as answer:  # noqa: S310  # npm's own address
         distribution = json.load(answer)["dist"]
-    with urllib.request.urlopen(distribution["tarball"]) as answer:
+    with urllib.request.urlopen(distribution["tarball"]) as answer:  # noqa: S310  # its checksum is tested
         content = answer.read()
     checksum = "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
     if checksum != distribution["integrity"]:

@@ -78,7 +78,7 @@ HOSTILE: list[tuple[str, Any] | tuple[str, Any, str]] = [
     ("infer.images", "nowhere"), ("infer.batch_size", 0), ("infer.batch_size", 10**12), ("infer.queries", [""]),
     ("infer.queries", "a knee"), ("infer.split", "all"),
     ("tracking.mlflow", ""), ("tracking.mlflow", "ftp://example.org", TRACKER), ("tracking.wandb", "on"),
-    ("tracking.send", "everything"), ("tracking.project_name", ""), ("tracking.experiment_name", "../../x"),
+    ("tracking.send", "everything"), ("tracking.project_name", ""), ("tracking.experiment_name", "a\x1b[2J"),
 ]  # fmt: skip
 """Key and value, and where it may pass, why."""
 

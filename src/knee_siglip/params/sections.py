@@ -33,10 +33,10 @@ def _not_empty(value: str) -> str:
     return value
 
 
-def _plain_name(value: str) -> str:
-    """`knee-siglip train` makes a folder of this name."""
-    if value in (".", "..") or not value.strip() or not value.isprintable() or {*value} & {"/", "\\"}:
-        raise ValueError("must be a plain name, without slashes or control characters: a folder gets this name")
+def _printable(value: str) -> str:
+    """Slashes are fine: Databricks names experiments by paths."""
+    if not value.strip() or not value.isprintable():
+        raise ValueError("must be a name without control characters")
     return value
 
 
@@ -439,7 +439,7 @@ class TrackingParams(Section):
     """
 
     project_name: Filled = "knee-siglip"
-    experiment_name: Annotated[str, AfterValidator(_plain_name)] | None = None
+    experiment_name: Annotated[str, AfterValidator(_printable)] | None = None
     mlflow: Filled = "auto"
     wandb: Literal["offline", "online", "none"] = "offline"
     send: Literal["auto", "metrics", "metrics_and_reports", "all"] = "auto"

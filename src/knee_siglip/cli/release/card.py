@@ -22,7 +22,7 @@ def model_card(candidate: "Candidate", name: str, verdict: str) -> str:
     """Markdown without a path, id or text of the data."""
     metrics = flatten(candidate.metrics["test"])
     params = candidate.facts["params"]
-    environment = Environment(
+    environment = Environment(  # noqa: S701  # Markdown of figures and names of params, not HTML
         loader=PackageLoader("knee_siglip.cli.release"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("model_card.md.j2").render(

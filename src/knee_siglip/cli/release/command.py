@@ -130,7 +130,7 @@ def _judge_against(champion: Any, candidate: Candidate, metrics: Sequence[str], 
     from knee_siglip.cli.compare.comparison import compare
 
     present, new = [rows_of_split(rev, "test") for rev in (champion.tags["commit"], candidate.commit)]
-    verdict = judge(compare(present, new, metrics))
+    verdict = judge(compare([present], [new], metrics))
     return Verdict(verdict.is_better, f"against version {champion.version} {verdict.reason}")
 
 
