@@ -23,11 +23,13 @@ Image = Path | str | np.ndarray
 class Explanation:
     """Where the model sees a phrase. pixels: (S, S) uint8, what the encoder sees; heat: (S, S) float32.
 
-    The higher the heat, the more that place speaks for the phrase; below 0 it speaks against it.
+    The higher the heat, the more that place speaks for the phrase; below 0 it speaks against it. cautions: as those of
+    a `Prediction`.
     """
 
     pixels: np.ndarray
     heat: np.ndarray
+    cautions: list[str]
 
     def overlay(self) -> bytes:
         """A JPEG file: the image, and beside it the image under the map."""
@@ -86,7 +88,9 @@ class KneeModel:
             cast(Method, method),
             dtype=checkpoint.tower_dtype,
         )
-        return Explanation(pixels, enlarge(maps[0][0].cpu().numpy(), len(pixels)))
+        (distance,) = self.predictor.distances(self.predictor.embed_images(pixels[None])).tolist()
+        heat = enlarge(maps[0][0].cpu().numpy(), len(pixels))
+        return Explanation(pixels, heat, self.predictor.cautions_at(distance))
 
     def _pixels(self, image: Image) -> np.ndarray:
         if not isinstance(image, np.ndarray):
