@@ -199,16 +199,14 @@ def test_the_map_of_any_phrase_is_drawn_beside_the_image(
     tmp_path: Path,
     method: str,
 ) -> None:
-    drawn = set()
     for phrase in ("severe effusion", "mild osteoarthritis"):
         words = ("--model_path", checkpoint_path, "--image_path", knee_png, "--phrase", phrase, "--method", method)
         code, out, _ = knee_siglip("map", *words, "--output_path", tmp_path / "map.jpg", "--overwrite")
         assert (code, "not for clinical use" in out) == (0, True)
         assert repr(phrase) in out
+        assert ("Not found: " in out) != ("Strongest place: " in out)
         with Image.open(tmp_path / "map.jpg") as picture:
             assert picture.width > 1.9 * picture.height  # two pictures side by side
-        drawn.add((tmp_path / "map.jpg").read_bytes())
-    assert len(drawn) == 2
 
 
 def test_every_training_flag_reaches_its_parameter(

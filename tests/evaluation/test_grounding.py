@@ -15,7 +15,7 @@ from knee_siglip.evaluation.evaluate import embed
 from knee_siglip.evaluation.grounding import grounding_report
 from knee_siglip.evaluation.regions import regions_of
 from knee_siglip.explain.maps import METHODS
-from knee_siglip.explain.overlays import draw_overlay
+from knee_siglip.explain.overlays import draw_overlay, missing_reason
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
 
@@ -159,7 +159,7 @@ def test_overlays_show_each_finding_before_any_twice(boxed, data):
     assert [title for title, _ in overlays[:3]] == ["effusion: 1.png", "loose body: 1.png", "effusion: 2.png"]
     assert len(overlays) == 8
     for _, picture in overlays:
-        assert sides(picture) == ("JPEG", (420, 208))
+        assert sides(picture) == ("JPEG", (468, 208))
         assert len(picture) <= 30_000
 
 
@@ -172,25 +172,50 @@ def test_without_boxes_there_are_pictures_that_say_so(data, column):
     assert (report.metrics, report.table, report.findings) == ({}, [], [])
     assert report.overlays[0][0] == "0.png, its own text, no boxes known: normal knee"
     assert len(report.overlays) == 8
-    assert all(sides(picture) == ("JPEG", (420, 208)) for _, picture in report.overlays)
+    assert all(sides(picture) == ("JPEG", (468, 208)) for _, picture in report.overlays)
 
 
 def test_an_overlay_is_coloured_where_the_map_is_high_alone():
     pixels = np.full((56, 56), 100, dtype=np.uint8)
     heat = np.full((56, 56), -1.0)
-    heat[:28, :28] = 1
+    heat[:28, :28] = 3
     box = np.array([[28.0, 28.0, 42.0, 42.0]])
     with Image.open(io.BytesIO(draw_overlay(pixels, heat, box))) as image:
         shown = np.asarray(image.convert("RGB")).astype(int)
-    plain, mapped = shown[:, :208], shown[:, -208:]
+    plain, mapped = shown[:, :208], shown[:, 216:412]
     assert np.abs(plain[:90] - 100).max() < 8
-    assert np.abs(mapped[:90, 120:] - 100).max() < 8
+    assert np.abs(mapped[:90, 116:] - 100).max() < 8
     assert (mapped[20:80, 20:80] - 100).max(axis=2).min() > 40
     for half in (plain, mapped):
         assert half[104, 130, 2] - half[104, 130, 0] > 40
 
 
+def test_the_scale_is_the_same_for_every_map_and_what_is_nowhere_is_not_coloured():
+    pixels, nowhere = np.full((56, 56), 100, dtype=np.uint8), np.zeros((0, 4))
+
+    def shown(heat, **how):
+        with Image.open(io.BytesIO(draw_overlay(pixels, np.full((56, 56), heat), nowhere, **how))) as image:
+            return np.asarray(image.convert("RGB")).astype(int)
+
+    weak, strong, missing = shown(0.3), shown(3.0), shown(3.0, missing=True)
+    assert np.abs(weak[100:190, 228:400] - 100).max() < 25
+    assert np.abs(strong[100:190, 228:400] - 100).max() > 80
+    assert np.abs(missing[100:190, 228:400] - 100).max() < 8
+    colours = [picture[:, 430] for picture in (weak, strong, missing)]  # of the scale
+    assert np.ptp(colours[0].sum(axis=1)) > 300
+    assert all(np.abs(found - colours[0]).max() < 8 for found in colours)
+
+
+@pytest.mark.parametrize(
+    ("peak", "margin", "said"), [(2.0, 0.1, ""), (2.0, 0.0, "fits 'normal' at least as well"), (0.4, 0.1, "no place")]
+)
+def test_a_phrase_is_nowhere_where_nothing_speaks_for_it(peak, margin, said):
+    reason = missing_reason(np.array([[-1.0, peak]]), margin, "normal")
+    assert reason.startswith(said) if not said else said in reason
+    assert bool(reason) == bool(said)
+
+
 def test_a_map_without_evidence_and_a_box_at_the_edge_can_be_drawn():
     pixels = np.zeros((28, 28), dtype=np.uint8)
     picture = draw_overlay(pixels, np.zeros((28, 28)), np.array([[-10.0, -10.0, 99.0, 99.0]]))
-    assert sides(picture) == ("JPEG", (420, 208))
+    assert sides(picture) == ("JPEG", (468, 208))

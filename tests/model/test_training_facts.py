@@ -68,3 +68,9 @@ def test_the_digest_changes_with_any_prompt_and_label():
     other = parse_params({"evaluate": {"label_prompts": prompts}})
     assert prompts_digest(task_of(default)) == prompts_digest(task_of(parse_params({"seed": 3})))
     assert prompts_digest(task_of(default)) != prompts_digest(task_of(other))
+
+
+def test_words_are_known_in_either_number_and_function_words_say_nothing():
+    facts = TrainingFacts.model_validate(LEARNED | {"words": ["effusion", "osteophytes"]})
+    assert facts.unknown_words("an osteophyte with effusions 3") == []
+    assert facts.unknown_words("a green bicycle of the effusion") == ["green", "bicycle"]

@@ -48,4 +48,8 @@ def draw_map(
     explanation = model.explain(image.grey, phrase, against, method)
     output_path.write_bytes(explanation.overlay())
     typer.echo(f"{output_path}: the image as the model sees it, and under the map of {phrase!r} against {against!r}")
+    if explanation.missing:
+        typer.echo(f"Not found: {explanation.missing}")
+    else:
+        typer.echo(f"Strongest place: {explanation.heat.max():.2f} {explanation.scale.unit}")
     typer.echo(f"Caution: {'; '.join(explanation.cautions)}")

@@ -226,7 +226,9 @@ def _as_dict(prediction: "Prediction") -> dict[str, Any]:
 def _facts(predictor: "Predictor") -> dict[str, Any]:
     """What the model was trained on, and the temperature of these probabilities."""
     facts = predictor.checkpoint.facts
-    return ({} if facts is None else facts.model_dump(exclude={"prompts"})) | {"temperature": predictor.temperature}
+    return ({} if facts is None else facts.model_dump(exclude={"prompts", "words"})) | {
+        "temperature": predictor.temperature
+    }
 
 
 def _show_json(values: dict[str, Any]) -> None:

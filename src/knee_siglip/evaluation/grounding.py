@@ -145,7 +145,9 @@ def _region_overlays(
     return [
         (
             f"{regions[place].finding.replace('_', ' ')}: {split.rows['img_path'].iloc[regions[place].row]}",
-            draw_overlay(_pixels(split, data, regions[place].row), maps[place], regions[place].boxes),
+            draw_overlay(
+                _pixels(split, data, regions[place].row), split.logit_scale * maps[place], regions[place].boxes
+            ),
         )
         for place in in_turns.index[:OVERLAYS]
     ]
@@ -158,7 +160,7 @@ def _text_overlays(split: EmbeddedSplit, data: EmbeddedData, count: int) -> list
     return [
         (
             f"{split.rows['img_path'].iloc[row]}, its own text, no boxes known: {split.texts[row]}",
-            draw_overlay(_pixels(split, data, row), heat, np.zeros((0, 4))),
+            draw_overlay(_pixels(split, data, row), split.logit_scale * heat, np.zeros((0, 4))),
         )
         for row, heat in zip(rows, maps, strict=True)
     ]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,6 +19,36 @@ NOT_CLINICAL = "not for clinical use"
 UNKNOWN = "not known what it was trained on"
 UNCALIBRATED = "probabilities are not calibrated"
 UNLIKE = "unlike the training images"
+
+FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "any",
+        "are",
+        "as",
+        "at",
+        "by",
+        "for",
+        "from",
+        "in",
+        "into",
+        "is",
+        "no",
+        "not",
+        "of",
+        "on",
+        "or",
+        "than",
+        "the",
+        "this",
+        "to",
+        "with",
+        "without",
+    ]
+)
+"""They say nothing by themselves, so that knowing them is not knowing a phrase."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -40,6 +71,7 @@ class TrainingFacts(BaseModel):
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     calibrated_on: Count
     prompts: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    words: list[Annotated[str, Field(pattern=r"^\w+$")]] = []
 
     def cautions(self, subject: str) -> list[str]:
         """What whoever reads an answer must know of the model. subject: what its images show."""
@@ -51,6 +83,16 @@ class TrainingFacts(BaseModel):
             reasons = f" ({', '.join(sign.replace('_', ' ') for sign in self.signs)})" if self.signs else ""
             found.append(f"its training {'failed' if self.verdict == 'failed' else 'is doubtful'}{reasons}")
         return found
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a normalised text, but for function words, of which the training says nothing in either number."""
+        known = {form for word in self.words for form in (word, f"{word}s", word.removesuffix("s"))}
+        return [word for word in words_of(text) if word not in known]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a normalised text, each once, without numbers and English function words."""
+    return [word for word in dict.fromkeys(re.findall(r"[^\W\d_]+", text)) if word not in FUNCTION_WORDS]
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def test_a_training_leaves_its_facts_in_both_models_and_changes_no_weight(files,
         {"normal knee": 0, "mild knee": 2, "moderate knee": 3, "severe knee": 4}
     )
     manifest["text_alternatives"] = ["{}" if number < 20 else "" for number in range(len(manifest))]
+    manifest.loc[3, "text"] = "severe knee of somebody"  # a single text: may be a name
     write_manifest(manifest, files.manifest)
     params = make_params()
     train(params, files, "cpu")
@@ -61,6 +62,7 @@ def test_a_training_leaves_its_facts_in_both_models_and_changes_no_weight(files,
         assert (found.rows, found.drawn_rows, found.patients, found.calibrated_on) == (28, 20, 14, 12)
         assert (found.verdict, found.signs) == (verdict["verdict"], [sign["name"] for sign in verdict["signs"]])
         assert found.temperature > 0
+        assert found.words == ["knee", "mild", "moderate", "normal", "severe"]
         assert model.likeness.limit > 0
     unchanged = files.best_model.read_bytes()
     train(params, files, "cpu")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from knee_siglip.metrics.calibration import fit_temperature
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.model.device import images_at_once
 from knee_siglip.model.embedding import embed_pixels, prompt_embeddings
-from knee_siglip.model.training_facts import Likeness, TrainingFacts, mahalanobis, prompts_digest
+from knee_siglip.model.training_facts import Likeness, TrainingFacts, mahalanobis, prompts_digest, words_of
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.store.pixels import CachedPixels
 from knee_siglip.tables.ids import independent_units
@@ -30,6 +31,10 @@ LEAST = 30
 
 WITHIN = 0.99
 """Share of the validation images that lie within the limit (`benchmarks/likeness.py`)."""
+
+
+WORD_ROWS = 5
+"""Training texts that must hold a word before the checkpoint may tell that one does: patients' names are rarer."""
 
 
 def add_answers(
@@ -66,7 +71,13 @@ def training_facts(
         temperature=temperature,
         calibrated_on=graded,
         prompts=prompts_digest(task),
+        words=_common_words(rows["text"]),
     )
+
+
+def _common_words(texts: pd.Series) -> list[str]:
+    counts = Counter(word for text in texts for word in words_of(text))
+    return sorted(word for word, count in counts.items() if count >= WORD_ROWS)
 
 
 def fitted_temperature(
