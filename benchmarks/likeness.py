@@ -57,7 +57,11 @@ def summary(found: np.ndarray) -> dict[str, Any]:
     """Images, share that is flagged with its interval, and quantiles of the distance."""
     between = binomtest(int((found > 1).sum()), len(found)).proportion_ci(method="wilson")
     quantiles = {f"{100 * q:g} %": round(float(np.quantile(found, q)), 3) for q in (0.01, 0.05, 0.5, 0.95, 0.99)}
-    shares = {"flagged": float((found > 1).mean()), "from": round(float(between.low), 4), "to": round(float(between.high), 4)}
+    shares = {
+        "flagged": float((found > 1).mean()),
+        "from": round(float(between.low), 4),
+        "to": round(float(between.high), 4),
+    }
     return {"images": len(found), **shares, "distance": quantiles}
 
 

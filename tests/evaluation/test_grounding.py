@@ -11,6 +11,7 @@ from PIL import Image
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation import grounding
+from knee_siglip.evaluation.case_maps import over_picture
 from knee_siglip.evaluation.evaluate import embed
 from knee_siglip.evaluation.grounding import grounding_report
 from knee_siglip.evaluation.regions import regions_of
@@ -98,12 +99,24 @@ def test_the_report_tells_every_method_and_finding(boxed, data):
     assert [(row["finding"], row["method"], row["images"]) for row in report.findings] == [
         (finding, method, 7) for finding in ("effusion", "loose_body") for method in methods
     ]
-    assert report.metrics.pop("grounding.images") == 7
+    assert (report.metrics.pop("grounding.images"), report.metrics.pop("grounding.patients")) == (7, 4)
     assert set(report.metrics) == {f"grounding.{method}.{name}" for method in methods for name in FIGURES}
     for row in report.table:
         for name in FIGURES:
             parts = [part[name] for part in report.findings if part["method"] == row["method"]]
             assert row[name] == report.metrics[f"grounding.{row['method']}.{name}"] == pytest.approx(np.mean(parts))
+
+
+def test_intervals_and_the_difference_from_the_middle_need_enough_patients(boxed, data, monkeypatch):
+    few = grounding_report(boxed, data).table[0]
+    assert few["miou_ci_units"] == few["miou_over_prior_ci_units"] == 4
+    monkeypatch.setattr("knee_siglip.metrics.bootstrap.FEWEST_UNITS", 3)
+    *methods, prior = grounding_report(boxed, data).table
+    for row in methods:
+        assert row["miou_ci_low"] <= row["miou"] <= row["miou_ci_high"]
+        assert row["miou_over_prior"] == pytest.approx(row["miou"] - prior["miou"])
+        assert row["miou_over_prior_ci_low"] <= row["miou_over_prior"] <= row["miou_over_prior_ci_high"]
+    assert "miou_over_prior" not in prior
 
 
 def test_the_centre_prior_is_measured_on_the_same_regions(boxed, data):
@@ -219,3 +232,25 @@ def test_a_map_without_evidence_and_a_box_at_the_edge_can_be_drawn():
     pixels = np.zeros((28, 28), dtype=np.uint8)
     picture = draw_overlay(pixels, np.zeros((28, 28)), np.array([[-10.0, -10.0, 99.0, 99.0]]))
     assert sides(picture) == ("JPEG", (468, 208))
+
+
+def test_the_worst_grades_and_every_measured_region_have_a_map(boxed, data):
+    cases = grounding_report(boxed, data).cases
+    regions = regions_of(boxed, data.pixels.transform)
+    assert [(case["row"], case["title"].replace(" ", "_")) for case in cases if "rather" not in case["title"]] == [
+        (region.row, region.finding) for region in regions
+    ]
+    errors = boxed.predicted[boxed.graded] != boxed.grades
+    mistaken = {case["row"] for case in cases if "rather than" in case["title"]}
+    assert mistaken <= set(boxed.graded[errors].tolist())
+    assert len(mistaken) == min(errors.sum(), 16)
+    for case in cases:
+        assert np.shape(case["heat"]) == (24, 24)
+        assert case["found"] == (np.max(case["heat"]) >= 0.5)
+
+
+@pytest.mark.parametrize(("fit", "shown"), [("pad", (1, 1)), ("crop", (1, 0.5))])
+def test_a_map_covers_the_original_picture(fit, shown):
+    """Of an image twice as wide as high: all of it was seen, or the middle half."""
+    seen = over_picture(np.ones((28, 28)), Transform(28, fit, "none"), height=30, width=60) > 0
+    assert (seen.any(axis=1).mean(), seen.any(axis=0).mean()) == shown
