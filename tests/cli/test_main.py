@@ -96,7 +96,10 @@ def test_batch_writes_its_files_and_exits_3_when_an_image_failed(
     assert table["status"][0] == "ok"
     assert "gone.png" in table["status"][1]
     csv.write_text("img_path\nknee.png\n")
-    assert knee_siglip(*batch)[0] == 0
+    code, _, err = knee_siglip(*batch)
+    assert (code, f"{results} exists" in err, len(pd.read_csv(results))) == (2, True, 2)
+    assert knee_siglip(*batch, "--overwrite")[0] == 0
+    assert len(pd.read_csv(results)) == 1
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,16 @@ def test_wrong_usage_is_exit_code_2_and_says_what(
     assert "Traceback" not in err
 
 
+def test_an_answer_says_what_is_known_of_the_model(
+    knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, knee_png: Path
+) -> None:
+    asked = ("infer", "--model_path", checkpoint_path, "--image_path", knee_png)
+    answer = json.loads(knee_siglip(*asked, "--json")[1])
+    unknown = ["not for clinical use", "not known what it was trained on", "probabilities are not calibrated"]
+    assert (answer["cautions"], answer["distance_to_training"]) == (unknown, None)
+    assert f"Caution: {'; '.join(unknown)}" in knee_siglip(*asked)[1]
+
+
 def test_one_image_that_looks_wrong_is_ranked_with_a_warning(
     knee_siglip: Callable[..., tuple[int, str, str]],
     checkpoint_path: Path,
@@ -169,6 +182,15 @@ def test_wrong_checkpoint_and_image_are_exit_code_1_without_traceback(
     assert not output.exists()
 
 
+def test_a_map_is_not_overwritten_unasked(
+    knee_siglip: Callable[..., tuple[int, str, str]], checkpoint_path: Path, knee_png: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "map.jpg").write_text("mine")
+    asked = ("--model_path", checkpoint_path, "--image_path", knee_png, "--phrase", "effusion")
+    code, _, err = knee_siglip("map", *asked, "--output_path", tmp_path / "map.jpg")
+    assert (code, "map.jpg exists" in err, (tmp_path / "map.jpg").read_text()) == (2, True, "mine")
+
+
 @pytest.mark.parametrize("method", ["occlusion", "gradient", "raw"])
 def test_the_map_of_any_phrase_is_drawn_beside_the_image(
     knee_siglip: Callable[..., tuple[int, str, str]],
@@ -177,16 +199,14 @@ def test_the_map_of_any_phrase_is_drawn_beside_the_image(
     tmp_path: Path,
     method: str,
 ) -> None:
-    drawn = set()
     for phrase in ("severe effusion", "mild osteoarthritis"):
         words = ("--model_path", checkpoint_path, "--image_path", knee_png, "--phrase", phrase, "--method", method)
-        code, out, _ = knee_siglip("map", *words, "--output_path", tmp_path / "map.jpg")
-        assert code == 0
+        code, out, _ = knee_siglip("map", *words, "--output_path", tmp_path / "map.jpg", "--overwrite")
+        assert (code, "not for clinical use" in out) == (0, True)
         assert repr(phrase) in out
+        assert ("Not found: " in out) != ("Strongest place: " in out)
         with Image.open(tmp_path / "map.jpg") as picture:
             assert picture.width > 1.9 * picture.height  # two pictures side by side
-        drawn.add((tmp_path / "map.jpg").read_bytes())
-    assert len(drawn) == 2
 
 
 def test_every_training_flag_reaches_its_parameter(

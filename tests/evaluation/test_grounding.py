@@ -11,11 +11,12 @@ from PIL import Image
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation import grounding
+from knee_siglip.evaluation.case_maps import over_picture
 from knee_siglip.evaluation.evaluate import embed
 from knee_siglip.evaluation.grounding import grounding_report
 from knee_siglip.evaluation.regions import regions_of
 from knee_siglip.explain.maps import METHODS
-from knee_siglip.explain.overlays import draw_overlay
+from knee_siglip.explain.overlays import draw_overlay, missing_reason
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
 
@@ -98,12 +99,24 @@ def test_the_report_tells_every_method_and_finding(boxed, data):
     assert [(row["finding"], row["method"], row["images"]) for row in report.findings] == [
         (finding, method, 7) for finding in ("effusion", "loose_body") for method in methods
     ]
-    assert report.metrics.pop("grounding.images") == 7
+    assert (report.metrics.pop("grounding.images"), report.metrics.pop("grounding.patients")) == (7, 4)
     assert set(report.metrics) == {f"grounding.{method}.{name}" for method in methods for name in FIGURES}
     for row in report.table:
         for name in FIGURES:
             parts = [part[name] for part in report.findings if part["method"] == row["method"]]
             assert row[name] == report.metrics[f"grounding.{row['method']}.{name}"] == pytest.approx(np.mean(parts))
+
+
+def test_intervals_and_the_difference_from_the_middle_need_enough_patients(boxed, data, monkeypatch):
+    few = grounding_report(boxed, data).table[0]
+    assert few["miou_ci_units"] == few["miou_over_prior_ci_units"] == 4
+    monkeypatch.setattr("knee_siglip.metrics.bootstrap.FEWEST_UNITS", 3)
+    *methods, prior = grounding_report(boxed, data).table
+    for row in methods:
+        assert row["miou_ci_low"] <= row["miou"] <= row["miou_ci_high"]
+        assert row["miou_over_prior"] == pytest.approx(row["miou"] - prior["miou"])
+        assert row["miou_over_prior_ci_low"] <= row["miou_over_prior"] <= row["miou_over_prior_ci_high"]
+    assert "miou_over_prior" not in prior
 
 
 def test_the_centre_prior_is_measured_on_the_same_regions(boxed, data):
@@ -159,7 +172,7 @@ def test_overlays_show_each_finding_before_any_twice(boxed, data):
     assert [title for title, _ in overlays[:3]] == ["effusion: 1.png", "loose body: 1.png", "effusion: 2.png"]
     assert len(overlays) == 8
     for _, picture in overlays:
-        assert sides(picture) == ("JPEG", (420, 208))
+        assert sides(picture) == ("JPEG", (468, 208))
         assert len(picture) <= 30_000
 
 
@@ -172,25 +185,72 @@ def test_without_boxes_there_are_pictures_that_say_so(data, column):
     assert (report.metrics, report.table, report.findings) == ({}, [], [])
     assert report.overlays[0][0] == "0.png, its own text, no boxes known: normal knee"
     assert len(report.overlays) == 8
-    assert all(sides(picture) == ("JPEG", (420, 208)) for _, picture in report.overlays)
+    assert all(sides(picture) == ("JPEG", (468, 208)) for _, picture in report.overlays)
 
 
 def test_an_overlay_is_coloured_where_the_map_is_high_alone():
     pixels = np.full((56, 56), 100, dtype=np.uint8)
     heat = np.full((56, 56), -1.0)
-    heat[:28, :28] = 1
+    heat[:28, :28] = 3
     box = np.array([[28.0, 28.0, 42.0, 42.0]])
     with Image.open(io.BytesIO(draw_overlay(pixels, heat, box))) as image:
         shown = np.asarray(image.convert("RGB")).astype(int)
-    plain, mapped = shown[:, :208], shown[:, -208:]
+    plain, mapped = shown[:, :208], shown[:, 216:412]
     assert np.abs(plain[:90] - 100).max() < 8
-    assert np.abs(mapped[:90, 120:] - 100).max() < 8
+    assert np.abs(mapped[:90, 116:] - 100).max() < 8
     assert (mapped[20:80, 20:80] - 100).max(axis=2).min() > 40
     for half in (plain, mapped):
         assert half[104, 130, 2] - half[104, 130, 0] > 40
 
 
+def test_the_scale_is_the_same_for_every_map_and_what_is_nowhere_is_not_coloured():
+    pixels, nowhere = np.full((56, 56), 100, dtype=np.uint8), np.zeros((0, 4))
+
+    def shown(heat, **how):
+        with Image.open(io.BytesIO(draw_overlay(pixels, np.full((56, 56), heat), nowhere, **how))) as image:
+            return np.asarray(image.convert("RGB")).astype(int)
+
+    weak, strong, missing = shown(0.3), shown(3.0), shown(3.0, missing=True)
+    assert np.abs(weak[100:190, 228:400] - 100).max() < 25
+    assert np.abs(strong[100:190, 228:400] - 100).max() > 80
+    assert np.abs(missing[100:190, 228:400] - 100).max() < 8
+    colours = [picture[:, 430] for picture in (weak, strong, missing)]  # of the scale
+    assert np.ptp(colours[0].sum(axis=1)) > 300
+    assert all(np.abs(found - colours[0]).max() < 8 for found in colours)
+
+
+@pytest.mark.parametrize(
+    ("peak", "margin", "said"), [(2.0, 0.1, ""), (2.0, 0.0, "fits 'normal' at least as well"), (0.4, 0.1, "no place")]
+)
+def test_a_phrase_is_nowhere_where_nothing_speaks_for_it(peak, margin, said):
+    reason = missing_reason(np.array([[-1.0, peak]]), margin, "normal")
+    assert reason.startswith(said) if not said else said in reason
+    assert bool(reason) == bool(said)
+
+
 def test_a_map_without_evidence_and_a_box_at_the_edge_can_be_drawn():
     pixels = np.zeros((28, 28), dtype=np.uint8)
     picture = draw_overlay(pixels, np.zeros((28, 28)), np.array([[-10.0, -10.0, 99.0, 99.0]]))
-    assert sides(picture) == ("JPEG", (420, 208))
+    assert sides(picture) == ("JPEG", (468, 208))
+
+
+def test_the_worst_grades_and_every_measured_region_have_a_map(boxed, data):
+    cases = grounding_report(boxed, data).cases
+    regions = regions_of(boxed, data.pixels.transform)
+    assert [(case["row"], case["title"].replace(" ", "_")) for case in cases if "rather" not in case["title"]] == [
+        (region.row, region.finding) for region in regions
+    ]
+    errors = boxed.predicted[boxed.graded] != boxed.grades
+    mistaken = {case["row"] for case in cases if "rather than" in case["title"]}
+    assert mistaken <= set(boxed.graded[errors].tolist())
+    assert len(mistaken) == min(errors.sum(), 16)
+    for case in cases:
+        assert np.shape(case["heat"]) == (24, 24)
+        assert case["found"] == (np.max(case["heat"]) >= 0.5)
+
+
+@pytest.mark.parametrize(("fit", "shown"), [("pad", (1, 1)), ("crop", (1, 0.5))])
+def test_a_map_covers_the_original_picture(fit, shown):
+    """Of an image twice as wide as high: all of it was seen, or the middle half."""
+    seen = over_picture(np.ones((28, 28)), Transform(28, fit, "none"), height=30, width=60) > 0
+    assert (seen.any(axis=1).mean(), seen.any(axis=0).mean()) == shown

@@ -35,6 +35,9 @@ def predictor(monkeypatch: pytest.MonkeyPatch) -> Predictor:
     checkpoint = SimpleNamespace(
         params={"evaluate": {"kl_prompts": {str(grade): [f"grade {grade * 60}"] for grade in range(5)}}},
         data_hash="",
+        image_size=28,
+        facts=None,
+        likeness=None,
         transform=Transform(image_size=28, fit="pad", contrast="none"),
         model=SimpleNamespace(
             logit_scale=torch.tensor(SCALE).log(),

@@ -21,6 +21,7 @@ from knee_siglip.inference.batch import Summary, infer_batch, scored_batches
 from knee_siglip.inference.outputs import Outputs, Part, open_part
 from knee_siglip.inference.predictor import Predictor
 from knee_siglip.inference.rows import read_rows
+from knee_siglip.model.training_facts import Likeness
 from knee_siglip.tables.manifest import MADE_COLUMNS
 
 QUERIES = ["at 0", "at 240"]
@@ -57,8 +58,10 @@ def test_every_row_has_its_scores_best_query_and_grade(
         "best_query",
         "kl_grade_predicted",
         "kl_probability",
+        "distance_to_training",
         "status",
         "warnings",
+        "cautions",
     ]
     assert results["site"].tolist() == ["x", "y", "z"]
     assert results["best_query"].tolist() == ["at 240", "at 0", "at 240"]
@@ -69,6 +72,7 @@ def test_every_row_has_its_scores_best_query_and_grade(
         "rows": 3,
         "ok": 3,
         "failed": 0,
+        "unlike_training_images": 0,
         "kl_grade_predicted": {"0": 1, "1": 0, "2": 0, "3": 0, "4": 2},
     }
 
@@ -119,6 +123,21 @@ def test_images_that_look_wrong_are_named_and_graded_all_the_same(
     results = pd.read_csv(tmp_path / "out/results.csv", keep_default_na=False, dtype=str)
     assert results["warnings"].tolist() == ["constant_image", "", ""]
     assert results["status"].tolist()[:2] == ["ok", "ok"]
+
+
+def test_images_unlike_the_training_are_named_and_counted(
+    run: Run, predictor: Predictor, grey_image: Callable[[int], Path], tmp_path: Path
+) -> None:
+    grey_image(0), grey_image(240)
+    predictor.checkpoint.likeness = Likeness(np.array([1.0, 0.0]), np.eye(2), 0.5)  # embeddings of brightness 0
+    summary = run("img_path\n0.png\n240.png\ngone.png\n")
+    results = pd.read_csv(tmp_path / "out/results.csv", keep_default_na=False)
+    assert [float(cell) > 1 for cell in results["distance_to_training"][:2]] == [False, True]
+    assert results["warnings"].tolist() == ["constant_image", "constant_image unlike_training_images", ""]
+    assert results["cautions"][0].startswith("not for clinical use")
+    assert results["cautions"][1].startswith("unlike the training images; not for clinical use")
+    assert results["cautions"][2] == ""
+    assert summary.metrics()["unlike_training_images"] == 1
 
 
 def test_embeddings_are_float16_aligned_with_the_rows_and_nan_where_failed(

@@ -10,6 +10,7 @@ import pytest
 from knee_siglip.core.errors import UsageError
 from knee_siglip.imaging.decode.read import ImageError
 from knee_siglip.inference.predictor import Predictor, distinct_queries
+from knee_siglip.model.training_facts import Likeness, TrainingFacts, prompts_digest
 from knee_siglip.task.knee import USUAL_QUERIES
 
 SCALE, BIAS = 10.0, -2.0  # the fake checkpoint's, in conftest.py
@@ -85,3 +86,35 @@ def test_usual_queries_cover_what_a_reader_asks_first() -> None:
     )
     assert [topic for topic in topics if topic not in together] == []
     assert distinct_queries(USUAL_QUERIES) == list(USUAL_QUERIES)
+
+
+FACTS = TrainingFacts(
+    rows=9, drawn_rows=9, patients=4, verdict="learned", signs=[], temperature=2.0, calibrated_on=50, prompts="0" * 64
+)
+
+
+def test_probabilities_are_calibrated_for_the_prompts_and_the_size_of_the_training(predictor: Predictor) -> None:
+    brightness = predictor.embed_images(np.full((1, 28, 28), 100, dtype=np.uint8))
+    raw = predictor.grade_probabilities(brightness)
+    fitted = FACTS.model_copy(update={"prompts": prompts_digest(predictor.task)})
+    predictor.checkpoint.facts = fitted
+    calibrated = Predictor(Path("fake.pt"), device="cpu")
+    softer = np.sqrt(raw) / np.sqrt(raw).sum()  # halved logits
+    assert calibrated.grade_probabilities(brightness) == pytest.approx(softer)
+    assert calibrated.cautions == ["not for clinical use", "trained on drawn knees"]
+    other_size = Predictor(Path("fake.pt"), image_size=42, device="cpu")
+    predictor.checkpoint.facts = FACTS
+    other_prompts = Predictor(Path("fake.pt"), device="cpu")
+    for other in (other_size, other_prompts):
+        assert other.grade_probabilities(brightness) == pytest.approx(raw)
+        assert other.cautions[-1] == "probabilities are not calibrated"
+
+
+def test_an_image_unlike_the_training_is_marked(predictor: Predictor) -> None:
+    predictor.checkpoint.likeness = Likeness(np.array([1.0, 0.0]), np.eye(2), 0.5)
+    black, bright = predictor.predict(np.stack([np.zeros((28, 28)), np.full((28, 28), 240)]).astype(np.uint8), ["at 0"])
+    assert (black.is_unlike_training, bright.is_unlike_training) == (False, True)
+    assert bright.cautions[0] == "unlike the training images"
+    assert bright.cautions[1:] == black.cautions
+    other_size = Predictor(Path("fake.pt"), image_size=42, device="cpu")
+    assert np.isnan(other_size.distances(np.eye(2))).all()

@@ -57,6 +57,7 @@ def test_stage_ends_well_and_counts_the_failed(stage: Callable[[], None]) -> Non
         "rows": 2,
         "ok": 1,
         "failed": 1,
+        "unlike_training_images": 0,
         "kl_grade_predicted": {"0": 0, "1": 0, "2": 0, "3": 0, "4": 1},
     }
     assert pd.read_csv(paths.INFERENCE_REPORT / "results.csv")["best_query"].fillna("").tolist() == ["at 240", ""]

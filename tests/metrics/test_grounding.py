@@ -11,6 +11,7 @@ from knee_siglip.metrics.grounding import (
     centre_prior,
     contrast_to_noise,
     evidence,
+    finding_mean_statistic,
     grounding_metrics,
     mean_iou,
     pointing_game,
@@ -94,3 +95,11 @@ def test_the_centre_prior_is_highest_in_the_centre():
     np.testing.assert_allclose(prior, prior.T)
     np.testing.assert_allclose(prior, prior[::-1])
     assert prior[4, 0] == pytest.approx(math.exp(-((4 / 9) ** 2) / (2 * 0.25**2)))
+
+
+def test_every_finding_counts_alike_and_one_that_a_resample_lacks_not_at_all():
+    values = np.array([1.0, 0.0, 0.0, 0.0, np.nan])
+    statistic = finding_mean_statistic(values, np.array(["a", "b", "b", "b", "b"]))
+    weights = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [1, 0, 0, 0, 1], [0, 0, 0, 0, 1.0]])
+    np.testing.assert_allclose(statistic(weights), [0.5, 0, 1, np.nan])
+    assert statistic.units(np.arange(5)) == 4

@@ -10,6 +10,7 @@ from knee_siglip.encoders.backbones import SMALL_FOLDER
 from knee_siglip.encoders.blocks import Attention
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from knee_siglip.model.training_facts import Likeness, TrainingFacts
 from knee_siglip.params.files import parse_params
 from knee_siglip.tables.text import load_tokenizer
 from toys import POSITIONS
@@ -45,6 +46,30 @@ def test_a_checkpoint_carries_all_that_inference_needs(checkpoint, tmp_path):
     assert not loaded.model.training
     pixels = torch.from_numpy(np.full((1, 28, 28), 99, dtype=np.uint8))
     assert torch.equal(loaded.model.normalise_pixels(pixels), checkpoint.model.normalise_pixels(pixels))
+
+
+FACTS = TrainingFacts(
+    rows=5, drawn_rows=5, patients=3, verdict="learned", signs=[], temperature=0.5, calibrated_on=40, prompts="0" * 64
+)
+
+
+def test_what_answers_need_is_kept_and_crafted_parts_are_refused(checkpoint, tmp_path):
+    path, width = tmp_path / "model.pt", checkpoint.model.text.width
+    likeness = Likeness(np.arange(width) / 8, np.eye(width), 2.0)
+    save_checkpoint(dataclasses.replace(checkpoint, facts=FACTS, likeness=likeness), path)
+    loaded = load_checkpoint(path)
+    assert (loaded.facts, loaded.likeness.limit) == (FACTS, 2.0)
+    assert np.array_equal(loaded.likeness.mean, likeness.mean)
+    content = torch.load(path, weights_only=True)
+    for part, said in (
+        ({"training_facts": FACTS.model_dump() | {"temperature": 0.0}}, "temperature of its training_facts"),
+        ({"training_facts": FACTS.model_dump() | {"signs": ["\x1b[31m"]}}, "signs.0 of its training_facts"),
+        ({"likeness": likeness.to_dict() | {"mean": torch.zeros(1)}}, "mean of its likeness"),
+        ({"likeness": 3}, "likeness"),
+    ):
+        torch.save(content | part, path)
+        with pytest.raises(UserError, match=said):
+            load_checkpoint(path)
 
 
 def test_the_same_model_is_written_to_the_same_bytes(checkpoint, tmp_path):

@@ -145,8 +145,10 @@ def test_hips_with_three_grades_in_words(project: Path) -> None:
         "best_query",
         "hip_grade_predicted",
         "hip_probability",
+        "distance_to_training",
         "status",
         "warnings",
+        "cautions",
     ]
     assert set(results["hip_grade_predicted"]) <= {"none", "mild", "severe"}
     assert results["hip_probability"].between(1 / 3, 1).all()
@@ -201,7 +203,7 @@ def test_chests_without_grades_and_sides(project: Path) -> None:
     assert "predicted" not in " ".join(pd.read_parquet(out / "evaluation/predictions.parquet").columns)
 
     results = pd.read_csv(out / "results.csv")
-    assert results.columns[-3:].tolist() == ["best_query", "status", "warnings"]
+    assert results.columns[-5:].tolist() == ["best_query", "distance_to_training", "status", "warnings", "cautions"]
     assert set(results["best_query"]) <= set(parse_params(CHEST).task.queries)
     assert "kl_grade_predicted" not in json.dumps(results.columns.tolist())
 

@@ -1,16 +1,19 @@
 """The Python interface: what README's example does, and its wrong uses."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import knee_siglip
 from knee_siglip.core.errors import UsageError
 from knee_siglip.imaging.decode.read import ImageError
+from knee_siglip.model.training_facts import TrainingFacts
 from knee_siglip.serve.model import KneeModel
 
 QUERIES = ["severe osteoarthritis of knee joint", "normal knee joint"]
@@ -72,6 +75,40 @@ def test_a_phrase_is_explained_on_the_pixels_that_the_encoder_sees(model: KneeMo
     assert explanation.pixels.shape == explanation.heat.shape == (28, 28)
     assert np.ptp(explanation.heat) > 0
     assert explanation.overlay().startswith(b"\xff\xd8")  # a JPEG
+
+
+def test_a_phrase_of_unknown_words_is_not_found_and_unknown_words_beside_known_ones_are_a_caution(
+    model: KneeModel, grey: np.ndarray
+) -> None:
+    model.predictor.checkpoint.facts = TrainingFacts(
+        rows=9,
+        drawn_rows=9,
+        patients=4,
+        verdict="learned",
+        signs=[],
+        temperature=None,
+        calibrated_on=0,
+        prompts="0" * 64,
+        words=["effusion", "joint", "knee"],
+    )
+    nowhere = model.explain(grey, "a green bicycle")
+    assert nowhere.missing == nowhere.cautions[-1] == "not in the training texts: green, bicycle"
+    partly = model.explain(grey, "large effusion of the knee")
+    assert partly.cautions[-1] == "not in the training texts: large"
+    assert "training texts" not in partly.missing
+    assert model.explain(grey, "Effusions.").cautions == model.predictor.cautions
+
+
+def test_heat_is_in_log_odds_but_of_the_gradient_in_shares_of_its_peak(model: KneeModel, grey: np.ndarray) -> None:
+    scale = model.predictor.checkpoint.model.logit_scale
+    before = model.explain(grey, "effusion", "normal")
+    with torch.no_grad():
+        scale += math.log(3)
+    after = model.explain(grey, "effusion", "normal")
+    assert after.heat == pytest.approx(3 * before.heat, rel=1e-4)
+    assert after.scale.unit == "log-odds"
+    shares = model.explain(grey, "effusion", "normal", "gradient")
+    assert (shares.scale.unit, shares.heat.max()) == ("of peak", pytest.approx(1))
 
 
 @pytest.mark.parametrize(

@@ -30,17 +30,26 @@ def draw_map(
     output_path: Annotated[
         Path, typer.Option("--output_path", help="A JPEG: the image, and beside it the image under the map.")
     ] = Path("map.jpg"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")] = "auto",
 ) -> None:
     """Draw where in one image the model sees a phrase: a look at the model, not at the patient."""
     if output_path.suffix.lower() not in SUFFIXES or not output_path.absolute().parent.is_dir():
         raise UsageError(f"--output_path {output_path}: name a .jpg in a folder that exists")
+    if output_path.exists() and not overwrite:
+        raise UsageError(f"{output_path} exists; name another --output_path or add --overwrite")
     from knee_siglip.imaging.appearance import read_with_warnings
     from knee_siglip.serve.model import check_question, load
 
     check_question(phrase, against, method)
     model = load(model_path, device=device)
-    read_with_warnings(image_path)
+    image, _ = read_with_warnings(image_path)
     against = model.normal if against is None else against
-    output_path.write_bytes(model.explain(image_path, phrase, against, method).overlay())
+    explanation = model.explain(image.grey, phrase, against, method)
+    output_path.write_bytes(explanation.overlay())
     typer.echo(f"{output_path}: the image as the model sees it, and under the map of {phrase!r} against {against!r}")
+    if explanation.missing:
+        typer.echo(f"Not found: {explanation.missing}")
+    else:
+        typer.echo(f"Strongest place: {explanation.heat.max():.2f} {explanation.scale.unit}")
+    typer.echo(f"Caution: {'; '.join(explanation.cautions)}")

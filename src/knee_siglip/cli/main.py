@@ -119,6 +119,7 @@ def infer(
         str, typer.Option("--precision", help="Of the encoders: bf16, float32, or auto: bf16 on a GPU that has it.")
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of a finished batch.")] = False,
 ) -> None:
     """Rank queries for one image or study, or run a batch (exit code 3 if some of its images failed).
 
@@ -130,7 +131,7 @@ def infer(
         raise UsageError("--batch_size and --output_path belong to a batch; for one image or study nothing is written")
     results = output_path or RESULTS
     if not image_path:
-        _check_results(results, csv_path)
+        _check_results(results, csv_path, overwrite)
     load = partial(_load, model_path, image_size, device, precision)
     if image_path:
         _rank(load, image_path, query, as_json)
@@ -155,12 +156,14 @@ def _rank(load: "Callable[[], Predictor]", images: list[Path], query: list[str] 
     prediction = predictor.predict_study(pixels, query or predictor.task.queries)
     names = [readable_name(path) for path in images]
     if not as_json:
-        _show_prediction(", ".join(names), prediction, predictor.task.label_title)
-    elif len(images) == 1:
-        _show_json({"image": names[0]} | _as_dict(prediction) | {"warnings": list(read[0][1])})
+        _show_prediction(", ".join(names), prediction, predictor)
+        return
+    shown = _as_dict(prediction) | {"model": _facts(predictor)}
+    if len(images) == 1:
+        _show_json({"image": names[0]} | shown | {"warnings": list(read[0][1])})
     else:
         warnings = {name: list(found) for name, (_, found) in zip(names, read, strict=True)}
-        _show_json({"images": names} | _as_dict(prediction) | {"warnings": warnings})
+        _show_json({"images": names} | shown | {"warnings": warnings})
 
 
 def _infer_batch(
@@ -186,11 +189,13 @@ def _infer_batch(
         raise typer.Exit(EXIT_ROWS_FAILED)
 
 
-def _check_results(output_path: Path, csv_path: Path | None) -> None:
+def _check_results(output_path: Path, csv_path: Path | None, overwrite: bool) -> None:
     if output_path.is_dir() or (csv_path and output_path.resolve() == csv_path.resolve()):
         raise UsageError(f"--output_path {output_path} is a folder or the input itself; name a new file")
     if output_path.suffix not in RESULT_SUFFIXES:
         raise UsageError(f"--output_path {output_path}: its name must end with {' or '.join(RESULT_SUFFIXES)}")
+    if output_path.exists() and not overwrite:
+        raise UsageError(f"{output_path} exists; name another --output_path or add --overwrite")
 
 
 def _show_summary(summary: "Summary", outputs: "Outputs", as_json: bool) -> None:
@@ -199,6 +204,8 @@ def _show_summary(summary: "Summary", outputs: "Outputs", as_json: bool) -> None
         _show_json(counts | summary.speed())
     else:
         typer.echo(f"{counts['ok']} of {counts['rows']} images done, {counts['failed']} failed (column status)")
+        if counts["unlike_training_images"]:
+            typer.echo(f"{counts['unlike_training_images']} are unlike the training images (column warnings)")
         files = [outputs.results, outputs.embeddings, outputs.ids, *([outputs.studies] if summary.studies else [])]
         typer.echo(", ".join(map(readable_name, files)))
 
@@ -207,14 +214,28 @@ def _as_dict(prediction: "Prediction") -> dict[str, Any]:
     labels = prediction.labels
     probabilities = dict(zip(labels.values, prediction.probabilities, strict=True))
     graded = {labels.column: prediction.label, f"{labels.prefix}_probabilities": probabilities} if labels else {}
-    return {"queries": [vars(ranked) for ranked in prediction.ranking], **graded}
+    return {
+        "cautions": prediction.cautions,
+        "unlike_training_images": prediction.is_unlike_training,
+        "distance_to_training": prediction.distance,
+        "queries": [vars(ranked) for ranked in prediction.ranking],
+        **graded,
+    }
+
+
+def _facts(predictor: "Predictor") -> dict[str, Any]:
+    """What the model was trained on, and the temperature of these probabilities."""
+    facts = predictor.checkpoint.facts
+    return ({} if facts is None else facts.model_dump(exclude={"prompts", "words"})) | {
+        "temperature": predictor.temperature
+    }
 
 
 def _show_json(values: dict[str, Any]) -> None:
     typer.echo(json.dumps(values, indent=2, allow_nan=False))
 
 
-def _show_prediction(shown: str, prediction: "Prediction", title: str) -> None:
+def _show_prediction(shown: str, prediction: "Prediction", predictor: "Predictor") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -228,7 +249,11 @@ def _show_prediction(shown: str, prediction: "Prediction", title: str) -> None:
     if prediction.labels:
         pairs = zip(prediction.labels.values, prediction.probabilities, strict=True)
         grades = ", ".join(f"{label}: {value:.2f}" for label, value in pairs)
-        console.print(f"{title} {prediction.label} (zero-shot; {grades})", highlight=False, soft_wrap=True)
+        kind = "zero-shot" if predictor.temperature is None else "zero-shot, calibrated"
+        title = f"{predictor.task.label_title} {prediction.label} ({kind}; {grades})"
+        console.print(title, highlight=False, soft_wrap=True)
+    style = "bold red" if prediction.is_unlike_training else "yellow"
+    console.print(f"Caution: {'; '.join(prediction.cautions)}", style=style, highlight=False, soft_wrap=True)
 
 
 @app.command()

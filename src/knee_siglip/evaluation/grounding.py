@@ -6,16 +6,20 @@ without it, so that the map shows what tells the two apart.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from knee_siglip.evaluation.case_maps import case_map, region_maps, why_not_right, worst_grades
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.headline import interval_metrics
 from knee_siglip.evaluation.regions import Region, regions_of
 from knee_siglip.explain.maps import METHODS, Method, phrase_maps
 from knee_siglip.explain.overlays import draw_overlay, enlarge
-from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
+from knee_siglip.metrics.bootstrap import interval_of, value_of
+from knee_siglip.metrics.grounding import centre_prior, finding_mean_statistic, grounding_metrics
 from knee_siglip.model.device import images_at_once
 from knee_siglip.model.embedding import embed_texts
 from knee_siglip.pairs.batches import split_groups
@@ -34,7 +38,7 @@ Row = dict[str, str | int | float]
 
 @dataclass(frozen=True)
 class GroundingReport:
-    """metrics: `grounding.<method>.<metric>`, means over findings. table: these, one row for each method.
+    """metrics: `grounding.<method>.<metric>`, means over findings. table: these with intervals, a row for each method.
 
     findings: a row for each finding and method, with the number of its images. overlays: (title, JPEG file).
     """
@@ -43,6 +47,7 @@ class GroundingReport:
     table: list[Row]
     findings: list[Row]
     overlays: list[tuple[str, bytes]]
+    cases: list[dict[str, Any]]
 
 
 def grounding_report(split: EmbeddedSplit, data: EmbeddedData) -> GroundingReport:
@@ -55,10 +60,11 @@ def grounding_report(split: EmbeddedSplit, data: EmbeddedData) -> GroundingRepor
     """
     limit = data.params.grounding.images
     if not limit:
-        return GroundingReport({}, [], [], [])
+        return GroundingReport({}, [], [], [], [])
     regions = regions_of(split, data.pixels.transform)
+    cases = _mistaken_grades(split, data)
     if not regions:
-        return GroundingReport({}, [], [], _text_overlays(split, data, min(limit, OVERLAYS)))
+        return GroundingReport({}, [], [], _text_overlays(split, data, min(limit, OVERLAYS)), cases)
     rows = _draw(np.unique([region.row for region in regions]), limit)
     regions = [region for region in regions if region.row in set(rows.tolist())]
     directions = _directions(split, data, {region.finding for region in regions})
@@ -66,16 +72,29 @@ def grounding_report(split: EmbeddedSplit, data: EmbeddedData) -> GroundingRepor
     for region in regions:
         wanted.setdefault(region.row, []).append(directions[region.finding])
     maps = {method: list(_maps(split, data, wanted, method)) for method in METHODS}
-    findings = _measure(regions, maps, data.pixels.image_size)
-    table = _means(findings)
+    scores = _score(regions, maps, data.pixels.image_size)
+    findings = _by_finding(regions, scores)
+    means = _means(findings)
+    patients = split.patients[[region.row for region in regions]]
     metrics = {
         f"grounding.{row['method']}.{name}": float(value)
-        for row in table
+        for row in means
         for name, value in row.items()
         if name != "method"
     }
+    metrics |= {"grounding.images": len(rows), "grounding.patients": len(np.unique(patients))}
+    table = [{**row, **_intervals(str(row["method"]), scores, regions, patients)} for row in means]
     overlays = _region_overlays(split, data, regions, maps[SHOWN])
-    return GroundingReport(metrics | {"grounding.images": len(rows)}, table, findings, overlays)
+    cases += region_maps(split, data, regions, maps[SHOWN])
+    return GroundingReport(metrics, table, findings, overlays, cases)
+
+
+def _mistaken_grades(split: EmbeddedSplit, data: EmbeddedData) -> list[dict[str, Any]]:
+    """Of the worst grades, what spoke for them."""
+    questions = {row: why_not_right(split, row) for row in worst_grades(split)}
+    heats = _maps(split, data, {row: [direction] for row, (_, direction) in questions.items()}, SHOWN)
+    pairs = zip(questions.items(), heats, strict=True)
+    return [case_map(split, data, row, title, heat) for (row, (title, _)), heat in pairs]
 
 
 def _draw(rows: np.ndarray, count: int) -> np.ndarray:
@@ -108,17 +127,49 @@ def _maps(
                 yield enlarge(patches, data.pixels.image_size)
 
 
-def _measure(regions: Sequence[Region], maps: dict[Method, list[np.ndarray]], side: int) -> list[Row]:
-    """A row for each finding and method: means over its images."""
+def _score(
+    regions: Sequence[Region], maps: dict[Method, list[np.ndarray]], side: int
+) -> dict[str, list[dict[str, float]]]:
+    """Of each method the metrics of every region."""
     masks = [region.mask(side) for region in regions]
     everything: list[tuple[str, list[np.ndarray]]] = [*maps.items(), (CENTRE_PRIOR, [centre_prior(side)] * len(masks))]
+    return {
+        method: [grounding_metrics(heat, mask) for heat, mask in zip(heats, masks, strict=True)]
+        for method, heats in everything
+    }
+
+
+def _by_finding(regions: Sequence[Region], scores: dict[str, list[dict[str, float]]]) -> list[Row]:
+    """A row for each finding and method: means over its images."""
     rows: list[Row] = []
     for finding in sorted({region.finding for region in regions}):
         places = [place for place, region in enumerate(regions) if region.finding == finding]
-        for method, heats in everything:
-            metrics = [grounding_metrics(heats[place], masks[place]) for place in places]
-            rows.append({"finding": finding, "images": len(places), "method": method, **_mean(metrics)})
+        for method, metrics in scores.items():
+            found = _mean([metrics[place] for place in places])
+            rows.append({"finding": finding, "images": len(places), "method": method, **found})
     return rows
+
+
+def _intervals(
+    method: str, scores: dict[str, list[dict[str, float]]], regions: Sequence[Region], patients: np.ndarray
+) -> dict[str, float]:
+    """Of each metric of a method `_ci_low` and `_ci_high`, and `_over_prior`: its difference from the blob's, paired.
+
+    Patients are resampled with all their regions. Without enough of them there are none.
+    """
+    findings = np.array([region.finding for region in regions])
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for metrics in scores[method] for name in metrics):
+        own, blob = (
+            np.array([metrics.get(name, np.nan) for metrics in scores[each]]) for each in (method, CENTRE_PRIOR)
+        )
+        for key, values in {name: own, f"{name}_over_prior": own - blob}.items():
+            statistic = finding_mean_statistic(values, findings)
+            if key == name or method != CENTRE_PRIOR:
+                interval = interval_of(statistic, patients)
+                difference = {key: value_of(statistic, len(values))} if key != name else {}
+                found |= difference | interval_metrics(key, interval, statistic.units(patients))
+    return found
 
 
 def _means(findings: Sequence[Row]) -> list[Row]:
@@ -145,7 +196,9 @@ def _region_overlays(
     return [
         (
             f"{regions[place].finding.replace('_', ' ')}: {split.rows['img_path'].iloc[regions[place].row]}",
-            draw_overlay(_pixels(split, data, regions[place].row), maps[place], regions[place].boxes),
+            draw_overlay(
+                _pixels(split, data, regions[place].row), split.logit_scale * maps[place], regions[place].boxes
+            ),
         )
         for place in in_turns.index[:OVERLAYS]
     ]
@@ -158,7 +211,7 @@ def _text_overlays(split: EmbeddedSplit, data: EmbeddedData, count: int) -> list
     return [
         (
             f"{split.rows['img_path'].iloc[row]}, its own text, no boxes known: {split.texts[row]}",
-            draw_overlay(_pixels(split, data, row), heat, np.zeros((0, 4))),
+            draw_overlay(_pixels(split, data, row), split.logit_scale * heat, np.zeros((0, 4))),
         )
         for row, heat in zip(rows, maps, strict=True)
     ]

@@ -76,7 +76,7 @@ class MeasuredSplit:
     """All that was measured on one split.
 
     metrics: by dotted name. predictions, studies: as in the parquet files of these names. tables: by name, the rows of
-    tables/*.csv. overlays: (title, JPEG file) of the grounding maps.
+    tables/*.csv. overlays: (title, JPEG file) of the grounding maps. case_maps: as `case_map` gives them.
     """
 
     split: EmbeddedSplit
@@ -85,6 +85,7 @@ class MeasuredSplit:
     studies: pd.DataFrame
     tables: dict[str, Sequence[Row]]
     overlays: list[tuple[str, bytes]]
+    case_maps: list[dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -118,4 +119,4 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
     metrics |= study_metrics(tables["studies"])
     metrics |= count_subgroups(tables["subgroups"]) | baseline_metrics(tables["baselines"])
     metrics |= beats_baselines(metrics)
-    return MeasuredSplit(split, metrics, predictions, studies, tables, grounding.overlays)
+    return MeasuredSplit(split, metrics, predictions, studies, tables, grounding.overlays, grounding.cases)

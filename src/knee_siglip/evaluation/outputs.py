@@ -120,7 +120,7 @@ def _write_examples(data: EmbeddedData, shown: MeasuredSplit, folder: Path) -> N
         {"title": title, "picture": f"figures/grounding_{number}.jpg"}
         for number, (title, _) in enumerate(shown.overlays, start=1)
     ]
-    write_json(folder / "examples.json", {**examples, "maps": maps})
+    write_json(folder / "examples.json", {**examples, "maps": maps, "case_maps": shown.case_maps})
 
 
 def _write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> Path:

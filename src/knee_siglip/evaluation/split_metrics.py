@@ -24,12 +24,10 @@ from knee_siglip.metrics.matching.retrieval import (
 from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.model.loss import sigmoid_loss
 from knee_siglip.tables.ids import UNIT_COUNTS
+from knee_siglip.tables.manifest import ALTERNATIVES_COLUMN
 from knee_siglip.tables.text import normalise_text
 
 Metrics = dict[str, float]
-
-ALTERNATIVES_COLUMN = "text_alternatives"
-"""JSON object per row: each text that could have been written about this image, with its probability."""
 
 OF_PROMPTS = ("accuracy", "quadratic_weighted_kappa")
 """Metrics of each single prompt."""

@@ -2,12 +2,14 @@
 
 Columns of the results: `img_path`, the input's other columns, per query `similarity: QUERY` (cosine) and
 `probability: QUERY`, then `best_query`, the task's label and its probability (`kl_grade_predicted`, `kl_probability`),
-`status` (`ok`, or what is wrong with that image; its other result cells are empty), `warnings` (names of checks of its
-looks, such as `inverted_image`).
+`distance_to_training` (above 1 an image is unlike the training images), `status` (`ok`, or what is wrong with that
+image; its other result cells are empty), `warnings` (names of checks, such as `inverted_image` and
+`unlike_training_images`), `cautions` (what must be known of the model).
 """
 
 import hashlib
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +36,7 @@ from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.inference.outputs import Counts, Outputs, Part, PartWriter, gather_parts, open_part, put_in_place
 from knee_siglip.inference.predictor import Predictor, distinct_queries
 from knee_siglip.inference.rows import ImageRows, Row, carried_names
-from knee_siglip.inference.studies import write_studies
+from knee_siglip.inference.studies import CAUTIONS_BETWEEN, write_studies
 from knee_siglip.task.task import Labels
 
 OK = "ok"
@@ -44,6 +46,8 @@ BATCHES_AHEAD = 2
 SCORES = ("similarity: ", "probability: ")
 LABEL_CELL = -2
 """Of `_Scorer.cells`: the predicted label, before its probability."""
+DISTANCE = "distance_to_training"
+UNLIKE_WARNING = "unlike_training_images"
 
 PROGRESS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
@@ -69,7 +73,7 @@ class Summary:
         """Counts, the same in every run over the same rows."""
         predicted = {value: self.done.grades.get(value, 0) for value in self.labels.values}
         rows, failed = self.done.rows, self.done.failed
-        counts: dict[str, Any] = {"rows": rows, "ok": rows - failed, "failed": failed}
+        counts: dict[str, Any] = {"rows": rows, "ok": rows - failed, "failed": failed, UNLIKE_WARNING: self.done.unlike}
         counts |= {} if self.studies is None else {"studies": self.studies}
         return counts | ({self.labels.predicted: predicted} if self.labels else {})
 
@@ -132,10 +136,10 @@ def infer_batch(
             done, computed = writer.done, writer.done.rows - before
             if part.rank == 0:
                 parts = [Part.of(len(table), batch_size, rank, part.ranks) for rank in range(part.ranks)]
-                numbers = [name for name in names if name.startswith(SCORES) or name == labels.probability]
+                numbers = [name for name in names if name.startswith(SCORES) or name in (labels.probability, DISTANCE)]
                 writer.close()
                 folder, done = gather_parts(outputs, parts, key)
-                studies = write_studies(outputs, folder, names[:-2], scorer.cells)
+                studies = write_studies(outputs, folder, names[:-4], scorer.cells)
                 put_in_place(outputs, folder, numbers)
     return Summary(labels, done, time.monotonic() - started, computed, studies)
 
@@ -175,7 +179,7 @@ def result_columns(queries: Sequence[str], labels: Labels) -> list[str]:
     """Names of the result columns, in order."""
     scores = [f"{kind}{query}" for query in queries for kind in SCORES]
     graded = [labels.predicted, labels.probability] if labels else []
-    return [*scores, "best_query", *graded, "status", "warnings"]
+    return [*scores, "best_query", *graded, DISTANCE, "status", "warnings", "cautions"]
 
 
 def scored_batches(
@@ -250,21 +254,26 @@ class _Scorer:
         self.queries = queries
         self.query_embeds = predictor.embed_queries(queries)
         self.width = self.query_embeds.shape[1]
-        self.blank = [""] * (len(result_columns(queries, predictor.task.labels)) - 2)
+        self.blank = [""] * (len(result_columns(queries, predictor.task.labels)) - 3)
         if predictor.task.labels:
             predictor.grade_embeds  # noqa: B018 computed once, before the threads ask for it
 
     def score(self, rows: Sequence[Row], images: Sequence[PreparedImage]) -> BatchResult:
         """Encode B rows and their images."""
-        results = [[*self.blank, image.error, ""] for image in images]
+        results = [[*self.blank, image.error, "", ""] for image in images]
         embeds = np.full((len(images), self.width), np.nan, dtype=np.float32)
         readable = {row: image.pixels for row, image in enumerate(images) if image.pixels is not None}
         counts = Counts(len(images), failed=len(images) - len(readable))
         if readable:
             places = list(readable)
             embeds[places] = self.predictor.embed_images(np.stack(list(readable.values())))
-            for place, cells in zip(places, self.cells(embeds[places]), strict=True):
-                results[place] = [*cells, OK, images[place].warnings]
+            distances = self.predictor.distances(embeds[places]).tolist()
+            counts.unlike = sum(distance > 1 for distance in distances)
+            for place, cells, distance in zip(places, self.cells(embeds[places]), distances, strict=True):
+                warnings = f"{images[place].warnings} {UNLIKE_WARNING * (distance > 1)}".strip()
+                cautions = CAUTIONS_BETWEEN.join(self.predictor.cautions_at(distance))
+                shown = "" if math.isnan(distance) else f"{distance:.4f}"
+                results[place] = [*cells, shown, OK, warnings, cautions]
                 if self.predictor.task.labels:
                     label = cells[LABEL_CELL]
                     counts.grades[label] = counts.grades.get(label, 0) + 1
@@ -272,7 +281,7 @@ class _Scorer:
         return BatchResult(cells_of, [image.image_id for image in images], embeds, counts)
 
     def cells(self, image_embeds: np.ndarray) -> Iterator[list[str]]:
-        """(B, D) of images, or of studies, to the cells of `result_columns` before the status."""
+        """(B, D) of images, or of studies, to the cells of `result_columns` before the distance."""
         similarities = image_embeds @ self.query_embeds.T
         probabilities = self.predictor.probabilities(similarities)
         grades = self.predictor.grade_probabilities(image_embeds)

@@ -111,10 +111,13 @@ class Part:
 
 @dataclass
 class Counts:
-    """Rows done, and their counts; sizes and checksums: bytes of the three files, and the CRC-32 of so many."""
+    """Rows done, and their counts; unlike: the training images. sizes and checksums: bytes of the three files, and the
+    CRC-32 of so many.
+    """
 
     rows: int = 0
     failed: int = 0
+    unlike: int = 0
     grades: dict[str, int] = field(default_factory=dict)
     sizes: tuple[int, ...] = (0, 0, 0)
     checksums: tuple[int, ...] = (0, 0, 0)
@@ -123,6 +126,7 @@ class Counts:
         """Count another part's rows too."""
         self.rows += other.rows
         self.failed += other.failed
+        self.unlike += other.unlike
         for grade, count in other.grades.items():
             self.grades[grade] = self.grades.get(grade, 0) + count
 

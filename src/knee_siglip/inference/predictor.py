@@ -3,6 +3,7 @@
 Needs the checkpoint file and nothing else: no hub, no params.yaml, no pandas.
 """
 
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from knee_siglip.imaging.fit.transform import load_pixels
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
 from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
+from knee_siglip.model.training_facts import NOT_CLINICAL, UNCALIBRATED, UNKNOWN, UNLIKE, prompts_digest
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.tasks import saved_task
 from knee_siglip.task.task import Labels, Task
@@ -36,16 +38,27 @@ class RankedQuery:
 
 @dataclass(frozen=True)
 class Prediction:
-    """`ranking`: best query first. `probabilities`: of each of the `labels`, sum 1; none where there are no labels."""
+    """`ranking`: best query first. `probabilities`: of each of the `labels`, sum 1; none where there are no labels.
+
+    distance: to the training images, as a multiple of the limit within which nearly all validation images lie; above 1
+    the image is unlike them, None where the limit is not known. cautions: what must be said with the answer.
+    """
 
     ranking: list[RankedQuery]
     labels: Labels
     probabilities: list[float]
+    distance: float | None
+    cautions: list[str]
 
     @property
     def label(self) -> int | str | None:
         """The most probable one."""
         return self.labels.cell(int(np.argmax(self.probabilities))) if self.labels else None
+
+    @property
+    def is_unlike_training(self) -> bool:
+        """Whether the image is unlike those of the training."""
+        return self.distance is not None and self.distance > 1
 
 
 class Predictor:
@@ -93,6 +106,35 @@ class Predictor:
         """(C, D) L2-normalised prompt ensembles of the labels."""
         return self._finite(prompt_embeddings(self.checkpoint, self.task.label_prompts))
 
+    @cached_property
+    def temperature(self) -> float | None:
+        """Of the labels' logits; None if none was fitted with these prompts at this image size."""
+        facts = self.checkpoint.facts
+        is_fitted = facts is not None and self._is_trained_size and facts.prompts == prompts_digest(self.task)
+        return facts.temperature if facts is not None and is_fitted else None
+
+    @cached_property
+    def cautions(self) -> list[str]:
+        """What must be said with every answer of this model."""
+        facts = self.checkpoint.facts
+        known = [UNKNOWN] if facts is None else facts.cautions(self.task.subject)
+        uncalibrated = [UNCALIBRATED] if self.task.labels and self.temperature is None else []
+        return [NOT_CLINICAL, *known, *uncalibrated]
+
+    def cautions_at(self, distance: float) -> list[str]:
+        """With an image at this distance from the training images."""
+        return [UNLIKE, *self.cautions] if distance > 1 else self.cautions
+
+    def distances(self, image_embeds: np.ndarray) -> np.ndarray:
+        """(B, D) to (B,) distances to the training images, 1 at the limit; NaN where that is not known."""
+        if self.checkpoint.likeness is None or not self._is_trained_size:
+            return np.full(len(image_embeds), np.nan)
+        return self.checkpoint.likeness.distances(image_embeds)
+
+    @property
+    def _is_trained_size(self) -> bool:
+        return self.transform.image_size == self.checkpoint.image_size
+
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (B, S, S) to (B, D) L2-normalised float32; in parts where the device's memory ends."""
         with self._turn:
@@ -113,10 +155,13 @@ class Predictor:
         return torch.from_numpy(logits).sigmoid().numpy()
 
     def grade_probabilities(self, image_embeds: np.ndarray) -> np.ndarray:
-        """(B, D) to (B, C): softmax over the logits of the labels' prompt ensembles; the bias cancels out."""
+        """(B, D) to (B, C): softmax over the logits of the labels' prompt ensembles; the bias cancels out.
+
+        The logits are divided by the `temperature`, where there is one (Guo et al. 2017, arXiv:1706.04599).
+        """
         if not self.task.labels:
             return np.zeros((len(image_embeds), 0))
-        logits = self._logit_scale * (image_embeds @ self.grade_embeds.T).astype(np.float64)
+        logits = self._logit_scale * (image_embeds @ self.grade_embeds.T).astype(np.float64) / (self.temperature or 1.0)
         return torch.from_numpy(logits).softmax(dim=1).numpy()
 
     def rank_queries(self, image_path: Path, queries: Sequence[str] | None = None) -> Prediction:
@@ -135,25 +180,35 @@ class Predictor:
         Raises:
             UsageError: there is no query, or one is empty.
         """
-        return self._predictions(self.embed_images(pixels), queries)
+        image_embeds = self.embed_images(pixels)
+        return self._predictions(image_embeds, queries, self.distances(image_embeds))
 
     def predict_study(self, pixels: np.ndarray, queries: Sequence[str] | None = None) -> Prediction:
         """As `predict`, of the images (B, S, S) of one study: by the mean of their embeddings, normalised again.
 
+        Its distance is that of the image that is least like the training's.
+
         Raises:
             UsageError: there is no query, or one is empty.
         """
-        return self._predictions(ensemble(self.embed_images(pixels))[None], queries)[0]
+        image_embeds = self.embed_images(pixels)
+        distance = self.distances(image_embeds).max(keepdims=True)
+        return self._predictions(ensemble(image_embeds)[None], queries, distance)[0]
 
-    def _predictions(self, image_embeds: np.ndarray, queries: Sequence[str] | None) -> list[Prediction]:
+    def _predictions(
+        self, image_embeds: np.ndarray, queries: Sequence[str] | None, distances: np.ndarray
+    ) -> list[Prediction]:
         queries = distinct_queries(self.task.queries if queries is None else queries)
         similarities = image_embeds @ self.embed_queries(queries).T
-        probabilities, grades = self.probabilities(similarities), self.grade_probabilities(image_embeds)
+        fits, grades = self.probabilities(similarities), self.grade_probabilities(image_embeds)
         predictions = []
-        for scores, fits, grade in zip(similarities.tolist(), probabilities.tolist(), grades.tolist(), strict=True):
-            ranking = [RankedQuery(*query) for query in zip(queries, scores, fits, strict=True)]
+        for scores, probabilities, grade, distance in zip(
+            similarities.tolist(), fits.tolist(), grades.tolist(), distances.tolist(), strict=True
+        ):
+            ranking = [RankedQuery(*query) for query in zip(queries, scores, probabilities, strict=True)]
             ranking.sort(key=lambda ranked: -ranked.similarity)
-            predictions.append(Prediction(ranking, self.task.labels, grade))
+            known = None if math.isnan(distance) else distance
+            predictions.append(Prediction(ranking, self.task.labels, grade, known, self.cautions_at(distance)))
         return predictions
 
     @property

@@ -27,7 +27,8 @@ Score = Callable[[np.ndarray], Iterator[list[str]]]
 OK, UNREAD = "ok", "none of its images could be read"
 STUDIES_AT_ONCE = 1024
 NAMED = ("patient_id", "view", "side")
-READ = ("img_path", "study_id", *NAMED, "status", "warnings")
+READ = ("img_path", "study_id", *NAMED, "status", "warnings", "cautions")
+CAUTIONS_BETWEEN = "; "
 
 
 def write_studies(outputs: Outputs, folder: Path, scored: Sequence[str], score: Score) -> int | None:
@@ -44,7 +45,7 @@ def write_studies(outputs: Outputs, folder: Path, scored: Sequence[str], score: 
         with (folder / RESULTS).open(encoding="utf-8", newline="") as results:
             columns = next(csv.reader(results))
         named = [name for name in NAMED if name in columns]
-        file.write(csv_lines([["study_id", *named, "images", "img_path", *scored, "status", "warnings"]]))
+        file.write(csv_lines([["study_id", *named, "images", "img_path", *scored, "status", "warnings", "cautions"]]))
         if "study_id" not in columns:
             return None
         used = [name for name in READ if name in columns]
@@ -74,7 +75,11 @@ def _lines(
         status = UNREAD if not len(found) else f"{failed} of {len(group)} images could not be read" if failed else OK
         cells = next(scores) if len(found) else [""] * width
         warnings = " ".join(dict.fromkeys(" ".join(images["warnings"]).split()))
-        yield [images["study_id"].iloc[0], *told, str(len(found)), paths, *cells, status, warnings]
+        cautions = dict.fromkeys(
+            caution for cell in images["cautions"] if cell for caution in cell.split(CAUTIONS_BETWEEN)
+        )
+        told_last = [status, warnings, CAUTIONS_BETWEEN.join(cautions)]
+        yield [images["study_id"].iloc[0], *told, str(len(found)), paths, *cells, *told_last]
 
 
 def _apart(rows: pd.DataFrame) -> pd.Series:

@@ -7,6 +7,8 @@ largest value before it is cut. Boxes of one finding in one image count as one r
 
 import numpy as np
 
+from knee_siglip.metrics.bootstrap import Statistic, mean_statistic
+
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 CENTRE_PRIOR_SIGMA = 0.25
@@ -74,3 +76,20 @@ def centre_prior(side: int) -> np.ndarray:
     """(side, side) Gaussian around the centre: what a map reaches that knows nothing of image and phrase."""
     distance = (np.arange(side) + 0.5) / side - 0.5
     return np.exp(-(distance[:, None] ** 2 + distance**2) / (2 * CENTRE_PRIOR_SIGMA**2))
+
+
+def finding_mean_statistic(values: np.ndarray, findings: np.ndarray) -> Statistic:
+    """Mean over findings of the means over their regions, as on MS-CXR: each finding counts alike.
+
+    values, findings: (N,) of the regions; those whose value is NaN take no part. Each finding's mean is NaN in a
+    resample that lacks it, which is then the mean over the others.
+    """
+    parts = [mean_statistic(np.where(findings == name, values, np.nan)) for name in np.unique(findings)]
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        means = np.stack([part(weights) for part in parts])
+        known = np.isfinite(means)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.where(known, means, 0).sum(axis=0) / known.sum(axis=0))
+
+    return Statistic(mean, np.where(np.isfinite(values), 0, -1))

@@ -20,6 +20,7 @@ from knee_siglip.core.files import atomic_file
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.device import embedding_dtype, place
 from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLIPModel
+from knee_siglip.model.training_facts import Likeness, TrainingFacts
 from knee_siglip.params.sections import LARGEST_IMAGE, PreprocessParams
 from knee_siglip.tables.text import load_tokenizer
 from knee_siglip.tables.tokenizer import Tokenizer
@@ -30,12 +31,15 @@ PARTS: dict[str, type] = {
     **dict.fromkeys(("config", "weights", "tokenizer", "transform", "params", "metrics", "versions"), dict),
     "data_hash": str,
 }
+FACTS, LIKENESS = "training_facts", "likeness"
+"""Parts that older checkpoints, and those of an unfinished training, have not."""
 
 
 @dataclass
 class Checkpoint:
     """A trained model with all that inference needs; `metrics` are those of the epoch it was saved at.
 
+    facts, likeness: None where its training has not ended, or they could not be found.
     tower_dtype: autocast type in which its towers embed; None is the weights' own. It is not saved.
     """
 
@@ -46,6 +50,8 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
     data_hash: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    facts: TrainingFacts | None = None
+    likeness: Likeness | None = None
     tower_dtype: torch.dtype | None = None
 
     @property
@@ -84,6 +90,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, weights: Mapping[str, to
             "torch": str(torch.__version__),
         },
     }
+    if checkpoint.facts is not None:
+        content[FACTS] = checkpoint.facts.model_dump()
+    if checkpoint.likeness is not None:
+        content[LIKENESS] = checkpoint.likeness.to_dict()
     with atomic_file(path) as file:
         torch.save(content, file)
 
@@ -109,6 +119,8 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", precision: s
             metrics=content["metrics"],
             data_hash=content["data_hash"],
             versions=content["versions"],
+            facts=_checked_facts(content.get(FACTS)),
+            likeness=_checked_likeness(content.get(LIKENESS), model.text.width),
             tower_dtype=embedding_dtype(precision, torch.device(device)),
         )
     except _WrongPart as error:
@@ -178,6 +190,21 @@ def _checked_params(params: dict[str, Any], positions: int) -> dict[str, Any]:
     if not isinstance(length, int) or not 1 < length <= positions:
         raise _WrongPart(f"model.max_text_length = {length!r} of its params: must be a number up to {positions}")
     return params
+
+
+def _checked_facts(values: Any) -> TrainingFacts | None:
+    try:
+        return None if values is None else TrainingFacts.model_validate(values)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise _WrongPart(f"{'.'.join(map(str, wrong['loc']))} of its {FACTS}: {wrong['msg']}") from None
+
+
+def _checked_likeness(values: Any, width: int) -> Likeness | None:
+    try:
+        return None if values is None else Likeness.from_dict(values, width)
+    except UserError as error:
+        raise _WrongPart(str(error)) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -10,9 +10,11 @@ import torch
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.explain.maps import METHODS, Method, phrase_maps
-from knee_siglip.explain.overlays import draw_overlay, enlarge
+from knee_siglip.explain.overlays import LOG_ODDS, OF_PEAK, Scale, draw_overlay, enlarge, missing_reason
 from knee_siglip.imaging.fit.transform import load_pixels
 from knee_siglip.inference.predictor import Prediction, Predictor
+from knee_siglip.metrics.grounding import evidence
+from knee_siglip.model.training_facts import words_of
 from knee_siglip.tables.text import normalise_text
 
 Image = Path | str | np.ndarray
@@ -23,15 +25,20 @@ Image = Path | str | np.ndarray
 class Explanation:
     """Where the model sees a phrase. pixels: (S, S) uint8, what the encoder sees; heat: (S, S) float32.
 
-    The higher the heat, the more that place speaks for the phrase; below 0 it speaks against it.
+    The higher the heat, the more that place speaks for the phrase; below 0 it speaks against it. scale: its unit, the
+    same for every image, but of `gradient` shares of the peak. missing: why the phrase is nowhere, "" where it is
+    somewhere. cautions: as those of a `Prediction`, and the words that the training texts do not have.
     """
 
     pixels: np.ndarray
     heat: np.ndarray
+    scale: Scale
+    missing: str
+    cautions: list[str]
 
     def overlay(self) -> bytes:
-        """A JPEG file: the image, and beside it the image under the map."""
-        return draw_overlay(self.pixels, self.heat, np.zeros((0, 4)))
+        """A JPEG file: the image, beside it the image under the map, or "not found", and the colour scale."""
+        return draw_overlay(self.pixels, self.heat, np.zeros((0, 4)), self.scale, missing=bool(self.missing))
 
 
 class KneeModel:
@@ -86,7 +93,24 @@ class KneeModel:
             cast(Method, method),
             dtype=checkpoint.tower_dtype,
         )
-        return Explanation(pixels, enlarge(maps[0][0].cpu().numpy(), len(pixels)))
+        image_embeds = self.predictor.embed_images(pixels[None])
+        (distance,) = self.predictor.distances(image_embeds).tolist()
+        margin = float(image_embeds[0] @ (wanted - unwanted).cpu().numpy())
+        raw = enlarge(maps[0][0].cpu().numpy(), len(pixels))
+        logit_scale = checkpoint.model.logit_scale.exp().item()
+        heat, scale = (evidence(raw), OF_PEAK) if method == "gradient" else (raw * np.float32(logit_scale), LOG_ODDS)
+        unheard, cautions = self._unheard(phrase)
+        missing = unheard or missing_reason(heat, margin, against)
+        return Explanation(pixels, heat, scale, missing, [*self.predictor.cautions_at(distance), *cautions])
+
+    def _unheard(self, phrase: str) -> tuple[str, list[str]]:
+        """Why no map of the phrase can mean anything, "" where it can; and a caution of words that are new to it."""
+        facts, text = self.predictor.checkpoint.facts, normalise_text(phrase)
+        unknown = facts.unknown_words(text) if facts is not None and facts.words else []
+        if not unknown:
+            return "", []
+        caution = f"not in the training texts: {', '.join(unknown)}"
+        return (caution if len(unknown) == len(words_of(text)) else ""), [caution]
 
     def _pixels(self, image: Image) -> np.ndarray:
         if not isinstance(image, np.ndarray):

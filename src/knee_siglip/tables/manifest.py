@@ -22,6 +22,11 @@ original; text: the normalised impression; flags: what was noticed and kept, joi
 TOKENS_COLUMN = "text_tokens"
 """Made too, if a tokenizer is at hand: the text's length in tokens, with the end token."""
 
+ALTERNATIVES_COLUMN = "text_alternatives"
+"""JSON object per row: each text that could have been written about this image, with its probability. Only a program
+that draws images can know it.
+"""
+
 
 def read_manifest(path: Path = MANIFEST) -> pd.DataFrame:
     """Rows in the input's order; input columns as text, labels that are numbers as nullable Int64.

@@ -26,6 +26,7 @@ from knee_siglip.pairs.batches import PairDataset, Pixels
 from knee_siglip.pairs.sentences import VERSIONS, TextVersions, text_versions
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.sections import Params, TrainParams
+from knee_siglip.params.tasks import task_of
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.ids import independent_units
 from knee_siglip.tables.manifest import TOKENS_COLUMN, number_groups, read_manifest
@@ -35,6 +36,7 @@ from knee_siglip.training.distributed import Ranks, open_ranks
 from knee_siglip.training.features import frozen_features
 from knee_siglip.training.finite import FiniteGuard
 from knee_siglip.training.interruption import stop_on_signals
+from knee_siglip.training.monitoring.facts import add_answers
 from knee_siglip.training.optimizer import freeze_towers
 from knee_siglip.training.resume import (
     StateSaver,
@@ -101,6 +103,7 @@ class Job:
     ranks: Ranks
     device: torch.device
     manifest: pd.DataFrame
+    pixels: CachedPixels
     checkpoint: Checkpoint
     train_set: PairDataset
     val_set: PairDataset
@@ -126,7 +129,7 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
         seen = _features(params, checkpoint, pixels, manifest, np.concatenate([train_rows, val_rows]))
     train_set = _pairs(manifest, seen, train_rows, checkpoint, params)
     val_set = _pairs(manifest, seen, val_rows, checkpoint)
-    return Job(params, files, ranks, device, manifest, checkpoint, train_set, val_set)
+    return Job(params, files, ranks, device, manifest, pixels, checkpoint, train_set, val_set)
 
 
 def saved_params(params: Params) -> dict[str, Any]:
@@ -204,6 +207,9 @@ def _train(job: Job, key: str, saver: StateSaver | None) -> None:
         if job.ranks.is_first:
             with trainer.chosen_weights():
                 _save(checkpoint, history.rounds[-1], files.final_model)
+            verdict = rounded(trainer.monitor.verdict(history))
+            _complete(job, verdict, is_best=history.best_round == len(history.rounds))
+            write_json(files.report / "verdict.json", verdict)
             _report(trainer, facts, files, tracker)
 
 
@@ -335,6 +341,16 @@ def _save(checkpoint: Checkpoint, metrics: dict[str, float], path: Path) -> None
     save_checkpoint(checkpoint, path, merged_state_dict(checkpoint.model))
 
 
+def _complete(job: Job, verdict: dict[str, Any], is_best: bool) -> None:
+    """Add to both checkpoints what answers need. is_best: the last round's weights are the best."""
+    best, final = job.files.best_model, job.files.final_model
+    add_answers(best, job.manifest, job.pixels, task_of(job.params), verdict, job.device)
+    if is_best:
+        link_or_copy(best, final)
+    else:
+        add_answers(final, job.manifest, job.pixels, task_of(job.params), verdict, job.device)
+
+
 def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker: Tracker) -> None:
     """Write metrics.json and speed.json; log the same metrics and the checkpoints."""
     history = trainer.history
@@ -352,7 +368,6 @@ def _report(trainer: Trainer, facts: dict[str, Any], files: TrainFiles, tracker:
     speed = trainer.throughput.metrics()
     write_metrics(files.report / "metrics.json", metrics)
     write_metrics(files.report / "speed.json", speed)
-    write_json(files.report / "verdict.json", rounded(trainer.monitor.verdict(history)))
     figures = {name: value for name, value in metrics.items() if name not in facts}  # which are shown as params
     tracker.log_summary(figures | {f"speed.{name}": value for name, value in speed.items()})
     for path in (files.best_model, files.final_model):

@@ -1,5 +1,6 @@
 """Forty images that a model was asked about: predictions, embeddings and image files as the other stages leave them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,12 @@ def evaluation(tmp_path: Path) -> Path:
     predictions = make_predictions()
     predictions.to_parquet(folder / "predictions.parquet")
     make_embeddings(predictions).to_parquet(folder / "embeddings.parquet")
+    hot_corner = [[2.5, 0.0], [0.0, -1.0]]
+    maps = [
+        {"row": 10, "title": "effusion", "found": True, "heat": hot_corner, "full": 3.0},
+        {"row": 10, "title": "KL grade 4 rather than 2", "found": False, "heat": [[0.1] * 2] * 2, "full": 3.0},
+    ]
+    (folder / "examples.json").write_text(json.dumps({"case_maps": maps}))
     return folder
 
 

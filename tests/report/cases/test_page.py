@@ -62,6 +62,30 @@ def test_a_mistake_is_found_opened_and_zoomed(browser: Chrome, page: Path) -> No
     assert browser.get_log("browser") == []
 
 
+def test_a_map_lies_over_the_picture_with_its_scale_and_says_where_nothing_is_found(
+    browser: Chrome, page: Path
+) -> None:
+    set_width(browser, 1280)
+    visit(browser, page)
+    choose(browser, "maps", "with a map")
+    assert count(browser) == "1 of 40 cases, 1 of them mistakes."
+    browser.find_element(By.CSS_SELECTOR, "#cases button").click()
+    assert browser.find_elements(By.CSS_SELECTOR, "#picture canvas") == []
+    found, missing = browser.find_elements(By.CSS_SELECTOR, "#facts .buttons button")
+    found.click()
+    (canvas,) = browser.find_elements(By.CSS_SELECTOR, "#picture canvas")
+    assert canvas.size == browser.find_element(By.CSS_SELECTOR, "#picture img").size
+    pixels = browser.execute_script("return [...arguments[0].getContext('2d').getImageData(0, 0, 2, 2).data]", canvas)
+    assert [value > 100 for value in pixels[3::4]] == [True, False, False, False]  # opacity: at the hot place alone
+    facts = by_id(browser, "facts").text
+    assert "Strongest place: 2.5 log-odds." in facts
+    assert browser.find_element(By.CSS_SELECTOR, ".scale").text.split() == ["0", "1", "2", "3"]
+    missing.click()
+    assert browser.find_elements(By.CSS_SELECTOR, "#picture canvas") == []
+    assert "Not found" in by_id(browser, "facts").text
+    assert browser.get_log("browser") == []
+
+
 def test_keys_step_through_the_cases_that_pass(browser: Chrome, page: Path) -> None:
     visit(browser, page, "#graded=wrong&sort=file")
     browser.find_element(By.CSS_SELECTOR, "#cases button").click()

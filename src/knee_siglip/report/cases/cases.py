@@ -20,6 +20,8 @@ MOST_VALUES = 30
 
 NOT_CATEGORIES = {"img_path", "image_id", "split", "patient_id", "text", "study_id", "text_id", "contrastive_batch"}
 
+MAP_KEYS = ("title", "heat", "found", "full")
+
 Case = dict[str, Any]
 
 
@@ -32,16 +34,20 @@ class CaseList:
     total: int
 
 
-def list_cases(predictions: pd.DataFrame, embeddings: pd.DataFrame, task: Task) -> CaseList:
+def list_cases(
+    predictions: pd.DataFrame, embeddings: pd.DataFrame, task: Task, maps: Sequence[dict[str, Any]] = ()
+) -> CaseList:
     """Cases of one split.
 
-    predictions, embeddings: the split's N rows of the files of these names, in the same order.
+    predictions, embeddings: the split's N rows of the files of these names, in the same order. maps: of single rows, as
+    evaluation wrote them.
 
     Returns:
         of each case `row` (its number in the split), `image_id`, `file`, `text`, `categories` (column to value),
         `retrieved` (whether a right text came first), `rank` (of the first right text), `found` (the most similar
-        texts), `findings` (name, score, truth), and where there are grades `actual`, `predicted`, `error` (grades
-        between them; None where the reader gave none), `confidence` and `probabilities`, in order of the labels.
+        texts), `findings` (name, score, truth), `maps` (title, heat, found, full), and where there are grades `actual`,
+        `predicted`, `error` (grades between them; None where the reader gave none), `confidence` and `probabilities`,
+        in order of the labels.
     """
     assert list(predictions["image_id"]) == list(embeddings["image_id"])
     shown = _chosen(predictions, task)
@@ -63,6 +69,7 @@ def list_cases(predictions: pd.DataFrame, embeddings: pd.DataFrame, task: Task) 
                 "rank": round(record["image_to_text_rank"], 1),
                 "found": texts,
                 "findings": [_finding(name, record) for name in names],
+                "maps": [{key: own[key] for key in MAP_KEYS} for own in maps if own["row"] == number],
                 **_grading(record, task),
             }
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from knee_siglip.core.metrics_file import read_json
 from knee_siglip.report.cases.cases import Case, CaseList, list_cases
 from knee_siglip.report.cases.pictures import CasePicture, write_pictures
 from knee_siglip.report.evaluation.results import SplitResults
@@ -48,6 +49,7 @@ def write_case_browser(evaluation: Path, split: SplitResults, image_files: dict[
         columns={name: [(value, value) for value in _values(shown, name)] for name in shown.columns},
         grades=list(zip(split.task.labels.values, grade_names(split.task), strict=True)) if _graded(shown) else [],
         findings=[(finding["name"], readable(finding["name"])) for finding in shown.cases[0]["findings"]],
+        has_maps=any(case["maps"] for case in shown.cases),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         content=_content(shown, split, pictures),
@@ -59,7 +61,8 @@ def _read_cases(evaluation: Path, split: SplitResults) -> CaseList:
         pd.read_parquet(evaluation / f"{name}.parquet", filters=[("split", "==", split.name)])
         for name in ("predictions", "embeddings")
     )
-    return list_cases(predictions, embeddings, split.task)
+    maps = read_json(evaluation / "examples.json").get("case_maps", [])
+    return list_cases(predictions, embeddings, split.task, maps)
 
 
 def _content(shown: CaseList, split: SplitResults, pictures: dict[str, CasePicture]) -> str:

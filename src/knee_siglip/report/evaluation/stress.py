@@ -52,32 +52,51 @@ def grounding_table(split: SplitResults) -> Table | None:
     if not known:
         return None
     cells = [
-        [named(str(row["method"])), *(metric.shown(row.get(name)) for name, metric in known.items())] for row in rows
+        [named(str(row["method"])), *(_with_between(metric, row, name) for name, metric in known.items())]
+        for row in rows
     ]
-    images = at(split.metrics, "grounding.images")
-    caption = (
-        f"Over {plural(images, 'image')} with boxes, each finding counting equally."
-        if images
-        else "Over the images with boxes."
+    return Table(_grounding_caption(split), ["Method", *(GROUNDING_FIGURES[name].title for name in known)], cells)
+
+
+def _with_between(metric: Metric, row: Row, name: str) -> str:
+    between = metric.between(row.get(f"{name}_ci_low"), row.get(f"{name}_ci_high"))
+    return metric.shown(row.get(name)) + (f" ({between})" if between else "")
+
+
+def _grounding_caption(split: SplitResults) -> str:
+    images, patients = (at(split.metrics, f"grounding.{name}") for name in ("images", "patients"))
+    counts = {str(row["finding"]): int(row["images"]) for row in split.table("grounding_findings")}
+    whose = f"{plural(images, 'image')} with boxes" if images else "the images with boxes"
+    of = f" of {plural(patients, 'patient')}" if patients else ""
+    each = (
+        f" Images: {', '.join(f'{named(name).lower()} {count}' for name, count in counts.items())}." if counts else ""
     )
-    return Table(caption, ["Method", *(GROUNDING_FIGURES[name].title for name in known)], cells)
+    return f"Over {whose}{of}, each finding counting equally; in brackets 95 % intervals by patient.{each}"
 
 
 def grounding_verdict(split: SplitResults) -> str:
-    """Say which methods beat always pointing at the image centre, and in which metrics."""
+    """Say which methods beat always pointing at the image centre: only what the interval of the difference supports."""
     rows = {str(row["method"]): row for row in split.table("grounding")}
-    prior = rows.pop(CENTRE_PRIOR, {})
-    better = {
-        metric.phrase: [named(method).lower() for method, row in rows.items() if (row.get(name) or 0) > prior[name]]
-        for name, metric in GROUNDING_FIGURES.items()
-        if prior.get(name) is not None and rows
-    }
-    if not better:
+    known = rows.pop(CENTRE_PRIOR, {})
+    better: dict[str, list[str]] = {}
+    for name, metric in GROUNDING_FIGURES.items():
+        lows = {method: row.get(f"{name}_over_prior_ci_low") for method, row in rows.items()}
+        if known.get(name) is not None and any(low is not None for low in lows.values()):
+            better[metric.phrase] = [
+                named(method).lower() for method, low in lows.items() if low is not None and low > 0
+            ]
+    if not rows or known == {}:
         return ""
+    if not better:
+        return "There are too few patients with boxes to tell these maps from always pointing at the image centre."
     if not any(better.values()):
-        return "No method beats always pointing at the image centre in any metric: these maps locate nothing."
+        return (
+            "No method is shown to beat always pointing at the image centre: every interval of the difference holds 0."
+        )
     told = [f"{figure}: {' and '.join(methods) or 'none'}" for figure, methods in better.items()]
-    return f"Methods that beat always pointing at the image centre, by metric: {'; '.join(told)}."
+    return (
+        f"Beat always pointing at the image centre (interval of the difference above 0), by metric: {'; '.join(told)}."
+    )
 
 
 def subgroup_charts(split: SplitResults) -> list[Chart]:

@@ -27,6 +27,7 @@ const TESTS = {
     item.error !== null && { wrong: item.error > 0, far: item.error > 1, right: item.error === 0 }[value],
   retrieved: (item, value) => item.retrieved === (value === "yes"),
   finding: (item, value) => item.findings.some((finding) => finding.name === value && finding.truth),
+  maps: (item, value) => (item.maps.length > 0) === (value === "yes"),
   words: (item, value) => `${item.file}\n${item.text}`.toLowerCase().includes(value.toLowerCase()),
   sort: () => true,
 };
@@ -124,8 +125,63 @@ function meter(value, label) {
   return made;
 }
 
+// matplotlib's inferno at nine even steps: dark without evidence, bright where a place speaks for the phrase.
+const COLOURS = [
+  [0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
+];
+const OPACITY = 0.6;
+
+function colour(strength) {
+  const place = strength * (COLOURS.length - 1), low = Math.min(Math.floor(place), COLOURS.length - 2);
+  return COLOURS[low].map((from, channel) => from + (place - low) * (COLOURS[low + 1][channel] - from));
+}
+
+// The same scale for every map, so that they compare; transparent where nothing speaks for the phrase.
+function drawMap(map) {
+  const rows = map.heat.length, canvas = element("canvas", "", { width: rows, height: rows, className: "map" });
+  const context = canvas.getContext("2d"), image = context.createImageData(rows, rows);
+  map.heat.flat().forEach((heat, place) => {
+    const strength = Math.min(Math.max(heat / map.full, 0), 1);
+    image.data.set([...colour(strength), 255 * OPACITY * strength], 4 * place);
+  });
+  context.putImageData(image, 0, 0);
+  canvas.setAttribute("aria-hidden", "true");
+  return canvas;
+}
+
+function scale(map) {
+  const made = element("div", "", { className: "scale" }), bar = element("span"), ticks = element("span");
+  bar.style.background = `linear-gradient(to right, ${COLOURS.map((rgb) => `rgb(${rgb.join()})`).join()})`;
+  for (let tick = 0; tick <= map.full; tick += 1) ticks.append(element("span", String(tick)));
+  made.append(bar, ticks);
+  return made;
+}
+
+function mapPanel(item) {
+  const panel = element("div"), note = element("p"), buttons = element("p", "", { className: "buttons" });
+  const legend = scale(item.maps[0]);
+  item.maps.forEach((map) => {
+    const button = element("button", words(map.title), { type: "button" });
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => {
+      const on = button.getAttribute("aria-pressed") !== "true";
+      frame.querySelector("canvas")?.remove();
+      buttons.querySelectorAll("button").forEach((each) => each.setAttribute("aria-pressed", "false"));
+      button.setAttribute("aria-pressed", String(on));
+      if (on && map.found) frame.querySelector(".stack")?.append(drawMap(map));
+      const peak = Math.max(...map.heat.flat()).toFixed(1);
+      note.textContent = !on ? "" : map.found ? `Strongest place: ${peak} log-odds.` : "Not found: no place changes the log-odds by 0.5.";
+    });
+    buttons.append(button);
+  });
+  const meaning = element("p", "Log-odds of the phrase that a place is worth: at 3, hiding it divides the odds by 20.");
+  panel.append(buttons, note, legend, meaning);
+  return panel;
+}
+
 function drawFacts(item) {
   const parts = [element("h3", "Impression"), element("p", item.text)];
+  if (item.maps.length) parts.push(element("h3", "Where the model sees it"), mapPanel(item));
   if (item.probabilities) {
     const agreed = item.error === null ? "" : item.error ? "wrong" : "right";
     const said = `Reader: ${item.actual === null ? "no grade" : gradeName(item.actual)}. Model: ${gradeName(item.predicted)}.`;
@@ -169,7 +225,9 @@ function show(item) {
   if (item.picture) {
     const picture = element("img", "", { src: item.picture, alt: `Radiograph ${item.file}` });
     picture.addEventListener("click", () => zoom(!frame.classList.contains("zoomed")));
-    frame.replaceChildren(picture);
+    const stack = element("div", "", { className: "stack" });
+    stack.append(picture);
+    frame.replaceChildren(stack);
   } else {
     frame.replaceChildren(element("p", `No picture: ${item.reason}`, { className: "none" }));
   }

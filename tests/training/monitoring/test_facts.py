@@ -1,0 +1,92 @@
+"""What a finished training adds to its checkpoints."""
+
+import json
+
+import numpy as np
+import pytest
+
+from knee_siglip.metrics.calibration import fit_temperature
+from knee_siglip.model.checkpoint import load_checkpoint
+from knee_siglip.model.embedding import prompt_embeddings
+from knee_siglip.params.tasks import task_of
+from knee_siglip.tables.manifest import read_manifest, write_manifest
+from knee_siglip.training.monitoring import facts
+from knee_siglip.training.monitoring.facts import fit_likeness, fitted_temperature
+from knee_siglip.training.run import train
+
+WIDTH = 6
+
+
+def images(count, seed, shift=0.0):
+    """Embeddings around a point, with few directions in which they vary."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(count, 2)) @ np.eye(2, WIDTH) + 0.01 * rng.normal(size=(count, WIDTH)) + shift).astype(
+        "f4"
+    )
+
+
+def test_other_images_are_beyond_the_limit_and_those_of_the_same_kind_within():
+    likeness = fit_likeness(images(200, 0), images(200, 1))
+    assert (likeness.distances(images(200, 2)) > 1).mean() < 0.05
+    assert (likeness.distances(images(50, 3, shift=0.2)) > 1).all()
+
+
+def test_fewer_images_than_dimensions_still_give_a_limit():
+    wide = np.random.default_rng(0).normal(size=(80, 100))
+    likeness = fit_likeness(wide[:40], wide[40:])
+    assert np.isfinite(likeness.distances(wide)).all()
+
+
+def test_few_images_and_embeddings_that_are_no_numbers_give_no_limit():
+    assert fit_likeness(images(200, 0), images(29, 1)) is None
+    broken = images(200, 0)
+    broken[7] = np.nan
+    assert fit_likeness(broken, images(200, 1)) is None
+
+
+def test_a_training_leaves_its_facts_in_both_models_and_changes_no_weight(files, make_params, monkeypatch):
+    monkeypatch.setattr(facts, "LEAST", 10)
+    manifest = read_manifest(files.manifest)
+    manifest["kl_grade"] = manifest["text"].map(
+        {"normal knee": 0, "mild knee": 2, "moderate knee": 3, "severe knee": 4}
+    )
+    manifest["text_alternatives"] = ["{}" if number < 20 else "" for number in range(len(manifest))]
+    manifest.loc[3, "text"] = "severe knee of somebody"  # a single text: may be a name
+    write_manifest(manifest, files.manifest)
+    params = make_params()
+    train(params, files, "cpu")
+    verdict = json.loads((files.report / "verdict.json").read_text())
+    for path in (files.best_model, files.final_model):
+        model = load_checkpoint(path)
+        found = model.facts
+        assert (found.rows, found.drawn_rows, found.patients, found.calibrated_on) == (28, 20, 14, 12)
+        assert (found.verdict, found.signs) == (verdict["verdict"], [sign["name"] for sign in verdict["signs"]])
+        assert found.temperature > 0
+        assert found.words == ["knee", "mild", "moderate", "normal", "severe"]
+        assert model.likeness.limit > 0
+    unchanged = files.best_model.read_bytes()
+    train(params, files, "cpu")
+    assert files.best_model.read_bytes() == unchanged
+
+
+def test_the_temperature_is_fitted_on_the_graded_images(files, make_params, monkeypatch):
+    monkeypatch.setattr(facts, "LEAST", 3)
+    params = make_params(epochs=1)
+    train(params, files, "cpu")
+    model, task = load_checkpoint(files.best_model), task_of(params)
+    rows = read_manifest(files.manifest).iloc[:4].assign(kl_grade=["0", "3", "", "4"])
+    prompts = prompt_embeddings(model, task.label_prompts)
+    embeds = prompts[[0, 3, 1, 2]]  # the last one is graded wrongly
+    temperature, graded = fitted_temperature(model, task, rows, embeds)
+    logits = model.model.logit_scale.exp().item() * embeds @ prompts.T
+    assert (temperature, graded) == (fit_temperature(logits[[0, 1, 3]], np.array([0, 3, 4])), 3)
+
+
+@pytest.mark.parametrize("column", [{}, {"kl_grade": "3"}])
+def test_without_enough_grades_there_is_no_temperature(files, make_params, column):
+    params = make_params(epochs=1)
+    train(params, files, "cpu")
+    rows = read_manifest(files.manifest).iloc[:5].assign(**column)
+    model = load_checkpoint(files.best_model)
+    found = fitted_temperature(model, task_of(params), rows, np.zeros((5, model.model.text.width), dtype="f4"))
+    assert found == (None, 5 if column else 0)
