@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from knee_siglip.core.cells import defanged
+from knee_siglip.core.cells import as_meant, defanged
 from knee_siglip.inference.outputs import EMBEDDINGS, RESULTS, STUDIES, Outputs, csv_lines, refusals
 from knee_siglip.model.embedding import ensemble
 from knee_siglip.tables.ids import id_keys, known_ids
@@ -50,6 +50,7 @@ def write_studies(outputs: Outputs, folder: Path, scored: Sequence[str], score: 
             return None
         used = [name for name in READ if name in columns]
         rows = pd.read_csv(folder / RESULTS, usecols=used, dtype=str, keep_default_na=False)
+        rows = rows if outputs.is_parquet else rows.map(as_meant)  # the results' cells are defanged already
         rows["study_id"] = known_ids(rows["study_id"])
         groups = _groups(number_groups(rows.assign(study=_apart(rows)), "study"))
         embeds = np.load(folder / EMBEDDINGS, mmap_mode="r")
