@@ -113,10 +113,12 @@ def image_files(table: pd.DataFrame, csv: Path) -> pd.Series:
 def check_outside(files: Iterable[str], images_folder: str) -> list[Issue]:
     """Warn of images outside `data.images`, the folder that DVC watches."""
     watched = _absolute(images_folder)
-    outside = sorted({name for name in files if name and not _absolute(name).is_relative_to(watched)})
+    folders = {name: os.path.split(name)[0] for name in files if name}
+    beyond = {folder for folder in set(folders.values()) if not _absolute(folder).is_relative_to(watched)}
+    outside = sorted(name for name, folder in folders.items() if folder in beyond)
     if not outside:
         return []
-    folder = os.path.commonpath([_absolute(name).parent for name in outside])
+    folder = os.path.commonpath([_absolute(each) for each in beyond])
     remedy = f"name their folder: -S data.images={folder}"
     if folder == os.path.sep:  # DVC would watch the whole machine
         remedy = "put them, or links to them, below one folder and name that as data.images"
