@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from sklearn.metrics import brier_score_loss
 
 BINS = 10
 TEMPERATURES = (0.01, 100.0)
@@ -58,6 +57,8 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
     if not len(labels):
         return float("nan")
+    from sklearn.metrics import brier_score_loss  # half a second, which other uses of this file need not wait for
+
     classes = range(probabilities.shape[1])
     return float(brier_score_loss(labels, probabilities, labels=classes, scale_by_half=False))
 
