@@ -15,7 +15,7 @@ from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.tables.manifest import read_manifest, write_manifest
 from knee_siglip.tables.text import load_tokenizer, normalise_text
-from knee_siglip.training import schedule
+from knee_siglip.training import run, schedule
 from knee_siglip.training.resume import StateSaver
 from knee_siglip.training.run import train
 from knee_siglip.training.trainer import Trainer
@@ -98,6 +98,32 @@ def test_a_training_killed_before_its_first_state_says_that_it_starts_again(file
     assert "interrupted" not in caplog.text
     train(make_params(epochs=1), files, "cpu")
     assert "interrupted, and no saved state can be used: it starts again from the beginning" in caplog.text
+
+
+@pytest.mark.parametrize("patience", [None, 1], ids=["all-rounds", "stopped-early"])
+def test_a_training_killed_after_its_last_step_leaves_what_an_undisturbed_one_does(
+    files, make_params, monkeypatch, patience
+):
+    def left():
+        found = [files.final_model, *(files.report / "live").rglob("*.tsv")]
+        return {path: path.read_bytes() for path in found}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    params = make_params(save_every_steps=1, patience=patience)
+    train(params, files, "cpu")
+    undisturbed = left()
+    shutil.rmtree(files.report)
+    files.final_model.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_report", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(params, files, "cpu")
+    shutil.rmtree(files.report)
+    files.final_model.unlink()
+    train(params, files, "cpu")
+    assert left() == undisturbed
 
 
 def test_a_state_of_another_version_is_refused_and_changes_nothing(files, make_params, monkeypatch, caplog):

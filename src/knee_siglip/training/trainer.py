@@ -107,7 +107,7 @@ class Trainer:
             self._warm_up()
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
         with Progress(TextColumn("{task.description}"), *columns, disable=not self.ranks.is_first) as progress:
-            while len(self.history.rounds) < self.budget.rounds and not self.history.is_stale(self.params.patience):
+            while not self._is_over():
                 metrics = self.train_round(progress) | self.validate()
                 self.log(metrics, self.step)
                 self.log({f"speed.{name}": value for name, value in self.throughput.metrics().items()}, self.step)
@@ -323,8 +323,16 @@ class Trainer:
             "train.skipped_steps": sum(record.skipped for record in self.records),
         }
 
+    def _is_over(self) -> bool:
+        return len(self.history.rounds) >= self.budget.rounds or self.history.is_stale(self.params.patience)
+
     def _save_or_stop(self) -> None:
-        """Save the state if it is due, or if a signal asks to stop; then end training."""
+        """Save the state if it is due, or if a signal asks to stop; then end training.
+
+        Not after the last round: from there nothing would be trained, so that curves and reports would stay empty.
+        """
+        if self._is_over():
+            return
         asked = self.ranks.any(self.stop.signal is not None)
         if asked or self._save_is_due():
             self._flush()

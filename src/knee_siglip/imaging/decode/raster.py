@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from knee_siglip.imaging.decode.decoded import Decoded, ImageError, check_size, shown
+from knee_siglip.imaging.decode.jpeg import check_complete
 from knee_siglip.imaging.decode.modes import COLOURS, deep_colour, grey_of, sample_bits
 from knee_siglip.imaging.decode.png import SIGNATURE, Content, check_rows, decode_plain, read_chunks
 
@@ -71,6 +72,8 @@ def decode_picture(data: bytes, path: Path) -> Decoded:
                     grey = grey_of(image, data)
                 if image.format == "PNG":
                     check_rows(data, content, grey, path)
+                if image.format == "JPEG":
+                    check_complete(data, image, grey, path)
                 return Decoded(grey, bits, kind)
         except ImageError:
             raise
