@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.evaluation.headline import grades_and_predicted, headlines_of
-from knee_siglip.metrics.bootstrap import RESAMPLES, Statistic, percentile_interval, resample, value_of
+from knee_siglip.metrics.bootstrap import RESAMPLES, Statistic, resample, value_of
 from knee_siglip.metrics.significance import holm_adjusted, normal_p_value
 from knee_siglip.tables.ids import independent_units
 
@@ -100,8 +100,9 @@ def _measure(table: pd.DataFrame, group: Subgroup, patients: np.ndarray, resampl
         for name, value in values.items()
         if np.isfinite(value) and not (one_grade and name.endswith(BETWEEN_GRADES))
     ]
-    statistics = [_restricted(inside[name], group.rows) for name in names]
-    statistics += [_restricted(outside[name], others) for name in names]
+    queries = {name: statistic(table).queries for name, statistic in statistics_of.items()}
+    statistics = [_restricted(inside[name], group.rows, queries[name]) for name in names]
+    statistics += [_restricted(outside[name], others, queries[name]) for name in names]
     drawn, drawn_outside = np.split(resample(statistics, patients, resamples), 2)
     cells = []
     for name, mine, theirs in zip(names, drawn, drawn_outside, strict=True):
@@ -112,12 +113,12 @@ def _measure(table: pd.DataFrame, group: Subgroup, patients: np.ndarray, resampl
             enough and outside[name].has_enough(patients[others]) and np.isfinite(difference) and len(differences) > 1
         )
         gap = (difference, normal_p_value(difference, differences)) if known else (None, None)
-        interval = percentile_interval(mine) if enough else None
+        interval = inside[name].interval(mine, patients[group.rows])
         bounds = (interval.low, interval.high) if interval else (None, None)
         cells.append(dict(zip(MEASURED, (name, values[name], *bounds, *gap), strict=True)))
     return cells
 
 
-def _restricted(statistic: Statistic, rows: np.ndarray) -> Statistic:
-    """A statistic of the rows (n,) alone as one that takes the weights of the whole table."""
-    return Statistic(lambda weights: statistic(weights[:, rows]), statistic.classes)
+def _restricted(statistic: Statistic, rows: np.ndarray, queries: np.ndarray | None) -> Statistic:
+    """A statistic of the rows (n,) alone as one that takes the weights of the whole table, whose queries these are."""
+    return Statistic(lambda weights: statistic(weights[:, rows]), statistic.classes, queries=queries)
