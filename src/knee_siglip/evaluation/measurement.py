@@ -10,6 +10,7 @@ import pandas as pd
 
 from knee_siglip.evaluation.baselines import baseline_metrics, baselines_table, beats_baselines
 from knee_siglip.evaluation.confidence import (
+    abstention_table,
     calibration_table,
     measure_calibration,
     measure_selective,
@@ -22,6 +23,7 @@ from knee_siglip.evaluation.groups.studies import studies_table, study_metrics, 
 from knee_siglip.evaluation.groups.subgroups import count_subgroups, subgroups_table
 from knee_siglip.evaluation.headline import headline_estimates, interval_metrics
 from knee_siglip.evaluation.linear_probe import probe_metrics, probe_table
+from knee_siglip.evaluation.operating_points import measure_operating_points
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.evaluation.robustness import robustness_report
 from knee_siglip.evaluation.split_metrics import (
@@ -45,6 +47,7 @@ PROBES: tuple[Callable[[EmbeddedSplit, EmbeddedData], Metrics], ...] = (
     measure_retrieval,
     measure_zero_shot,
     measure_findings,
+    measure_operating_points,
     measure_calibration,
     measure_selective,
 )
@@ -106,6 +109,7 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
         "baselines": baselines_table(split, data, backbones),
         "calibration": calibration_table(split, data),
         "risk_coverage": risk_coverage_table(split),
+        "abstention": abstention_table(split, data),
         "probe": probe_table(split, data),
         "prompts": prompts_table(split),
         "subgroups": subgroups_table(predictions, data.params.subgroup_columns(split.task.labels.column)),

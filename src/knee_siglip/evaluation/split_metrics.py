@@ -10,8 +10,8 @@ from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.metrics.grading import (
     agreement_metrics,
     grade_metrics,
-    positive_metrics,
     predicted_grades,
+    ranking_areas,
     zero_shot_metrics,
 )
 from knee_siglip.metrics.matching.retrieval import (
@@ -97,8 +97,8 @@ def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     labels, asked = split.task.labels, split.task.positive
     metrics = zero_shot_metrics(scores, split.grades) | grade_metrics(scores, split.grades, labels.values)
     if asked:
-        found = positive_metrics(scores, split.grades, asked.lowest)
-        metrics |= {f"{asked.name}.{name}": value for name, value in found.items()}
+        areas = ranking_areas(split.grades >= asked.lowest, scores[:, asked.lowest :].sum(axis=1))
+        metrics |= {f"{asked.name}.{name}": value for name, value in areas.items()}
     if len(scores):
         metrics["grades_predicted"] = len(np.unique(split.predicted[split.graded]))
     return {f"{labels.metrics}.{name}": value for name, value in metrics.items()}

@@ -84,7 +84,14 @@ def test_learning_curves_and_calibration_have_a_chart_each(evaluation) -> None:
     confidence = page.section("confidence")
     assert len(confidence.of("svg", "chart")) == 2
     assert "Expected calibration error 2.1 %." in confidence.text
-    assert "100.0 % 24.4 % 22.0 % 90.0 % 21.9 % 30.0 % 80.0 % 19.4 % 38.0 % 70.0 %" in confidence.text
+    assert "80.0 % 61.0 % 75.0 % (15 images) 20.0 % 7.0–42.0" in confidence.text
+
+
+def test_operating_points_have_intervals_or_say_why_not(evaluation) -> None:
+    text = evaluation.page().section("operating").text
+    found = "77.0 % (50.0–92.0) 87.5 % (too few units (8 of 10)) 90.0 % (60.0–98.0) 0.400"
+    assert f"Osteoarthritis (grade 2 and above) 12 {found}" in text
+    assert "Effusion" not in text  # no threshold was better than a guess
 
 
 def test_learning_curves_are_the_finite_points(evaluation) -> None:
