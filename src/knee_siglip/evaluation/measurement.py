@@ -19,6 +19,7 @@ from knee_siglip.evaluation.confidence import (
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.findings import measure_findings
 from knee_siglip.evaluation.grounding import grounding_report
+from knee_siglip.evaluation.groups.slices import count_slices, slices_table
 from knee_siglip.evaluation.groups.studies import studies_table, study_metrics, study_predictions
 from knee_siglip.evaluation.groups.subgroups import count_subgroups, subgroups_table
 from knee_siglip.evaluation.headline import headline_estimates, interval_metrics
@@ -33,6 +34,7 @@ from knee_siglip.evaluation.split_metrics import (
     measure_contrastive,
     measure_loss,
     measure_retrieval,
+    measure_wordings,
     measure_zero_shot,
     prompts_table,
 )
@@ -45,6 +47,7 @@ PROBES: tuple[Callable[[EmbeddedSplit, EmbeddedData], Metrics], ...] = (
     measure_contrastive,
     measure_ceiling,
     measure_retrieval,
+    measure_wordings,
     measure_zero_shot,
     measure_findings,
     measure_operating_points,
@@ -113,6 +116,7 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
         "probe": probe_table(split, data),
         "prompts": prompts_table(split),
         "subgroups": subgroups_table(predictions, data.params.subgroup_columns(split.task.labels.column)),
+        "slices": slices_table(predictions),
         "studies": studies_table(split, predictions, studies),
         "robustness": robustness.table,
         "grounding": grounding.table,
@@ -121,6 +125,8 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
     metrics = measure_headline(predictions) | measure(split, data)
     metrics |= probe_metrics(tables["probe"]) | grounding.metrics | robustness.metrics
     metrics |= study_metrics(tables["studies"])
-    metrics |= count_subgroups(tables["subgroups"]) | baseline_metrics(tables["baselines"])
+    metrics |= (
+        count_slices(tables["slices"]) | count_subgroups(tables["subgroups"]) | baseline_metrics(tables["baselines"])
+    )
     metrics |= beats_baselines(metrics)
     return MeasuredSplit(split, metrics, predictions, studies, tables, grounding.overlays, grounding.cases)

@@ -7,6 +7,7 @@ from typing import Any
 from knee_siglip.core.nesting import flatten
 from knee_siglip.params.sections import DataParams
 from knee_siglip.report.evaluation import sections, stress
+from knee_siglip.report.evaluation.answer import answer_card
 from knee_siglip.report.evaluation.diagnosis import remarks
 from knee_siglip.report.evaluation.examples import MAP_SIDE, cards, worst_mistakes
 from knee_siglip.report.evaluation.results import EvaluationResults
@@ -67,6 +68,7 @@ def write_page(path: Path, results: EvaluationResults) -> None:
         synthetic=at(results.facts, "params.data.csv") == DataParams().csv,
         verdict=verdict(split),
         remarks=remarks(results),
+        answer=answer_card(results),
         tiles=[(at(split.metrics, key), name) for key, name in TILES.items() if at(split.metrics, key) is not None],
         sections={anchor: title for anchor, title in SECTIONS.items() if _holds(content[anchor])},
         absent=[title for anchor, title in SECTIONS.items() if not _holds(content[anchor])],
@@ -114,6 +116,7 @@ def _failures(results: EvaluationResults) -> dict[str, Any]:
             "charts": stress.subgroup_charts(split),
             "flagged": stress.flagged_groups(split),
             "suppressed": stress.suppressed_groups(split),
+            "undetected": stress.undetected_gap(split),
         },
         "robustness": stress.robustness_table(split),
         "probes": {"table": stress.probe_table(split), "chart": stress.probe_chart(split)},

@@ -66,6 +66,8 @@ def headline_table(split: SplitResults) -> Table | None:
         metric, value, interval = split.headline[name], at(split.metrics, name), split.interval(name)
         levels = [baselines[baseline].get(name) for baseline in known]
         meaning = metric.meaning.format(size="some" if size is None else number(size))
+        if (expected := at(split.metrics, f"{name}_expected")) is not None:
+            meaning += f" Over all groups, not those of one shuffle, {metric.shown(expected)} is expected."
         title = Markup('<b>{}</b><br><span class="soft">{}</span>').format(metric.title, meaning)
         between = metric.between(*interval) if interval else too_few_units(split.too_few(name))
         row: list[Cell] = [title, metric.shown(value), between, *map(metric.shown, levels)]

@@ -137,6 +137,19 @@ def flagged_groups(split: SplitResults) -> list[str]:
     ]
 
 
+def undetected_gap(split: SplitResults) -> str:
+    """From which gap on in a share a worse group would have been found, by the group; empty where none was tested."""
+    for name, metric in split.headline.items():
+        gaps = [
+            float(row["detectable"])
+            for row in _told(split)
+            if row["metric"] == name and row.get("detectable") is not None
+        ]
+        if gaps and metric.kind == "share":
+            return f"{metric.phrase} {100 * min(gaps):.0f} to {100 * max(gaps):.0f} points, by the size of the group"
+    return ""
+
+
 def suppressed_groups(split: SplitResults) -> list[str]:
     """Groups too small for a figure, each once."""
     small = {
