@@ -9,6 +9,13 @@ from typing import Any
 import pandas as pd
 
 from knee_siglip.evaluation.baselines import baseline_metrics, baselines_table, beats_baselines
+from knee_siglip.evaluation.clinical.operating_points import measure_operating_points
+from knee_siglip.evaluation.clinical.reviewers import (
+    decision_curve_table,
+    grade_calibration_table,
+    measure_calibration_slope,
+    measure_readers,
+)
 from knee_siglip.evaluation.confidence import (
     abstention_table,
     calibration_table,
@@ -24,7 +31,6 @@ from knee_siglip.evaluation.groups.studies import studies_table, study_metrics, 
 from knee_siglip.evaluation.groups.subgroups import count_subgroups, subgroups_table
 from knee_siglip.evaluation.headline import headline_estimates, interval_metrics
 from knee_siglip.evaluation.linear_probe import probe_metrics, probe_table
-from knee_siglip.evaluation.operating_points import measure_operating_points
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.evaluation.robustness import robustness_report
 from knee_siglip.evaluation.split_metrics import (
@@ -53,6 +59,8 @@ PROBES: tuple[Callable[[EmbeddedSplit, EmbeddedData], Metrics], ...] = (
     measure_operating_points,
     measure_calibration,
     measure_selective,
+    measure_calibration_slope,
+    measure_readers,
 )
 """Metrics that need no table. Add a measurement here; undefined values are left out."""
 
@@ -111,6 +119,8 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
     tables: dict[str, Sequence[Row]] = {
         "baselines": baselines_table(split, data, backbones),
         "calibration": calibration_table(split, data),
+        "calibration_grades": grade_calibration_table(split, data),
+        "decision_curve": decision_curve_table(split, data),
         "risk_coverage": risk_coverage_table(split),
         "abstention": abstention_table(split, data),
         "probe": probe_table(split, data),

@@ -133,13 +133,16 @@ def value_of(statistic: Statistic, rows: int) -> float:
 
 
 def mean_statistic(values: np.ndarray, queries: np.ndarray | None = None) -> Statistic:
-    """Mean of per-row values (N,) in 0-1; rows whose value is NaN take no part. queries: as in `Statistic`."""
+    """Mean of per-row values (N,); rows whose value is NaN take no part. queries: as in `Statistic`.
+
+    Of values in 0-1 the interval is Wilson's.
+    """
     rows = np.flatnonzero(np.isfinite(values))
     known = values[rows].astype(np.float64)
     return Statistic(
         lambda weights: _share(weights[:, rows] @ known, weights[:, rows].sum(axis=1)),
         np.where(np.isfinite(values), 0, -1),
-        lambda _, units: clustered_interval(known, units[rows]),
+        _percentiles if ((known < 0) | (known > 1)).any() else lambda _, units: clustered_interval(known, units[rows]),
         queries,
     )
 

@@ -2,17 +2,18 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.nesting import flatten, nest
-from knee_siglip.report.evaluation.page import SECTIONS
+from knee_siglip.report.evaluation.page import SECTIONS, write_page
 from knee_siglip.report.evaluation.results import read_results
 from knee_siglip.report.evaluation.sections import read_curve
 from knee_siglip.report.evaluation.wording import headline_words
-from pages import assert_shows_well, assert_stands_alone
+from pages import Page, assert_shows_well, assert_stands_alone
 from toys import KNEE
 
 HOSTILE = '<script>alert("x")</script>\'"><img src=x onerror=y>'
@@ -140,6 +141,35 @@ def test_the_confusion_matrix_counts_and_says_how_many_are_wrong(evaluation) -> 
     assert "5 of 20 images misgraded, 1 of them by more than one grade" in page.text
     assert "0 none 4 0 0 0 1 1 doubtful" in page.text
     assert "--heat: 80%" in page.html
+
+
+def test_reviewers_find_flow_detectable_difference_readers_and_calibration(evaluation) -> None:
+    evaluation.set_metrics(
+        {
+            "calibration.oa.slope": 0.8,
+            "calibration.oa.slope_ci_low": 0.6,
+            "calibration.oa.slope_ci_high": 1.1,
+            "calibration.oa.intercept": 0.1,
+            "calibration.oa.intercept_ci_units": 7,
+            "readers.n": 30,
+            "readers.between.quadratic_weighted_kappa": 0.81,
+            "readers.between.quadratic_weighted_kappa_ci_low": 0.7,
+            "readers.between.quadratic_weighted_kappa_ci_high": 0.9,
+            "readers.model_to_second.quadratic_weighted_kappa": 0.78,
+            "readers.model_to_second.quadratic_weighted_kappa_ci_units": 6,
+        }
+    )
+    facts = evaluation.json("facts")
+    evaluation.write("facts", facts | {"counts": {"test": {"rows": 40, "graded_rows": 20}}})
+    results = replace(evaluation.results(), validation={"rows": 45, "dropped": 5})
+    write_page(evaluation.page_file, results)
+    section = Page(evaluation.page_file.read_text(encoding="utf-8")).section("reviewers")
+    assert "slope 0.80 (0.60 to 1.10), intercept 0.10 (too few units (7 of 10))" in section.text
+    assert "On 30 images two readers agree at kappa 0.810 (0.700–0.900), model and second reader" in section.text
+    assert "dropped by validation 5 test split 40 20 / 20 measured on the test split 40" in section.text
+    assert "Grade accuracy 7.1 points" in section.text  # an interval 10 points wide: 2.8 / 3.92 of it
+    assert "Grade 0 30.0 % 25.0 %" in section.text
+    assert len(section.of("svg", "chart")) == 1
 
 
 def test_learning_curves_and_calibration_have_a_chart_each(evaluation) -> None:

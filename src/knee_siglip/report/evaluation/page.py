@@ -6,7 +6,7 @@ from typing import Any
 
 from knee_siglip.core.nesting import flatten
 from knee_siglip.params.sections import DataParams
-from knee_siglip.report.evaluation import sections, stress
+from knee_siglip.report.evaluation import reviewers, sections, stress
 from knee_siglip.report.evaluation.answer import answer_card
 from knee_siglip.report.evaluation.diagnosis import remarks
 from knee_siglip.report.evaluation.examples import MAP_SIDE, cards, worst_mistakes
@@ -34,6 +34,7 @@ SECTIONS = {
     "grades": "Zero-shot grades",
     "operating": "Operating points",
     "confidence": "Calibration",
+    "reviewers": "What reviewers ask",
     "gallery": "Retrieval examples",
     "mistakes": "Largest grading errors",
     "findings": "Zero-shot findings",
@@ -96,6 +97,14 @@ def _measured(results: EvaluationResults) -> dict[str, Any]:
             "each": sections.each_grade_table(split),
         },
         "operating": sections.operating_table(split),
+        "reviewers": {
+            "flow": reviewers.flow_table(results),
+            "detectable": reviewers.detectable_table(split),
+            "readers": reviewers.readers_sentence(split),
+            "slope": reviewers.slope_sentence(split),
+            "grades": reviewers.grade_calibration(split),
+            "curve": reviewers.decision_chart(split),
+        },
         "confidence": {"charts": sections.calibration_charts(split), "table": sections.abstaining_table(split)},
         "gallery": cards(results, "gallery"),
         "mistakes": worst_mistakes(results),

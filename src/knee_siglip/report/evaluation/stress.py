@@ -191,10 +191,12 @@ def probe_table(split: SplitResults) -> Table | None:
         for metric in PROBE_METRICS:
             shown = GRADING[metric].shown
             spread = figures.get(f"{metric}_std")
-            cells.append(shown(figures.get(metric)) + (f" ± {shown(spread)}" if spread is not None else ""))
+            between = GRADING[metric].between(figures.get(f"{metric}_ci_low"), figures.get(f"{metric}_ci_high"))
+            spread_or_interval = f" ± {shown(spread)}" if spread is not None else f" ({between})" if between else ""
+            cells.append(shown(figures.get(metric)) + spread_or_interval)
         rows.append([name, *cells])
     columns = ["", *(GRADING[metric].title for metric in PROBE_METRICS)]
-    caption = "Mean ± standard deviation over several random draws of the labels."
+    caption = "Mean ± standard deviation over several random draws of the labels, or the 95 % interval of one fit."
     probe = at(split.metrics, "linear_probe") or {}
     if available := probe.get("train_rows_available"):
         caption += f" All labels are {probe['train_rows']:,} of {available:,} graded training images, drawn by patient."

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from knee_siglip.evaluation.clinical.operating_points import measure_operating_points
 from knee_siglip.evaluation.confidence import abstention_table
-from knee_siglip.evaluation.operating_points import measure_operating_points
 from knee_siglip.metrics.grading import youden_threshold
 
 OA = "zero_shot_kl.oa"
@@ -47,9 +47,21 @@ def test_a_model_that_says_the_same_of_all_has_no_operating_point(make_split, da
 
 def test_val_chooses_and_is_not_judged(make_split, data_of):
     test, val = make_split(seed=1), make_split(seed=2, name="val")
-    assert measure_operating_points(val, data_of(test, val)) == {}
-    assert measure_operating_points(test, data_of(test)) == {}
+    for split, data in ((val, data_of(test, val)), (test, data_of(test))):
+        assert not any(name.startswith(OA) for name in measure_operating_points(split, data))
     assert abstention_table(val, data_of(test, val)) == abstention_table(test, data_of(test)) == []
+
+
+def test_each_grade_is_judged_by_the_likeliest(make_split, data_of):
+    split = make_split(noise=0.8)
+    metrics = measure_operating_points(split, data_of(split))
+    for grade in range(5):
+        yes, truth = split.predicted == grade, split.grades == grade
+        expected = {"recall": yes[truth].mean(), "specificity": (~yes)[~truth].mean(), "ppv": truth[yes].mean()}
+        for name, value in expected.items():
+            key = f"zero_shot_kl.grade_{grade}.{name}"
+            assert metrics[key] == pytest.approx(value)
+            assert metrics[f"{key}_ci_low"] < value < metrics[f"{key}_ci_high"]
 
 
 def test_few_patients_have_figures_without_an_interval(make_split, data_of):
