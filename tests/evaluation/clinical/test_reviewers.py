@@ -24,7 +24,7 @@ def test_the_slope_is_that_of_a_logistic_regression(make_split, data_of):
     split = make_split(noise=1.0, logit_scale=15.0, count=400)
     metrics = measure_calibration_slope(split, data_of(split))
     score, truth = positive(split)
-    fitted = LogisticRegression(C=np.inf, tol=1e-8).fit(logit(score)[:, None], truth)
+    fitted = LogisticRegression(C=np.inf, tol=1e-8).fit(logit(np.clip(score, 1e-6, 1 - 1e-6))[:, None], truth)
     assert metrics["calibration.oa.slope"] == pytest.approx(fitted.coef_[0, 0], rel=1e-3)
     assert metrics["calibration.oa.intercept"] == pytest.approx(fitted.intercept_[0], abs=1e-3)
     for name, value in (("slope", fitted.coef_[0, 0]), ("intercept", fitted.intercept_[0])):
