@@ -24,8 +24,9 @@ from claims import Claim, conclude
 from knee_siglip.cli.train import BACKBONES, BEST_MODEL, CACHE_FACTS, MANIFEST, prepare
 from knee_siglip.core.running import run_stage
 from knee_siglip.inference.predictor import Predictor
-from knee_siglip.metrics.bootstrap import kappa_statistic, percentile_interval, resample
+from knee_siglip.metrics.bootstrap import kappa_statistic, resample
 from knee_siglip.metrics.grading import agreement_metrics
+from knee_siglip.metrics.intervals import percentile_interval
 from knee_siglip.params.files import parse_params
 from knee_siglip.params.sections import Params
 from knee_siglip.store.pixels import open_pixels

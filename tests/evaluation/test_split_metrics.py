@@ -9,7 +9,7 @@ import pytest
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.baselines import constant
 from knee_siglip.evaluation.embedded import PromptEmbeds
-from knee_siglip.evaluation.split_metrics import measure_retrieval, prompts_table
+from knee_siglip.evaluation.split_metrics import measure_retrieval, measure_wordings, prompts_table
 from knee_siglip.metrics.grading import zero_shot_metrics
 from knee_siglip.metrics.matching.similarity import cosine_scores
 
@@ -41,11 +41,36 @@ def test_all_names_of_the_contract_are_there(make_split, measured):
     ]
     overall = ("accuracy", "balanced_accuracy", "adjacent_accuracy", "mae", "quadratic_weighted_kappa")
     by_grade = [f"grade_{grade}.{figure}" for grade in range(5) for figure in ("auroc", "auprc", "recall")]
-    binary = [f"oa.{figure}" for figure in ("accuracy", "sensitivity", "specificity", "auroc", "auprc")]
+    binary = [f"oa.{figure}" for figure in ("auroc", "auprc")]
     grading = (*overall, "macro_auroc", "macro_auprc", *by_grade, *binary)
     calibration = ["calibration.ece", "calibration.brier"]
     others = ["loss", "contrastive_accuracy_strict", *calibration]
     assert {*HEADLINES, *retrieval, *others, *(f"zero_shot_kl.{name}" for name in grading)} <= metrics.keys()
+
+
+def test_texts_that_train_lacks_are_searched_apart(make_split, data_of):
+    test, train = make_split(wordings=10, seed=1), make_split(wordings=8, seed=1, name="train")
+    train.rows["text"] = [f"grade {row % 5} {row % 8}" for row in range(160)]
+    metrics = measure_wordings(test, data_of(test, train))
+    new = np.array([text not in set(train.texts) for text in test.texts])
+    assert 10 < new.sum() < 80
+    assert metrics["wordings.in_train"] == pytest.approx(1 - new.mean())
+    assert metrics["wordings.new.n"] == new.sum()
+    for direction, found in test.searches.items():
+        name = f"wordings.new.{direction}.recall_at_1"
+        assert metrics[name] == pytest.approx(found.recall_at(1)[new].mean())
+    name = "wordings.new.image_to_text.recall_at_1"
+    assert metrics[f"{name}_ci_low"] < metrics[name] < metrics[f"{name}_ci_high"]
+    assert measure_wordings(train, data_of(train)) == measure_wordings(test, data_of(test)) == {}
+
+
+def test_a_prompt_alone_has_a_paired_interval(make_split):
+    split = make_split(label_prompts=PROMPTS)
+    worse = replace(split.prompts, grades=[*split.prompts.grades[:4], split.prompts.grades[4].repeat(2, 0)])
+    worse.grades[4][1] = -worse.grades[4][1]
+    good, bad = prompts_table(replace(split, prompts=worse))[4:]
+    assert bad["kappa_low"] <= bad["quadratic_weighted_kappa_difference"] <= bad["kappa_high"] < 0
+    assert good["kappa_low"] <= good["quadratic_weighted_kappa_difference"] <= good["kappa_high"]
 
 
 def test_a_perfect_model_is_perfect(make_split, measured):

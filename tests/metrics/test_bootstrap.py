@@ -5,7 +5,6 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
 from knee_siglip.metrics.bootstrap import (
-    Interval,
     auroc_statistic,
     balanced_accuracy_statistic,
     interval_of,
@@ -13,10 +12,10 @@ from knee_siglip.metrics.bootstrap import (
     macro_auroc_statistic,
     mean_statistic,
     patient_draws,
-    percentile_interval,
     resample,
     value_of,
 )
+from knee_siglip.metrics.intervals import Interval, percentile_interval
 
 RESAMPLES = 60
 
@@ -51,9 +50,8 @@ def assert_equal(interval, expected):
 def test_mean_equals_a_plain_loop(graded):
     _, _, patients = graded
     values = np.random.default_rng(1).uniform(size=90)
-    assert_equal(
-        interval_of(mean_statistic(values), patients, RESAMPLES), plain_loop(lambda rows: values[rows].mean(), patients)
-    )
+    drawn = resample([mean_statistic(values)], patients, RESAMPLES)[0]
+    assert_equal(percentile_interval(drawn), plain_loop(lambda rows: values[rows].mean(), patients))
 
 
 def test_kappa_equals_a_plain_loop(graded):
@@ -61,6 +59,20 @@ def test_kappa_equals_a_plain_loop(graded):
     predicted = scores.argmax(axis=1)
     expected = plain_loop(lambda rows: cohen_kappa_score(grades[rows], predicted[rows], weights="quadratic"), patients)
     assert_equal(interval_of(kappa_statistic(grades, predicted), patients, RESAMPLES), expected)
+
+
+def test_queries_of_one_text_are_drawn_together(graded):
+    _, _, patients = graded
+    texts, values = np.arange(90) % 11, np.random.default_rng(1).uniform(size=90)
+    alone, by_text = mean_statistic(values), mean_statistic(values, queries=texts)
+    drawn = resample([alone, by_text, alone], patients, RESAMPLES)
+    expected = plain_values(lambda rows: values[rows].mean(), texts)
+    np.testing.assert_allclose(drawn[1], expected)
+    np.testing.assert_array_equal(drawn[0], resample([alone], patients, RESAMPLES)[0])
+    np.testing.assert_array_equal(drawn[0], drawn[2])
+    assert (alone.units(patients), by_text.units(patients)) == (45, 11)
+    # texts that differ more often than patients do say nothing new
+    assert mean_statistic(values, queries=np.arange(90)).units(patients) == 45
 
 
 def test_balanced_accuracy_equals_a_plain_loop_where_resamples_lack_a_grade(graded):

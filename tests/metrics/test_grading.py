@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.special import softmax
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -16,8 +15,8 @@ from sklearn.metrics import (
 from knee_siglip.metrics.grading import (
     grade_metrics,
     kappa_from_confusion,
-    positive_metrics,
     weighted_macro_auroc,
+    youden_threshold,
     zero_shot_metrics,
 )
 
@@ -56,25 +55,20 @@ def test_figures_of_each_grade_equal_scikit_learn():
         assert metrics[f"grade_{grade}.auprc"] == pytest.approx(average_precision_score(truth, score))
 
 
-def test_osteoarthritis_by_the_summed_probability_equals_scikit_learn():
+def test_the_threshold_has_the_largest_sum_of_sensitivity_and_specificity():
     scores, grades = graded_scores()
-    probabilities = softmax(scores, axis=1)
-    score, truth = probabilities[:, 2:].sum(axis=1), grades >= 2
-    (true_negative, false_positive), (false_negative, true_positive) = confusion_matrix(truth, score > 0.5)
-    assert positive_metrics(probabilities, grades, 2) == pytest.approx(
-        {
-            "accuracy": (true_positive + true_negative) / 200,
-            "sensitivity": true_positive / (true_positive + false_negative),
-            "specificity": true_negative / (true_negative + false_positive),
-            "auroc": roc_auc_score(truth, score),
-            "auprc": average_precision_score(truth, score),
-        }
-    )
+    score, truth = scores[:, 2], grades >= 2
+    sums = {limit: (score[truth] >= limit).mean() + (score[~truth] < limit).mean() for limit in score}
+    found = youden_threshold(score, truth)
+    assert (score[truth] >= found).mean() + (score[~truth] < found).mean() == pytest.approx(max(sums.values()))
+    assert youden_threshold(np.array([0.1, 0.2, 0.6, 0.9]), np.arange(4) > 1) == pytest.approx(0.4)
 
 
-def test_grades_that_share_the_probability_are_added_for_osteoarthritis():
-    probabilities = np.array([[0.4, 0.0, 0.2, 0.2, 0.2]])  # the likeliest single grade is 0
-    assert positive_metrics(probabilities, np.array([3]), 2) == {"accuracy": 1.0, "sensitivity": 1.0}
+def test_no_threshold_where_none_is_better_than_a_guess():
+    truth = np.arange(10) % 2 > 0
+    assert youden_threshold(np.full(10, 0.7), truth) is None
+    assert youden_threshold(-truth.astype(float), truth) is None
+    assert youden_threshold(np.arange(10.0), np.ones(10, bool)) is None
 
 
 def test_constant_scores_are_at_chance():
@@ -84,7 +78,6 @@ def test_constant_scores_are_at_chance():
     assert metrics["quadratic_weighted_kappa"] == pytest.approx(0)
     assert metrics["macro_auroc"] == pytest.approx(1 / 2)
     assert metrics["macro_auprc"] == pytest.approx(1 / 5)  # the mean prevalence
-    assert positive_metrics(np.full((200, 5), 0.2), grades, 2)["auroc"] == pytest.approx(1 / 2)
 
 
 def test_shuffled_grades_are_at_chance():
@@ -100,7 +93,7 @@ def test_shuffled_grades_are_at_chance():
 def test_perfect_scores_are_perfect():
     metrics = zero_shot_metrics(np.eye(5), np.arange(5))
     assert metrics.pop("mae") == 0
-    metrics |= grade_metrics(np.eye(5), np.arange(5), "01234") | positive_metrics(np.eye(5), np.arange(5), 2)
+    metrics |= grade_metrics(np.eye(5), np.arange(5), "01234")
     assert set(metrics.values()) == {1.0}
 
 
@@ -114,11 +107,10 @@ def test_only_grades_that_occur_count():
 @pytest.mark.filterwarnings("error")
 def test_what_is_undefined_is_left_out():
     nothing = np.zeros((0, 5)), np.zeros(0, dtype=int)
-    assert zero_shot_metrics(*nothing) == grade_metrics(*nothing, "01234") == positive_metrics(*nothing, 2) == {}
+    assert zero_shot_metrics(*nothing) == grade_metrics(*nothing, "01234") == {}
     agreeing = zero_shot_metrics(np.eye(5)[[2, 2]], np.array([2, 2]))
     assert agreeing == {"accuracy": 1.0, "balanced_accuracy": 1.0, "adjacent_accuracy": 1.0, "mae": 0.0}
     assert grade_metrics(np.eye(5)[[2, 2]], np.array([2, 2]), "01234") == {"grade_2.recall": 1.0}
-    assert positive_metrics(np.eye(5)[[1]], np.array([0]), 2) == {"accuracy": 1.0, "specificity": 1.0}
     assert "quadratic_weighted_kappa" not in zero_shot_metrics(np.eye(5)[[2, 3]], np.array([2, 2]))
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm, ttest_1samp
 
-from knee_siglip.metrics.bootstrap import interval_of, mean_statistic, resample
+from knee_siglip.metrics.bootstrap import mean_statistic, resample
+from knee_siglip.metrics.intervals import percentile_interval
 from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted, normal_p_value
 
 
@@ -27,7 +28,7 @@ def test_p_values_by_hand(differences, p):
 def test_p_falls_below_5_percent_where_the_interval_leaves_zero(shift):
     values, patients = np.random.default_rng(0).normal(shift, 1, 160), np.arange(160) // 2
     p = bootstrap_p_value(resample([mean_statistic(values)], patients)[0])
-    interval = interval_of(mean_statistic(values), patients)
+    interval = percentile_interval(resample([mean_statistic(values)], patients)[0])
     assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import softmax
 
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
+from knee_siglip.metrics.bootstrap import mean_statistic
 from knee_siglip.metrics.calibration import (
     brier_score,
     expected_calibration_error,
@@ -16,6 +17,8 @@ from knee_siglip.metrics.selective import RiskCoverage, risk_coverage
 
 FITTED_ON = "val"
 COVERAGES = np.arange(1, 101) / 100
+ANSWERED = (1.0, 0.9, 0.8, 0.7, 0.5)
+"""Shares of val that a threshold is to answer."""
 
 
 def measure_calibration(split: EmbeddedSplit, data: EmbeddedData) -> dict[str, float]:
@@ -103,6 +106,39 @@ def risk_coverage_table(split: EmbeddedSplit) -> list[dict[str, float]]:
         }
         for rows in kept
     ]
+
+
+def abstention_table(split: EmbeddedSplit, data: EmbeddedData) -> list[dict[str, float | None]]:
+    """What thresholds chosen on val bring on this split: a row for each share of val to be answered.
+
+    `answered_on_val`; `threshold`: answer where the confidence is at least this; `coverage`: share of this split that
+    is answered; `n`; `risk`: share of wrong grades among them, with `low` and `high` (None with too few patients).
+    Empty for val itself and where it has no grades.
+    """
+    if FITTED_ON not in data.splits or split.name == FITTED_ON or not len(split.graded):
+        return []
+    on_val = data.splits[FITTED_ON]
+    sure = np.sort(on_val.grade_probabilities[on_val.graded].max(axis=1))[::-1]
+    confidence = split.grade_probabilities[split.graded].max(axis=1)
+    wrong = (split.predicted[split.graded] != split.grades).astype(np.float64)
+    rows: list[dict[str, float | None]] = []
+    for share in ANSWERED if len(sure) else ():
+        threshold = float(sure[math.ceil(share * len(sure)) - 1]) if share < 1 else 0.0
+        answered = confidence >= threshold
+        risk = mean_statistic(np.where(answered, wrong, np.nan))
+        bounds = risk.interval(np.zeros(0), split.patients[split.graded])
+        rows.append(
+            {
+                "answered_on_val": share,
+                "threshold": threshold,
+                "coverage": float(answered.mean()),
+                "n": int(answered.sum()),
+                "risk": float(wrong[answered].mean()) if answered.any() else None,
+                "low": bounds.low if bounds else None,
+                "high": bounds.high if bounds else None,
+            }
+        )
+    return rows
 
 
 def _curve(split: EmbeddedSplit) -> RiskCoverage:

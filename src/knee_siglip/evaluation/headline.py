@@ -10,16 +10,15 @@ import pandas as pd
 
 from knee_siglip.metrics.bootstrap import (
     RESAMPLES,
-    Interval,
     Statistic,
     balanced_accuracy_statistic,
     kappa_statistic,
     macro_auroc_statistic,
     mean_statistic,
-    percentile_interval,
     resample,
     value_of,
 )
+from knee_siglip.metrics.intervals import Interval
 from knee_siglip.tables.ids import independent_units
 from knee_siglip.task.task import Labels
 
@@ -58,7 +57,9 @@ Headlines = dict[str, Callable[[pd.DataFrame], Statistic]]
 MATCHING: Headlines = {
     "contrastive_accuracy": contrastive_accuracy,
     "retrieval.image_to_text.recall_at_1": lambda table: mean_statistic(table["image_to_text_recall_at_1"].to_numpy()),
-    "retrieval.text_to_image.recall_at_1": lambda table: mean_statistic(table["text_to_image_recall_at_1"].to_numpy()),
+    "retrieval.text_to_image.recall_at_1": lambda table: mean_statistic(
+        table["text_to_image_recall_at_1"].to_numpy(), pd.factorize(table["text"])[0]
+    ),
 }
 GRADING: Headlines = {
     "accuracy": accuracy,
@@ -108,8 +109,7 @@ def headline_estimates(
     drawn = resample(list(statistics.values()), patients, resamples, seed)
     estimates = {}
     for (name, statistic), row in zip(statistics.items(), drawn, strict=True):
-        interval = percentile_interval(row) if statistic.has_enough(patients) else None
-        estimates[name] = Estimate(values[name], interval, statistic.units(patients))
+        estimates[name] = Estimate(values[name], statistic.interval(row, patients), statistic.units(patients))
     return estimates
 
 

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
+from knee_siglip.metrics.bootstrap import interval_of, kappa_statistic, mean_statistic
 from knee_siglip.metrics.grading import agreement_metrics
 
 SHARES = (1, 10, 100)
@@ -95,6 +96,8 @@ def probe_table(split: EmbeddedSplit, data: EmbeddedData) -> list[Row]:
 def probe_metrics(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """linear_probe.share_<percent>.<metric>, the mean over seeds, and <metric>_std; knn.<metric>.
 
+    Of a single fit also <metric>_ci_low and _ci_high, over the patients of the split it is measured on.
+
     linear_probe.train_rows and .train_rows_available where MOST_ROWS left some out.
     """
     metrics: dict[str, float] = {}
@@ -107,12 +110,19 @@ def probe_metrics(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             values = [float(row[name]) for row in rows if name in row]
             if values:
                 metrics[f"linear_probe.share_{share}.{name}"] = float(np.mean(values))
+            if len(rows) == 1:
+                metrics |= {f"linear_probe.share_{share}.{key}": float(rows[0][key]) for key in _ends(name, rows[0])}
             if len(values) > 1:
                 metrics[f"linear_probe.share_{share}.{name}_std"] = float(np.std(values))
     for row in table:
         if row["method"] == "knn":
             metrics |= {f"knn.{name}": float(row[name]) for name in SHOWN if name in row}
+            metrics |= {f"knn.{key}": float(row[key]) for name in SHOWN for key in _ends(name, row)}
     return metrics
+
+
+def _ends(name: str, row: Mapping[str, Any]) -> list[str]:
+    return [key for key in (f"{name}_ci_low", f"{name}_ci_high") if key in row]
 
 
 def draw_labels(grades: np.ndarray, patients: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -150,10 +160,17 @@ def _best(
             classifier.fit(drawn.embeds, drawn.grades)
         tried.append((float((classifier.predict(val.embeds) == val.grades).mean()), value, classifier))
     _, chosen, best = max(tried, key=lambda each: each[0])
-    metrics = agreement_metrics(test.grades, best.predict(test.embeds), test.classes)
+    predicted = best.predict(test.embeds)
+    metrics = agreement_metrics(test.grades, predicted, test.classes)
+    bounds = {
+        "accuracy": interval_of(mean_statistic((predicted == test.grades).astype(np.float64)), test.patients),
+        "quadratic_weighted_kappa": interval_of(kappa_statistic(test.grades, predicted), test.patients),
+    }
     return {
         "patients": len(np.unique(drawn.patients)),
         "labels": len(drawn.grades),
         "chosen": chosen,
         **{name: metrics[name] for name in SHOWN if name in metrics},
+        **{f"{name}_ci_low": bound.low for name, bound in bounds.items() if bound},
+        **{f"{name}_ci_high": bound.high for name, bound in bounds.items() if bound},
     }

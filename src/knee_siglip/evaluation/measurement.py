@@ -9,7 +9,15 @@ from typing import Any
 import pandas as pd
 
 from knee_siglip.evaluation.baselines import baseline_metrics, baselines_table, beats_baselines
+from knee_siglip.evaluation.clinical.operating_points import measure_operating_points
+from knee_siglip.evaluation.clinical.reviewers import (
+    decision_curve_table,
+    grade_calibration_table,
+    measure_calibration_slope,
+    measure_readers,
+)
 from knee_siglip.evaluation.confidence import (
+    abstention_table,
     calibration_table,
     measure_calibration,
     measure_selective,
@@ -18,6 +26,7 @@ from knee_siglip.evaluation.confidence import (
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.findings import measure_findings
 from knee_siglip.evaluation.grounding import grounding_report
+from knee_siglip.evaluation.groups.slices import count_slices, slices_table
 from knee_siglip.evaluation.groups.studies import studies_table, study_metrics, study_predictions
 from knee_siglip.evaluation.groups.subgroups import count_subgroups, subgroups_table
 from knee_siglip.evaluation.headline import headline_estimates, interval_metrics
@@ -31,6 +40,7 @@ from knee_siglip.evaluation.split_metrics import (
     measure_contrastive,
     measure_loss,
     measure_retrieval,
+    measure_wordings,
     measure_zero_shot,
     prompts_table,
 )
@@ -43,10 +53,14 @@ PROBES: tuple[Callable[[EmbeddedSplit, EmbeddedData], Metrics], ...] = (
     measure_contrastive,
     measure_ceiling,
     measure_retrieval,
+    measure_wordings,
     measure_zero_shot,
     measure_findings,
+    measure_operating_points,
     measure_calibration,
     measure_selective,
+    measure_calibration_slope,
+    measure_readers,
 )
 """Metrics that need no table. Add a measurement here; undefined values are left out."""
 
@@ -105,10 +119,14 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
     tables: dict[str, Sequence[Row]] = {
         "baselines": baselines_table(split, data, backbones),
         "calibration": calibration_table(split, data),
+        "calibration_grades": grade_calibration_table(split, data),
+        "decision_curve": decision_curve_table(split, data),
         "risk_coverage": risk_coverage_table(split),
+        "abstention": abstention_table(split, data),
         "probe": probe_table(split, data),
         "prompts": prompts_table(split),
         "subgroups": subgroups_table(predictions, data.params.subgroup_columns(split.task.labels.column)),
+        "slices": slices_table(predictions),
         "studies": studies_table(split, predictions, studies),
         "robustness": robustness.table,
         "grounding": grounding.table,
@@ -117,6 +135,8 @@ def measure_split(split: EmbeddedSplit, data: EmbeddedData, backbones: Path) -> 
     metrics = measure_headline(predictions) | measure(split, data)
     metrics |= probe_metrics(tables["probe"]) | grounding.metrics | robustness.metrics
     metrics |= study_metrics(tables["studies"])
-    metrics |= count_subgroups(tables["subgroups"]) | baseline_metrics(tables["baselines"])
+    metrics |= (
+        count_slices(tables["slices"]) | count_subgroups(tables["subgroups"]) | baseline_metrics(tables["baselines"])
+    )
     metrics |= beats_baselines(metrics)
     return MeasuredSplit(split, metrics, predictions, studies, tables, grounding.overlays, grounding.cases)

@@ -10,11 +10,15 @@ import pandas as pd
 from knee_siglip.core.files import atomic_file
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.findings import finding_truth_and_scores
+from knee_siglip.metrics.categories import category_columns
 from knee_siglip.metrics.matching.retrieval import FirstCorrect, contrastive_credit, embedding_scores
 from knee_siglip.params.sections import EvaluateParams
 
 BEFORE_LABEL, AFTER_LABEL = ("img_path", "image_id", "split", "patient_id"), ("side", "view", "text", "study_id")
 """Columns of the manifest, around that of the labels, that the table repeats where there are any."""
+
+MADE_HERE = frozenset({"impression", "text", "text_tokens", "text_alternatives", "flags", "findings", "image_file"})
+"""Columns of the manifest that say nothing of how an image was taken, or say it too long."""
 
 FOUND_COLUMNS: dict[str, Callable[[FirstCorrect], np.ndarray]] = {
     "rank": FirstCorrect.expected_rank,
@@ -30,15 +34,16 @@ FOUND_COLUMNS: dict[str, Callable[[FirstCorrect], np.ndarray]] = {
 def predictions_of(split: EmbeddedSplit, params: EvaluateParams) -> pd.DataFrame:
     """One row per image of a split.
 
-    What is known of it (manifest, `text_id`: equal where the texts are); for each label of the task, such as 3 of
-    `kl_grade`, `kl_score_3`: cosine with its prompts, and `kl_probability_3`; `kl_grade_predicted`; `FOUND_COLUMNS` of
-    each search and, as `strict_...`, of those where only the very pair is correct; `contrastive_image_to_text`,
-    `contrastive_text_to_image`: credit inside the batch of number `contrastive_batch`, all three empty for rows left
-    over; `finding_<name>_score`: cosine with the prompts for it minus that with those against it, and
-    `finding_<name>_truth`.
+    What is known of it (manifest, with every column of few values, such as a device; `text_id`: equal where the texts
+    are); for each label of the task, such as 3 of `kl_grade`, `kl_score_3`: cosine with its prompts, and
+    `kl_probability_3`; `kl_grade_predicted`; `FOUND_COLUMNS` of each search and, as `strict_...`, of those where only
+    the very pair is correct; `contrastive_image_to_text`, `contrastive_text_to_image`: credit inside the batch of
+    number `contrastive_batch`, all three empty for rows left over; `finding_<name>_score`: cosine with the prompts for
+    it minus that with those against it, and `finding_<name>_truth`.
     """
     labels, findings = split.task.labels, finding_truth_and_scores(split)
-    names = dict.fromkeys((*BEFORE_LABEL, labels.column, *AFTER_LABEL, *params.subgroup_columns(labels.column)))
+    columns_of_data = (*params.subgroup_columns(labels.column), *category_columns(split.rows, MADE_HERE))
+    names = dict.fromkeys((*BEFORE_LABEL, labels.column, *AFTER_LABEL, *columns_of_data))
     carried = [name for name in names if name in split.rows]
     columns = {"text_id": split.text_ids} | _grading(split) | _retrieval(split) | dict(_contrastive(split))
     columns |= {f"finding_{name}_score": score for name, (_, score) in findings.items()}

@@ -1,19 +1,24 @@
 """Metrics of one embedded split, by dotted names. A value that is undefined for this split is left out."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
+from knee_siglip.evaluation.headline import interval_metrics
+from knee_siglip.metrics.bootstrap import kappa_statistic, mean_statistic, resample
+from knee_siglip.metrics.expectation import expected_contrastive_accuracy
 from knee_siglip.metrics.grading import (
     agreement_metrics,
     grade_metrics,
-    positive_metrics,
     predicted_grades,
+    ranking_areas,
     zero_shot_metrics,
 )
+from knee_siglip.metrics.intervals import percentile_interval
 from knee_siglip.metrics.matching.retrieval import (
     contrastive_accuracy,
     contrastive_credit,
@@ -57,11 +62,15 @@ def measure_loss(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
 def measure_contrastive(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """The reference's contrastive accuracy, in which only the pair itself is correct; the other is a headline metric.
 
+    `contrastive_accuracy_expected` is the headline metric over all groups of rows, not those of one shuffle.
     `contrastive_batch_size` is smaller than asked for in a small split.
     """
     return {
         "contrastive_accuracy_strict": contrastive_accuracy(
             split.image_embeds, split.text_embeds, split.strictly_correct, split.batch_size
+        ),
+        "contrastive_accuracy_expected": expected_contrastive_accuracy(
+            split.image_embeds, split.text_embeds, split.correct, split.batch_size
         ),
         "contrastive_batch_size": min(split.batch_size, len(split)),
     }
@@ -87,6 +96,26 @@ def measure_retrieval(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     }
 
 
+def measure_wordings(split: EmbeddedSplit, data: EmbeddedData) -> Metrics:
+    """wordings.in_train: share of the rows whose text also stands in train; wordings.new.*: retrieval of the others.
+
+    `n`, and recall_at_1 of both directions with intervals: these alone tell whether new wording is understood. None for
+    train itself and without it.
+    """
+    if "train" not in data.splits or split.name == "train":
+        return {}
+    known = set(data.splits["train"].texts)
+    new = np.array([text not in known for text in split.texts])
+    metrics: Metrics = {"wordings.in_train": float((~new).mean()), "wordings.new.n": int(new.sum())}
+    for direction, found in split.searches.items() if new.any() else ():
+        values = np.where(new, found.recall_at(1), np.nan)
+        recall = mean_statistic(values, split.text_ids if direction == "text_to_image" else None)
+        name = f"wordings.new.{direction}.recall_at_1"
+        interval = recall.interval(np.zeros(0), split.patients)
+        metrics |= {name: float(np.nanmean(values))} | interval_metrics(name, interval, recall.units(split.patients))
+    return metrics
+
+
 def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     """Grade by the most similar prompts, over the rows that have a grade.
 
@@ -97,8 +126,8 @@ def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
     labels, asked = split.task.labels, split.task.positive
     metrics = zero_shot_metrics(scores, split.grades) | grade_metrics(scores, split.grades, labels.values)
     if asked:
-        found = positive_metrics(scores, split.grades, asked.lowest)
-        metrics |= {f"{asked.name}.{name}": value for name, value in found.items()}
+        areas = ranking_areas(split.grades >= asked.lowest, scores[:, asked.lowest :].sum(axis=1))
+        metrics |= {f"{asked.name}.{name}": value for name, value in areas.items()}
     if len(scores):
         metrics["grades_predicted"] = len(np.unique(split.predicted[split.graded]))
     return {f"{labels.metrics}.{name}": value for name, value in metrics.items()}
@@ -107,7 +136,8 @@ def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
 def prompts_table(split: EmbeddedSplit) -> list[dict[str, str | int | float]]:
     """One row per prompt of a grade: the metrics when it alone describes its grade, the other grades as they are.
 
-    `<metric>_difference`: to the metric of all ensembles. What is undefined is left out; no rows without grades.
+    `<metric>_difference`: to the metric of all ensembles; `kappa_low` and `kappa_high`: paired interval of that of
+    kappa over patients, where there are enough. What is undefined is left out; no rows without grades.
     """
     if not len(split.grades):
         return []
@@ -115,6 +145,7 @@ def prompts_table(split: EmbeddedSplit) -> list[dict[str, str | int | float]]:
     task, classes = split.task, len(split.task.labels)
     ensembles = agreement_metrics(split.grades, predicted_grades(scores), classes)
     table: list[dict[str, str | int | float]] = []
+    replacements: list[np.ndarray] = []
     for grade, embeds in enumerate(split.prompts.grades):
         alone = cosine_scores(images, embeds)
         for number, prompt in enumerate(task.label_prompts[grade]):
@@ -126,7 +157,19 @@ def prompts_table(split: EmbeddedSplit) -> list[dict[str, str | int | float]]:
                 f"{name}_difference": value - ensembles[name] for name, value in shown.items() if name in ensembles
             }
             table.append({"grade": task.labels.cell(grade), "prompt": prompt, **shown, **changes})
-    return table
+            replacements.append(predicted_grades(replaced))
+    return [{**row, **bounds} for row, bounds in zip(table, _paired_bounds(split, replacements), strict=True)]
+
+
+def _paired_bounds(split: EmbeddedSplit, replacements: Sequence[np.ndarray]) -> list[dict[str, float]]:
+    """`kappa_low`, `kappa_high` of the change in kappa where other predictions (G,) take the ensembles' place."""
+    patients = split.patients[split.graded]
+    own = kappa_statistic(split.grades, split.predicted[split.graded])
+    if not own.has_enough(patients):
+        return [{} for _ in replacements]
+    drawn = resample([own, *(kappa_statistic(split.grades, other) for other in replacements)], patients)
+    bounds = [percentile_interval(values - drawn[0]) for values in drawn[1:]]
+    return [{"kappa_low": each.low, "kappa_high": each.high} if each else {} for each in bounds]
 
 
 def _alternatives(split: EmbeddedSplit, row: int) -> dict[str, float]:

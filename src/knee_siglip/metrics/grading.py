@@ -75,25 +75,22 @@ def grade_metrics(scores: np.ndarray, grades: np.ndarray, names: Sequence[str]) 
     return metrics
 
 
-def positive_metrics(probabilities: np.ndarray, grades: np.ndarray, lowest: int) -> dict[str, float]:
-    """Is there the grade `lowest` or more? By the summed probability of these grades, yes above 1/2.
+def youden_threshold(score: np.ndarray, truth: np.ndarray) -> float | None:
+    """The score (N,) from which on "yes" has the largest sensitivity + specificity - 1 for truth (N,) bool.
 
-    Args:
-        probabilities: (N, C), rows sum to 1. grades: (N,).
-
-    Returns:
-        accuracy; sensitivity (of those with), specificity (of those without); auroc, auprc; undefined ones left out.
+    Halfway to the next lower score. None where one answer does not occur, or no threshold is better than a guess.
+    Source: Youden 1950, doi:10.1002/1097-0142(1950)3:1<32::AID-CNCR2820030106>3.0.CO;2-3.
     """
-    if not len(grades):
-        return {}
-    truth = grades >= lowest
-    score = probabilities[:, lowest:].sum(axis=1)
-    right = (score > 0.5) == truth
-    metrics = {"accuracy": float(right.mean())}
-    for name, rows in (("sensitivity", truth), ("specificity", ~truth)):
-        if rows.any():
-            metrics[name] = float(right[rows].mean())
-    return metrics | ranking_areas(truth, score)
+    from sklearn.metrics import roc_curve
+
+    if truth.all() or not truth.any():
+        return None
+    false_positives, true_positives, thresholds = roc_curve(truth, score, drop_intermediate=False)
+    gain = true_positives - false_positives
+    best = int(gain.argmax())
+    if gain[best] <= 0:
+        return None
+    return float(thresholds[best : best + 2].mean())
 
 
 def ranking_areas(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The report: pages and headline metrics, from what other stages measured and left on disk. Needs no model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -41,13 +41,13 @@ def write_report(params: Params, files: ReportFiles) -> str:
         UserError: nothing was evaluated.
     """
     write_validation_page(files.validation, Path(params.data.csv), task_of(params))
-    results = read_results(files.evaluation, files.training / "live")
+    validation = read_json(files.validation / "metrics.json")
+    results = replace(read_results(files.evaluation, files.training / "live"), validation=validation)
     page = files.evaluation / "index.html"
     write_page(page, results)
     write_case_browser(files.evaluation, results.shown, _image_files(files.validation))
     evaluation = read_json(files.evaluation / "metrics.json")
     training = read_json(files.training / "metrics.json")
-    validation = read_json(files.validation / "metrics.json")
     write_metrics(files.headline, headline_metrics(evaluation, training, validation, results.shown.task))
     return spoken_verdict(results, page)
 

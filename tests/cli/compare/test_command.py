@@ -41,7 +41,7 @@ def predictions(wrong: float, seed: int = 0, rows: int = 80) -> pd.DataFrame:
             "split": ["test"] * (rows - 10) + ["val"] * 10,
             "patient_id": [f"P{row // 2}" for row in range(rows)],
             "kl_grade": pd.array(grades, dtype="Int64"),
-            "text": [f"grade {grade}" for grade in grades],
+            "text": [f"grade {grade} of image {row}" for row, grade in enumerate(grades)],
             "kl_grade_predicted": predicted,
             "contrastive_batch": 0,
         }

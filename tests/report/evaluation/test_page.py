@@ -2,15 +2,19 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.report.evaluation.page import SECTIONS
+from knee_siglip.core.nesting import flatten, nest
+from knee_siglip.report.evaluation.page import SECTIONS, write_page
 from knee_siglip.report.evaluation.results import read_results
 from knee_siglip.report.evaluation.sections import read_curve
-from pages import assert_shows_well, assert_stands_alone
+from knee_siglip.report.evaluation.wording import headline_words
+from pages import Page, assert_shows_well, assert_stands_alone
+from toys import KNEE
 
 HOSTILE = '<script>alert("x")</script>\'"><img src=x onerror=y>'
 RESULTS = Path(__file__).with_name("results")
@@ -36,6 +40,66 @@ def test_counts_and_mistakes_lead_to_their_cases(evaluation) -> None:
     assert [link["href"] for link in page.section("mistakes").of("a")] == [f"cases.html#case={row}" for row in rows]
 
 
+def first_lines(page) -> str:
+    return page.text[: page.text.index("Not for clinical use")]
+
+
+def test_a_good_model_says_so_with_what_it_stands_on(evaluation) -> None:
+    shutil.rmtree(evaluation.folder / "tables")
+    evaluation.set_metrics({"studies_of_unknown_patients": 0})
+    said = first_lines(evaluation.page())
+    assert "Usable. The model ranks a right text first for 80 of 100 unseen images" in said
+    assert "Basis: 40 images, 20 patients" in said
+    assert "Quadratic weighted kappa" in said
+    assert "0.900 0.850–0.950" in said
+    assert "Osteoarthritis (grade 2 and above) 77.0 % (50.0–92.0) 87.5 % (too few units (8 of 10)) 90.0 %" in said
+    assert "were not searched for mistakes" in said
+
+
+def test_the_worst_slices_lead_to_their_cases(evaluation) -> None:
+    (evaluation.folder / "predictions.parquet").touch()
+    page = evaluation.page()
+    assert "effusion, grade 2: 12 of 31 images wrong, 38.7 % (24.0–56.0); elsewhere 4.0 %, adjusted p below" in (
+        first_lines(page)
+    )
+    links = [link["href"] for link in page.of("a") if link["href"].startswith("cases.html#")]
+    assert links[:2] == ["cases.html#finding=effusion&actual=2", "cases.html#in.side=right"]
+    assert "3 slices (by grade, finding and column, and by two of these) were tested" in first_lines(page)
+
+
+def test_a_collapsed_model_says_so_first(evaluation) -> None:
+    confusion = evaluation.folder / "plots/confusion.csv"
+    confusion.write_text("actual,predicted\n0,0\n3,0\n4,0\n")
+    kappa = "quadratic_weighted_kappa"
+    evaluation.set_metrics(
+        {
+            "zero_shot_kl.grades_predicted": 1,
+            "zero_shot_kl.grade_0.recall": 1.0,
+            f"zero_shot_kl.{kappa}": 0.0,
+            f"baseline.untrained.zero_shot_kl.{kappa}": 0.31,
+            f"linear_probe.share_100.{kappa}": 0.57,
+            "contrastive_accuracy_ci_low": 0.01,
+        }
+    )
+    said = first_lines(evaluation.page())
+    assert "Unusable. This model has collapsed: all graded images of the test split get one grade." in said
+    assert "Before this training it graded better: quadratic weighted kappa 0.31, now 0.00." in said
+    assert "All 3 graded images of the test split get Kellgren-Lawrence grade 0." in said
+    assert "kappa 0.57: the image encoder has learned it, the text side has not" in said
+
+
+def test_one_patient_is_no_basis_for_a_verdict(evaluation) -> None:
+    metrics = evaluation.json("metrics")["test"]
+    few = {f"{name}_ci_units": 1 for name in headline_words(KNEE)}
+    flat = {name: value for name, value in flatten(metrics).items() if "_ci_" not in name}
+    evaluation.write("metrics", {"test": nest(flat | few | {"patients": 1})})
+    shutil.rmtree(evaluation.folder / "tables")
+    said = first_lines(evaluation.page())
+    assert "Not judged. The test split is too small to judge the model: it holds 1 patient" in said
+    assert "too few units (1 of 10)" in said
+    assert "Usable" not in said
+
+
 def test_a_browser_shows_and_prints_it(browser, evaluation) -> None:
     evaluation.page()
     assert_shows_well(browser, evaluation.page_file)
@@ -48,11 +112,13 @@ def test_the_same_results_give_the_same_bytes(evaluation, tmp_path: Path) -> Non
 
 
 def test_the_headline_table_has_intervals_and_all_baselines(evaluation) -> None:
+    evaluation.set_metrics({"contrastive_accuracy_expected": 0.912})
     text = evaluation.page().section("headline").text
     baselines = ("chance", "most frequent text or grade", "nearest neighbour by pixels", "before training")
     for words in (*baselines, "perfect reader"):
         assert words in text
     assert "of 32 texts for an image" in text
+    assert "Over all groups, not those of one shuffle, 91.2 % is expected. 90.0 % 85.0–95.0" in text
     assert "90.0 % 85.0–95.0 20.0 % 20.0 % 20.0 % 20.0 % 98.0 %" in text
     assert "0.950 0.900–1.000 0.200" in text
     assert "30.0 %" in text.split("exact pair only")[-1]
@@ -77,6 +143,35 @@ def test_the_confusion_matrix_counts_and_says_how_many_are_wrong(evaluation) -> 
     assert "--heat: 80%" in page.html
 
 
+def test_reviewers_find_flow_detectable_difference_readers_and_calibration(evaluation) -> None:
+    evaluation.set_metrics(
+        {
+            "calibration.oa.slope": 0.8,
+            "calibration.oa.slope_ci_low": 0.6,
+            "calibration.oa.slope_ci_high": 1.1,
+            "calibration.oa.intercept": 0.1,
+            "calibration.oa.intercept_ci_units": 7,
+            "readers.n": 30,
+            "readers.between.quadratic_weighted_kappa": 0.81,
+            "readers.between.quadratic_weighted_kappa_ci_low": 0.7,
+            "readers.between.quadratic_weighted_kappa_ci_high": 0.9,
+            "readers.model_to_second.quadratic_weighted_kappa": 0.78,
+            "readers.model_to_second.quadratic_weighted_kappa_ci_units": 6,
+        }
+    )
+    facts = evaluation.json("facts")
+    evaluation.write("facts", facts | {"counts": {"test": {"rows": 40, "graded_rows": 20}}})
+    results = replace(evaluation.results(), validation={"rows": 45, "dropped": 5})
+    write_page(evaluation.page_file, results)
+    section = Page(evaluation.page_file.read_text(encoding="utf-8")).section("reviewers")
+    assert "slope 0.80 (0.60 to 1.10), intercept 0.10 (too few units (7 of 10))" in section.text
+    assert "On 30 images two readers agree at kappa 0.810 (0.700–0.900), model and second reader" in section.text
+    assert "dropped by validation 5 test split 40 20 / 20 measured on the test split 40" in section.text
+    assert "Grade accuracy 7.1 points" in section.text  # an interval 10 points wide: 2.8 / 3.92 of it
+    assert "Grade 0 30.0 % 25.0 %" in section.text
+    assert len(section.of("svg", "chart")) == 1
+
+
 def test_learning_curves_and_calibration_have_a_chart_each(evaluation) -> None:
     page = evaluation.page()
     assert [chart["aria-label"] for chart in page.section("training").of("svg", "chart")] == ["loss"]
@@ -84,7 +179,14 @@ def test_learning_curves_and_calibration_have_a_chart_each(evaluation) -> None:
     confidence = page.section("confidence")
     assert len(confidence.of("svg", "chart")) == 2
     assert "Expected calibration error 2.1 %." in confidence.text
-    assert "100.0 % 24.4 % 22.0 % 90.0 % 21.9 % 30.0 % 80.0 % 19.4 % 38.0 % 70.0 %" in confidence.text
+    assert "80.0 % 61.0 % 75.0 % (15 images) 20.0 % 7.0–42.0" in confidence.text
+
+
+def test_operating_points_have_intervals_or_say_why_not(evaluation) -> None:
+    text = evaluation.page().section("operating").text
+    found = "77.0 % (50.0–92.0) 87.5 % (too few units (8 of 10)) 90.0 % (60.0–98.0) 0.400"
+    assert f"Osteoarthritis (grade 2 and above) 12 {found}" in text
+    assert "Effusion" not in text  # no threshold was better than a guess
 
 
 def test_learning_curves_are_the_finite_points(evaluation) -> None:
@@ -130,7 +232,7 @@ def test_disturbances_findings_places_probes_and_wordings_are_told(evaluation) -
     assert "too few patients with boxes to tell" in page.section("grounding").text
     assert len(page.section("grounding").of("img")) == 1
     assert "Linear probe, 1 % of the labels (12 images) 40.0 % ± 10.0 %" in page.section("probes").text
-    assert "Mild OA. 2 70.0 % 0.600" in page.section("prompts").text
+    assert "Mild OA. 2 70.0 % 0.600 -0.300" in page.section("prompts").text
 
 
 def test_a_probe_that_learnt_from_a_sample_says_so(evaluation) -> None:

@@ -14,7 +14,8 @@ from pandas.api.types import is_numeric_dtype
 from knee_siglip.cli.compare.seeds import Runs, seed_interval
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.evaluation.headline import headline_from_predictions, headlines_of
-from knee_siglip.metrics.bootstrap import RESAMPLES, Interval, percentile_interval, resample
+from knee_siglip.metrics.bootstrap import RESAMPLES, resample
+from knee_siglip.metrics.intervals import Interval, percentile_interval
 from knee_siglip.metrics.significance import bootstrap_p_value, holm_adjusted
 from knee_siglip.metrics.units import FEWEST_UNITS
 from knee_siglip.tables.ids import independent_units

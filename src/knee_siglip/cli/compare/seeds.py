@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from knee_siglip.metrics.bootstrap import COVERAGE, Interval
+from knee_siglip.metrics.intervals import COVERAGE, Interval
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from knee_siglip.evaluation.embedded import EmbeddedSplit
 from knee_siglip.evaluation.groups.subgroups import FEWEST_ROWS, find_subgroups
 from knee_siglip.evaluation.headline import headline_estimates, interval_metrics
 from knee_siglip.evaluation.predictions import predictions_of
-from knee_siglip.metrics.bootstrap import Interval
+from knee_siglip.metrics.intervals import Interval
 from knee_siglip.model.embedding import ensemble
 from knee_siglip.params.sections import EvaluateParams
 

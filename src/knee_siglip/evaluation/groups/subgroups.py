@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from knee_siglip.evaluation.headline import grades_and_predicted, headlines_of
-from knee_siglip.metrics.bootstrap import RESAMPLES, Statistic, percentile_interval, resample, value_of
+from knee_siglip.metrics.bootstrap import RESAMPLES, Statistic, resample, value_of
 from knee_siglip.metrics.significance import holm_adjusted, normal_p_value
 from knee_siglip.tables.ids import independent_units
 
@@ -16,12 +17,15 @@ FEWEST_ROWS = 30
 """Metrics of smaller groups say little and may point at persons: they are suppressed."""
 
 LEVEL = 0.05
+POWER = 0.8
+"""Of a test, to find what is there."""
+
 UNKNOWN = "unknown"
 
 BETWEEN_GRADES = ".balanced_accuracy"
 """End of the metric left out where all of a group have one grade: it is the accuracy then."""
 
-MEASURED = ("metric", "value", "low", "high", "difference", "p_holm")
+MEASURED = ("metric", "value", "low", "high", "difference", "p_holm", "detectable")
 """Columns that are empty for a suppressed group."""
 
 
@@ -44,7 +48,8 @@ def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int 
     Returns:
         column, group, n, patients, suppressed (fewer than `FEWEST_ROWS` rows: the rest is empty), metric, value, low
         and high (95 % bootstrap of patients), difference (to all other rows), p_holm (of no difference, adjusted for
-        all groups and metrics of the table), flagged: worse than the others by more than chance.
+        all groups and metrics of the table), detectable (the difference that would have been found with a power of
+        80 %), flagged: worse than the others by more than chance.
     """
     patients = independent_units(table).numbers
     rows: list[dict[str, Any]] = []
@@ -62,6 +67,7 @@ def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int 
     tested = [row for row in rows if row["p_holm"] is not None]
     for row, p in zip(tested, holm_adjusted([row["p_holm"] for row in tested]), strict=True):
         row["p_holm"] = p
+        row["detectable"] *= norm.isf(LEVEL / 2 / len(tested)) + norm.isf(1 - POWER)
     for row in rows:
         row["flagged"] = row["p_holm"] is not None and row["difference"] < 0 and row["p_holm"] < LEVEL
     return rows
@@ -88,7 +94,7 @@ def count_subgroups(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _measure(table: pd.DataFrame, group: Subgroup, patients: np.ndarray, resamples: int) -> list[dict[str, Any]]:
-    """Cells of every metric that is defined in the group; `p_holm` is not adjusted yet."""
+    """Cells of every metric that is defined in the group; `p_holm` is not adjusted yet, `detectable` a deviation."""
     others = np.setdiff1d(np.arange(len(table)), group.rows)
     statistics_of = headlines_of(table)
     inside = {name: statistic(table.iloc[group.rows]) for name, statistic in statistics_of.items()}
@@ -100,8 +106,9 @@ def _measure(table: pd.DataFrame, group: Subgroup, patients: np.ndarray, resampl
         for name, value in values.items()
         if np.isfinite(value) and not (one_grade and name.endswith(BETWEEN_GRADES))
     ]
-    statistics = [_restricted(inside[name], group.rows) for name in names]
-    statistics += [_restricted(outside[name], others) for name in names]
+    queries = {name: statistic(table).queries for name, statistic in statistics_of.items()}
+    statistics = [_restricted(inside[name], group.rows, queries[name]) for name in names]
+    statistics += [_restricted(outside[name], others, queries[name]) for name in names]
     drawn, drawn_outside = np.split(resample(statistics, patients, resamples), 2)
     cells = []
     for name, mine, theirs in zip(names, drawn, drawn_outside, strict=True):
@@ -111,13 +118,15 @@ def _measure(table: pd.DataFrame, group: Subgroup, patients: np.ndarray, resampl
         known = (
             enough and outside[name].has_enough(patients[others]) and np.isfinite(difference) and len(differences) > 1
         )
-        gap = (difference, normal_p_value(difference, differences)) if known else (None, None)
-        interval = percentile_interval(mine) if enough else None
+        gap: tuple[float | None, ...] = (None, None, None)
+        if known:
+            gap = (difference, normal_p_value(difference, differences), float(differences.std(ddof=1)))
+        interval = inside[name].interval(mine, patients[group.rows])
         bounds = (interval.low, interval.high) if interval else (None, None)
         cells.append(dict(zip(MEASURED, (name, values[name], *bounds, *gap), strict=True)))
     return cells
 
 
-def _restricted(statistic: Statistic, rows: np.ndarray) -> Statistic:
-    """A statistic of the rows (n,) alone as one that takes the weights of the whole table."""
-    return Statistic(lambda weights: statistic(weights[:, rows]), statistic.classes)
+def _restricted(statistic: Statistic, rows: np.ndarray, queries: np.ndarray | None) -> Statistic:
+    """A statistic of the rows (n,) alone as one that takes the weights of the whole table, whose queries these are."""
+    return Statistic(lambda weights: statistic(weights[:, rows]), statistic.classes, queries=queries)

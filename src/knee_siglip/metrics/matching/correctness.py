@@ -35,12 +35,13 @@ class Correct:
         beyond_text = np.bincount(told, minlength=1)[study] > 1
         return text * (len(self) + 1) + np.where(beyond_text, study + 1, 0)
 
-    def among(self, rows: np.ndarray) -> np.ndarray:
-        """(B, B) bool: which candidates of these rows (B,), across, are correct for which queries, down."""
+    def among(self, rows: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+        """(B, C) bool: which candidates (C,), across, are correct for which queries (B,), down; or among the rows."""
+        others = rows if candidates is None else candidates
         if self.strict:
-            return np.equal.outer(rows, rows)
+            return np.equal.outer(rows, others)
         groups = [self.text_ids, *([] if self.study_ids is None else [self.study_ids])]
-        return np.logical_or.reduce([np.equal.outer(ids[rows], ids[rows]) for ids in groups])
+        return np.logical_or.reduce([np.equal.outer(ids[rows], ids[others]) for ids in groups])
 
 
 class CorrectCandidates:

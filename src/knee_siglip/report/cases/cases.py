@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from knee_siglip.metrics.categories import category_columns
 from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.task.task import Task
 
@@ -15,9 +16,6 @@ CASES_SHOWN = 2000
 
 TEXTS_SHOWN = 5
 SEED = 0
-MOST_VALUES = 30
-"""A column with more distinct values is no filter."""
-
 NOT_CATEGORIES = {"img_path", "image_id", "split", "patient_id", "text", "study_id", "text_id", "contrastive_batch"}
 
 MAP_KEYS = ("title", "heat", "found", "full")
@@ -51,7 +49,8 @@ def list_cases(
     """
     assert list(predictions["image_id"]) == list(embeddings["image_id"])
     shown = _chosen(predictions, task)
-    columns = _category_columns(predictions, task)
+    others = NOT_CATEGORIES | ({task.labels.column, task.labels.predicted} if task.labels else set())
+    columns = category_columns(predictions, others)
     rows = predictions.iloc[shown]
     found = _found_texts(predictions, embeddings, shown)
     names = [name.removeprefix("finding_").removesuffix("_score") for name in _named(rows, "finding_", "_score")]
@@ -89,13 +88,6 @@ def _chosen(predictions: pd.DataFrame, task: Task) -> np.ndarray:
     drawn = np.random.default_rng(SEED).permutation(len(predictions))
     order = drawn[np.argsort(-severity[drawn], kind="stable")]
     return np.sort(order[:CASES_SHOWN])
-
-
-def _category_columns(predictions: pd.DataFrame, task: Task) -> list[str]:
-    """Columns of a few words, such as the side: not those of the grade, which have filters of their own."""
-    others = NOT_CATEGORIES | ({task.labels.column, task.labels.predicted} if task.labels else set())
-    names = [str(name) for name in predictions if predictions[name].dtype.kind not in "fb" and name not in others]
-    return [name for name in names if 1 < predictions[name].nunique() <= MOST_VALUES]
 
 
 def _found_texts(predictions: pd.DataFrame, embeddings: pd.DataFrame, shown: np.ndarray) -> list[list[dict[str, Any]]]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from knee_siglip.core.nesting import flatten
 from knee_siglip.params.sections import DataParams
-from knee_siglip.report.evaluation import sections, stress
+from knee_siglip.report.evaluation import reviewers, sections, stress
+from knee_siglip.report.evaluation.answer import answer_card
 from knee_siglip.report.evaluation.diagnosis import remarks
 from knee_siglip.report.evaluation.examples import MAP_SIDE, cards, worst_mistakes
 from knee_siglip.report.evaluation.results import EvaluationResults
@@ -31,7 +32,9 @@ SECTIONS = {
     "headline": "Headline metrics",
     "training": "Learning curves",
     "grades": "Zero-shot grades",
+    "operating": "Operating points",
     "confidence": "Calibration",
+    "reviewers": "What reviewers ask",
     "gallery": "Retrieval examples",
     "mistakes": "Largest grading errors",
     "findings": "Zero-shot findings",
@@ -66,6 +69,7 @@ def write_page(path: Path, results: EvaluationResults) -> None:
         synthetic=at(results.facts, "params.data.csv") == DataParams().csv,
         verdict=verdict(split),
         remarks=remarks(results),
+        answer=answer_card(results),
         tiles=[(at(split.metrics, key), name) for key, name in TILES.items() if at(split.metrics, key) is not None],
         sections={anchor: title for anchor, title in SECTIONS.items() if _holds(content[anchor])},
         absent=[title for anchor, title in SECTIONS.items() if not _holds(content[anchor])],
@@ -92,6 +96,15 @@ def _measured(results: EvaluationResults) -> dict[str, Any]:
             "figures": sections.grade_table(split),
             "each": sections.each_grade_table(split),
         },
+        "operating": sections.operating_table(split),
+        "reviewers": {
+            "flow": reviewers.flow_table(results),
+            "detectable": reviewers.detectable_table(split),
+            "readers": reviewers.readers_sentence(split),
+            "slope": reviewers.slope_sentence(split),
+            "grades": reviewers.grade_calibration(split),
+            "curve": reviewers.decision_chart(split),
+        },
         "confidence": {"charts": sections.calibration_charts(split), "table": sections.abstaining_table(split)},
         "gallery": cards(results, "gallery"),
         "mistakes": worst_mistakes(results),
@@ -112,6 +125,7 @@ def _failures(results: EvaluationResults) -> dict[str, Any]:
             "charts": stress.subgroup_charts(split),
             "flagged": stress.flagged_groups(split),
             "suppressed": stress.suppressed_groups(split),
+            "undetected": stress.undetected_gap(split),
         },
         "robustness": stress.robustness_table(split),
         "probes": {"table": stress.probe_table(split), "chart": stress.probe_chart(split)},

@@ -79,7 +79,7 @@ class EvaluationResults:
     """An evaluation's folder. splits: as evaluated, at least one. facts, examples: as in the files of these names.
 
     confusion: (actual, predicted) of each graded image of the split that is shown, as positions in the labels. live:
-    the training's curves. training: its verdict.json; empty where it left none.
+    the training's curves. training: its verdict.json; empty where it left none. validation: its metrics.json, likewise.
     """
 
     folder: Path
@@ -89,6 +89,7 @@ class EvaluationResults:
     examples: Mapping[str, Sequence[Row]]
     confusion: Sequence[tuple[int, int]]
     training: Mapping[str, Any]
+    validation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_cases(self) -> bool:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -13,12 +14,13 @@ from knee_siglip.report.evaluation.wording import (
     BASELINES,
     CEILING,
     DIRECTIONS,
+    GRADE_FIGURES,
     GRADING,
     RETRIEVAL_FIGURES,
     at,
     cases_link,
-    grade_figures,
     grade_names,
+    named,
     percentage,
     too_few_units,
 )
@@ -38,8 +40,6 @@ CURVE_NAMES = {
 
 PROBABILITY_STYLES = {"raw": "train", "scaled": "val"}
 PROBABILITY_NAMES = {"raw": "uncalibrated", "scaled": "temperature-scaled"}
-
-COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def headline_table(split: SplitResults) -> Table | None:
         metric, value, interval = split.headline[name], at(split.metrics, name), split.interval(name)
         levels = [baselines[baseline].get(name) for baseline in known]
         meaning = metric.meaning.format(size="some" if size is None else number(size))
+        if (expected := at(split.metrics, f"{name}_expected")) is not None:
+            meaning += f" Over all groups, not those of one shuffle, {metric.shown(expected)} is expected."
         title = Markup('<b>{}</b><br><span class="soft">{}</span>').format(metric.title, meaning)
         between = metric.between(*interval) if interval else too_few_units(split.too_few(name))
         row: list[Cell] = [title, metric.shown(value), between, *map(metric.shown, levels)]
@@ -122,7 +124,7 @@ def grade_table(split: SplitResults) -> Table | None:
     """What is known of the zero-shot grade beside the headline."""
     rows = [
         [metric.title, metric.shown(value)]
-        for name, metric in grade_figures(split.task).items()
+        for name, metric in GRADE_FIGURES.items()
         if (value := split.grading(name)) is not None
     ]
     return Table("Zero-shot grade, from the most similar prompts.", ["", "Model"], rows) if rows else None
@@ -233,16 +235,45 @@ def calibration_charts(split: SplitResults) -> Charts | None:
 
 
 def abstaining_table(split: SplitResults) -> Table | None:
-    """Some points of the risk-coverage curve, as a choice to make."""
-    rows = []
-    for coverage in COVERAGES:
-        point = next((row for row in split.table("risk_coverage") if row["coverage"] >= coverage - 1e-9), None)
-        if point is not None:
-            rows.append([percentage(point[name]) for name in ("coverage", "risk", "threshold")])
-    columns = ["Coverage (images answered)", "Error rate", "Confidence threshold"]
-    return (
-        Table("Error rate if only images above a confidence threshold are answered.", columns, rows) if rows else None
-    )
+    """What is gained where the model may abstain, at thresholds that validation images chose."""
+    error = GRADING["accuracy"]
+    rows = [
+        [
+            percentage(row["answered_on_val"]),
+            percentage(row["threshold"]),
+            f"{percentage(row['coverage'])} ({plural(row['n'], 'image')})",
+            percentage(row["risk"]),
+            error.between(row["low"], row["high"]),
+        ]
+        for row in split.table("abstention")
+    ]
+    columns = ["Answered on validation", "Confidence threshold", "Answered here", "Error rate", "95 % interval"]
+    caption = "Error rate if only images above a confidence threshold are answered; validation images chose it."
+    return Table(caption, columns, rows) if rows else None
+
+
+def operating_table(split: SplitResults) -> Table | None:
+    """Sensitivity, specificity and positive predictive value at the thresholds that validation images chose."""
+    asked = split.task.positive
+    found: dict[str, Mapping[str, Any]] = {}
+    if asked and (figures := split.grading(asked.name)):
+        found[f"{asked.title} (grade {split.task.labels.values[asked.lowest]} and above)"] = figures
+    found |= at(split.metrics, "zero_shot_findings") or {}
+    share = GRADING["accuracy"]
+    rows: list[list[Cell]] = []
+    for name, figures in found.items():
+        if figures.get("threshold") is None:
+            continue
+        cells = []
+        for metric in ("sensitivity", "specificity", "ppv"):
+            low, high = figures.get(f"{metric}_ci_low"), figures.get(f"{metric}_ci_high")
+            between = share.between(low, high) or too_few_units(figures.get(f"{metric}_ci_units"))
+            known = figures.get(metric) is not None
+            cells.append(f"{percentage(figures[metric])} ({between})" if known else percentage(None))
+        rows.append([named(name), number(figures["positives"]), *cells, number(figures["threshold"])])
+    columns = ["", "Positives", "Sensitivity", "Specificity", "Positive predictive value", "Threshold"]
+    caption = "In brackets: 95 % interval. The predictive value holds for the prevalence among these images."
+    return Table(caption, columns, rows) if rows else None
 
 
 def _area(figures: Mapping[str, float], name: str) -> str:

@@ -137,6 +137,19 @@ def flagged_groups(split: SplitResults) -> list[str]:
     ]
 
 
+def undetected_gap(split: SplitResults) -> str:
+    """From which gap on in a share a worse group would have been found, by the group; empty where none was tested."""
+    for name, metric in split.headline.items():
+        gaps = [
+            float(row["detectable"])
+            for row in _told(split)
+            if row["metric"] == name and row.get("detectable") is not None
+        ]
+        if gaps and metric.kind == "share":
+            return f"{metric.phrase} {100 * min(gaps):.0f} to {100 * max(gaps):.0f} points, by the size of the group"
+    return ""
+
+
 def suppressed_groups(split: SplitResults) -> list[str]:
     """Groups too small for a figure, each once."""
     small = {
@@ -178,10 +191,12 @@ def probe_table(split: SplitResults) -> Table | None:
         for metric in PROBE_METRICS:
             shown = GRADING[metric].shown
             spread = figures.get(f"{metric}_std")
-            cells.append(shown(figures.get(metric)) + (f" ± {shown(spread)}" if spread is not None else ""))
+            between = GRADING[metric].between(figures.get(f"{metric}_ci_low"), figures.get(f"{metric}_ci_high"))
+            spread_or_interval = f" ± {shown(spread)}" if spread is not None else f" ({between})" if between else ""
+            cells.append(shown(figures.get(metric)) + spread_or_interval)
         rows.append([name, *cells])
     columns = ["", *(GRADING[metric].title for metric in PROBE_METRICS)]
-    caption = "Mean ± standard deviation over several random draws of the labels."
+    caption = "Mean ± standard deviation over several random draws of the labels, or the 95 % interval of one fit."
     probe = at(split.metrics, "linear_probe") or {}
     if available := probe.get("train_rows_available"):
         caption += f" All labels are {probe['train_rows']:,} of {available:,} graded training images, drawn by patient."

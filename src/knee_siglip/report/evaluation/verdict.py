@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 from knee_siglip.metrics.units import FEWEST_UNITS
 from knee_siglip.report.evaluation.results import Row, SplitResults
@@ -14,7 +15,7 @@ from knee_siglip.report.evaluation.wording import (
     of_hundred,
     percentage,
 )
-from knee_siglip.report.html.numbers import number, plural
+from knee_siglip.report.html.numbers import number, plural, readable
 from knee_siglip.tables.ids import describe_units
 
 INVERSION = "inversion"
@@ -25,14 +26,24 @@ FALL = 0.05
 CALIBRATION_ERROR = 0.05
 """Expected calibration error that deserves a sentence."""
 
+SUBSTANTIAL = 0.6
+"""Kappa above which agreement is called substantial (Landis and Koch 1977)."""
+
+TEMPLATED = 0.5
+"""Share of texts that train holds as well that deserves a sentence."""
+
+LEVEL = 0.05
+"""Of p-values adjusted for all tests of a table."""
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """tone: class of the style sheet; headline: the first sentence, advice: the others."""
+    """tone: class of the style sheet; headline: the first sentence, advice: the others; word: the verdict in a word."""
 
     tone: str
     headline: str
     advice: str
+    word: str
 
 
 def verdict(split: SplitResults) -> Verdict:
@@ -43,14 +54,56 @@ def verdict(split: SplitResults) -> Verdict:
     if any(split.too_few(name) is not None for name in split.headline) and not any(map(split.interval, split.headline)):
         why = f"it holds {describe_units(split.units)}, and an interval needs {FEWEST_UNITS} of each class it compares"
         advice = f"{_ability(split)} Chance alone may explain these figures."
-        return Verdict("warning", f"The {split.name} split is too small to judge the model: {why}.", advice)
+        headline = f"The {split.name} split is too small to judge the model: {why}."
+        return Verdict("warning", headline, advice, "Not judged")
     beaten_by = not_beaten(split)
+    if has_collapsed(split):
+        headline = f"This model has collapsed: all graded images of the {split.name} split get one grade."
+        return Verdict("error", headline, _before_training(split), "Unusable")
     judged = at(split.metrics, "verdict.beats_baselines")
     if judged == 0 or (judged is None and beaten_by):
-        return Verdict("error", _defeat(split, beaten_by), f"{_ability(split)} {_weakest(split)}")
-    flagged = any(row.get("flagged") for row in split.table("subgroups"))
-    tone = "warning" if flagged or beaten_by else "good"
-    return Verdict(tone, _ability(split), f"{_victory(split, beaten_by)} {_weakest(split)}")
+        return Verdict("error", _defeat(split, beaten_by), f"{_ability(split)} {_weakest(split)}", "Unusable")
+    flagged = any(row.get("flagged") for name in ("subgroups", "slices") for row in split.table(name))
+    kappa = split.interval(f"{split.task.labels.metrics}.quadratic_weighted_kappa")
+    moderate = kappa is not None and kappa[0] < SUBSTANTIAL
+    tone = "warning" if flagged or beaten_by or moderate else "good"
+    doubt = _moderate(kappa) if moderate and kappa else ""
+    parts = [_victory(split, beaten_by), doubt, templated(split), _weakest(split)]
+    advice = " ".join(part for part in parts if part)
+    return Verdict(tone, _ability(split), advice, "Weak" if tone == "warning" else "Usable")
+
+
+def has_collapsed(split: SplitResults) -> bool:
+    """Whether all graded images get one grade though they have several."""
+    actual = [label for label in split.task.labels.values if split.grading(f"grade_{label}")]
+    return split.grading("grades_predicted") == 1 and len(actual) > 1
+
+
+def templated(split: SplitResults) -> str:
+    """A sentence where most texts were seen in training, which retrieval then only recognises."""
+    share = at(split.metrics, "wordings.in_train")
+    if share is None or share < TEMPLATED:
+        return ""
+    new = at(split.metrics, "wordings.new.image_to_text.recall_at_1")
+    seen = f"{percentage(share)} of the texts also stand in train, word for word: retrieval shows them recognised"
+    count = plural(at(split.metrics, "wordings.new.n") or 0, "image")
+    other = f"of {count} with another text a right one comes first for {percentage(new)}" if new is not None else ""
+    return f"{seen}, not that new wording is understood{f' ({other})' if other else ''}."
+
+
+def _before_training(split: SplitResults) -> str:
+    """How the untrained model graded, beside this one."""
+    name = "quadratic_weighted_kappa"
+    before = at(split.metrics, f"baseline.untrained.{split.task.labels.metrics}.{name}")
+    now = split.grading(name)
+    if before is None or now is None:
+        return "Whether it graded better before this training is not known: that was not measured."
+    word = "better" if before > now else "no better"
+    return f"Before this training it graded {word}: quadratic weighted kappa {before:.2f}, now {now:.2f}."
+
+
+def _moderate(kappa: tuple[float, float]) -> str:
+    return f"Its agreement on the grade may be less than substantial: the interval of kappa begins at {kappa[0]:.2f}."
 
 
 def not_beaten(split: SplitResults) -> dict[str, list[str]]:
@@ -116,22 +169,68 @@ def _kind(split: SplitResults) -> str:
 
 
 def _weakest(split: SplitResults) -> str:
-    """The two most important weak spots, or what was checked without finding one."""
-    looked = [
-        name
-        for name, known in (
-            ("subgroups", split.table("subgroups")),
-            ("disturbed images", split.table("robustness")),
-            ("calibration", at(split.metrics, "calibration.ece") is not None),
-        )
-        if known
-    ]
-    if not looked:
-        return "Weak spots were not examined."
-    spots = [spot for spot in (_weakest_group(split), _weakest_condition(split), _miscalibration(split)) if spot]
-    if not spots:
-        return f"No weak spot found (checked: {', '.join(looked)})."
-    return f"Weak spots: {'; '.join(spots[:2])}."
+    """The weak spots, or what was checked without finding one; and what could not be checked."""
+    checks = {
+        "slices of the data": (bool(split.table("slices")), worst_slice(split)),
+        "subgroups": (_any_known(split, "subgroups", "p_holm"), _weakest_group(split)),
+        "disturbed images": (_any_known(split, "robustness", "p_holm"), _weakest_condition(split)),
+        "prompt wording": (_any_known(split, "prompts", "kappa_high"), _weakest_prompt(split)),
+        "calibration": (at(split.metrics, "calibration.ece") is not None, _miscalibration(split)),
+    }
+    spots = [spot for checked, spot in checks.values() if checked and spot]
+    fine = [name for name, (checked, spot) in checks.items() if checked and not spot]
+    unchecked = [name for name, (checked, _) in checks.items() if not checked]
+    said = [f"Weak spots: {'; '.join(spots)}."] if spots else []
+    said += [f"None detected in: {', '.join(fine)}{_detectable(split)}."] if fine else []
+    said += [f"Unchecked: {', '.join(unchecked)}."] if unchecked else []
+    return " ".join(said)
+
+
+def _any_known(split: SplitResults, table: str, column: str) -> bool:
+    return any(row.get(column) is not None for row in split.table(table))
+
+
+def _detectable(split: SplitResults) -> str:
+    """From how many mistakes on a slice would have been found, where none was."""
+    slices = split.table("slices")
+    if not slices or worst_slice(split):
+        return ""
+    smallest = min(slices, key=lambda row: row["n"])
+    found = f"from {percentage(smallest['detectable'])} mistakes on"
+    return f" (a slice of {plural(smallest['n'], 'image')} would have been found {found})"
+
+
+def slice_name(row: Row) -> str:
+    """`effusion, grade 2`, of a row of the table of slices."""
+    parts = []
+    for name, value in parse_qsl(row["filters"]):
+        if name == "actual":
+            parts.append(f"grade {value}")
+        else:
+            parts.append(readable(value) if name == "finding" else group_name(name.removeprefix("in."), value))
+    return ", ".join(parts)
+
+
+def worst_slice(split: SplitResults) -> str:
+    """The slice that most surely has more mistakes than the rest, in words."""
+    row = next((row for row in split.table("slices") if row.get("worst") == 1), None)
+    if row is None:
+        return ""
+    return (
+        f"{slice_name(row)} ({plural(row['n'], 'image')}): {percentage(row['risk'])} mistakes, "
+        f"{percentage(row['risk_outside'])} elsewhere"
+    )
+
+
+def _weakest_prompt(split: SplitResults) -> str:
+    """A prompt that alone, for its grade, surely takes kappa with it."""
+    name = "quadratic_weighted_kappa"
+    rows = [row for row in split.table("prompts") if row.get("kappa_high") is not None]
+    row = min(rows, key=lambda row: float(row[f"{name}_difference"]), default=None)
+    if row is None or row[f"{name}_difference"] > -FALL or row["kappa_high"] >= 0:
+        return ""
+    before = row[name] - row[f"{name}_difference"]
+    return f"with “{row['prompt']}” alone for grade {row['grade']}, kappa falls from {before:.2f} to {row[name]:.2f}"
 
 
 def _weakest_group(split: SplitResults) -> str:
@@ -156,14 +255,14 @@ def worst_condition(split: SplitResults) -> Row | None:
     known = [
         row
         for row in split.table("robustness")
-        if row.get("difference") is not None and row["metric"] in split.headline and row["condition"] != INVERSION
+        if row.get("p_holm") is not None and row["metric"] in split.headline and row["condition"] != INVERSION
     ]
     return min(known, key=lambda row: float(row["difference"]), default=None)
 
 
 def _weakest_condition(split: SplitResults) -> str:
     row = worst_condition(split)
-    if row is None or row["difference"] > -FALL:
+    if row is None or row["difference"] > -FALL or not (row.get("p_holm") or 0) < LEVEL:
         return ""
     metric, level = split.headline[row["metric"]], f", {number(row['level'])}" if row.get("level") else ""
     return (

@@ -115,19 +115,6 @@ GRADE_FIGURES = {
 }
 
 
-def grade_figures(task: Task) -> dict[str, Metric]:
-    """What is known of the grade beside the headline."""
-    asked = task.positive
-    if asked is None:
-        return GRADE_FIGURES
-    title, lowest = asked.title.capitalize(), task.labels.values[asked.lowest]
-    return GRADE_FIGURES | {
-        f"{asked.name}.accuracy": Metric(f"{title} (grade {lowest} and above): accuracy"),
-        f"{asked.name}.sensitivity": Metric(f"{title}: sensitivity"),
-        f"{asked.name}.specificity": Metric(f"{title}: specificity"),
-    }
-
-
 def grade_names(task: Task) -> list[str]:
     """`2 mild` of each label; a label that is its own word stands alone."""
     pairs = zip(task.labels.values, task.label_words, strict=True)

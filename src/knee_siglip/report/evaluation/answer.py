@@ -1,0 +1,115 @@
+"""The answer card: on one screen what the verdict stands on, and where the mistakes are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from knee_siglip.report.evaluation.results import EvaluationResults, SplitResults
+from knee_siglip.report.evaluation.verdict import slice_name
+from knee_siglip.report.evaluation.wording import GRADING, at, grade_names, percentage, too_few_units
+from knee_siglip.report.html.numbers import plural
+from knee_siglip.report.html.tables import Cell, Table
+from knee_siglip.tables.ids import describe_units
+
+SHARE = GRADING["accuracy"]
+
+
+@dataclass(frozen=True)
+class AnswerCard:
+    """basis: what the figures rest on. yes_no: each grade, and the positive ones together, as yes or no.
+
+    slices: (what was found, link to its cases, empty without a case browser), the worst first. searched: what was
+    looked through, and what would have been found.
+    """
+
+    basis: str
+    figures: Table | None
+    yes_no: Table | None
+    slices: list[tuple[str, str]]
+    searched: str
+
+
+def answer_card(results: EvaluationResults) -> AnswerCard:
+    """Of the split that is shown."""
+    split = results.shown
+    return AnswerCard(_basis(results), _figures(split), _yes_no(split), _slices(results), _searched(split))
+
+
+def _basis(results: EvaluationResults) -> str:
+    split = results.shown
+    rows = at(split.metrics, "rows")
+    parts = [] if rows is None else [plural(rows, "image")]
+    parts += [describe_units(split.units)] if split.units else []
+    if (seed := at(results.facts, "params.seed")) is not None:
+        parts.append(f"one training (seed {seed}): what another seed would change is not in the intervals")
+    return ", ".join(parts)
+
+
+def _figures(split: SplitResults) -> Table | None:
+    deciding = (
+        f"{split.task.labels.metrics}.quadratic_weighted_kappa",
+        "retrieval.image_to_text.recall_at_1",
+        "retrieval.text_to_image.recall_at_1",
+    )
+    rows: list[list[Cell]] = []
+    for name in deciding:
+        metric, value = split.headline.get(name), at(split.metrics, name)
+        if metric is not None and value is not None:
+            interval = split.interval(name)
+            between = metric.between(*interval) if interval else too_few_units(split.too_few(name))
+            title = Markup('<b>{}</b><br><span class="soft">{}</span>').format(metric.title, metric.meaning)
+            rows.append([title, metric.shown(value), between])
+    return Table("What decides.", ["", "Model", "95 % interval"], rows) if rows else None
+
+
+def _yes_no(split: SplitResults) -> Table | None:
+    """Sensitivity, specificity and positive predictive value."""
+    task = split.task
+    found: dict[str, Mapping[str, Any]] = {}
+    for label, name in zip(task.labels.values, grade_names(task), strict=True):
+        if figures := split.grading(f"grade_{label}"):
+            renamed = {metric.replace("recall", "sensitivity"): value for metric, value in figures.items()}
+            found[f"Grade {name}"] = renamed
+    caption = "In brackets: 95 % interval. A grade is that of the most similar prompt."
+    if task.positive and (figures := split.grading(task.positive.name)):
+        lowest = task.labels.values[task.positive.lowest]
+        found[f"{task.positive.title.capitalize()} (grade {lowest} and above)"] = figures
+        caption += f" {task.positive.title.capitalize()}: at the threshold chosen on validation images."
+    columns = {"sensitivity": "Sensitivity", "specificity": "Specificity", "ppv": "Positive predictive value"}
+    rows = [[name, *(_share(figures, metric) for metric in columns)] for name, figures in found.items()]
+    return Table(caption, ["", *columns.values()], rows) if rows else None
+
+
+def _share(figures: Mapping[str, Any], name: str) -> str:
+    value, low, high = (figures.get(f"{name}{end}") for end in ("", "_ci_low", "_ci_high"))
+    if value is None:
+        return percentage(None)
+    return f"{percentage(value)} ({SHARE.between(low, high) or too_few_units(figures.get(f'{name}_ci_units'))})"
+
+
+def _slices(results: EvaluationResults) -> list[tuple[str, str]]:
+    rows = [row for row in results.shown.table("slices") if row.get("worst") is not None]
+    return [
+        (
+            f"{slice_name(row)}: {row['mistakes']} of {plural(row['n'], 'image')} wrong, {percentage(row['risk'])} "
+            f"({SHARE.between(row['low'], row['high'])}); elsewhere {percentage(row['risk_outside'])}, adjusted p "
+            f"{'below 0.001' if row['p_holm'] < 0.001 else round(row['p_holm'], 3)}",
+            f"cases.html#{row['filters']}" if results.has_cases else "",
+        )
+        for row in sorted(rows, key=lambda row: int(row["worst"]))
+    ]
+
+
+def _searched(split: SplitResults) -> str:
+    rows = split.table("slices")
+    if not rows:
+        return "Slices of the data were not searched for mistakes: there are too few images or patients."
+    smallest = min(rows, key=lambda row: int(row["n"]))
+    found = "" if any(row.get("flagged") for row in rows) else " None was found to have more."
+    return (
+        f"{plural(len(rows), 'slice')} (by grade, finding and column, and by two of these) were tested for more "
+        f"mistakes than elsewhere, with Holm's correction.{found} With {plural(smallest['n'], 'image')}, a share of "
+        f"{percentage(smallest['detectable'])} would have been found in four of five cases."
+    )
