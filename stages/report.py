@@ -24,6 +24,7 @@ from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
 from knee_siglip.report.validation.page import write_validation_page
 from knee_siglip.report.write import ReportFiles, write_report
+from knee_siglip.validation.outputs import ISSUES
 
 
 def main() -> None:
@@ -48,12 +49,13 @@ def fail_with_page(params: Params) -> None:
 
 
 def kept(page: Path) -> Path:
-    """The page itself, or its copy in the store when DVC deletes this run's folder, however it ends."""
+    """The page itself, or its copy in the store (beside issues.csv) when DVC deletes this run's folder at its end."""
     name = paths.temporary_run()
     if name is None:
         return page
-    copy = paths.store_root() / paths.FAILED / f"{name}.html"
-    link_or_copy(page, copy)
+    copy = paths.store_root() / paths.FAILED / name / page.name
+    for file in (page, page.with_name(ISSUES)):
+        link_or_copy(file, copy.with_name(file.name))
     return copy
 
 

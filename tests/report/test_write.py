@@ -74,11 +74,12 @@ def test_the_page_of_a_run_whose_folder_dvc_deletes_is_kept_and_named(
     monkeypatch.delenv("KNEE_SIGLIP_STORE")
     for name, value in {"DVC_ROOT": str(root), "DVC_EXP_NAME": "lofty-knee"}.items():
         monkeypatch.setenv(name, value)
-    kept = root / ".store/failed/lofty-knee.html"
+    kept = root / ".store/failed/lofty-knee/index.html"
     for message in ("a.png cannot be read", "a.png is empty"):  # the same experiment may fail again
         write_results(Path("reports/validation"), TABLE, [replace(ISSUES[0], message=message)], {}, "kl_grade")
         assert f"error: validation failed; see {kept}\n" in run_stage("--failed-validation").stderr
         assert message in kept.read_text()
+        assert message in kept.with_name("issues.csv").read_text()
     monkeypatch.setenv("DVC_ROOT", str(project))
     assert "see reports/validation/index.html\n" in run_stage("--failed-validation").stderr
 

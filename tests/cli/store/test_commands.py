@@ -246,7 +246,7 @@ def test_unfinished_trainings_are_shown_and_pruned_by_age_only(run, store):
 
 
 def test_pages_of_failed_runs_are_shown_and_pruned_by_age_only(project, store):
-    page = project / ".store" / paths.FAILED / "lofty-knee.html"
+    page = project / ".store" / paths.FAILED / "lofty-knee/index.html"
     page.parent.mkdir(parents=True)
     page.write_text("what is wrong")
     os.utime(page, (time.time() - 3 * 86400,) * 2)
@@ -256,7 +256,7 @@ def test_pages_of_failed_runs_are_shown_and_pruned_by_age_only(project, store):
     assert "lofty-knee" in store("prune", "--older_than", "2")
     assert page.exists()
     store("prune", "--older_than", "2", "--yes")
-    assert not page.exists()
+    assert not page.parent.exists()
 
 
 def test_a_training_that_runs_is_not_pruned(run, store):

@@ -119,7 +119,7 @@ def prune(
         for run in runs:
             remove_unfinished(run)
         for page in pages:
-            page.unlink(missing_ok=True)
+            shutil.rmtree(page.parent, ignore_errors=True)
     typer.echo(f"{_gigabytes(freed)} " + ("freed" if yes else "would be freed; nothing was removed: add --yes"))
 
 
@@ -224,7 +224,7 @@ def _describe_run(run: "Unfinished") -> str:
 
 
 def _failed_pages(root: Path) -> list[Path]:
-    return sorted((root / paths.FAILED).glob("*.html"))
+    return sorted((root / paths.FAILED).glob("*/index.html"))
 
 
 def _last_change(page: Path) -> datetime:
@@ -232,7 +232,7 @@ def _last_change(page: Path) -> datetime:
 
 
 def _describe_page(page: Path) -> str:
-    return f"validation page of the failed run {page.stem}: {page}, {_last_change(page):%Y-%m-%d}"
+    return f"validation page of the failed run {page.parent.name}: {page}, {_last_change(page):%Y-%m-%d}"
 
 
 def _describe(facts: dict[str, Any]) -> str:
