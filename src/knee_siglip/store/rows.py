@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -143,11 +143,11 @@ class RowStore:
         """Rows of the records `numbers` (B,): (B, *shape)."""
         return self.read(self._places[numbers])
 
-    def sound(self, numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(B,) whether rows (B, *shape) are those whose hashes the records `numbers` (B,) hold."""
+    def sound(self, numbers: np.ndarray, rows: Iterable[np.ndarray]) -> np.ndarray:
+        """(B,) whether B rows are those whose hashes the records `numbers` (B,) hold."""
         hashes = self._hashes[numbers].tolist()
         found = (hashlib.sha256(row.data).hexdigest().encode() for row in rows)
-        return np.fromiter((known == new for known, new in zip(hashes, found, strict=True)), bool, len(rows))
+        return np.fromiter((known == new for known, new in zip(hashes, found, strict=True)), bool, len(numbers))
 
     def _find(self, image_ids: Sequence[str]) -> np.ndarray:
         """(N,) number of each id's last record, -1 where there is none."""
@@ -217,7 +217,7 @@ class CachedRows:
         assert (wanted >= 0).all(), "rows that were not asked for when this was opened"
         values = store.read_numbers(wanted)
         new = np.flatnonzero(~self._is_checked[rows])
-        sound = store.sound(wanted[new], values[new])
+        sound = store.sound(wanted[new], (values[at] for at in new))  # views: a copy costs more than its hash
         self._is_checked[rows[new[sound]]] = True
         return values, rows[new[~sound]]
 
