@@ -104,6 +104,8 @@ def test_rows_are_answered_in_their_order_and_wrong_ones_say_so(packed):
         {"queries": QUERIES},
     ]
     answers = model.predict(pd.DataFrame(rows))
+    assert answers["cautions"][0][0] == "not for clinical use"
+    assert answers["cautions"][1] is None
     assert answers["status"].tolist()[::2] == ["ok", "ok"]
     assert answers["similarities"][0] == pytest.approx(answers["similarities"][2][::-1])
     assert "no image of a known format" in answers["status"][1]

@@ -111,10 +111,17 @@ def _answer(status: str, queries: tuple[str, ...], prediction: "Prediction | Non
         "label": None if prediction.label is None else str(prediction.label),
         "labels": [str(value) for value in prediction.labels.values],
         "label_probabilities": list(prediction.probabilities),
+        "distance_to_training": prediction.distance,
+        "cautions": prediction.cautions,
     }
 
 
-ANSWER = ("similarities", "probabilities", "label", "labels", "label_probabilities")
-"""Columns that only a readable image has: cosines and sigmoid probabilities of the queries, and the graded label."""
+ANSWER = (
+    *("similarities", "probabilities", "label", "labels", "label_probabilities"),
+    *("distance_to_training", "cautions"),
+)
+"""Columns that only a readable image has: cosines and sigmoid probabilities of the queries, the graded label, and
+how far the answer may be believed, as a `Prediction` has it.
+"""
 
 set_model(ServedModel())
