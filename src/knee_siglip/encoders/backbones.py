@@ -16,7 +16,6 @@ import torch
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_folder
-from knee_siglip.encoders.hub import download
 from knee_siglip.encoders.protocols import Encoder, TextEncoder, VisionEncoder
 from knee_siglip.encoders.registry import TEXT_ENCODERS, VISION_ENCODERS, Tower, encoders_of
 from knee_siglip.encoders.tower import CONFIG, INDEX, WEIGHTS
@@ -60,6 +59,8 @@ def _find_source(tower: Tower, source: str, revision: str) -> Path:
         return SMALL_FOLDER / tower
     if Path(source).is_dir():
         return Path(source)
+    from knee_siglip.encoders.hub import download  # the hub's client takes half a second to import
+
     return download(tower, source, revision, WANTED[tower])
 
 

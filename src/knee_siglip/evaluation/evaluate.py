@@ -13,8 +13,6 @@ from knee_siglip.core.files import sha256
 from knee_siglip.core.metrics_file import finite, read_json
 from knee_siglip.evaluation.embedded import EmbeddedData, embed_prompts, embed_split
 from knee_siglip.evaluation.findings import require_column
-from knee_siglip.evaluation.measurement import measure_split
-from knee_siglip.evaluation.outputs import write_results
 from knee_siglip.evaluation.split_metrics import Metrics, count_rows
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
@@ -56,6 +54,10 @@ def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict
         UserError: the checkpoint was trained on images prepared otherwise than the cache's, or a split is empty.
     """
     data = embed(params, files, device)
+    # Here, so that embedding starts without waiting for scikit-learn and matplotlib.
+    from knee_siglip.evaluation.measurement import measure_split
+    from knee_siglip.evaluation.outputs import write_results
+
     results = [measure_split(split, data, files.backbones) for split in data.evaluated]
     artifacts = write_results(data, results, model_facts(params, data, files.model), files.report)
     metrics = {result.name: result.metrics for result in results}

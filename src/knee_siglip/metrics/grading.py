@@ -6,13 +6,8 @@ Grades are integers 0 ... C-1 in order of severity: the positions of the task's 
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    cohen_kappa_score,
-    recall_score,
-    roc_auc_score,
-)
+
+# scikit-learn takes a second to import: here it is inside the functions, so that a stage starts without it.
 
 
 def zero_shot_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float]:
@@ -45,6 +40,8 @@ def agreement_metrics(grades: np.ndarray, predicted: np.ndarray, classes: int) -
         mae, the mean number of grades off; quadratic_weighted_kappa, left out with a single actual grade. Empty
         without rows.
     """
+    from sklearn.metrics import accuracy_score, cohen_kappa_score, recall_score
+
     if not len(grades):
         return {}
     off, present = np.abs(grades - predicted), np.unique(grades)
@@ -101,6 +98,8 @@ def positive_metrics(probabilities: np.ndarray, grades: np.ndarray, lowest: int)
 
 def ranking_areas(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
     """auroc and auprc (average precision) of a score (N,) for truth (N,) bool; empty with a single class."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     if truth.all() or not truth.any():
         return {}
     return {

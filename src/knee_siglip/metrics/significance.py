@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 
 def bootstrap_p_value(differences: np.ndarray) -> float:
@@ -27,7 +27,7 @@ def normal_p_value(difference: float, differences: np.ndarray) -> float:
     deviation = float(differences.std(ddof=1))
     if deviation == 0:
         return float(difference == 0)
-    return float(2 * norm.sf(abs(difference) / deviation))
+    return float(2 * ndtr(-abs(difference) / deviation))
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:

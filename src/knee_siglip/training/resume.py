@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
@@ -23,20 +22,21 @@ import torch
 from torch import Tensor
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.core.files import PARTIAL, atomic_file, link_or_copy, lock, sha256
+from knee_siglip.core.files import PARTIAL, atomic_file, link_or_copy, sha256
 from knee_siglip.params.sections import Params
 from knee_siglip.training.distributed import Ranks
+from knee_siglip.training.unfinished import STATE, lock_run
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "knee-siglip-run/2"
 KEPT = 2
-STATE, DIGEST, BEST = ".state", ".sha256", ".best"
-"""A state, its digests, and the best model up to it. The digests are sha256 of both other files, as `sha256sum` writes
-them: torch itself reads a damaged file without an error."""
+DIGEST, BEST = ".sha256", ".best"
+"""Beside a state: its digests, and the best model up to it. The digests are sha256 of both other files, as `sha256sum`
+writes them: torch itself reads a damaged file without an error."""
 
-LOCK, BEGUN = ".lock", "begun"
-"""BEGUN is as old as the training."""
+BEGUN = "begun"
+"""As old as the training."""
 
 SECONDS_TO_WAIT = 60.0
 """For another training of the same fingerprint: one that was just asked to stop needs a moment to save."""
@@ -250,7 +250,7 @@ def open_run(root: Path, name: str, minutes: float, *, wait: float = SECONDS_TO_
         UserError: another process runs the same training, or the folder cannot be written.
     """
     folder = root / name
-    with lock(folder / LOCK, "running this very training", wait=wait):
+    with lock_run(folder, wait):
         for leftover in folder.glob(f"*{PARTIAL}"):
             leftover.unlink(missing_ok=True)
         begun = folder / BEGUN
@@ -285,41 +285,6 @@ def require_space(folder: Path, models: Path, model: torch.nn.Module, with_avera
                 f"too little space for the training's states and models: {place} needs {needs[device] / 1e6:.0f} MB, "
                 f"{free / 1e6:.0f} MB are free; free some, or set KNEE_SIGLIP_STORE to a folder on another disk"
             )
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """A training that was killed or failed. step: of its newest state, None before the first one."""
-
-    folder: Path
-    step: int | None
-    bytes: int
-    last_used: datetime
-
-
-def unfinished_runs(root: Path) -> list[Unfinished]:
-    """Every unfinished training under the folder of runs `root`, the last used first."""
-    found = [_examine(folder) for folder in root.glob("*") if folder.is_dir()]
-    return sorted(found, key=lambda run: run.last_used, reverse=True)
-
-
-def remove_unfinished(run: Unfinished) -> None:
-    """Remove its states; the same training then starts from scratch.
-
-    Raises:
-        UserError: it is running.
-    """
-    with open_run(run.folder.parent, run.folder.name, 0, wait=0) as saver:
-        saver.remove()
-
-
-def _examine(folder: Path) -> Unfinished:
-    stats = [file.stat() for file in folder.iterdir()] or [folder.stat()]
-    steps = [int(file.stem.partition("-")[2]) for file in folder.glob(f"*{STATE}")]
-    # a best model may have several names
-    sizes = {stat.st_ino: stat.st_blocks * 512 for stat in stats}
-    newest = datetime.fromtimestamp(max(stat.st_mtime for stat in stats))
-    return Unfinished(folder, max(steps, default=None), sum(sizes.values()), newest)
 
 
 class _Hashing:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from knee_siglip.cli.store.care import StoredRows
     from knee_siglip.cli.store.travel import CacheFiles, OnDifference
-    from knee_siglip.training.resume import Unfinished
+    from knee_siglip.training.unfinished import Unfinished
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,7 +53,7 @@ def show(cache: CacheOption = None) -> None:
     from rich.console import Console
 
     from knee_siglip.cli.store.care import list_stored
-    from knee_siglip.training.resume import unfinished_runs
+    from knee_siglip.training.unfinished import unfinished_runs
 
     root = paths.find_store_root()
     found = list_stored(root, cache or _in_project(paths.CACHE_FACTS))
@@ -94,7 +94,7 @@ def prune(
     from rich.console import Console
 
     from knee_siglip.cli.store.care import choose_prunable, list_stored, remove_stored
-    from knee_siglip.training.resume import remove_unfinished, unfinished_runs
+    from knee_siglip.training.unfinished import remove_unfinished, unfinished_runs
 
     root = paths.find_store_root()
     found = list_stored(root, cache or _in_project(paths.CACHE_FACTS))
