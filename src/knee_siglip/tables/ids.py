@@ -21,6 +21,8 @@ UNIT_COUNTS = {
 INVISIBLE = frozenset({"Cf", "Cc", "Cs"})
 """Unicode categories of zero-width characters, byte order marks and controls."""
 
+UNSEEN_ASCII = re.compile(r"[\x00-\x20\x7f]")
+
 DASHES = re.compile("[‐-―−﹘﹣－]")
 TEXT_MARKS = re.compile(r"""^(?:=?["'’`]+)|["'’`]+$""")
 """What a spreadsheet writes around a number that is to stay text: 'a leading quote, ="a formula"."""
@@ -117,7 +119,7 @@ def is_rounded(text: str) -> bool:
 def id_keys(column: pd.Series) -> pd.Series:
     """`id_key` of every cell, '' where there is none; each distinct text is asked once."""
     cells = column.fillna("").astype(str)
-    return cells.map({text: id_key(text) for text in cells.unique()}).astype(str)
+    return cells.map({text: id_key(text) for text in cells.unique().tolist()}).astype(str)
 
 
 def known_ids(column: pd.Series) -> pd.Series:
@@ -155,6 +157,8 @@ def independent_units(table: pd.DataFrame) -> Units:
 
 def _plain(text: str) -> str:
     """Compatibility forms, case, dashes and quotes unified; nothing that cannot be seen, no white space."""
+    if text.isascii():  # nearly every id: the same in a quarter of the time
+        return TEXT_MARKS.sub("", UNSEEN_ASCII.sub("", text.lower()))
     composed = unicodedata.normalize("NFKC", text).casefold()
     visible = "".join(char for char in composed if not char.isspace() and unicodedata.category(char) not in INVISIBLE)
     digits = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in visible)

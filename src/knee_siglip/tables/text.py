@@ -132,13 +132,15 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], length: int, pad_to: in
     token as well). `pad_to` is the length of the encoder's position table: SigLIP was trained padded to all of it,
     without a mask, and pools the last position; so there is no mask here either.
     """
+    import numpy as np
     import torch
 
     width = max(length, pad_to or 0)
-    if not texts:
-        return torch.zeros((0, width), dtype=torch.long)
-    rows = [ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in _token_ids(tokenizer, texts, length)]
-    return torch.tensor(rows, dtype=torch.long)
+    rows = np.full((len(texts), width), tokenizer.pad_token_id, dtype=np.int64)
+    if texts:
+        for row, ids in zip(rows, _token_ids(tokenizer, texts, length), strict=True):
+            row[: len(ids)] = ids
+    return torch.from_numpy(rows)
 
 
 def token_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:

@@ -68,9 +68,9 @@ def issues_of_texts(
     column: str = "impression",
 ) -> list[Issue]:
     """`judge` every distinct text once; what it says of a text is a warning for all rows that have the text."""
-    verdicts = {text: verdict for text in table[column].unique() if (verdict := judge(text))}
+    verdicts = {text: verdict for text in table[column].unique().tolist() if (verdict := judge(text))}
     guilty = table.loc[table[column].isin(list(verdicts)), column]
-    messages = {int(str(row)): verdicts[text] for row, text in guilty.items()}
+    messages = {row: verdicts[text] for row, text in zip(guilty.index.tolist(), guilty.tolist(), strict=True)}
     return issues_of_rows(table, check, messages, problem)
 
 

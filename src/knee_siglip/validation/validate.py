@@ -195,7 +195,7 @@ def _add_columns(
         patient_id=patients,
         image_file=files,
         **{name: facts[name] for name in made},
-        text=table["impression"].map(normalise_text),
+        text=table["impression"].map({text: normalise_text(text) for text in table["impression"].unique().tolist()}),
         flags="",
         **{name: facts[name] for name in WORKING_COLUMNS},
     )
