@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from sklearn.metrics import brier_score_loss
 
 BINS = 10
 TEMPERATURES = (0.01, 100.0)
@@ -56,6 +55,8 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
         probabilities: (N, C), rows sum to 1.
         labels: (N,) integers below C.
     """
+    from sklearn.metrics import brier_score_loss  # takes a second to import
+
     if not len(labels):
         return float("nan")
     classes = range(probabilities.shape[1])
