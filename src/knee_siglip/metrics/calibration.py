@@ -55,6 +55,8 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
         probabilities: (N, C), rows sum to 1.
         labels: (N,) integers below C.
     """
+    from sklearn.metrics import brier_score_loss  # takes a second to import
+
     if not len(labels):
         return float("nan")
     from sklearn.metrics import brier_score_loss  # half a second, which other uses of this file need not wait for

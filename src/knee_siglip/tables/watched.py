@@ -8,12 +8,12 @@ from pathlib import Path
 def outside_images(files: Iterable[str | Path], folder: str, key: str) -> tuple[list[str], str]:
     """Files outside the folder that the param `key` names, sorted, and a sentence about them; ([], "") without any."""
     watched = _absolute(folder)
-    folders = {str(name): os.path.split(name)[0] for name in files if name}
-    beyond = {folder for folder in set(folders.values()) if not _absolute(folder).is_relative_to(watched)}
-    outside = sorted(name for name, folder in folders.items() if folder in beyond)
+    folders = {str(name): os.path.split(name)[0] for name in files if name}  # few, of a million files
+    beyond = {parent for parent in set(folders.values()) if not _absolute(parent).is_relative_to(watched)}
+    outside = sorted(name for name, parent in folders.items() if parent in beyond)
     if not outside:
         return [], ""
-    common = os.path.commonpath([_absolute(folder) for folder in beyond])
+    common = os.path.commonpath([_absolute(parent) for parent in beyond])
     remedy = f"name their folder: -S {key}={common}"
     if common == os.path.sep:  # DVC would watch the whole machine
         remedy = f"put them, or links to them, below one folder and name that as {key}"
