@@ -81,6 +81,9 @@ def release(
     ):
         candidate = read_candidate(root, rev, Path(folder))
         champion = registry.champion()
+        if champion and champion.tags["sha256"] == candidate.sha256:
+            typer.echo(f"{rev} is the champion already: {registry.name} version {champion.version}")
+            return
         verdict = _judge_against(champion, candidate, metric or (), force)
         text = model_card(candidate, registry.name, verdict.reason)
         files = write_reference(Predictor(candidate.path, device="cpu", precision="float32"), Path(folder))
@@ -123,8 +126,6 @@ def read_candidate(root: Path, rev: str, folder: Path) -> Candidate:
 def _judge_against(champion: Any, candidate: Candidate, metrics: Sequence[str], force: str | None) -> Verdict:
     if champion is None:
         return Verdict(True, "there was none before")
-    if champion.tags["sha256"] == candidate.sha256:
-        return Verdict(True, f"it is version {champion.version} already")
     if force:
         return Verdict(True, f"forced over version {champion.version}: {force}")
     from knee_siglip.cli.compare.comparison import compare
