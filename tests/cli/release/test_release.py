@@ -117,6 +117,8 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
     code, said = release("worse")
     assert (code, "not the champion: against version 1 surely worse by contrastive_accuracy" in said) == (1, True), said
     assert card.read_text() == first
+    code, said = release("better", "--seed-of", "worse")  # seeds that differ so much say nothing
+    assert (code, "not the champion: against version 1 surely better by none" in said) == (1, True), said
     code, said = release("better")
     assert (code, "the champion: against version 1 surely better by" in said) == (0, True), said
     assert release("better") == (0, "better is the champion already: knee-siglip version 3\n")
@@ -124,6 +126,7 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     champion = client.get_model_version_by_alias("knee-siglip", "champion")
     assert (str(champion.version), champion.tags["experiment"]) == ("3", "better")
+    assert champion.tags["runs"] == champion.tags["commit"]
     assert champion.description == card.read_text()
     run_in(project, "dvc", "artifacts", "get", ".", "model", "--stage", "champion", "-o", str(tmp_path / "had.pt"))
     assert sha256(tmp_path / "had.pt") == champion.tags["sha256"]
@@ -131,6 +134,8 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
     loaded = mlflow.pyfunc.load_model("models:/knee-siglip@champion")  # checks its reference
     assert loaded.predict(loaded.input_example)["status"].tolist() == ["ok"]
 
+    client.delete_model_version_tag("knee-siglip", "3", "runs")
+    assert "not made by knee-siglip release" in release("worse")[1]
     assert release("worse", "--force", "a demonstration")[0] == 0
     champion = client.get_model_version_by_alias("knee-siglip", "champion")
     assert (str(champion.version), champion.tags["forced"]) == ("2", "a demonstration")
