@@ -87,7 +87,7 @@ def test_a_server_answers_as_infer_does(address, checkpoint_path, tmp_path, knee
         assert code == 0
         expected = json.loads(out)
         found = {ranked["query"]: ranked for ranked in expected["queries"]}
-        assert answer["status"] == "ok"
+        assert (answer["status"], answer["cautions"]) == ("ok", expected["cautions"])
         for name, values in (("similarity", "similarities"), ("probability", "probabilities")):
             assert answer[values] == pytest.approx([found[query][name] for query in QUERIES], abs=1e-5)
     assert gone["status"].endswith("gone.png: no such file")

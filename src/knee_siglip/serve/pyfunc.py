@@ -111,10 +111,12 @@ def _answer(status: str, queries: tuple[str, ...], prediction: "Prediction | Non
         "label": None if prediction.label is None else str(prediction.label),
         "labels": [str(value) for value in prediction.labels.values],
         "label_probabilities": list(prediction.probabilities),
+        "distance": prediction.distance,
+        "cautions": list(prediction.cautions),
     }
 
 
-ANSWER = ("similarities", "probabilities", "label", "labels", "label_probabilities")
-"""Columns that only a readable image has: cosines and sigmoid probabilities of the queries, and the graded label."""
+ANSWER = ("similarities", "probabilities", "label", "labels", "label_probabilities", "distance", "cautions")
+"""Columns that only a readable image has: of the queries, and as in a `Prediction`."""
 
 set_model(ServedModel())

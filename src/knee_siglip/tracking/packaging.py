@@ -112,6 +112,8 @@ def _signature() -> Any:
         ColSpec(DataType.string, "label", required=False),
         ColSpec(texts, "labels", required=False),
         ColSpec(numbers, "label_probabilities", required=False),
+        ColSpec(DataType.double, "distance", required=False),
+        ColSpec(texts, "cautions", required=False),
     ]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 

@@ -148,8 +148,8 @@ def _judge_against(champion: Any, candidate: Candidate, metrics: Sequence[str], 
 
     if "runs" not in champion.tags:
         raise UserError(
-            f"the champion, version {champion.version}, was not made by knee-siglip release, and nothing says where its "
-            "predictions are; to replace it: --force WHY"
+            f"the champion, version {champion.version}, was not made by knee-siglip release, and nothing says where "
+            "its predictions are; to replace it: --force WHY"
         )
     sides = champion.tags["runs"].split(), candidate.runs
     present, new = [[rows_of_split(commit, "test") for commit in side] for side in sides]
