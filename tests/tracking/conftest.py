@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,6 +104,7 @@ def _train(root: Path) -> str:
         tracker.log_metrics({"train.scale": float("inf"), "speed.pairs_per_second": 7.0}, step=3)
         tracker.log_summary(TRAIN_METRICS | {"speed": {"pairs_per_second": 8.0}})
         tracker.log_artifact(model, "model")
+        tracker.log_artifact(Path(shutil.copy(model, "final_model.pt")), "model")
         tracker.log_artifact(figure, "report", "figures")
         remember_run(tracker, model)
     return tracker.run_id

@@ -59,8 +59,6 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     if not len(labels):
         return float("nan")
-    from sklearn.metrics import brier_score_loss  # half a second, which other uses of this file need not wait for
-
     classes = range(probabilities.shape[1])
     return float(brier_score_loss(labels, probabilities, labels=classes, scale_by_half=False))
 

@@ -112,7 +112,7 @@ def _answer(status: str, queries: tuple[str, ...], prediction: "Prediction | Non
         "labels": [str(value) for value in prediction.labels.values],
         "label_probabilities": list(prediction.probabilities),
         "distance_to_training": prediction.distance,
-        "cautions": prediction.cautions,
+        "cautions": list(prediction.cautions),
     }
 
 
@@ -120,8 +120,6 @@ ANSWER = (
     *("similarities", "probabilities", "label", "labels", "label_probabilities"),
     *("distance_to_training", "cautions"),
 )
-"""Columns that only a readable image has: cosines and sigmoid probabilities of the queries, the graded label, and
-how far the answer may be believed, as a `Prediction` has it.
-"""
+"""Columns that only a readable image has: of the queries, and as in a `Prediction`."""
 
 set_model(ServedModel())

@@ -60,10 +60,14 @@ class LoggedModels:
         self.experiment = experiment
 
     def find(self, sha256: str, name: str = "", run_id: str | None = None) -> Any:
-        """The LoggedModel of the checkpoint with this hash, of that name and run where they are given; else None."""
+        """The LoggedModel of the checkpoint with this hash, of that name and run where they are given; else None.
+
+        Of several the oldest: best_model, where the final model is the same.
+        """
         wanted = {"tags.sha256": sha256, "name": name, "source_run_id": run_id}
         query = " AND ".join(f"{key} = '{value}'" for key, value in wanted.items() if value)
-        found = self.client.search_logged_models([self.experiment], query, max_results=1)
+        oldest = [{"field_name": "creation_timestamp", "ascending": True}]
+        found = self.client.search_logged_models([self.experiment], query, max_results=1, order_by=oldest)
         return found[0] if found else None
 
     def log(self, path: Path, tags: dict[str, str], copied: bool, run_id: str | None = None, step: int = 0) -> Any:

@@ -169,8 +169,9 @@ class MlflowRun:
         """
         from mlflow.entities import DatasetInput, InputTag, LoggedModelInput
 
-        evaluated = start["tags"].get("model_sha256") and self.models.find(start["tags"]["model_sha256"])
-        self.evaluated = evaluated.model_id if evaluated else None
+        if model := start["tags"].get("model_sha256"):
+            evaluated = self.models.find(model, run_id=self.run_id) or self.models.find(model)
+            self.evaluated = evaluated.model_id if evaluated else None
         if self.evaluated and made:
             self.client.log_inputs(self.run_id, models=[LoggedModelInput(self.evaluated)])
         self.dataset = _dataset(start)

@@ -55,6 +55,7 @@ def write_results(folder: Path, wrong: float, make_model: Callable) -> None:
     (report / "tables/subgroups.csv").write_text(SUBGROUPS)
     predictions(wrong).to_parquet(folder / paths.PREDICTIONS)
     value = {"contrastive_accuracy": 1 - wrong, "contrastive_accuracy_ci_low": 0.1, "contrastive_accuracy_ci_high": 0.9}
+    value["retrieval"] = {"image_to_text": {"recall_at_1": 0.5, "recall_at_1_ci_units": 9}}
     (report / "metrics.json").write_text(json.dumps({"test": value | {"calibration": {"ece": 0.1}}}))
     params = {"data": {"csv": "/clinic-a/knees.csv"}, "model": {"vision": "/clinic-a/encoder", "text": "small"}}
     counts = {"rows": 80, "patients": 40, "distinct_texts": 1, "graded_rows": 0}
@@ -110,18 +111,22 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
     assert "clinic-a" not in first
     assert "| contrastive_accuracy | 0.700 | 0.100 to 0.900 |" in first
     assert "side left | 35 | 35 | contrastive_accuracy | 0.900" in first
-    assert "view pa: 2 images of 1 patients are too few" in first
+    assert "too few for a figure: view pa (2 images of 1 patients)" in first
+    assert "| retrieval.image_to_text.recall_at_1 | 0.500 | too few patients |" in first
 
     code, said = release("worse")
     assert (code, "not the champion: against version 1 surely worse by contrastive_accuracy" in said) == (1, True), said
     assert card.read_text() == first
+    code, said = release("better", "--seed-of", "worse")  # seeds that differ so much say nothing
+    assert (code, "not the champion: against version 1 surely better by none" in said) == (1, True), said
     code, said = release("better")
     assert (code, "the champion: against version 1 surely better by" in said) == (0, True), said
-    assert release("better")[1].endswith("it is version 3 already; its card: MODEL_CARD.md\n")  # no fourth version
+    assert release("better") == (0, "better is the champion already: knee-siglip version 3\n")
 
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     champion = client.get_model_version_by_alias("knee-siglip", "champion")
     assert (str(champion.version), champion.tags["experiment"]) == ("3", "better")
+    assert champion.tags["runs"] == champion.tags["commit"]
     assert champion.description == card.read_text()
     run_in(project, "dvc", "artifacts", "get", ".", "model", "--stage", "champion", "-o", str(tmp_path / "had.pt"))
     assert sha256(tmp_path / "had.pt") == champion.tags["sha256"]
@@ -129,6 +134,8 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
     loaded = mlflow.pyfunc.load_model("models:/knee-siglip@champion")  # checks its reference
     assert loaded.predict(loaded.input_example)["status"].tolist() == ["ok"]
 
+    client.delete_model_version_tag("knee-siglip", "3", "runs")
+    assert "not made by knee-siglip release" in release("worse")[1]
     assert release("worse", "--force", "a demonstration")[0] == 0
     champion = client.get_model_version_by_alias("knee-siglip", "champion")
     assert (str(champion.version), champion.tags["forced"]) == ("2", "a demonstration")

@@ -14,7 +14,7 @@ from knee_siglip.core.nesting import flatten
 if TYPE_CHECKING:
     from knee_siglip.cli.release.command import Candidate
 
-LOW, HIGH = "_ci_low", "_ci_high"
+LOW, HIGH, UNITS = "_ci_low", "_ci_high", "_ci_units"
 SHOWN_IN_GROUPS = ("quadratic_weighted_kappa", "contrastive_accuracy")
 
 
@@ -48,19 +48,24 @@ def _public(encoder: str) -> str:
 
 
 def _intervals(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Name, value and 95 % interval of each metric that has one."""
+    """Name, value and 95 % interval of each metric that has one, or would have one of more patients."""
     for name, value in metrics.items():
-        if f"{name}{LOW}" in metrics and not name.startswith("subgroups."):
+        if f"{name}{LOW}" in metrics:
             yield name, f"{value:.3f}", f"{metrics[name + LOW]:.3f} to {metrics[name + HIGH]:.3f}"
+        elif f"{name}{UNITS}" in metrics:
+            yield name, f"{value:.3f}", "too few patients"
 
 
 def _groups(table: str) -> Iterator[dict[str, str]]:
-    """Rows of the test split's subgroups by the first of `SHOWN_IN_GROUPS` that each has."""
+    """The test split's subgroups, each by the first of `SHOWN_IN_GROUPS` that it has; without one it is too small."""
     rows = [row for row in csv.DictReader(io.StringIO(table)) if row["split"] == "test"]
     for column, group in dict.fromkeys((row["column"], row["group"]) for row in rows):
         mine = [row for row in rows if (row["column"], row["group"]) == (column, group)]
         known = {row["metric"].rsplit(".", 1)[-1]: row for row in mine if row["value"]}
         best = next((known[name] for name in SHOWN_IN_GROUPS if name in known), None)
         flagged = ", ".join(row["metric"] for row in mine if row["flagged"] == "True")
-        cells = {key: f"{float(best[key]):.3f}" if best and best[key] else "-" for key in ("value", "low", "high")}
-        yield {**mine[0], **cells, "metric": best["metric"] if best else "too few", "flagged": flagged}
+        if best is None:
+            yield {**mine[0], "metric": ""}
+            continue
+        cells = {key: f"{float(best[key]):.3f}" if best[key] else "-" for key in ("value", "low", "high")}
+        yield {**best, **cells, "flagged": flagged}

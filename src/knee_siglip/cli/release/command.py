@@ -5,6 +5,7 @@ A release keeps its commit: `dvc artifacts get . model --stage champion` brings 
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,10 +31,14 @@ LIMIT = 0.05
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a commit holds of a model: the checkpoint, copied to `path`, and what was measured on it."""
+    """What a commit holds of a model: the checkpoint, copied to `path`, and what was measured on it.
+
+    runs: the commits of all trainings that stand for it in comparisons, its own first.
+    """
 
     rev: str
     commit: str
+    runs: list[str]
     path: Path
     sha256: str
     metrics: dict[str, Any]
@@ -51,6 +56,10 @@ class Verdict:
 
 def release(
     rev: Annotated[str, typer.Argument(metavar="EXP", help="A DVC experiment, branch, tag or commit.")],
+    seeds: Annotated[
+        list[str] | None,
+        typer.Option("--seed-of", metavar="EXP", help="The same with another seed, repeatable: counts in comparisons."),
+    ] = None,
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="A headline metric that decides, repeatable. None: all.")
     ] = None,
@@ -79,8 +88,11 @@ def release(
         TemporaryDirectory(dir=store) as folder,
         Registry.open(tracking, root) as registry,
     ):
-        candidate = read_candidate(root, rev, Path(folder))
+        candidate = read_candidate(root, [rev, *(seeds or [])], Path(folder))
         champion = registry.champion()
+        if champion and champion.tags.get("sha256") == candidate.sha256:
+            typer.echo(f"{rev} is the champion already: {registry.name} version {champion.version}")
+            return
         verdict = _judge_against(champion, candidate, metric or (), force)
         text = model_card(candidate, registry.name, verdict.reason)
         files = write_reference(Predictor(candidate.path, device="cpu", precision="float32"), Path(folder))
@@ -95,42 +107,53 @@ def release(
     typer.echo(f"the champion: {verdict.reason}; its card: {card}")
 
 
-def read_candidate(root: Path, rev: str, folder: Path) -> Candidate:
-    """Read all that a release needs, before anything is registered.
+def read_candidate(root: Path, revs: Sequence[str], folder: Path) -> Candidate:
+    """Read all that a release of the first revision needs, before anything is registered.
 
     Raises:
         UserError: there is no such revision, or something was not kept of it.
     """
+    runs, rev = [_commit(root, name) for name in revs], revs[0]
+    path = folder / paths.BEST_MODEL.name
+    path.write_bytes(read_at(root, rev, paths.BEST_MODEL))
+    metrics, facts = (
+        json.loads(read_at(root, rev, paths.EVALUATION_REPORT / name)) for name in ("metrics.json", "facts.json")
+    )
+    digest = sha256(path)
+    if facts["model_sha256"] != digest:
+        raise UserError(f"{rev}: its evaluation is of another model than its {paths.BEST_MODEL}; run dvc repro there")
+    subgroups = ""
+    with suppress(UserError):  # there is no such table where none was measured
+        subgroups = read_at(root, rev, SUBGROUPS).decode()
+    return Candidate(rev, runs[0], runs, path, digest, metrics, facts, subgroups)
+
+
+def _commit(root: Path, rev: str) -> str:
     from dvc.repo import Repo
     from dvc.scm import RevError, resolve_rev
 
     try:
         with Repo(str(root)) as repo:
-            commit = resolve_rev(repo.scm, rev)
+            return str(resolve_rev(repo.scm, rev))
     except RevError:
         raise UsageError(f"{rev} is no git revision, branch or tag, nor a DVC experiment (dvc exp list)") from None
-    path = folder / paths.BEST_MODEL.name
-    path.write_bytes(read_at(root, commit, paths.BEST_MODEL))
-    metrics, facts = (
-        json.loads(read_at(root, commit, paths.EVALUATION_REPORT / name)) for name in ("metrics.json", "facts.json")
-    )
-    digest = sha256(path)
-    if facts["model_sha256"] != digest:
-        raise UserError(f"{rev}: its evaluation is of another model than its {paths.BEST_MODEL}; run dvc repro there")
-    return Candidate(rev, commit, path, digest, metrics, facts, read_at(root, commit, SUBGROUPS).decode())
 
 
 def _judge_against(champion: Any, candidate: Candidate, metrics: Sequence[str], force: str | None) -> Verdict:
     if champion is None:
         return Verdict(True, "there was none before")
-    if champion.tags["sha256"] == candidate.sha256:
-        return Verdict(True, f"it is version {champion.version} already")
     if force:
         return Verdict(True, f"forced over version {champion.version}: {force}")
     from knee_siglip.cli.compare.comparison import compare
 
-    present, new = [rows_of_split(rev, "test") for rev in (champion.tags["commit"], candidate.commit)]
-    verdict = judge(compare([present], [new], metrics))
+    if "runs" not in champion.tags:
+        raise UserError(
+            f"the champion, version {champion.version}, was not made by knee-siglip release, and nothing says where "
+            "its predictions are; to replace it: --force WHY"
+        )
+    sides = champion.tags["runs"].split(), candidate.runs
+    present, new = [[rows_of_split(commit, "test") for commit in side] for side in sides]
+    verdict = judge(compare(present, new, metrics))
     return Verdict(verdict.is_better, f"against version {champion.version} {verdict.reason}")
 
 

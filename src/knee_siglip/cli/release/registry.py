@@ -78,7 +78,7 @@ class Registry:
         self.client.log_model_artifact(model.model_id, str(text))
         version = self._version(candidate, model)
         self.client.update_model_version(self.name, version, card[:LONGEST_DESCRIPTION])
-        for key, value in notes.items():
+        for key, value in {**notes, "runs": " ".join(candidate.runs)}.items():
             self.client.set_model_version_tag(self.name, version, key, value)
         return version
 
