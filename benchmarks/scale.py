@@ -98,7 +98,8 @@ def prepare(folder: Path, count: int) -> None:
     table = rows(count)
     table.to_csv(folder / "train.csv", index=False)
     ids = [image_id(number) for number in range(count)]
-    made = {"image_id": ids, "image_file": table["img_path"], "width": 512, "height": 512, "bits": 8, "flags": ""}
+    made: dict[str, Any] = {"image_id": ids, "image_file": table["img_path"], "flags": ""}
+    made |= {"width": 512, "height": 512, "bits": 8}
     table["kl_grade"] = table["kl_grade"].astype("Int64")
     write_manifest(table.assign(**made, text=table["impression"].map(normalise_text)), folder / "manifest.parquet")
     store = folder / "store"

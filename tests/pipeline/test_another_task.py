@@ -141,7 +141,7 @@ def test_hips_with_three_grades_in_words(project: Path) -> None:
     assert "hip_grade" in set(pd.read_csv(out / "evaluation/tables/subgroups.csv")["column"])
 
     results = pd.read_csv(out / "results.csv", keep_default_na=False)
-    assert results.columns[-5:].tolist() == [
+    assert results.columns[-7:].tolist() == [
         "best_query",
         "hip_grade_predicted",
         "hip_probability",
