@@ -8,6 +8,7 @@ import pytest
 from axe_core_python.selenium import Axe
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 from selenium.webdriver.support.ui import Select
 
 from knee_siglip.report.cases.page import write_case_browser
@@ -121,7 +122,8 @@ def test_a_link_opens_a_case_and_reset_shows_all(browser: Chrome, page: Path) ->
     assert title(browser).startswith("images/<b>20.png")
     by_id(browser, "close").click()
     browser.find_element(By.CSS_SELECTOR, "[type=reset]").click()
-    assert count(browser).startswith("40 of 40")
+    # the list follows after the form has its first values again
+    WebDriverWait(browser, 20).until(lambda _: count(browser).startswith("40 of 40"))
 
 
 @pytest.mark.parametrize(("row", "reason"), [(38, "no file with these bytes"), (39, "image")])
