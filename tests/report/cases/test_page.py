@@ -8,8 +8,7 @@ import pytest
 from axe_core_python.selenium import Axe
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from knee_siglip.report.cases.page import write_case_browser
 from knee_siglip.report.evaluation.results import SplitResults
