@@ -61,9 +61,8 @@ def test_the_towers_embed_in_the_precision_of_the_params(files, precision, dtype
 
 
 def test_every_split_has_its_rows_in_the_order_of_the_manifest(files):
-    test, val = embed(
-        Params.model_validate({"evaluate": {"splits": ["test", "val", "test"]}}), files, device="cpu"
-    ).evaluated
+    params = Params.model_validate({"evaluate": {"splits": ["test", "val"]}})
+    test, val = embed(params, files, device="cpu").evaluated
     manifest = read_manifest(files.manifest)
     assert test.rows["image_id"].tolist() == manifest["image_id"][:8].tolist()
     assert val.rows["image_id"].tolist() == manifest["image_id"][8:].tolist()

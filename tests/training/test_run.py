@@ -288,7 +288,7 @@ def test_an_empty_split_is_named(files, make_params, split):
 
 
 def test_training_that_diverges_names_the_images_and_ends(files, make_params):
-    params = make_params(learning_rate=1e12, max_grad_norm=None, max_skipped_steps=1, epochs=20)
+    params = make_params(learning_rate=100.0, max_grad_norm=None, max_skipped_steps=1, epochs=20)
     with pytest.raises(UserError, match=r"not_finite\.json names the images.*lower train\.learning_rate"):
         train(params, files, "cpu")
     dump = json.loads((files.report / "not_finite.json").read_text())

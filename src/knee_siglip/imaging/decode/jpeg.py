@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from knee_siglip.imaging.decode.decoded import ImageError, shown
+from knee_siglip.imaging.decode.modes import grey_of
 
 END = b"\xff\xd9"
 MORE = bytes(np.random.default_rng(0).integers(0, 255, 512, dtype=np.uint8))
@@ -23,12 +24,12 @@ def check_complete(data: bytes, image: Image.Image, grey: np.ndarray, path: Path
     Missing blocks of a sequential JPEG are flat, so one without a flat corner need not be decoded a second time.
 
     Args:
-        image: as Pillow decoded it. grey: its pixels, uint8 (H, W).
+        image: as Pillow opened it. grey: `grey_of` it, uint8 (H, W).
     """
     corners = (grey[rows, columns] for rows in ENDS for columns in ENDS)
     end = data.rfind(END)
     if end < 0 or not ("progressive" in image.info or any(corner.min() == corner.max() for corner in corners)):
         return
     with Image.open(io.BytesIO(data[:end] + MORE + data[end:]), formats=("JPEG",)) as longer:
-        if not np.array_equal(np.asarray(longer), np.asarray(image)):
+        if not np.array_equal(grey_of(longer, data), grey):  # turned upright, as `grey` is
             raise ImageError(f"{shown(path)}: is damaged: its pixels end early, before an end marker")

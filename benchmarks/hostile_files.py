@@ -1,4 +1,4 @@
-"""python benchmarks/torture.py [--output FILE] [--list]
+"""python benchmarks/hostile_files.py [--output FILE] [--list]
 
 Every odd, damaged and hostile picture and DICOM of tests/torture, read by this project and as MONAI, torchxrayvision
 and open_clip read them (their own lines, on Pillow and pydicom): right, refused, crash, or wrong in silence.
