@@ -11,7 +11,7 @@ import torch
 from knee_siglip.core import paths
 from training_process import run, start, told_file, wait_until
 
-KILLS = 20
+KILLS = 10
 
 
 def clear_outs(files):
