@@ -50,7 +50,9 @@ class StoredImages:
 
         def add(wanted: set[str]) -> None:
             images = (rng.integers(0, 256, layout.shape, dtype=np.uint8) for _ in wanted)
-            hashed = ((hashlib.sha256(image.data).hexdigest(), image) for image in images)  # readers compare it with the row
+            hashed = (
+                (hashlib.sha256(image.data).hexdigest(), image) for image in images
+            )  # readers compare it with the row
             rows = ((image_id, *pair) for image_id, pair in zip(sorted(wanted), hashed, strict=True))
             add_rows(store.folder, store.segments, layout, len(wanted), rows)
 
