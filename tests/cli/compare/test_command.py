@@ -1,10 +1,7 @@
 """`knee-siglip compare` on a small git and DVC project with an experiment, and on files."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 from knee_siglip.core.paths import PREDICTIONS
 from knee_siglip.evaluation.headline import headlines
 from knee_siglip.metrics.bootstrap import RESAMPLES
+from processes import run_in
 from toys import KNEE
 
 STAGE = f"""
@@ -51,13 +49,6 @@ def predictions(wrong: float, seed: int = 0, rows: int = 80) -> pd.DataFrame:
     for direction in ("image_to_text", "text_to_image"):
         table[f"contrastive_{direction}"] = table[f"{direction}_recall_at_1"] = right.astype(float)
     return table
-
-
-def run_in(folder: Path, *command: str) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,6 @@
 """`knee-siglip release` on a small git and DVC project with a registry of its own."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from knee_siglip.core import paths
 from knee_siglip.core.files import sha256
+from processes import run_in
 from toy_checkpoint import write_checkpoint
 
 ARTIFACTS = f"artifacts:\n  model:\n    path: {paths.BEST_MODEL}\n    type: model\n"
@@ -38,13 +36,6 @@ def predictions(wrong: float) -> pd.DataFrame:
     for direction in ("image_to_text", "text_to_image"):
         table[f"contrastive_{direction}"] = table[f"{direction}_recall_at_1"] = right.astype(float)
     return table
-
-
-def run_in(folder: Path, *command: str) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def write_results(folder: Path, wrong: float, make_model: Callable) -> None:
