@@ -18,7 +18,7 @@ from knee_siglip.model.training_facts import Likeness, TrainingFacts, heard, mah
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.store.pixels import CachedPixels
 from knee_siglip.tables.ids import independent_units
-from knee_siglip.tables.manifest import ALTERNATIVES_COLUMN
+from knee_siglip.tables.manifest import count_drawn
 from knee_siglip.task.task import Task
 
 logger = logging.getLogger(__name__)
@@ -57,15 +57,11 @@ def add_answers(
 
 
 def training_facts(manifest: pd.DataFrame, verdict: dict[str, Any]) -> TrainingFacts:
-    """Of a training on the manifest's train split; not calibrated yet.
-
-    Drawn rows are those with alternatives: only a program that draws images knows which texts they could have.
-    """
+    """Of a training on the manifest's train split; not calibrated yet."""
     rows = manifest[manifest["split"] == "train"]
-    drawn = rows[ALTERNATIVES_COLUMN].fillna("").ne("").sum() if ALTERNATIVES_COLUMN in rows else 0
     return TrainingFacts(
         rows=len(rows),
-        drawn_rows=int(drawn),
+        drawn_rows=count_drawn(rows),
         patients=independent_units(rows).counts["patient"],
         verdict=verdict["verdict"],
         signs=[sign["name"] for sign in verdict["signs"]],
