@@ -9,6 +9,7 @@ import runpy
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -69,7 +70,9 @@ class Process:
     """
 
     def __init__(self, project: Project, name: str, prepare: Callable[[], None] = lambda: None) -> None:
-        self.log = project.folder.parent / f"{name}-{time.monotonic_ns()}.txt"
+        descriptor, log = tempfile.mkstemp()  # not on the disk that may be full
+        os.close(descriptor)
+        self.log = Path(log)
         self.started = time.monotonic()
         self._alive, held = os.pipe()  # the end that all its processes hold closes with the last of them
         told, tell = os.pipe()
