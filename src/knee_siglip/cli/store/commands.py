@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knee_siglip.core import paths
+from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import EXIT_FAILED, UsageError
 from knee_siglip.report.html.numbers import plural
 
@@ -50,27 +51,26 @@ CacheOption = Annotated[
 @app.command()
 def show(cache: CacheOption = None) -> None:
     """List the store's contents: images, size, last use, and whether the project uses them now."""
-    from rich.console import Console
-
     from knee_siglip.cli.store.care import list_stored
+    from knee_siglip.core.terminal import Terminal
     from knee_siglip.training.unfinished import unfinished_runs
 
     root = paths.find_store_root()
     found = list_stored(root, cache or _in_project(paths.CACHE_FACTS))
     if found:
-        Console().print(_table(found))
+        Terminal().print(_table(found))
     runs = unfinished_runs(root / paths.RUNS)
     for run in runs:
-        typer.echo(_describe_run(run))
+        echo(_describe_run(run))
     pages = _failed_pages(root)
     for page in pages:
-        typer.echo(_describe_page(page))
+        echo(_describe_page(page))
     total = sum(stored.bytes for stored in found) + sum(run.bytes for run in runs)
     total += sum(page.stat().st_size for page in pages)
     count = len(found) + len(runs) + bool(pages)
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     free = _gigabytes(shutil.disk_usage(existing).free)
-    typer.echo(f"{root}: {_gigabytes(total)} in {plural(count, 'folder')}, {free} free on its disk")
+    echo(f"{root}: {_gigabytes(total)} in {plural(count, 'folder')}, {free} free on its disk")
 
 
 @app.command()
@@ -91,9 +91,8 @@ def prune(
 
     What the project uses now is kept. What another experiment needs is made again.
     """
-    from rich.console import Console
-
     from knee_siglip.cli.store.care import choose_prunable, list_stored, remove_stored
+    from knee_siglip.core.terminal import Terminal
     from knee_siglip.training.unfinished import remove_unfinished, unfinished_runs
 
     root = paths.find_store_root()
@@ -103,14 +102,14 @@ def prune(
     runs = [run for run in unfinished_runs(root / paths.RUNS) if run.last_used < limit]
     pages = [page for page in _failed_pages(root) if _last_change(page) < limit]
     if not chosen and not runs and not pages:
-        typer.echo("nothing to prune")
+        echo("nothing to prune")
         return
     if chosen:
-        Console().print(_table(chosen))
+        Terminal().print(_table(chosen))
     for run in runs:
-        typer.echo(_describe_run(run))
+        echo(_describe_run(run))
     for page in pages:
-        typer.echo(_describe_page(page))
+        echo(_describe_page(page))
     freed = sum(stored.bytes for stored in chosen) + sum(run.bytes for run in runs)
     freed += sum(page.stat().st_size for page in pages)
     if yes:
@@ -120,7 +119,7 @@ def prune(
             remove_unfinished(run)
         for page in pages:
             shutil.rmtree(page.parent, ignore_errors=True)
-    typer.echo(f"{_gigabytes(freed)} " + ("freed" if yes else "would be freed; nothing was removed: add --yes"))
+    echo(f"{_gigabytes(freed)} " + ("freed" if yes else "would be freed; nothing was removed: add --yes"))
 
 
 @app.command()
@@ -137,13 +136,13 @@ def verify(
         damaged = find_damaged(stored)
         wrong += len(damaged) + stored.lost
         found = f"{plural(stored.images, 'image')}, {len(damaged)} damaged, {stored.lost} lost (cut off)"
-        typer.echo(f"{stored.kind} {stored.folder.name}: {found}")
+        echo(f"{stored.kind} {stored.folder.name}: {found}")
         for image_id in damaged:
-            typer.echo(f"  {image_id}")
+            echo(f"  {image_id}")
         if repair and (damaged or stored.lost):
             remove_damaged_images(stored, damaged)
     if wrong and not repair:
-        typer.echo("add --repair to remove them; the next run makes them again")
+        echo("add --repair to remove them; the next run makes them again")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -157,7 +156,7 @@ def pack(
     from knee_siglip.cli.store.travel import pack as pack_store
 
     images = pack_store(_pixel_root(), _cache_files(manifest, cache), out)
-    typer.echo(f"{out}: {plural(images, 'image')}, {_gigabytes(out.stat().st_size)}")
+    echo(f"{out}: {plural(images, 'image')}, {_gigabytes(out.stat().st_size)}")
 
 
 @app.command()
@@ -177,9 +176,9 @@ def unpack(
         raise UsageError("--overwrite and --pixels_only exclude each other")
     on_difference: OnDifference = "overwrite" if overwrite else "leave" if pixels_only else "refuse"
     done = unpack_store(source, _pixel_root(), _cache_files(manifest, cache), on_difference)
-    typer.echo(f"{plural(done.images, 'image')}, {done.added} of them new in {_pixel_root()}")
+    echo(f"{plural(done.images, 'image')}, {done.added} of them new in {_pixel_root()}")
     for path in done.files:
-        typer.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 def _pixel_root() -> Path:
