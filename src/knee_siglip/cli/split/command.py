@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -163,12 +164,10 @@ def _check_columns(table: "pd.DataFrame", path: Path, stratify: Sequence[str] | 
 
 def _image_ids(files: Sequence[str]) -> list[str]:
     """sha256 of each file's bytes; '' where it cannot be read."""
-    from knee_siglip.core.processes import split_chunks, work_in_chunks
-    from knee_siglip.core.threads import available_cores
+    from knee_siglip.core.processes import work_in_chunks
 
-    workers = available_cores()
-    chunks = split_chunks(sorted({name for name in files if name}), IMAGES_PER_CHUNK, workers)
-    found = dict(pair for pairs in work_in_chunks(_hashes, chunks, workers, "Reading images") for pair in pairs)
+    names = sorted({name for name in files if name})
+    found = dict(chain.from_iterable(work_in_chunks(_hashes, names, IMAGES_PER_CHUNK, "Reading images")))
     return [found.get(name, "") for name in files]
 
 
