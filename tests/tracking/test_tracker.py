@@ -7,13 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
+from selenium.webdriver.support.ui import WebDriverWait
+from werkzeug.serving import make_server
 
 from knee_siglip.core.files import sha256
 from knee_siglip.core.nesting import flatten
@@ -164,6 +168,34 @@ def test_a_model_is_ranked_by_what_training_and_evaluation_measured_on_the_data(
     for key in run.data.metrics:  # what a model gets too is not there twice
         history = client.get_metric_history(run.info.run_id, key)
         assert len({(point.step, point.value) for point in history}) == len(history), key
+
+
+@pytest.fixture
+def run_page(recorded) -> Iterator[str]:
+    """Address of the run's page, from MLflow's own web server: in this process, which has imported most of it."""
+    from mlflow.server import app, handlers
+
+    files = (recorded.root / "files").as_uri()
+    handlers.initialize_backend_stores(recorded.mlflow_uri, recorded.mlflow_uri, files)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    _, run = only_run(recorded.mlflow_uri)
+    yield f"http://127.0.0.1:{server.port}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    server.shutdown()
+
+
+def test_mlflows_run_page_shows_what_its_users_look_for(browser, run_page):
+    overview = {"sunny-knee", "Finished", "final_model", "test/zero_shot_kl/accuracy", "train.learning_rate"}
+    groups_of_charts = {"train", "val", "test"}
+    for address, expected in (
+        (run_page, overview | {f"knee-siglip ({'d' * 32})"}),
+        (f"{run_page}/model-metrics", groups_of_charts),
+    ):
+        browser.get(address)
+        WebDriverWait(browser, 60).until(
+            lambda shown, expected=expected: expected <= set(shown.find_element("tag name", "body").text.splitlines()),
+            f"not all of {expected}",
+        )
 
 
 def test_the_machines_load_is_logged_on_request(recorded, monkeypatch):
@@ -411,7 +443,9 @@ def test_a_store_that_cannot_be_written_costs_the_tracking_and_not_the_run(proje
     monkeypatch.setenv("KNEE_SIGLIP_STORE", str(project / "full"))
     with open_tracker(parse_params({}), stage="evaluate", facts={}) as tracker:
         tracker.log_metrics({"test.loss": 1.0}, step=0)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    first, last = caplog.messages
+    assert "the run continues, and it is tried again" in first
+    assert "lacks the end of this run" in last
 
 
 def test_a_missing_artifact_is_said_and_skipped(project, caplog):

@@ -55,11 +55,18 @@ def test_a_length_in_steps_is_reported_in_steps_and_epochs_with_a_verdict(files,
 
 
 def test_steps_that_are_chosen_are_said_and_kept_with_the_model(files, make_params, caplog, monkeypatch):
-    monkeypatch.setattr(schedule, "STEPS_OF_FEW", 5)
-    monkeypatch.setattr(schedule, "LEAST_EPOCHS", 2)
+    monkeypatch.setattr(schedule, "LEAST_STEPS", 5)
+    monkeypatch.setattr(schedule, "SMALL_STEPS", 10)
+    monkeypatch.setattr(schedule, "DRAWN_STEPS", 4)
+    monkeypatch.setattr(schedule, "LEAST_EPOCHS", 1)
     train(make_params(epochs=None), files, "cpu")
-    assert "train.steps = auto: 8 steps (2 epochs) for 28 training rows" in caplog.text
-    assert load_checkpoint(files.best_model).params["train"]["steps"] == 8
+    assert "train.steps = auto: 10 steps (2.5 epochs) for 28 training rows\n" in caplog.text
+    assert load_checkpoint(files.best_model).params["train"]["steps"] == 10
+    manifest = read_manifest(files.manifest)
+    manifest["text_alternatives"] = "{}"
+    write_manifest(manifest, files.manifest)
+    train(make_params(epochs=None), files, "cpu")
+    assert "4 steps (1 epochs) for 28 training rows, 28 of them drawn by a program" in caplog.text
 
 
 def test_two_runs_are_equal_to_the_bit(files, make_params):

@@ -1,5 +1,6 @@
 """Texts from outside where others show them: cells for a spreadsheet, characters that steer a terminal or a page."""
 
+import logging
 import re
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -30,3 +31,20 @@ def as_meant(cell: str) -> str:
 def printable(text: str) -> str:
     r"""The text with characters escaped that would steer a terminal or turn the order of letters: ESC becomes \x1b."""
     return STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def echo(text: str) -> None:
+    """A line on stdout, `printable`."""
+    print(printable(text), flush=True)
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def escape_warnings() -> None:
+    """Show what is logged, and Python's warnings, `printable` on stderr."""
+    assert logging.lastResort is not None
+    logging.lastResort.setFormatter(_Printable("%(levelname)s: %(message)s"))
+    logging.captureWarnings(capture=True)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from knee_siglip.evaluation.findings import require_column
 from knee_siglip.evaluation.split_metrics import Metrics, count_rows
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
+from knee_siglip.model.training_facts import heard
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
 from knee_siglip.store.pixels import CachedPixels, open_pixels
@@ -74,7 +76,7 @@ def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict
 
 def model_facts(params: Params, data: EmbeddedData, model_path: Path) -> dict[str, Any]:
     """What made the model and its data, for facts.json: `revision` is of the code, None outside git."""
-    checkpoint = data.checkpoint
+    checkpoint, used = data.checkpoint, set(chain(*data.evaluated[0].task.label_prompts))
     return {
         "params": {name: values for name, values in params.to_dict().items() if name not in NOT_OF_THE_MODEL},
         "revision": git_revision(),
@@ -86,6 +88,7 @@ def model_facts(params: Params, data: EmbeddedData, model_path: Path) -> dict[st
             "saved_at": finite(checkpoint.metrics),
             "trained_with": checkpoint.versions,
         },
+        "left_out_prompts": [prompt for prompt in chain(*task_of(params).label_prompts) if prompt not in used],
         "counts": {name: count_rows(split, data) for name, split in data.splits.items()},
     }
 
@@ -109,6 +112,7 @@ def embed(params: Params, files: EvaluateFiles, device: str = "auto") -> Embedde
             f"{files.model} was trained on images prepared with {checkpoint.transform.to_dict()}, "
             f"but {files.cache_facts} describes {pixels.transform.to_dict()}; run dvc repro train"
         )
+    task = heard(task, checkpoint.facts)
     prompts = embed_prompts(checkpoint, task)
     splits = {
         name: embed_split(name, manifest, pixels, checkpoint, task, prompts, wanted.batch_size)

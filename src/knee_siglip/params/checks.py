@@ -1,11 +1,11 @@
 """Checks across sections: image size against patch size, files and folders that params name, hub revisions."""
 
 import csv
-import json
 import re
 from pathlib import Path
 
 from knee_siglip.core.errors import UsageError
+from knee_siglip.core.metrics_file import read_json
 from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, MANIFEST, PARAMS, SAMPLE
 from knee_siglip.params.sections import LARGEST_IMAGE, PATCH_SIZES, SMALL, EvaluateParams, Params, TaskParams
 from knee_siglip.task.knee import SUBJECT
@@ -24,8 +24,8 @@ def vision_patch_size(vision: str) -> int | None:
     """Patch side in pixels of a vision encoder; None for one that is still on the hub."""
     if vision in PATCH_SIZES:
         return PATCH_SIZES[vision]
-    config = Path(vision) / "config.json"
-    return json.loads(config.read_text()).get("patch_size") if config.is_file() else None
+    patch = read_json(Path(vision) / "config.json").get("patch_size")
+    return patch if isinstance(patch, int) and patch > 0 else None
 
 
 def check_divisible(image_size: int, patch: int, source: str) -> None:

@@ -52,6 +52,11 @@ def write_manifest(manifest: pd.DataFrame, path: Path = MANIFEST) -> None:
         manifest.reset_index(drop=True).to_parquet(file, index=False)
 
 
+def count_drawn(rows: pd.DataFrame) -> int:
+    """How many of the rows show images that a program drew: those with alternatives."""
+    return int(rows[ALTERNATIVES_COLUMN].fillna("").ne("").sum()) if ALTERNATIVES_COLUMN in rows else 0
+
+
 def number_groups(table: pd.DataFrame, column: str) -> np.ndarray:
     """(N,) integers from 0, equal for rows whose id in `column` is one by `id_key`; a row without is its own group."""
     if column not in table:

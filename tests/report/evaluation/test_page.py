@@ -233,6 +233,14 @@ def test_disturbances_findings_places_probes_and_wordings_are_told(evaluation) -
     assert len(page.section("grounding").of("img")) == 1
     assert "Linear probe, 1 % of the labels (12 images) 40.0 % ± 10.0 %" in page.section("probes").text
     assert "Mild OA. 2 70.0 % 0.600 -0.300" in page.section("prompts").text
+    assert "Left out" not in page.section("prompts").text
+
+
+def test_prompts_that_do_not_count_are_named(evaluation) -> None:
+    evaluation.write("facts", evaluation.json("facts") | {"left_out_prompts": ["Gonarthrosis.", HOSTILE]})
+    page = evaluation.page()
+    assert "hold words of no training text: “Gonarthrosis.”, “<script>" in page.section("prompts").text
+    assert HOSTILE not in page.html
 
 
 def test_a_probe_that_learnt_from_a_sample_says_so(evaluation) -> None:

@@ -12,10 +12,10 @@ import pandas as pd
 
 from knee_siglip.core.metrics_file import read_json
 from knee_siglip.report.cases.cases import Case, CaseList, list_cases
-from knee_siglip.report.cases.pictures import CasePicture, write_pictures
 from knee_siglip.report.evaluation.results import SplitResults
 from knee_siglip.report.evaluation.wording import grade_names
 from knee_siglip.report.html.numbers import readable
+from knee_siglip.report.html.pictures import Picture, write_pictures
 from knee_siglip.report.html.rendering import write_html
 
 PAGE, PICTURES = "cases.html", "cases"
@@ -32,10 +32,9 @@ def write_case_browser(evaluation: Path, split: SplitResults, image_files: dict[
     """
     shutil.rmtree(evaluation / PICTURES, ignore_errors=True)  # an older evaluation's cases
     shown = _read_cases(evaluation, split)
-    wanted = {
-        case["image_id"]: image_files[case["image_id"]] for case in shown.cases if case["image_id"] in image_files
-    }
-    pictures = write_pictures(wanted, evaluation / PICTURES)
+    ids = [case["image_id"] for case in shown.cases if case["image_id"] in image_files]
+    pictures = write_pictures({image_id: image_files[image_id] for image_id in ids}, evaluation / PICTURES)
+    graded = any("predicted" in case for case in shown.cases)
     script = files(PACKAGE).joinpath("templates", "cases.js").read_text(encoding="utf-8")
     write_html(
         evaluation / PAGE,
@@ -46,8 +45,8 @@ def write_case_browser(evaluation: Path, split: SplitResults, image_files: dict[
         total=shown.total,
         count=len(shown.cases),
         titles=_titles(shown),
-        columns={name: [(value, value) for value in _values(shown, name)] for name in shown.columns},
-        grades=list(zip(split.task.labels.values, grade_names(split.task), strict=True)) if _graded(shown) else [],
+        columns={name: _choices(shown, name) for name in shown.columns},
+        grades=list(zip(split.task.labels.values, grade_names(split.task), strict=True)) if graded else [],
         findings=[(finding["name"], readable(finding["name"])) for finding in shown.cases[0]["findings"]],
         has_maps=any(case["maps"] for case in shown.cases),
         script=script,
@@ -57,15 +56,14 @@ def write_case_browser(evaluation: Path, split: SplitResults, image_files: dict[
 
 
 def _read_cases(evaluation: Path, split: SplitResults) -> CaseList:
-    predictions, embeddings = (
-        pd.read_parquet(evaluation / f"{name}.parquet", filters=[("split", "==", split.name)])
-        for name in ("predictions", "embeddings")
-    )
+    of_split = [("split", "==", split.name)]
+    predictions = pd.read_parquet(evaluation / "predictions.parquet", filters=of_split)
+    embeddings = pd.read_parquet(evaluation / "embeddings.parquet", filters=of_split)
     maps = read_json(evaluation / "examples.json").get("case_maps", [])
     return list_cases(predictions, embeddings, split.task, maps)
 
 
-def _content(shown: CaseList, split: SplitResults, pictures: dict[str, CasePicture]) -> str:
+def _content(shown: CaseList, split: SplitResults, pictures: dict[str, Picture]) -> str:
     """What the script shows, as JSON that no text of the data can end."""
     content = {
         "labels": split.task.labels.values,
@@ -77,13 +75,10 @@ def _content(shown: CaseList, split: SplitResults, pictures: dict[str, CasePictu
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _with_picture(case: Case, pictures: dict[str, CasePicture]) -> dict[str, Any]:
-    picture = pictures.get(case["image_id"], CasePicture("", NO_FILE))
-    where = f"{PICTURES}/{picture.file}" if picture.file else ""
-    return {name: value for name, value in case.items() if name != "image_id"} | {
-        "picture": where,
-        "reason": picture.reason,
-    }
+def _with_picture(case: Case, pictures: dict[str, Picture]) -> dict[str, Any]:
+    shown = {name: value for name, value in case.items() if name != "image_id"}
+    picture = pictures.get(case["image_id"], Picture("", NO_FILE))
+    return shown | {"picture": picture.uri, "reason": picture.reason}
 
 
 def _titles(shown: CaseList) -> dict[str, str]:
@@ -91,9 +86,5 @@ def _titles(shown: CaseList) -> dict[str, str]:
     return {name: title[:1].upper() + title[1:] for name, title in names.items()}
 
 
-def _values(shown: CaseList, column: str) -> list[str]:
-    return sorted({case["categories"][column] for case in shown.cases} - {""})
-
-
-def _graded(shown: CaseList) -> bool:
-    return any("predicted" in case for case in shown.cases)
+def _choices(shown: CaseList, column: str) -> list[tuple[str, str]]:
+    return [(value, value) for value in sorted({case["categories"][column] for case in shown.cases} - {""})]

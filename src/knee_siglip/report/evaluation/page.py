@@ -129,7 +129,7 @@ def _failures(results: EvaluationResults) -> dict[str, Any]:
         },
         "robustness": stress.robustness_table(split),
         "probes": {"table": stress.probe_table(split), "chart": stress.probe_chart(split)},
-        "prompts": stress.prompts_table(split),
+        "prompts": stress.prompts_table(split, results.facts.get("left_out_prompts", [])),
     }
 
 

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from knee_siglip.core.processes import split_chunks, work_in_chunks
-from knee_siglip.core.threads import available_cores
+from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.imaging.decode.decoded import ImageError
 from knee_siglip.imaging.decode.read import read_grey
 from knee_siglip.tables.manifest import SPLITS
@@ -180,12 +179,11 @@ class _Search:
                 strict=True,
             )
         ]
-        workers = available_cores()
-        chunks = split_chunks(suspects, PAIRS_PER_CHUNK, workers)
         with tempfile.TemporaryDirectory() as folder:  # mapped, so that the workers share one copy of the fingerprints
             prints_file = Path(folder) / "prints.npy"
             np.save(prints_file, self.prints)
-            for results in work_in_chunks(partial(_judge, prints_file), chunks, workers, "Comparing alike images"):
+            judge = partial(_judge, prints_file)
+            for results in work_in_chunks(judge, suspects, PAIRS_PER_CHUNK, "Comparing alike images"):
                 for suspect, score in results:
                     if score >= self.threshold:
                         self._keep(suspect, score)
