@@ -15,8 +15,8 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds; with MLflow's defaults one call to a dead server blocks for 246 s
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender tries again itself, and looks first for what has arrived
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; with MLflow's defaults one call to a dead server blocks for 246 s
 }
 """What MLflow is told, where the user has not set it otherwise."""
 
