@@ -3,6 +3,7 @@
 import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,15 +24,21 @@ ENVIRONMENT = {
 SECONDS_FOR_LOCK = 60.0  # creating the database takes 7-9 s on two cores
 
 
+def import_mlflow() -> None:
+    """Import the client as we want it; seconds, on a busy machine half a minute, for which no server is to blame."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for noisy in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    import_module("mlflow.tracking")
+
+
 def connect(uri: str, project: str, artifacts: str | None) -> tuple[Any, str]:
     """An `MlflowClient`, and the id of the project's experiment, which is made where there is none.
 
     artifacts: folder for the files of a new experiment; MLflow would take the working folder for good.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for noisy in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    import_mlflow()
     from mlflow.tracking import MlflowClient
 
     with _creation_lock(uri):

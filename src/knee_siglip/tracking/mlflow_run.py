@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from knee_siglip.tracking.backend import COMPLETE, INCOMPLETE, Point, checksum_tags, grouped, own_tags
-from knee_siglip.tracking.mlflow_models import LoggedModels, connect
+from knee_siglip.tracking.mlflow_models import LoggedModels, connect, import_mlflow
 from knee_siglip.tracking.privacy import NOT_SENT
 from knee_siglip.tracking.runlog import Event, last_id
 
@@ -37,6 +37,7 @@ class MlflowRun:
     """
 
     def __init__(self, uri: str, artifacts: str | None, system_metrics: bool = False) -> None:
+        import_mlflow()  # here, outside the time limit of a call
         self.uri = uri
         self.artifacts = artifacts
         self.system_metrics = system_metrics
