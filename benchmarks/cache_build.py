@@ -28,8 +28,7 @@ from own_cost_of_dvc import dvc_seconds
 from PIL import Image
 from scipy import ndimage
 
-from knee_siglip.core.processes import split_chunks, work_in_chunks
-from knee_siglip.core.threads import available_cores
+from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.imaging.decode.read import decode, read_bytes
 from knee_siglip.imaging.fit.contrast import GREY_PER_STD, STD_FLOOR, WINDOW_SHARE, local_contrast
 from knee_siglip.imaging.fit.transform import Transform
@@ -72,9 +71,8 @@ def plain_mean(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def seconds_of(work: Work, files: Sequence[Path]) -> float:
     """On all cores, handed out as the store's build hands it out."""
-    cores = available_cores()
     started = time.perf_counter()
-    for _ in work_in_chunks(work, split_chunks(files, CHUNK, cores), cores, "Measuring"):
+    for _ in work_in_chunks(work, files, CHUNK, "Measuring"):
         pass
     return time.perf_counter() - started
 

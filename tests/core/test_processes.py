@@ -32,8 +32,7 @@ def crash_on_seven(chunk: Sequence[int]) -> int:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_chunk_is_done_once(workers):
-    chunks = split_chunks(range(100), limit=7, workers=workers)
-    assert sum(work_in_chunks(total, chunks, workers, "Adding")) == sum(range(100))
+    assert sum(work_in_chunks(total, range(100), 7, "Adding", workers)) == sum(range(100))
 
 
 @pytest.mark.parametrize(("count", "workers"), [(0, 2), (1, 2), (5, 2), (1000, 2), (1000, 64)])
@@ -57,7 +56,7 @@ def blas_threads(chunk: Sequence[int]) -> list[int]:
 
 
 def test_workers_compute_with_one_thread_each():
-    found = list(work_in_chunks(blas_threads, [[1], [2]], 2, "Counting"))
+    found = list(work_in_chunks(blas_threads, [1, 2], 1, "Counting", 2))
     assert found[0]
     assert all(threads == [1] * len(threads) for threads in found)
 
@@ -65,12 +64,12 @@ def test_workers_compute_with_one_thread_each():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_ends_the_work(workers):
     with pytest.raises(UserError, match="seven"):
-        list(work_in_chunks(fail_on_seven, split_chunks(range(50), 5, workers), workers, "Adding"))
+        list(work_in_chunks(fail_on_seven, range(50), 5, "Adding", workers))
 
 
 def test_a_killed_worker_is_one_sentence():
     with pytest.raises(UserError, match="a worker process died"):
-        list(work_in_chunks(crash_on_seven, split_chunks(range(50), 5, 2), 2, "Adding"))
+        list(work_in_chunks(crash_on_seven, range(50), 5, "Adding", 2))
 
 
 ORPHANS = """
@@ -79,7 +78,7 @@ from knee_siglip.core.processes import work_in_chunks
 def sleep(chunk):
     os.write(1, f"{os.getpid()}\\n".encode())  # at once: both workers write
     time.sleep(60)
-list(work_in_chunks(sleep, [[1], [2]], 2, "Sleeping"))
+list(work_in_chunks(sleep, [1, 2], 1, "Sleeping", 2))
 """
 
 

@@ -141,7 +141,7 @@ def make_cache_until(call: int | None, counted: Path, folder: Path, originals: O
 def test_a_build_killed_at_any_moment_ends_in_the_same_pixels_and_index(
     root, originals, tmp_path, monkeypatch, workers
 ):
-    monkeypatch.setattr("knee_siglip.store.pixels.available_cores", lambda: workers)
+    monkeypatch.setattr("knee_siglip.core.processes.available_cores", lambda: workers)
     counted = tmp_path / "calls"
     assert run(make_cache_until, None, counted, tmp_path / "undisturbed", originals) == 0
     kept = []

@@ -27,7 +27,7 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     monkeypatch.setenv("KNEE_SIGLIP_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(filling, "COMMIT_SECONDS", -1.0)
     monkeypatch.setattr(filling, "IMAGES_PER_CHUNK", 2)
-    monkeypatch.setattr("knee_siglip.store.pixels.available_cores", lambda: 1)
+    monkeypatch.setattr("knee_siglip.core.processes.available_cores", lambda: 1)
     rng = np.random.default_rng(0)
     files = [tmp_path / f"{number}.png" for number in range(IMAGES)]
     for file in files:

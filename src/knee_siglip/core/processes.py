@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.running import die_with_parent
+from knee_siglip.core.threads import available_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,16 +43,24 @@ def split_chunks(items: Sequence[Item], limit: int, workers: int) -> list[Sequen
 
 
 def work_in_chunks(
-    function: Callable[[Sequence[Item]], Result], chunks: Sequence[Sequence[Item]], workers: int, description: str
+    function: Callable[[Sequence[Item]], Result],
+    items: Sequence[Item],
+    limit: int,
+    description: str,
+    workers: int | None = None,
 ) -> Generator[Result, None, None]:
-    """Yield `function(chunk)` for every chunk, in the order of completion.
+    """Yield `function(chunk)` for chunks of at most `limit` items, in the order of completion.
 
     One worker or one chunk runs in this process. An exception of `function` ends the work; so does `close()` of the
-    generator, which returns when no worker is left.
+    generator, which returns when no worker is left. workers: None is one for each core.
 
     Raises:
         UserError: a worker process was killed (mostly out of memory) or crashed inside a decoder.
     """
+    if not items:
+        return
+    workers = workers or available_cores()
+    chunks = split_chunks(items, limit, workers)
     if workers <= 1 or len(chunks) <= 1:
         with _progress(chunks, description) as advance:
             for chunk in chunks:

@@ -3,8 +3,10 @@
 import difflib
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 
 import pandas as pd
+from ruamel.yaml import YAML
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.validation.rows import SPLIT_SYNONYMS
@@ -21,16 +23,11 @@ WORKING = (TABLE, ROW, IMAGE, REPORT)
 FIELD = re.compile(r"\{([^{}:]+)(?::(-?\d+))?\}")
 """`{column}`; `{column:2}` is its first two characters, `{column:-8}` the last eight."""
 
-SIDES = {
-    **dict.fromkeys(("l", "left", "lt", "links", "izquierda", "izquierdo", "esquerda", "esquerdo", "gauche"), "left"),
-    **dict.fromkeys(("r", "right", "rt", "rechts", "derecha", "derecho", "direita", "direito", "droite"), "right"),
-    **dict.fromkeys(("b", "both", "bilateral", "beidseits", "ambas", "ambos"), "both"),
-}
-VIEWS = {
-    **dict.fromkeys(("ll", "rl", "lat", "latl", "latr", "l", "lateral", "left lateral", "lateromedial"), "lateral"),
-    **dict.fromkeys(("sunrise", "merchant", "skyline", "axial", "patella"), "skyline"),
-}
-"""Names that mean the same; others are written in lower case."""
+WORDS = YAML(typ="safe").load((files("knee_siglip.importing") / "words.yaml").read_text(encoding="utf-8"))
+"""How others name columns and values."""
+
+SIDES = {word: side for side, words in WORDS["sides"].items() for word in words}
+VIEWS = {word: view for view, words in WORDS["views"].items() for word in words}
 
 GRADE = re.compile(
     r"(?:kl|kellgren|grade|grad|class|stage|g)?[ _.-]*(?:grade|grad|g)?[ _.-]*([0-4]|i{1,3}|iv)(?:\.0+)?"

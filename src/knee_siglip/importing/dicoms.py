@@ -18,8 +18,7 @@ import pandas as pd
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_text
-from knee_siglip.core.processes import split_chunks, work_in_chunks
-from knee_siglip.core.threads import available_cores
+from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.imaging.decode.decoded import ImageError
 from knee_siglip.imaging.decode.dicom import is_dicom
 from knee_siglip.imaging.decode.header import Header
@@ -46,14 +45,11 @@ def dicom_rows(root: Path, names: Sequence[str], outcome: Outcome) -> pd.DataFra
 
     What is none is dropped, with the reason.
     """
-    workers = available_cores()
-    chunks = split_chunks([str(root / name) for name in names], FILES_PER_CHUNK, workers)
-    read = [facts for part in work_in_chunks(_headers, chunks, workers, "Reading headers") for facts in part]
-    by_file = {facts.pop("file"): facts for facts in read}
-    rows = pd.DataFrame([by_file[str(root / name)] for name in names]).fillna("")
+    files = [str(root / name) for name in names]
+    parts = work_in_chunks(_headers, files, FILES_PER_CHUNK, "Reading headers")
+    by_file = {facts.pop("file"): facts for part in parts for facts in part}
+    rows = pd.DataFrame([by_file[file] for file in files]).fillna("")
     rows = rows.assign(**{IMAGE: list(names), TABLE: "DICOM headers", ROW: ""})
-    for reason in (NOT_DICOM, NO_PIXELS, FRAMES):
-        rows = outcome.drop(rows, rows["problem"] == reason, reason)
     for reason in rows.loc[rows["problem"] != "", "problem"].unique():
         rows = outcome.drop(rows, rows["problem"] == reason, reason)
     outcome.read("DICOM headers", len(names))

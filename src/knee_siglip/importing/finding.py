@@ -8,7 +8,7 @@ import pandas as pd
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.importing import joining, proposals
-from knee_siglip.importing.columns import IMAGE, ROW, TABLE, fields, fill, grade_of, mapped
+from knee_siglip.importing.columns import IMAGE, ROW, TABLE, WORDS, fields, fill, grade_of, mapped
 from knee_siglip.importing.dicoms import dicom_rows
 from knee_siglip.importing.files import Files, is_dicom_name, is_table_name
 from knee_siglip.importing.layout import Layout, Texts, detect_layout, named_layout
@@ -19,11 +19,6 @@ from knee_siglip.validation.rows import SPLIT_SYNONYMS
 
 CLASSES = (2, 60)
 """Fewest and most classes that a folder of classes may have."""
-
-GRADE_WORDS = {
-    **{"normal": "0", "healthy": "0", "doubtful": "1", "minimal": "2", "mild": "2"},
-    **{"moderate": "3", "severe": "4"},
-}
 
 
 def find_rows(work: Import) -> tuple[Layout, pd.DataFrame]:
@@ -130,7 +125,7 @@ def _table_rows(tables: Sequence[str], work: Import) -> tuple[Layout, pd.DataFra
             outcome.read(name, len(other))
             rows = joining.join(rows, other, {keys[0]: keys[1]}, {}, outcome)
     rows = join_given(rows, work)
-    layout = proposals.propose(rows, work.images, outcome, {"img_path": image, **given})
+    layout = proposals.propose(rows, outcome, {"img_path": image, **given})
     if "img_path" not in given:
         outcome.mapped("img_path", image, "its cells name images that are there")
     return layout, rows
@@ -182,7 +177,7 @@ def _class_rows(work: Import) -> tuple[Layout, pd.DataFrame]:
     if all(grades.values()) and len(set(grades.values())) == len(classes):
         rows["kl_grade"] = rows["class"].map(grades)
         work.outcome.mapped("kl_grade", "class", "all folders are named like grades")
-        texts = Texts(column="kl_grade", texts=proposals.GRADE_TEXTS)
+        texts = Texts(column="kl_grade", texts=WORDS["grade_texts"])
         return Layout(title="classes", columns={**columns, "kl_grade": "kl_grade"}, texts=texts), rows
     sentences = {name: name.replace("_", " ").replace("-", " ").strip().capitalize() + "." for name in classes}
     return Layout(title="classes", columns=columns, texts=Texts(column="class", texts=sentences)), rows
@@ -192,8 +187,8 @@ def _class_grade(name: str) -> str:
     """`3`, `KL3`, `3Moderate` and `Moderate` to 3; '' for others."""
     words = re.sub(r"[\d\W_]+", "", name.casefold())
     digits = re.sub(r"\D+", "", name)
-    if words in GRADE_WORDS and digits in ("", *"01234"):
-        return digits or GRADE_WORDS[words]
+    if words in WORDS["grades"] and digits in ("", *"01234"):
+        return digits or WORDS["grades"][words]
     return grade_of(name)
 
 

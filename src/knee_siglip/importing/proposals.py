@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.importing.columns import ROW, SIDES, VIEWS, WORKING, grade_of
+from knee_siglip.importing.columns import ROW, SIDES, VIEWS, WORDS, WORKING, grade_of
 from knee_siglip.importing.files import Files, common_length
 from knee_siglip.importing.layout import Layout, Texts
 from knee_siglip.importing.outcome import Outcome
@@ -14,40 +14,7 @@ from knee_siglip.tables.manifest import SPLITS
 from knee_siglip.tables.views import VIEWS as NAMED_VIEWS
 from knee_siglip.validation.rows import SPLIT_SYNONYMS
 
-NAMES: dict[str, tuple[str, ...]] = {
-    "img_path": (
-        *("imgpath", "imagepath", "path", "filepath", "file", "filename", "image", "imagefile", "img", "imagename"),
-        *("imageindex", "imageid", "dicomid", "dicom", "pathtoimage", "png", "jpg", "fname", "archivo", "ruta", "bild"),
-    ),
-    "impression": (
-        *("impression", "impressions", "impresion", "impresiondiagnostica", "impressao", "beurteilung", "conclusion"),
-        *("conclusions", "conclusao", "sectionimpression", "report", "reporttext", "radiologyreport", "informe"),
-        *("befund", "befundtext", "laudo", "relatorio", "compterendu", "rapport", "text", "findings", "hallazgos"),
-        *("achados", "resultats", "caption", "description", "diagnosis", "diagnose", "diagnostico", "label", "class"),
-        *("category", "finding", "labels"),
-    ),
-    "split": ("split", "set", "subset", "partition", "fold", "phase", "dataset", "usage"),
-    "patient_id": (
-        *(
-            "patientid",
-            "patient",
-            "subjectid",
-            "subject",
-            "patid",
-            "pid",
-            "mrn",
-            "person",
-            "personid",
-            "deidpatientid",
-            "caseid",
-        ),
-        *("patientnumber", "participantid", "idpaciente", "paciente", "patientennummer", "patnr", "idpatient"),
-    ),
-    "study_id": ("studyid", "study", "studyinstanceuid", "accession", "accessionnumber", "examid", "exam", "reportid"),
-    "side": ("side", "laterality", "imagelaterality", "lado", "seite", "cote", "knee", "leg"),
-    "view": ("view", "viewposition", "projection", "viewpoint", "proyeccion", "projektion", "incidence"),
-    "kl_grade": ("klgrade", "kl", "klg", "kellgrenlawrence", "kellgrenlawrencegrade", "klscore", "xrkl", "grade"),
-}
+NAMES: dict[str, list[str]] = WORDS["columns"]
 """Ours to how others name them, letters and digits only, the best first."""
 
 LOOKED_AT = 300
@@ -59,25 +26,10 @@ FOUND_IMAGES, FITTING_VALUES = 0.5, 0.9
 WORDS_OF_TEXT = 4
 """Mean number of words from which a column without a known name may be an impression."""
 
-GRADE_TEXTS = {
-    "0": "Normal {side} knee, KL grade 0.",
-    "1": "Doubtful osteoarthritis of the {side} knee, KL grade 1.",
-    "2": "Mild osteoarthritis of the {side} knee, KL grade 2.",
-    "3": "Moderate osteoarthritis of the {side} knee, KL grade 3.",
-    "4": "Severe osteoarthritis of the {side} knee, KL grade 4.",
-}
 
-
-def propose(table: pd.DataFrame, files: Files, outcome: Outcome, given: dict[str, str]) -> Layout:
-    """A layout for a table; given: columns that the user has mapped.
-
-    Raises:
-        UserError: no column names images that are there.
-    """
+def propose(table: pd.DataFrame, outcome: Outcome, given: dict[str, str]) -> Layout:
+    """A layout for a table; given: columns that are known, `img_path` among them."""
     chosen = dict(given)
-    if "img_path" not in chosen:
-        chosen["img_path"] = image_column(table, files)
-        outcome.mapped("img_path", chosen["img_path"], "its cells name images that are there")
     for name in ("split", "patient_id", "study_id", "side", "view", "kl_grade"):
         if name not in chosen and (source := _by_name(table, name, set(chosen.values()))):
             chosen[name] = source
@@ -88,7 +40,7 @@ def propose(table: pd.DataFrame, files: Files, outcome: Outcome, given: dict[str
     columns = {name: source for name, source in chosen.items() if name != "img_path"}
     composed = None
     if not texts and "kl_grade" in columns:
-        composed = Texts(column="kl_grade", texts=GRADE_TEXTS)
+        composed = Texts(column="kl_grade", texts=WORDS["grade_texts"])
     return Layout(title="a table", image=chosen["img_path"], columns=columns, impression=texts, texts=composed)
 
 

@@ -17,7 +17,6 @@ LARGEST_IMAGE = 4096
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 BatchSize = Annotated[int, Field(ge=2, le=2**20)]
@@ -56,9 +55,10 @@ class Section(BaseModel):
 
 
 class DataParams(Section):
-    """Which rows and images are used."""
+    """Which rows and images are used. external: CSV of a second test set; one without rows, or null, is none."""
 
     csv: Filled = "data/sample/train.csv"
+    external: Filled | None = None
     images: Filled = "data/sample/images"
     patient_id_pattern: str | None = None
 

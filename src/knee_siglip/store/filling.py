@@ -18,7 +18,7 @@ import numpy as np
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import lock
-from knee_siglip.core.processes import split_chunks, work_in_chunks
+from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.imaging.decode.read import ImageError, MissingImageError, decode, read_bytes
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.segments import Record, RowLayout, RowWriter, Segment, Slot, commit, free_slots, pixel_rows
@@ -41,7 +41,11 @@ Filled = tuple[Slot, str, str]
 
 
 def fill(
-    folder: Path, transform: Transform, segments: Sequence[Segment], todo: Sequence[tuple[str, Path]], workers: int
+    folder: Path,
+    transform: Transform,
+    segments: Sequence[Segment],
+    todo: Sequence[tuple[str, Path]],
+    workers: int | None,
 ) -> None:
     """Decode (image_id, file) pairs into the folder, whose lock the caller holds.
 
@@ -52,8 +56,8 @@ def fill(
     require_space(folder, len(todo), layout)
     slots = free_slots(folder, segments, layout, len(todo))
     orders: list[Order] = [(image_id, file, slot) for (image_id, file), slot in zip(todo, slots, strict=True)]
-    chunks = split_chunks(orders, IMAGES_PER_CHUNK, workers)
-    results = work_in_chunks(partial(_decode_chunk, transform), chunks, workers, "Decoding images")
+    decode_chunk = partial(_decode_chunk, transform)
+    results = work_in_chunks(decode_chunk, orders, IMAGES_PER_CHUNK, "Decoding images", workers)
     failures: list[ImageError] = []
 
     def finished() -> Iterator[list[Filled]]:

@@ -17,7 +17,6 @@ from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_file
 from knee_siglip.core.metrics_file import read_json, write_json
-from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.filling import fill
 from knee_siglip.store.rows import CachedRows, RowStore
@@ -51,7 +50,7 @@ class PixelStore(RowStore):
 
         def add(wanted: set[str]) -> None:
             todo = {i: Path(file) for i, file in zip(image_ids, files, strict=True) if i in wanted}
-            fill(self.folder, self.transform, self.segments, list(todo.items()), workers or available_cores())
+            fill(self.folder, self.transform, self.segments, list(todo.items()), workers)
 
         return self.add_missing(image_ids, add)
 

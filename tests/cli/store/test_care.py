@@ -197,7 +197,7 @@ def test_unreadable_segments_are_damage(root, cache_facts, monkeypatch):
     def fail(*_: object) -> bytes:
         raise OSError("input/output error")
 
-    monkeypatch.setattr("knee_siglip.cli.store.care.available_cores", lambda: 1)
+    monkeypatch.setattr("knee_siglip.core.processes.available_cores", lambda: 1)
     monkeypatch.setattr(segments.os, "pread", fail)
     assert len(find_damaged(by_key(list_stored(root.parent, cache_facts))[SMALL.key])) == IMAGES
 

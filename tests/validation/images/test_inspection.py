@@ -158,7 +158,7 @@ def test_a_store_that_cannot_be_written_costs_a_warning(images, monkeypatch, tmp
 
 
 def test_an_interrupted_run_keeps_what_it_has_read(images, monkeypatch):
-    def interrupted(work, _chunks, _workers, _description):
+    def interrupted(work, _items, _limit, _description):
         yield work(images[:3])
         raise KeyboardInterrupt
 
@@ -171,7 +171,7 @@ def test_an_interrupted_run_keeps_what_it_has_read(images, monkeypatch):
 def test_facts_are_saved_on_the_way_so_that_a_killed_run_keeps_them(images, monkeypatch):
     saved = []
 
-    def one_by_one(work, _chunks, _workers, _description):
+    def one_by_one(work, _items, _limit, _description):
         for name in images:
             yield work([name])
             saved.append(len(load_facts(facts_files()[0].parent)))

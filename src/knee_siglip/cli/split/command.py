@@ -9,11 +9,13 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import UsageError
 from knee_siglip.core.files import atomic_text
 
@@ -162,12 +164,10 @@ def _check_columns(table: "pd.DataFrame", path: Path, stratify: Sequence[str] | 
 
 def _image_ids(files: Sequence[str]) -> list[str]:
     """sha256 of each file's bytes; '' where it cannot be read."""
-    from knee_siglip.core.processes import split_chunks, work_in_chunks
-    from knee_siglip.core.threads import available_cores
+    from knee_siglip.core.processes import work_in_chunks
 
-    workers = available_cores()
-    chunks = split_chunks(sorted({name for name in files if name}), IMAGES_PER_CHUNK, workers)
-    found = dict(pair for pairs in work_in_chunks(_hashes, chunks, workers, "Reading images") for pair in pairs)
+    names = sorted({name for name in files if name})
+    found = dict(chain.from_iterable(work_in_chunks(_hashes, names, IMAGES_PER_CHUNK, "Reading images")))
     return [found.get(name, "") for name in files]
 
 
@@ -216,11 +216,11 @@ def _write(table: "pd.DataFrame", path: Path) -> None:
 
 def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -> None:
     """What each split holds, on stdout."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
+    from knee_siglip.core.terminal import Terminal
     from knee_siglip.tables.ids import independent_units
     from knee_siglip.tables.manifest import SPLITS
     from knee_siglip.validation.splits.leakage import patient_ids
@@ -239,6 +239,6 @@ def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -
         shown.add_row(name, *counts)
     if values:
         shown.caption = Text(f"{values[0]} ... {values[-1]}: share of the rows by {column}, where it is known")
-    Console().print(shown)
+    Terminal().print(shown)
     if pattern is not None:
-        typer.echo("The patients that the pattern found stand in the column patient_id, where validation reads them")
+        echo("The patients that the pattern found stand in the column patient_id, where validation reads them")

@@ -14,8 +14,7 @@ from typing import Any
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError
-from knee_siglip.core.processes import split_chunks, work_in_chunks
-from knee_siglip.core.threads import available_cores
+from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.imaging.fit.transform import VERSION
 from knee_siglip.store.filling import LOCK, locked
 from knee_siglip.store.rows import FACTS, FEATURE_VERSION, damaged_rows, remove_damaged
@@ -106,11 +105,8 @@ def find_damaged(stored: StoredRows) -> list[str]:
         for record in segment.records
         if record.image_id != DAMAGED_ID
     ]
-    workers = available_cores()
-    chunks = split_chunks(rows, ROWS_PER_CHUNK, workers)
-    found = work_in_chunks(
-        partial(damaged_rows, stored.layout.nbytes), chunks, workers, f"Verifying {stored.folder.name}"
-    )
+    examine = partial(damaged_rows, stored.layout.nbytes)
+    found = work_in_chunks(examine, rows, ROWS_PER_CHUNK, f"Verifying {stored.folder.name}")
     return sorted(record.image_id for chunk in found for _, record in chunk)
 
 

@@ -11,13 +11,17 @@ Inside a DVC project it is the project's `.store`, elsewhere $KNEE_SIGLIP_STORE 
 
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from knee_siglip.core import paths
+from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import EXIT_FAILED, UsageError
 from knee_siglip.report.html.numbers import plural
 
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
 
     from knee_siglip.cli.store.care import StoredRows
     from knee_siglip.cli.store.travel import CacheFiles, OnDifference
-    from knee_siglip.training.unfinished import Unfinished
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,27 +53,14 @@ CacheOption = Annotated[
 @app.command()
 def show(cache: CacheOption = None) -> None:
     """List the store's contents: images, size, last use, and whether the project uses them now."""
-    from rich.console import Console
-
     from knee_siglip.cli.store.care import list_stored
-    from knee_siglip.training.unfinished import unfinished_runs
 
     root = paths.find_store_root()
-    found = list_stored(root, cache or _in_project(paths.CACHE_FACTS))
-    if found:
-        Console().print(_table(found))
-    runs = unfinished_runs(root / paths.RUNS)
-    for run in runs:
-        typer.echo(_describe_run(run))
-    pages = _failed_pages(root)
-    for page in pages:
-        typer.echo(_describe_page(page))
-    total = sum(stored.bytes for stored in found) + sum(run.bytes for run in runs)
-    total += sum(page.stat().st_size for page in pages)
-    count = len(found) + len(runs) + bool(pages)
+    found, remains = list_stored(root, cache or _in_project(paths.CACHE_FACTS)), _remains(root)
+    total = _gigabytes(_print(found, remains))
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     free = _gigabytes(shutil.disk_usage(existing).free)
-    typer.echo(f"{root}: {_gigabytes(total)} in {plural(count, 'folder')}, {free} free on its disk")
+    echo(f"{root}: {total} in {plural(len(found) + len(remains), 'folder')}, {free} free on its disk")
 
 
 @app.command()
@@ -91,36 +81,24 @@ def prune(
 
     What the project uses now is kept. What another experiment needs is made again.
     """
-    from rich.console import Console
-
     from knee_siglip.cli.store.care import choose_prunable, list_stored, remove_stored
-    from knee_siglip.training.unfinished import remove_unfinished, unfinished_runs
 
     root = paths.find_store_root()
-    found = list_stored(root, cache or _in_project(paths.CACHE_FACTS))
-    chosen = choose_prunable(found, older_than, all_but_current)
+    chosen = choose_prunable(list_stored(root, cache or _in_project(paths.CACHE_FACTS)), older_than, all_but_current)
     limit = datetime.min if older_than is None else datetime.now() - timedelta(days=older_than)
-    runs = [run for run in unfinished_runs(root / paths.RUNS) if run.last_used < limit]
-    pages = [page for page in _failed_pages(root) if _last_change(page) < limit]
-    if not chosen and not runs and not pages:
-        typer.echo("nothing to prune")
+    remains = [each for each in _remains(root) if each.last_used < limit]
+    if not chosen and not remains:
+        echo("nothing to prune")
         return
-    if chosen:
-        Console().print(_table(chosen))
-    for run in runs:
-        typer.echo(_describe_run(run))
-    for page in pages:
-        typer.echo(_describe_page(page))
-    freed = sum(stored.bytes for stored in chosen) + sum(run.bytes for run in runs)
-    freed += sum(page.stat().st_size for page in pages)
-    if yes:
-        for stored in chosen:
-            remove_stored(stored)
-        for run in runs:
-            remove_unfinished(run)
-        for page in pages:
-            shutil.rmtree(page.parent, ignore_errors=True)
-    typer.echo(f"{_gigabytes(freed)} " + ("freed" if yes else "would be freed; nothing was removed: add --yes"))
+    freed = _gigabytes(_print(chosen, remains))
+    if not yes:
+        echo(f"{freed} would be freed; nothing was removed: add --yes")
+        return
+    for stored in chosen:
+        remove_stored(stored)
+    for each in remains:
+        each.remove()
+    echo(f"{freed} freed")
 
 
 @app.command()
@@ -137,13 +115,13 @@ def verify(
         damaged = find_damaged(stored)
         wrong += len(damaged) + stored.lost
         found = f"{plural(stored.images, 'image')}, {len(damaged)} damaged, {stored.lost} lost (cut off)"
-        typer.echo(f"{stored.kind} {stored.folder.name}: {found}")
+        echo(f"{stored.kind} {stored.folder.name}: {found}")
         for image_id in damaged:
-            typer.echo(f"  {image_id}")
+            echo(f"  {image_id}")
         if repair and (damaged or stored.lost):
             remove_damaged_images(stored, damaged)
     if wrong and not repair:
-        typer.echo("add --repair to remove them; the next run makes them again")
+        echo("add --repair to remove them; the next run makes them again")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -157,7 +135,7 @@ def pack(
     from knee_siglip.cli.store.travel import pack as pack_store
 
     images = pack_store(_pixel_root(), _cache_files(manifest, cache), out)
-    typer.echo(f"{out}: {plural(images, 'image')}, {_gigabytes(out.stat().st_size)}")
+    echo(f"{out}: {plural(images, 'image')}, {_gigabytes(out.stat().st_size)}")
 
 
 @app.command()
@@ -177,9 +155,9 @@ def unpack(
         raise UsageError("--overwrite and --pixels_only exclude each other")
     on_difference: OnDifference = "overwrite" if overwrite else "leave" if pixels_only else "refuse"
     done = unpack_store(source, _pixel_root(), _cache_files(manifest, cache), on_difference)
-    typer.echo(f"{plural(done.images, 'image')}, {done.added} of them new in {_pixel_root()}")
+    echo(f"{plural(done.images, 'image')}, {done.added} of them new in {_pixel_root()}")
     for path in done.files:
-        typer.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 def _pixel_root() -> Path:
@@ -217,22 +195,43 @@ def _table(found: "list[StoredRows]") -> "Table":
     return table
 
 
-def _describe_run(run: "Unfinished") -> str:
-    state = "before its first state" if run.step is None else f"saved at step {run.step}"
-    used = f"{_gigabytes(run.bytes)}, last used {run.last_used:%Y-%m-%d}"
-    return f"unfinished training {run.folder.name[:12]}: {state}, {used}"
+@dataclass(frozen=True)
+class _Remains:
+    """What a failed run left in the store. remove: takes it away, or raises `UserError` where it is in use."""
+
+    text: str
+    bytes: int
+    last_used: datetime
+    remove: Callable[[], None]
 
 
-def _failed_pages(root: Path) -> list[Path]:
-    return sorted((root / paths.FAILED).glob("*/index.html"))
+def _remains(root: Path) -> list[_Remains]:
+    """Unfinished trainings, and the validation pages of failed runs."""
+    from knee_siglip.training.unfinished import remove_unfinished, unfinished_runs
+
+    found = []
+    for run in unfinished_runs(root / paths.RUNS):
+        state = "before its first state" if run.step is None else f"saved at step {run.step}"
+        used = f"{_gigabytes(run.bytes)}, last used {run.last_used:%Y-%m-%d}"
+        text = f"unfinished training {run.folder.name[:12]}: {state}, {used}"
+        found.append(_Remains(text, run.bytes, run.last_used, partial(remove_unfinished, run)))
+    for page in sorted((root / paths.FAILED).glob("*/index.html")):
+        written = datetime.fromtimestamp(page.stat().st_mtime)
+        text = f"validation page of the failed run {page.parent.name}: {page}, {written:%Y-%m-%d}"
+        remove = partial(shutil.rmtree, page.parent, ignore_errors=True)
+        found.append(_Remains(text, page.stat().st_size, written, remove))
+    return found
 
 
-def _last_change(page: Path) -> datetime:
-    return datetime.fromtimestamp(page.stat().st_mtime)
+def _print(stored: "list[StoredRows]", remains: list[_Remains]) -> int:
+    """List both; returns their bytes."""
+    from knee_siglip.core.terminal import Terminal
 
-
-def _describe_page(page: Path) -> str:
-    return f"validation page of the failed run {page.parent.name}: {page}, {_last_change(page):%Y-%m-%d}"
+    if stored:
+        Terminal().print(_table(stored))
+    for each in remains:
+        echo(each.text)
+    return sum(rows.bytes for rows in stored) + sum(each.bytes for each in remains)
 
 
 def _describe(facts: dict[str, Any]) -> str:

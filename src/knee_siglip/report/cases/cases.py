@@ -1,6 +1,7 @@
 """The images of an evaluated split as cases: what is known of each, what the model said, and what it looks like."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class CaseList:
 
 
 def list_cases(
-    predictions: pd.DataFrame, embeddings: pd.DataFrame, task: Task, maps: Sequence[dict[str, Any]] = ()
+    predictions: pd.DataFrame, embeddings: pd.DataFrame, task: Task, maps: Sequence[Mapping[str, Any]] = ()
 ) -> CaseList:
     """Cases of one split.
 
@@ -53,7 +54,7 @@ def list_cases(
     columns = category_columns(predictions, others)
     rows = predictions.iloc[shown]
     found = _found_texts(predictions, embeddings, shown)
-    names = [name.removeprefix("finding_").removesuffix("_score") for name in _named(rows, "finding_", "_score")]
+    findings = [match[1] for name in predictions if (match := re.fullmatch("finding_(.*)_score", str(name)))]
     cases = []
     for number, texts, cells in zip(shown.tolist(), found, rows.to_dict("records"), strict=True):
         record = {str(name): cell for name, cell in cells.items()}
@@ -63,11 +64,11 @@ def list_cases(
                 "image_id": record["image_id"],
                 "file": record["img_path"],
                 "text": record["text"],
-                "categories": {column: _word(record[column]) for column in columns},
+                "categories": {column: "" if pd.isna(record[column]) else str(record[column]) for column in columns},
                 "retrieved": record["image_to_text_recall_at_1"] >= 0.5,
                 "rank": round(record["image_to_text_rank"], 1),
                 "found": texts,
-                "findings": [_finding(name, record) for name in names],
+                "findings": [_finding(name, record) for name in findings],
                 "maps": [{key: own[key] for key in MAP_KEYS} for own in maps if own["row"] == number],
                 **_grading(record, task),
             }
@@ -81,9 +82,8 @@ def _chosen(predictions: pd.DataFrame, task: Task) -> np.ndarray:
         return np.arange(len(predictions))
     severity = np.where(predictions["image_to_text_recall_at_1"] < 0.5, 0.5, 0.0)
     if task.labels and task.labels.column in predictions:
-        actual, predicted = (
-            _positions(predictions[name], task) for name in (task.labels.column, task.labels.predicted)
-        )
+        actual = np.array(task.labels.positions(predictions[task.labels.column]))
+        predicted = np.array(task.labels.positions(predictions[task.labels.predicted]))
         severity += np.where(actual < 0, 0, np.abs(predicted - actual))
     drawn = np.random.default_rng(SEED).permutation(len(predictions))
     order = drawn[np.argsort(-severity[drawn], kind="stable")]
@@ -142,18 +142,5 @@ def _grading(record: dict[str, Any], task: Task) -> dict[str, Any]:
 
 def _finding(name: str, record: dict[str, Any]) -> dict[str, Any]:
     truth = record.get(f"finding_{name}_truth")
-    known = truth is not None and not pd.isna(truth)
     score = round(float(record[f"finding_{name}_score"]), 3)
-    return {"name": name, "score": score, "truth": bool(truth) if known else None}
-
-
-def _named(table: pd.DataFrame, start: str, end: str) -> list[str]:
-    return [name for name in map(str, table) if name.startswith(start) and name.endswith(end)]
-
-
-def _positions(cells: pd.Series, task: Task) -> np.ndarray:
-    return np.array(task.labels.positions(cells))
-
-
-def _word(cell: Any) -> str:
-    return "" if cell is None or pd.isna(cell) else str(cell)
+    return {"name": name, "score": score, "truth": None if pd.isna(truth) else bool(truth)}

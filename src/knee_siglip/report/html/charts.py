@@ -12,20 +12,8 @@ from functools import partial
 import numpy as np
 from markupsafe import Markup
 
+from knee_siglip.report.html import svg
 from knee_siglip.report.html.numbers import percent
-from knee_siglip.report.html.svg import (
-    HEIGHT,
-    WIDTH,
-    Axes,
-    clip,
-    line,
-    nice_ticks,
-    on_scale,
-    picture,
-    rectangle,
-    short,
-    words,
-)
 
 LABEL_WIDTH, LABEL_LENGTH = 128, 17
 """Room left of horizontal bars, and the characters that fit in it."""
@@ -55,36 +43,36 @@ class Series:
 def bars(title: str, labels: Sequence[str], series: Sequence[Series]) -> Markup:
     """Horizontal bars: for each label one bar of each series, with its share written beside it."""
     highest = max((share for each in series for share in each.shares), default=0) or 1
-    room = WIDTH - LABEL_WIDTH - VALUE_WIDTH
+    room = svg.WIDTH - LABEL_WIDTH - VALUE_WIDTH
     block = BAR * len(series) + GAP
     parts = []
     for place, label in enumerate(labels):
         top = place * block + GAP / 2
         middle = top + BAR * len(series) / 2
-        parts.append(words(LABEL_WIDTH - 8, middle + 4, clip(label, LABEL_LENGTH), "end", full=label))
+        parts.append(svg.words(LABEL_WIDTH - 8, middle + 4, svg.clip(label, LABEL_LENGTH), "end", full=label))
         for lane, each in enumerate(series):
             share = each.shares[place]
             y, width = top + lane * BAR, share / highest * room
-            parts.append(rectangle(LABEL_WIDTH, y, max(width, 0.5), BAR - 1.5, each.style))
-            parts.append(words(LABEL_WIDTH + width + 4, y + BAR - 2.5, percent(share), style="value"))
-    parts.append(line(LABEL_WIDTH, 0, LABEL_WIDTH, len(labels) * block, "axis"))
-    return picture(title, WIDTH, max(1, len(labels)) * block, parts)
+            parts.append(svg.rectangle(LABEL_WIDTH, y, max(width, 0.5), BAR - 1.5, each.style))
+            parts.append(svg.words(LABEL_WIDTH + width + 4, y + BAR - 2.5, percent(share), style="value"))
+    parts.append(svg.line(LABEL_WIDTH, 0, LABEL_WIDTH, len(labels) * block, "axis"))
+    return svg.picture(title, svg.WIDTH, max(1, len(labels)) * block, parts)
 
 
 def steps(title: str, edges: np.ndarray, series: Sequence[Series]) -> Markup:
     """Outlines of histograms over one another. edges: (K + 1,), rising; shares of each series: (K,)."""
     highest = max((share for each in series for share in each.shares), default=0) or 1
-    ticks = nice_ticks(0, highest, 4)
+    ticks = svg.nice_ticks(0, highest, 4)
     low, high = float(edges[0]), float(edges[-1])
-    axes = Axes((low, high), (0, max(ticks[-1], highest)))
-    x_ticks = {tick: short(tick) for tick in nice_ticks(low, high, 6)}
+    axes = svg.Axes((low, high), (0, max(ticks[-1], highest)))
+    x_ticks = {tick: svg.short(tick) for tick in svg.nice_ticks(low, high, 6)}
     parts = axes.drawn(x_ticks, {tick: percent(tick) for tick in ticks})
     xs, floor = [axes.x(edge) for edge in edges], axes.y(0)
     for each in series:
         tops = "".join(f"V{axes.y(share):.1f}H{x:.1f}" for share, x in zip(each.shares, xs[1:], strict=True))
         path = Markup('<path class="outline {}" d="M{:.1f} {:.1f}{}V{:.1f}"/>')
         parts.append(path.format(each.style, xs[0], floor, tops, floor))
-    return picture(title, WIDTH, HEIGHT, parts)
+    return svg.picture(title, svg.WIDTH, svg.HEIGHT, parts)
 
 
 def meter(value: float, ends: tuple[float, float], mark: float, warned: bool, surely: float | None = None) -> Markup:
@@ -93,21 +81,21 @@ def meter(value: float, ends: tuple[float, float], mark: float, warned: bool, su
     surely: lower end of the value's interval, where the bar ends and a thin line up to the value starts.
     """
     width, height = 150, 14
-    x = partial(on_scale, ends=ends, start=0, length=width)
+    x = partial(svg.on_scale, ends=ends, start=0, length=width)
     bar = x(value if surely is None else surely)
-    parts = [rectangle(0, 4, width, 6, "track"), rectangle(0, 4, max(1, bar), 6, "over" if warned else "level")]
+    parts = [svg.rectangle(0, 4, width, 6, "track"), svg.rectangle(0, 4, max(1, bar), 6, "over" if warned else "level")]
     if surely is not None:
-        parts.append(line(bar, 7, x(value), 7, "whisker"))
-    parts.append(line(x(mark), 0, x(mark), height, "mark"))
+        parts.append(svg.line(bar, 7, x(value), 7, "whisker"))
+    parts.append(svg.line(x(mark), 0, x(mark), height, "mark"))
     title = f"{value:.2f}, warning level {mark:g}{': a warning' if warned else ''}"
-    return picture(title, width, height, parts, "meter")
+    return svg.picture(title, width, height, parts, "meter")
 
 
 def legend(series: Mapping[str, str]) -> Markup:
     """series: name to style."""
     keys = [
         Markup('<span class="key">{}{}</span>').format(
-            picture("", 22, 12, [rectangle(1, 1, 20, 10, style)], "swatch"), name
+            svg.picture("", 22, 12, [svg.rectangle(1, 1, 20, 10, style)], "swatch"), name
         )
         for name, style in series.items()
     ]

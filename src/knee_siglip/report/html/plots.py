@@ -9,25 +9,8 @@ from functools import partial
 
 from markupsafe import Markup
 
+from knee_siglip.report.html import svg
 from knee_siglip.report.html.numbers import percent
-from knee_siglip.report.html.svg import (
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    WIDTH,
-    Axes,
-    Range,
-    clip,
-    dot,
-    line,
-    nice_ticks,
-    on_scale,
-    picture,
-    polyline,
-    rectangle,
-    short,
-    words,
-)
 
 TITLED_BOTTOM = 40
 """Margin below axes whose x has a name."""
@@ -73,7 +56,7 @@ def curves(
     title: str,
     lines: Sequence[Line],
     x_label: str,
-    y_range: Range | None = None,
+    y_range: svg.Range | None = None,
     x_ticks: Mapping[float, str] | None = None,
     shares: bool = False,
 ) -> Markup:
@@ -90,16 +73,16 @@ def curves(
     xs = [x for each in lines for x, _ in each.points]
     ys = [y for each in lines for _, y in each.points]
     low, high = y_range or (min([0.0, *ys]), max(ys, default=1.0))
-    y_ticks = nice_ticks(low, high, 4)
+    y_ticks = svg.nice_ticks(low, high, 4)
     if y_range is None:
         low, high = y_ticks[0], max(y_ticks[-1], low + 1e-9)
     x_range = (min(xs, default=0.0), max(xs, default=1.0))
-    axes = Axes(x_range, (low, high), bottom=TITLED_BOTTOM)
-    x_ticks = {tick: short(tick) for tick in nice_ticks(*x_range, 5)} if x_ticks is None else x_ticks
-    parts = axes.drawn(x_ticks, {tick: percent(tick) if shares else short(tick) for tick in y_ticks})
+    axes = svg.Axes(x_range, (low, high), bottom=TITLED_BOTTOM)
+    x_ticks = {tick: svg.short(tick) for tick in svg.nice_ticks(*x_range, 5)} if x_ticks is None else x_ticks
+    parts = axes.drawn(x_ticks, {tick: percent(tick) if shares else svg.short(tick) for tick in y_ticks})
     for each in lines:
         parts += _curve(axes, each)
-    return picture(title, WIDTH, HEIGHT, [*parts, _x_title(x_label, HEIGHT)])
+    return svg.picture(title, svg.WIDTH, svg.HEIGHT, [*parts, _x_title(x_label, svg.HEIGHT)])
 
 
 def reliability(title: str, series: Mapping[str, Sequence[Bin]]) -> Markup:
@@ -108,10 +91,10 @@ def reliability(title: str, series: Mapping[str, Sequence[Bin]]) -> Markup:
     series: style to its bins, in order of confidence.
     """
     height, floor = 260.0, 60.0
-    axes = Axes((0, 1), (0, 1), height, bottom=TITLED_BOTTOM + floor)
+    axes = svg.Axes((0, 1), (0, 1), height, bottom=TITLED_BOTTOM + floor)
     quarters = {tick / 4: percent(tick / 4) for tick in range(5)}
     parts = axes.drawn(quarters, quarters)
-    parts.append(polyline([(axes.x(0), axes.y(0)), (axes.x(1), axes.y(1))], "ideal"))
+    parts.append(svg.polyline([(axes.x(0), axes.y(0)), (axes.x(1), axes.y(1))], "ideal"))
     for style, bins in series.items():
         places = [(each.confidence, each.accuracy) for each in bins]
         parts += _curve(axes, Line("", style, places))
@@ -121,55 +104,57 @@ def reliability(title: str, series: Mapping[str, Sequence[Bin]]) -> Markup:
         for each in bins:
             tall = each.count / most * (floor - 26)
             x = axes.x(each.confidence) + (lane - len(series) / 2) * width
-            parts.append(rectangle(x, height - 18 - tall, width, tall, style))
-    parts.append(line(LEFT, height - 18, WIDTH - RIGHT, height - 18, "axis"))
-    parts.append(words(LEFT, height - floor + 6, f"images in each bin, at most {most:,}", style="value"))
-    return picture(title, WIDTH, height, [*parts, _x_title("confidence", height)])
+            parts.append(svg.rectangle(x, height - 18 - tall, width, tall, style))
+    parts.append(svg.line(svg.LEFT, height - 18, svg.WIDTH - svg.RIGHT, height - 18, "axis"))
+    parts.append(svg.words(svg.LEFT, height - floor + 6, f"images in each bin, at most {most:,}", style="value"))
+    return svg.picture(title, svg.WIDTH, height, [*parts, _x_title("confidence", height)])
 
 
-def forest(title: str, rows: Sequence[Estimate], overall: float, ends: Range) -> Markup:
+def forest(title: str, rows: Sequence[Estimate], overall: float, ends: svg.Range) -> Markup:
     """One row for each group: its figure as a dot, its interval as a line; the upright stroke is the overall figure."""
-    left, right = GROUP_WIDTH + COUNT_WIDTH, WIDTH - FIGURE_WIDTH
+    left, right = GROUP_WIDTH + COUNT_WIDTH, svg.WIDTH - FIGURE_WIDTH
     floor = len(rows) * ROW + 4
-    x = partial(on_scale, ends=ends, start=left + 6, length=right - left - 12)
-    parts = [line(x(overall), 0, x(overall), floor, "ideal")]
+    x = partial(svg.on_scale, ends=ends, start=left + 6, length=right - left - 12)
+    parts = [svg.line(x(overall), 0, x(overall), floor, "ideal")]
     for place, row in enumerate(rows):
         middle = place * ROW + ROW / 2 + 2
         style = "over" if row.marked else "train"
-        parts.append(words(0, middle + 4, clip(row.name, GROUP_LENGTH), full=row.name))
-        parts.append(words(left - 6, middle + 4, f"{row.count:,}", "end", "value"))
+        parts.append(svg.words(0, middle + 4, svg.clip(row.name, GROUP_LENGTH), full=row.name))
+        parts.append(svg.words(left - 6, middle + 4, f"{row.count:,}", "end", "value"))
         if row.low is not None and row.high is not None:
-            parts.append(line(x(row.low), middle, x(row.high), middle, f"bar {style}"))
-        parts.append(dot(x(row.value), middle, 3.6, style))
-        parts.append(words(WIDTH, middle + 4, row.shown, "end", "value"))
-    parts.append(line(left, floor, right, floor, "axis"))
-    for tick in nice_ticks(*ends, 3):
+            parts.append(svg.line(x(row.low), middle, x(row.high), middle, f"bar {style}"))
+        parts.append(svg.dot(x(row.value), middle, 3.6, style))
+        parts.append(svg.words(svg.WIDTH, middle + 4, row.shown, "end", "value"))
+    parts.append(svg.line(left, floor, right, floor, "axis"))
+    for tick in svg.nice_ticks(*ends, 3):
         if ends[0] <= tick <= ends[1]:
-            parts += [line(x(tick), floor, x(tick), floor + 4, "axis")]
-            parts += [words(x(tick), floor + 17, f"{tick:g}", "middle", "value")]
-    return picture(title, WIDTH, floor + 22, parts)
+            parts += [svg.line(x(tick), floor, x(tick), floor + 4, "axis")]
+            parts += [svg.words(x(tick), floor + 17, f"{tick:g}", "middle", "value")]
+    return svg.picture(title, svg.WIDTH, floor + 22, parts)
 
 
-def strip(title: str, value: float, interval: Range | None, marks: Sequence[float], ends: Range = (0, 1)) -> Markup:
+def strip(
+    title: str, value: float, interval: svg.Range | None, marks: Sequence[float], ends: svg.Range = (0, 1)
+) -> Markup:
     """A figure with its interval on a scale, among `marks`: what it is to be compared with."""
-    x = partial(on_scale, ends=ends, start=5, length=STRIP_WIDTH - 10)
+    x = partial(svg.on_scale, ends=ends, start=5, length=STRIP_WIDTH - 10)
     middle = STRIP_HEIGHT / 2
-    parts = [line(x(ends[0]), middle, x(ends[1]), middle, "grid")]
-    parts += [line(x(mark), 2, x(mark), STRIP_HEIGHT - 2, "mark") for mark in marks]
+    parts = [svg.line(x(ends[0]), middle, x(ends[1]), middle, "grid")]
+    parts += [svg.line(x(mark), 2, x(mark), STRIP_HEIGHT - 2, "mark") for mark in marks]
     if interval is not None:
-        parts.append(line(x(interval[0]), middle, x(interval[1]), middle, "bar train"))
-    parts.append(dot(x(value), middle, 3, "train"))
-    return picture(title, STRIP_WIDTH, STRIP_HEIGHT, parts, "meter")
+        parts.append(svg.line(x(interval[0]), middle, x(interval[1]), middle, "bar train"))
+    parts.append(svg.dot(x(value), middle, 3, "train"))
+    return svg.picture(title, STRIP_WIDTH, STRIP_HEIGHT, parts, "meter")
 
 
-def _curve(axes: Axes, series: Line) -> list[Markup]:
+def _curve(axes: svg.Axes, series: Line) -> list[Markup]:
     """A line, with dots while they are few enough to be told apart."""
     places = [(axes.x(x), axes.y(y)) for x, y in series.points]
     if not places:
         return []
-    dots = [dot(x, y, 2.4, series.style) for x, y in places] if len(places) <= 12 else []
-    return [polyline(places, f"curve {series.style}"), *dots]
+    dots = [svg.dot(x, y, 2.4, series.style) for x, y in places] if len(places) <= 12 else []
+    return [svg.polyline(places, f"curve {series.style}"), *dots]
 
 
 def _x_title(text: str, height: float) -> Markup:
-    return words((LEFT + WIDTH - RIGHT) / 2, height - 4, text, "middle")
+    return svg.words((svg.LEFT + svg.WIDTH - svg.RIGHT) / 2, height - 4, text, "middle")

@@ -6,7 +6,6 @@ the classes are an image and its simulated crops): after it an image's copy is n
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -93,8 +92,7 @@ def fit_projection(prints: np.ndarray) -> np.ndarray:
     return (vectors @ axes[:, ::-1]).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """Likely pairs (C,), sorted by query, then the likeliest first.
 
     query: index into `queries`; image: index into `prints`; orientation, sign: what the query is given to match.
@@ -103,7 +101,12 @@ class Candidates:
     query: np.ndarray
     image: np.ndarray
     orientation: np.ndarray
-    sign: np.ndarray
+    cosine: np.ndarray
+
+    @property
+    def sign(self) -> np.ndarray:
+        """-1 where the query is inverted."""
+        return np.sign(self.cosine)
 
 
 def nearest(prints: np.ndarray, queries: np.ndarray, splits: np.ndarray, count: int) -> Candidates:
@@ -118,29 +121,18 @@ def nearest(prints: np.ndarray, queries: np.ndarray, splits: np.ndarray, count: 
     least = LEAST_COSINE if len(prints) > FEW else 0.0
     blocks = np.split(queries, range(QUERIES_PER_BLOCK, len(queries), QUERIES_PER_BLOCK))
 
-    def search(block: np.ndarray) -> "_Hits":
+    def search(block: np.ndarray) -> Candidates:
         vectors = np.stack([_project(turned(prints[block], number), projection) for number in range(len(RELATIONS))])
         return gallery.search(vectors, block, splits, count, least)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cores()) as threads:
         found = list(threads.map(search, blocks))
-    query = np.concatenate([hits.query + at * QUERIES_PER_BLOCK for at, hits in enumerate(found)])
-    image = np.concatenate([hits.image for hits in found])
-    orientation = np.concatenate([hits.orientation for hits in found])
-    return Candidates(query, image, orientation, np.sign(np.concatenate([hits.cosine for hits in found])))
-
-
-class _Hits(NamedTuple):
-    """Pairs (H,) found for one block: `query` counts within it."""
-
-    query: np.ndarray
-    image: np.ndarray
-    orientation: np.ndarray
-    cosine: np.ndarray
+    numbered = [hits._replace(query=hits.query + at * QUERIES_PER_BLOCK) for at, hits in enumerate(found)]
+    return Candidates(*map(np.concatenate, zip(*numbered, strict=True)))
 
 
 NOWHERE = np.empty(0, dtype=np.int64)
-NO_HITS = _Hits(NOWHERE, NOWHERE, NOWHERE, np.empty(0, dtype=np.float32))
+NONE_FOUND = Candidates(NOWHERE, NOWHERE, NOWHERE, np.empty(0, dtype=np.float32))
 
 
 class _Gallery:
@@ -156,13 +148,15 @@ class _Gallery:
         self.vectors, self.rest = vectors[self.order], rest[self.order]
         self.heads = np.ascontiguousarray(self.vectors[:, :HEAD])
 
-    def search(self, vectors: np.ndarray, block: np.ndarray, splits: np.ndarray, count: int, least: float) -> _Hits:
+    def search(
+        self, vectors: np.ndarray, block: np.ndarray, splits: np.ndarray, count: int, least: float
+    ) -> Candidates:
         """The `count` nearest of each query, at least `least`. vectors: (O, B, D) of each orientation; block: (B,)."""
         flat = vectors.reshape(-1, vectors.shape[2])
         rest = np.linalg.norm(flat[:, HEAD:], axis=1)
         needed = np.full(len(block), least, dtype=np.float32)
         product = np.empty((len(flat), TILE), dtype=np.float32)
-        hits = NO_HITS
+        hits = NONE_FOUND
         many = MERGED_BY * count * len(block)
         for start in range(0, len(self.vectors), TILE):
             wanted = np.tile(needed, len(vectors))
@@ -170,8 +164,8 @@ class _Gallery:
             orientations, places = np.divmod(rows, len(block))
             images = self.order[start + columns]
             allowed = apart(splits[block[places]], splits[images]) & (images != block[places])
-            fresh = _Hits(places[allowed], images[allowed], orientations[allowed], cosines[allowed])
-            hits = _Hits(*map(np.concatenate, zip(hits, fresh, strict=True)))
+            fresh = Candidates(places[allowed], images[allowed], orientations[allowed], cosines[allowed])
+            hits = Candidates(*map(np.concatenate, zip(hits, fresh, strict=True)))
             if len(hits.query) > many:
                 hits = _best(hits, count)
                 full = np.bincount(hits.query, minlength=len(block)) == count
@@ -202,15 +196,15 @@ class _Gallery:
         return rows[alike], columns[alike], cosines[alike]
 
 
-def _best(hits: _Hits, count: int) -> _Hits:
+def _best(hits: Candidates, count: int) -> Candidates:
     """Each pair in its best orientation, and of these the `count` best of each query, the best first."""
     likeliest = np.lexsort((hits.orientation, hits.image, -np.abs(hits.cosine), hits.query))
-    hits = _Hits(*(values[likeliest] for values in hits))
+    hits = Candidates(*(values[likeliest] for values in hits))
     pairs = np.stack([hits.query, hits.image], axis=1)
     first = np.sort(np.unique(pairs, axis=0, return_index=True)[1])
-    hits = _Hits(*(values[first] for values in hits))
+    hits = Candidates(*(values[first] for values in hits))
     rank = np.arange(len(hits.query)) - np.searchsorted(hits.query, hits.query)
-    return _Hits(*(values[rank < count] for values in hits))
+    return Candidates(*(values[rank < count] for values in hits))
 
 
 def apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.core import paths
-from knee_siglip.core.processes import split_chunks, work_in_chunks
-from knee_siglip.core.threads import available_cores
+from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.imaging.decode.inversion import inversion_probability
 from knee_siglip.imaging.decode.read import ImageError, MissingImageError, decode, read_bytes
 from knee_siglip.validation.images.facts import facts_key, known_ids, load_facts, save_facts
@@ -67,14 +66,13 @@ Result = ImageFacts | Failure
 def inspect_images(names: Iterable[str]) -> dict[str, Result]:
     """Read every distinct file and decode those with new content. Returns the facts or the failure of each name."""
     folder = paths.store_root() / "facts" / facts_key()
-    workers = available_cores()
-    chunks = split_chunks(sorted(set(names)), IMAGES_PER_CHUNK, workers)
     results: dict[str, Result | str] = {}
     fresh: list[dict[str, Any]] = []
     saved = time.monotonic()
     known_ids.cache_clear()
     try:
-        for chunk in work_in_chunks(partial(_inspect, folder), chunks, workers, "Checking images"):
+        inspect = partial(_inspect, folder)
+        for chunk in work_in_chunks(inspect, sorted(set(names)), IMAGES_PER_CHUNK, "Checking images"):
             results.update(chunk)
             fresh += [vars(result) for _, result in chunk if isinstance(result, ImageFacts)]
             if time.monotonic() - saved > SAVED_EVERY:

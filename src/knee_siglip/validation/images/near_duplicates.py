@@ -16,11 +16,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from knee_siglip.core.processes import split_chunks, work_in_chunks
-from knee_siglip.core.threads import available_cores
+from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.imaging.decode.decoded import ImageError
 from knee_siglip.imaging.decode.read import read_grey
-from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.tables.manifest import ALL_SPLITS
 from knee_siglip.validation.images.candidates import RELATIONS, Candidates, nearest, turned
 from knee_siglip.validation.images.registration import (
     UNMOVED,
@@ -132,8 +131,10 @@ def near_duplicate_pairs(table: pd.DataFrame, threshold: float = THRESHOLD) -> l
 
 def _distinct_images(table: pd.DataFrame) -> pd.DataFrame:
     """One line per pixel_id: row, image_file, fingerprint, and as bits the splits it is in."""
-    rows = table[table["split"].isin(SPLITS) & (table["fingerprint"].map(len) == SIDE * SIDE)]
-    rows = rows.assign(row=rows.index, splits=rows["split"].map({name: 1 << bit for bit, name in enumerate(SPLITS)}))
+    rows = table[table["split"].isin(ALL_SPLITS) & (table["fingerprint"].map(len) == SIDE * SIDE)]
+    rows = rows.assign(
+        row=rows.index, splits=rows["split"].map({name: 1 << bit for bit, name in enumerate(ALL_SPLITS)})
+    )
     grouped = rows.groupby("pixel_id", sort=False)
     first = grouped[["row", "image_file", "fingerprint"]].first()
     distinct = rows.drop_duplicates(["pixel_id", "splits"])
@@ -180,12 +181,11 @@ class _Search:
                 strict=True,
             )
         ]
-        workers = available_cores()
-        chunks = split_chunks(suspects, PAIRS_PER_CHUNK, workers)
         with tempfile.TemporaryDirectory() as folder:  # mapped, so that the workers share one copy of the fingerprints
             prints_file = Path(folder) / "prints.npy"
             np.save(prints_file, self.prints)
-            for results in work_in_chunks(partial(_judge, prints_file), chunks, workers, "Comparing alike images"):
+            judge = partial(_judge, prints_file)
+            for results in work_in_chunks(judge, suspects, PAIRS_PER_CHUNK, "Comparing alike images"):
                 for suspect, score in results:
                     if score >= self.threshold:
                         self._keep(suspect, score)
