@@ -38,7 +38,7 @@ from knee_siglip.tracking.tracker import open_tracker
 
 USER, PASSWORD = "reader", "right"
 STEP_SECONDS = 0.5
-SERVER_SECONDS = 180.0
+SERVER_SECONDS = 600.0
 
 Act = Callable[[], None]
 

@@ -211,6 +211,18 @@ def test_the_machines_load_is_logged_on_request(recorded, monkeypatch):
     assert [orders.options["system_metrics"] for orders in orders_of({"system_metrics": True})] == [True, True]
 
 
+def test_a_run_that_a_slow_server_made_twice_is_one_in_the_end(recorded, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    sending, client = MlflowRun(recorded.mlflow_uri, recorded.root.as_uri()), MlflowClient(recorded.mlflow_uri)
+    start = {"project": "twice", "run": "t", "name": "t", "stage": "train", "source": "s", "session": "s", "time": 0}
+    run = sending.open({**start, "tags": {}, "config": {}, "goes_on": True}, [])
+    experiment = client.get_run(run).info.experiment_id
+    client.create_run(experiment, tags={"knee_siglip.run": "t"})
+    sending.close("FINISHED", complete=True)
+    assert [found.info.run_id for found in client.search_runs([experiment])] == [run]
+
+
 def orders_of(tracking):
     log = RunLog(Path("run.jsonl"), "s")
     orders = orders_for(parse_params({"tracking": tracking}).tracking, log, Path("/root-of-it"), live=Path.cwd())
@@ -417,6 +429,14 @@ def test_another_evaluation_of_a_model_is_a_run_of_its_own_and_going_back_is_the
     assert attached(model, **first).run_id == run
     assert attached(model, **other).run_id == child.run_id
     assert attached(model, figures={"test": {"loss": 1.5}}).run_id not in (run, child.run_id)  # other code
+
+
+def test_a_training_that_makes_a_known_model_names_the_run_with_its_figures(trained):
+    model, run = trained
+    with silent_tracker("train") as again:
+        remember_run(again, model)
+    tags = [event["values"] for event in events_of(again) if event["event"] == "tags"]
+    assert tags == [{"model_sha256": sha256(model), "same_model_as": run}]
 
 
 def test_inference_joins_the_evaluation_with_the_same_params(trained):

@@ -206,7 +206,9 @@ def attach_tracker(
 def remember_run(tracker: Tracker, model_path: Path) -> None:
     """Note that this run wrote this model file, for `attach_tracker`."""
     model = sha256(model_path)
-    tracker.log_tags({"model_sha256": model})
+    before = read_pointer(model)
+    same = {"same_model_as": before} if before and before != tracker.run_id else {}  # DVC will not evaluate it again
+    tracker.log_tags({"model_sha256": model, **same})
     _remember(model, tracker.run_id)
 
 

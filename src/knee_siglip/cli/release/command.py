@@ -95,10 +95,11 @@ def release(
             echo(f"{rev} is the champion already: {registry.name} version {champion.version}")
             return
         verdict = _judge_against(champion, candidate, metric or (), force)
-        text = model_card(candidate, registry.name, verdict.reason)
+        tag = registry.tag(candidate.commit)
+        text = model_card(candidate, registry.name, tag, verdict.reason)
         files = write_reference(Predictor(candidate.path, device="cpu", precision="float32"), Path(folder))
-        version = registry.register(candidate, text, files, {"verdict": verdict.reason, "forced": force or ""})
-        echo(f"{registry.name} version {version}: {rev}, commit {candidate.commit[:7]}")
+        version = registry.register(candidate, tag, text, files, {"verdict": verdict.reason, "forced": force or ""})
+        echo(f"{registry.name} version {version}: {rev}, commit {candidate.commit[:7]}, in git {tag}")
         if not verdict.is_better:
             echo(f"not the champion: {verdict.reason}")
             raise typer.Exit(EXIT_FAILED)
