@@ -143,3 +143,16 @@ def test_a_manifest_with_neither_patients_nor_grades_is_evaluated(files, params)
     assert metrics["images_of_unknown_patients"] == metrics["rows"]
     assert not any(name.startswith("zero_shot_kl") for name in metrics)
     assert "patient_id" not in pd.read_parquet(files.report / "predictions.parquet")
+
+
+def test_a_second_test_set_is_measured_beside_the_first(files, params):
+    alone = evaluate(params, files, device="cpu")
+    rows = read_manifest(files.manifest)
+    external = rows[rows["split"] == "val"].assign(split="external", hospital="B")
+    write_manifest(external, files.external)
+    both = evaluate(params, files, device="cpu")
+    assert (list(both), both["external"]["rows"]) == (["test", "external"], 4)
+    assert both["test"] == alone["test"]
+    written = json.loads((files.report / "metrics.json").read_text())
+    assert flatten(written["external"]) == rounded(both["external"])
+    assert set(pd.read_parquet(files.report / "predictions.parquet")["split"]) == {"test", "external"}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -188,6 +189,25 @@ def test_features_of_a_frozen_tower_are_computed_once_and_give_what_the_tower_gi
     train(make_params(seed=1, freeze={"vision": "all"}), files, "cpu")
     assert {file.name: file.stat().st_mtime_ns for file in folder.glob("*.features")} == before
     assert "train.augment changes no image" in caplog.text
+
+
+def test_damaged_features_are_made_again_with_the_same_bits(files, make_params, caplog):
+    params = make_params(freeze={"vision": "all"})
+    train(params, files, "cpu")
+    (folder,) = (paths.store_root() / paths.FEATURES).iterdir()
+    (stored,), before = folder.glob("*.features"), logged_rows(folder)
+    data = bytearray(stored.read_bytes())
+    data[5] ^= 1
+    stored.write_bytes(data)
+    train(params, files, "cpu")
+    assert "1 damaged images are made again" in caplog.text
+    assert logged_rows(folder) == before
+
+
+def logged_rows(folder: Path) -> set[tuple[str, str]]:
+    """Ids and hashes of the rows, but for the disowned one."""
+    lines = [line.split(" ") for log in folder.glob("*.ids") for line in log.read_text().splitlines()]
+    return {(image_id, row_hash) for _, image_id, row_hash, _ in lines if image_id.strip("0")}
 
 
 def test_cached_features_keep_the_studies_positives(files, make_params):

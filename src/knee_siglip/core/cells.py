@@ -2,12 +2,17 @@
 
 import logging
 import re
+import warnings
+from typing import Any
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """https://owasp.org/www-community/attacks/CSV_Injection"""
 
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but for tab and line end, marks and overrides of the writing direction, lone surrogates."""
+
+
+FORMAT_WARNING = warnings.formatwarning
 
 
 def defanged(cell: str) -> str:
@@ -47,4 +52,8 @@ def escape_warnings() -> None:
     """Show what is logged, and Python's warnings, `printable` on stderr."""
     assert logging.lastResort is not None
     logging.lastResort.setFormatter(_Printable("%(levelname)s: %(message)s"))
-    logging.captureWarnings(capture=True)
+    warnings.formatwarning = _printable_warning
+
+
+def _printable_warning(*facts: Any, **more: Any) -> str:
+    return printable(FORMAT_WARNING(*facts, **more))

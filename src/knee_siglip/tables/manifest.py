@@ -12,6 +12,11 @@ from knee_siglip.tables.ids import id_keys
 
 SPLITS = ("train", "val", "test")
 
+EXTERNAL = "external"
+"""A second test set, which nothing is learnt or chosen from; its rows have a manifest of their own."""
+
+ALL_SPLITS = (*SPLITS, EXTERNAL)
+
 MADE_COLUMNS = ("image_file", "image_id", "width", "height", "bits", "text", "flags")
 """What validation adds to the input's columns (and `patient_id`; it and `study_id` are empty where unknown).
 

@@ -289,11 +289,29 @@ def test_other_splits_have_their_headline_metrics(evaluation) -> None:
     evaluation.write("metrics", {"train": train, "test": test})
     page = evaluation.page()
     assert "Evaluation on the test split" in page.text
-    assert "12.3 %" in page.section("headline").text.split("The train split")[1]
+    assert "12.3 %" in page.section("headline").text.split("Beside the other splits")[1]
+    assert "external" not in page.text
     evaluation.write("metrics", {"train": train})
     only = evaluation.page()
     assert "images the model was trained on" in only.section("headline").text
     assert "unseen" not in only.text
+
+
+def test_a_second_test_set_stands_beside_the_first_with_intervals(evaluation) -> None:
+    test = evaluation.json("metrics")["test"]
+    external = flatten(test) | {
+        "rows": 123,
+        "zero_shot_kl.quadratic_weighted_kappa": 0.456,
+        "zero_shot_kl.quadratic_weighted_kappa_ci_low": 0.401,
+        "zero_shot_kl.quadratic_weighted_kappa_ci_high": 0.512,
+    }
+    evaluation.write("metrics", {"test": test, "external": nest(external)})
+    page = evaluation.page()
+    table = page.section("headline").text.split("Beside the other splits")[1]
+    assert "test external" in table
+    assert "123" in table
+    assert "0.456 (0.401–0.512)" in table
+    assert "Evaluation on the test split" in page.text
 
 
 def test_what_was_not_measured_is_named_and_breaks_nothing(evaluation) -> None:
