@@ -17,8 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from knee_siglip.core.files import atomic_file, atomic_folder
-from knee_siglip.core.processes import split_chunks, work_in_chunks
-from knee_siglip.core.threads import available_cores
+from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.sample.findings import SIDES, Labels, draw_labels
 from knee_siglip.sample.impression import draw_text, text_alternatives
 from knee_siglip.sample.radiograph import draw_knee
@@ -91,17 +90,16 @@ def write_sample(folder: Path, *, patients: int, seed: int, size: int, workers: 
     folder = Path(folder)
     table = label_table(patients=patients, seed=seed)
     with atomic_folder(folder / "images") as images:
-        findings = _draw_all(images, list(iter_cases(patients, seed)), size, workers or available_cores())
+        findings = _draw_all(images, list(iter_cases(patients, seed)), size, workers)
     table.insert(list(table.columns).index("text_alternatives"), "findings", findings)
     with atomic_file(folder / "train.csv") as file:
         table.to_csv(file, index=False, lineterminator="\n")
     return table
 
 
-def _draw_all(folder: Path, cases: list[Case], size: int, workers: int) -> list[str]:
+def _draw_all(folder: Path, cases: list[Case], size: int, workers: int | None) -> list[str]:
     """Draw every knee into `folder`; returns the findings as JSON, in the order of the CSV."""
-    chunks = split_chunks(cases, CASES_PER_CHUNK, workers)
-    drawn = work_in_chunks(partial(_draw, folder, size), chunks, workers, "Drawing knees")
+    drawn = work_in_chunks(partial(_draw, folder, size), cases, CASES_PER_CHUNK, "Drawing knees", workers)
     findings = dict(chain.from_iterable(drawn))
     return [findings[case.img_path] for case in cases]
 
