@@ -1,7 +1,8 @@
 """python benchmarks/hostile_files.py [--output FILE] [--list]
 
-Every odd, damaged and hostile picture and DICOM of tests/torture, read by this project and as MONAI, torchxrayvision
-and open_clip read them (their own lines, on Pillow and pydicom): right, refused, crash, or wrong in silence.
+Every odd, damaged and hostile picture and DICOM of tests/torture, read by this project, MONAI, torchxrayvision and
+open_clip: by these packages where they are installed, else by their own lines on Pillow and pydicom. The outcomes are
+right, refused, crash, or wrong in silence.
 
 `right`: the expected greys follow from what was read by some rising curve, and rows and columns are where they belong.
 `crash`: the process died, filled 4 GB, or took more than 20 s. What should be refused and is read is wrong in silence.
@@ -10,6 +11,7 @@ Prints target beside figure; exits 1 when one is missed.
 
 import argparse
 import faulthandler
+import importlib
 import os
 import resource
 import signal
@@ -19,10 +21,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pydicom
+import torch
 from claims import Claim, conclude
 from PIL import Image
 
@@ -90,12 +95,55 @@ def open_clip(path: Path) -> np.ndarray:
     return np.asarray(image.convert("RGB"))[:, :, 0]
 
 
-READERS: dict[str, Reader] = {
-    "knee-siglip": read_grey,
-    "MONAI": monai,
-    "torchxrayvision": torchxrayvision,
-    "open_clip": open_clip,
+def installed_monai(path: Path) -> np.ndarray:
+    """LoadImage by the suffix's reader, which turns columns to rows."""
+    from monai.transforms import LoadImage, ScaleIntensity
+
+    reader = "PydicomReader" if _is_dicom(path) else "PILReader"
+    array = np.asarray(LoadImage(reader=reader, image_only=True)(path), dtype=np.float32)
+    array = array.mean(axis=-1) if array.ndim == 3 else array
+    return np.asarray(ScaleIntensity()(array)).T * 255
+
+
+def installed_torchxrayvision(path: Path) -> np.ndarray:
+    """Its load_image, which knows a DICOM by its first bytes; read_xray_dcm where the caller has to know."""
+    from torchxrayvision.utils import load_image, read_xray_dcm
+
+    array = read_xray_dcm(path) if _is_dicom(path) else load_image(str(path))[0]
+    return (np.asarray(array) + 1024) / 2048 * 255
+
+
+def installed_open_clip(path: Path) -> np.ndarray:
+    """Its transform to the image's own size, without another mean; DICOM by pydicom's pixel_array."""
+    from open_clip.transform import image_transform
+
+    image = Image.fromarray(pydicom.dcmread(path).pixel_array) if _is_dicom(path) else Image.open(path)
+    size = image.height, image.width
+    transform = image_transform(size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode="squash")
+    return np.asarray(transform(image))[0] * 255
+
+
+INSTALLED: dict[str, tuple[str, str, Reader, Reader]] = {
+    "MONAI": ("monai", "monai.transforms", installed_monai, monai),
+    "torchxrayvision": ("torchxrayvision", "torchxrayvision.utils", installed_torchxrayvision, torchxrayvision),
+    "open_clip": ("open_clip_torch", "open_clip.transform", installed_open_clip, open_clip),
 }
+"""Package, the module that is used, and what reads with it or, where it is not installed, its lines."""
+
+
+def readers() -> dict[str, Reader]:
+    """By their names, with the versions of those that are installed."""
+    found: dict[str, Reader] = {"knee-siglip": read_grey}
+    for name, (package, module, installed, written) in INSTALLED.items():
+        try:
+            # torchvision's wheel for CUDA has no operators to describe on other machines; nobody calls one here
+            with patch.object(torch.library, "register_fake", lambda *_, **__: lambda function: function):
+                importlib.import_module(module)
+            found[f"{name} {version(package)}"] = installed
+        except Exception as error:
+            print(f"{name}: its own lines written out, since it cannot be imported ({str(error)[:80]})")
+            found[f"{name}'s lines"] = written
+    return found
 
 
 def cases() -> Iterator[Case]:
@@ -160,12 +208,13 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print each case that somebody reads wrong or crashes on")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
-    found: dict[str, dict[str, Counter[str]]] = {name: {} for name in READERS}
+    compared = readers()
+    found: dict[str, dict[str, Counter[str]]] = {name: {} for name in compared}
     with tempfile.TemporaryDirectory() as folder:
         for case in cases():
             path = Path(folder) / (f"{case.name}.img" if case.kind == "DICOM" else case.name)
             path.write_bytes(case.make())
-            answers = {name: outcome(reader, path, case.expected) for name, reader in READERS.items()}
+            answers = {name: outcome(reader, path, case.expected) for name, reader in compared.items()}
             path.unlink()
             for name, answer in answers.items():
                 found[name].setdefault(case.kind, Counter())[answer] += 1

@@ -41,7 +41,7 @@ COMMANDS = {
 
 PARAMS: dict[str, Any] = {
     "image_size": SIZE,
-    "data": {"csv": "own/train.csv", "images": "own/images"},
+    "data": {"csv": "own/train.csv", "images": "own/images", "external": "own/external.csv"},
     "task": "tasks/knee.yaml",
     "sample": {"patients": 8},
     "train": {"batch_size": 16, "steps": 8, "save_every_steps": 2, "mixed_precision": "none"},
@@ -116,6 +116,7 @@ def make_project(folder: Path) -> Project:
     """Params, task and images of noise, each brightness with a text of its own; two knees of each patient."""
     (folder / "own/images").mkdir(parents=True)
     shutil.copytree(ROOT / "tasks", folder / "tasks")
+    shutil.copy(ROOT / "data/no_external.csv", folder / "own/external.csv")
     rng = np.random.default_rng(0)
     rows = ["img_path,impression,split,patient_id,side,kl_grade"]
     for number in range(KNEES):

@@ -16,6 +16,7 @@ from transformers import Dinov2Model
 from knee_siglip.cli import main as cli
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
+from knee_siglip.params.files import load_params, parse_params, save_params
 
 NAMES = ("alone", "together")
 ROWS = {"train": 8, "val": 4, "test": 4}
@@ -93,13 +94,19 @@ def test_torchrun_around_the_whole_command_is_refused(project: Path, monkeypatch
     assert run(monkeypatch, "train --data_path my.csv --image_size 28") == 2
 
 
-def test_leaking_patient_stops_training_before_anything_is_trained(
+def test_leaking_patient_stops_training_before_anything_is_trained_and_no_password_is_written(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = pd.read_csv("my.csv")
     table.loc[table["split"] == "test", "patient_id"] = "train-0"
     table.to_csv("my.csv", index=False)
-    assert run(monkeypatch, "train --data_path my.csv --image_size 28 --epochs 1 --batch_size 4") == 1
+    params = load_params(Path("params.yaml")).to_dict()
+    params["tracking"]["mlflow"] = "https://me:secret@mlflow.invalid"
+    save_params(parse_params(params, source="test"), Path("own.yaml"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    flags = "--params own.yaml --data_path my.csv --image_size 28 --epochs 1 --batch_size 4"
+    assert run(monkeypatch, f"train {flags}") == 1
+    assert "secret" not in (project / "runs/train/params.yaml").read_text()
     page = (project / "runs/train/reports/validation/index.html").read_text()
     assert "patient train-0 is in train" in page
     assert not (project / "runs/train/best_model.pt").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.core.metrics_file import read_json, rounded, write_json, write_metrics
 
 
@@ -43,3 +44,10 @@ def test_other_files_refuse_what_json_cannot_hold(tmp_path: Path) -> None:
 
 def test_a_missing_file_holds_nothing(tmp_path: Path) -> None:
     assert read_json(tmp_path / "metrics.json") == {}
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": "\xb5"}', b"[1]", b'{"a": 1', b""])
+def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "cache.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"cache\.json is damaged \(.*\); remove it, then run dvc repro"):
+        read_json(tmp_path / "cache.json")

@@ -241,6 +241,22 @@ def test_a_flipped_bit_in_what_was_done_is_not_taken(
     assert read_files(tmp_path / "out") == whole
 
 
+def test_a_journal_cut_within_its_last_line_is_gone_on_with(
+    run: Run, grey_image: Callable[[int], Path], tmp_path: Path, embedded: list[int]
+) -> None:
+    csv = "img_path\n" + "\n".join(grey_image(value).name for value in range(0, 200, 20)) + "\n"
+    run(csv)
+    whole = read_files(tmp_path / "out")
+    embedded[:] = [0]
+    with pytest.raises(UserError, match="out of memory"):
+        run(csv)
+    journal = tmp_path / "out/results.csv.partial/0-of-1/journal.jsonl"
+    journal.write_bytes(journal.read_bytes() + b'{"rows": 8, "fai')
+    embedded.clear()
+    run(csv)
+    assert read_files(tmp_path / "out") == whole
+
+
 @pytest.mark.parametrize("change", ["table", "queries", "batch_size", "model"])
 def test_what_another_run_left_is_not_taken(
     run: Run, grey_image: Callable[[int], Path], embedded: list[int], monkeypatch: pytest.MonkeyPatch, change: str

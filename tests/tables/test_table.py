@@ -1,4 +1,5 @@
 import gzip
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -63,6 +64,13 @@ def test_broken_tables_name_file_and_row(write, content, row, reason):
         read_table(path)
     assert str(path) in str(caught.value)
     assert caught.value.row == row
+
+
+def test_a_pipe_and_a_device_that_never_end_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", Path("/dev/zero")):
+        with pytest.raises(TableError, match="is a pipe or a device; name a file"):
+            read_table(path)
 
 
 def test_missing_csv_names_the_parameter(tmp_path):

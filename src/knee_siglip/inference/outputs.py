@@ -215,6 +215,8 @@ class PartWriter:
             file.seek(size)
         self._checksums = list(self.done.checksums)
         self._journal = (folder / JOURNAL).open("a" if self.done.rows else "w", encoding="utf-8")
+        if self.done.rows and not (folder / JOURNAL).read_bytes().endswith(b"\n"):
+            self._journal.write("\n")  # ends a line that was cut, so that the next one is whole
         if not self.done.rows:
             self._write_headers(columns, width)
         if not len(part):

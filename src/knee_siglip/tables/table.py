@@ -126,6 +126,8 @@ def read_decompressed(path: Path) -> bytes:
         TableError: missing, a folder, unreadable or damaged.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise TableError(f"{path} is a pipe or a device; name a file")
         data = path.read_bytes()
     except FileNotFoundError:
         raise TableError(f"{path} does not exist; give --data_path, or data.csv in params.yaml") from None
