@@ -81,7 +81,7 @@ def peer(way: str, table: Path) -> float:
 def run_peer(way: str, table: Path) -> None:
     """In the peer's process: the same vision weights as a `Dinov2Model`; prints images/s."""
     import torch
-    from transformers import BitImageProcessorPil
+    from transformers import BitImageProcessorPil, Dinov2Model
 
     from knee_siglip.model.checkpoint import load_checkpoint
 
@@ -95,7 +95,9 @@ def run_peer(way: str, table: Path) -> None:
     )
     with table.open(newline="") as file:
         files = [row["img_path"] for row in csv.DictReader(file)]
-    model: Any = checkpoint.model.vision_model
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.model.vision_model.save_pretrained(Path(folder))
+        model = Dinov2Model.from_pretrained(folder).eval()
     ways: dict[str, Callable[..., None]] = {"loop": plain_loop, "pipeline": feature_pipeline}
     with torch.inference_mode():
         started = time.perf_counter()

@@ -3,15 +3,18 @@
     python benchmarks/trackers.py [--steps 40]
 
 A real `mlflow server` on loopback stands behind a proxy that refuses, hangs, answers byte by byte or with an HTTP
-status, or fails for a while; or it is the server that restarts, or the tracker's process that is killed. Each run logs
-a curve, final values and a file. "slowed": share of the run's time spent in tracking calls, the start included. "wait":
-seconds at the run's end. A figure is missing, or doubled, by what the server itself then holds.
+status, or wants another password; or it is the server that restarts, a disk (the run's own or the server's) that is
+full, or the tracker's process that is killed. A full disk is a limit of the process's files (RLIMIT_FSIZE). Each run
+logs a curve, final values and a file. "slowed": share of the run's time spent in tracking calls, the start included.
+"wait": seconds at the run's end. A figure is missing, or doubled, by what the server itself then holds.
 """
 
 import argparse
+import base64
 import http.client
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -31,10 +34,13 @@ from mlflow.tracking import MlflowClient
 from knee_siglip.params.files import parse_params
 from knee_siglip.tracking.runlog import tracking_folder
 from knee_siglip.tracking.sync import deliver, find_logs, find_pending
-from knee_siglip.tracking.tracker import Tracker, open_tracker
+from knee_siglip.tracking.tracker import open_tracker
 
+USER, PASSWORD = "reader", "right"
 STEP_SECONDS = 0.5
-SERVER_SECONDS = 180.0
+SERVER_SECONDS = 600.0
+
+Act = Callable[[], None]
 
 
 @dataclass
@@ -51,7 +57,7 @@ class Row:
 
 
 class Proxy:
-    """Passes connections on to a port, or does what `mode` says: refuse, hang, drip, or an HTTP status."""
+    """Passes connections on to a port, or does what `mode` says: refuse, hang, drip, ask (a password), or a status."""
 
     def __init__(self, target: int) -> None:
         self.target, self.mode = target, "pass"
@@ -66,26 +72,37 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, suppress(OSError):
-            mode = self.mode
-            if mode == "pass":
+            if self.mode == "pass":
                 self._pass_on(client)
-            elif mode == "hang":
+            elif self.mode == "ask":
+                asked = client.recv(65536)
+                given = base64.b64encode(f"{USER}:{PASSWORD}".encode())
+                if b"authorization: basic " + given.lower() in asked.lower():
+                    self._pass_on(client, asked)
+                else:
+                    _refuse(client, "401")
+            elif self.mode == "hang":
                 time.sleep(3600)
-            elif mode == "drip":
+            elif self.mode == "drip":
                 client.recv(65536)
                 for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b" " * 100000:
                     client.sendall(bytes([byte]))
                     time.sleep(1)
-            elif mode.isdigit():
+            elif self.mode.isdigit():
                 client.recv(65536)
-                client.sendall(f"HTTP/1.1 {mode} no\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+                _refuse(client, self.mode)
 
-    def _pass_on(self, client: socket.socket) -> None:
+    def _pass_on(self, client: socket.socket, asked: bytes = b"") -> None:
         with socket.create_connection(("127.0.0.1", self.target)) as server:
+            server.sendall(asked)
             back = threading.Thread(target=_copy, args=(server, client), daemon=True)
             back.start()
             _copy(client, server)
             back.join()
+
+
+def _refuse(client: socket.socket, status: str) -> None:
+    client.sendall(f"HTTP/1.1 {status} no\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
@@ -123,6 +140,12 @@ class Server:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def set_full(self, is_full: bool) -> None:
+        """Let its processes make no file longer than a byte, or any."""
+        root = psutil.Process(self.process.pid)
+        for process in [root, *root.children(recursive=True)]:
+            process.rlimit(psutil.RLIMIT_FSIZE, _file_limit(1 if is_full else resource.RLIM_INFINITY))
+
     def _answers(self) -> bool:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
@@ -141,23 +164,25 @@ class Bench:
         self.proxy = Proxy(self.server.port)
         self.uri = f"http://127.0.0.1:{self.proxy.port}"
 
-    def measure(self, fault: str, begin: Callable[[Tracker], None], mend: Callable[[], None], during: range) -> Row:
-        """Train with the fault beginning at the first step of `during` and mended after its last, or after the end."""
+    def measure(self, fault: str, begin: Act, mend: Act, during: range | None = None) -> Row:
+        """Train with the fault in the steps of `during`, or from before the start until after the end."""
         values = {"mlflow": self.uri, "wandb": "none", "send": "metrics_and_reports", "project_name": "faults"}
         params = parse_params({"tracking": values})
         table = self.folder / "table.csv"
         table.write_text("a\n1\n")
         costs: list[float] = []
+        if during is None:
+            begin()
         began = time.monotonic()
         with _timed(costs):
             tracker = open_tracker(params, stage="sweep", facts={})
         for step in range(self.steps):
-            if step == during.start:
-                begin(tracker)
+            if during and step == during.start:
+                begin()
             time.sleep(STEP_SECONDS)
             with _timed(costs):
                 tracker.log_metrics({"train.loss": float(step)}, step)
-            if step == during.stop - 1:
+            if during and step == during.stop - 1:
                 mend()
         with _timed(costs):
             tracker.log_summary({"test.loss": 0.5, "test.accuracy": 0.75})
@@ -197,7 +222,11 @@ def _timed(costs: list[float]) -> Iterator[None]:
     costs.append(time.monotonic() - began)
 
 
-def _kill_sender(_: Tracker) -> None:
+def _file_limit(size: int) -> tuple[int, int]:
+    return size, resource.RLIM_INFINITY
+
+
+def _kill_sender() -> None:
     for child in psutil.Process().children():
         if "knee_siglip.tracking.sender" in child.cmdline():
             child.kill()
@@ -205,33 +234,43 @@ def _kill_sender(_: Tracker) -> None:
 
 def faults(bench: Bench) -> list[Row]:
     """Measure each fault."""
-    whole, middle = range(bench.steps + 1), range(bench.steps // 4, bench.steps // 2)
+    middle = range(bench.steps // 4, bench.steps // 2)
 
-    def set_mode(mode: str) -> Callable[[Tracker], None]:
-        return lambda _: setattr(bench.proxy, "mode", mode)
+    def set_mode(mode: str) -> Act:
+        return lambda: setattr(bench.proxy, "mode", mode)
 
-    def passing() -> None:
-        bench.proxy.mode = "pass"
-
-    rows = [show(bench.measure("none", set_mode("pass"), passing, whole))]
-    for mode in ("refuse", "hang", "drip", "401", "429", "503"):
-        rows.append(show(bench.measure(f"{mode}, all the time", set_mode(mode), passing, whole)))
-    for mode in ("refuse", "503"):
-        rows.append(show(bench.measure(f"{mode}, for a while", set_mode(mode), passing, middle)))
+    def log_in(password: str, mode: str) -> None:
+        os.environ.update(MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD=password)
+        bench.proxy.mode = mode
 
     def restart() -> None:
         if bench.server.process.poll() is not None:
             bench.server.start()
 
-    rows.append(show(bench.measure("server restarts", lambda _: bench.server.stop(), restart, middle)))
-    rows.append(show(bench.measure("tracker process killed", _kill_sender, passing, middle)))
-    return rows
+    def limit_files(size: int) -> Act:
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, _file_limit(size))
+
+    passing = set_mode("pass")
+    rows = [show(bench.measure("none", passing, passing))]
+    for mode in ("refuse", "hang", "drip", "401", "429", "503"):
+        rows.append(show(bench.measure(f"{mode}, all the time", set_mode(mode), passing)))
+    for fault, begin, mend in (
+        ("refuse, for a while", set_mode("refuse"), passing),
+        ("503, for a while", set_mode("503"), passing),
+        ("server restarts", bench.server.stop, restart),
+        ("server's disk full", lambda: bench.server.set_full(True), lambda: bench.server.set_full(False)),
+        ("run's disk full", limit_files(1), limit_files(resource.RLIM_INFINITY)),
+        ("tracker process killed", _kill_sender, passing),
+    ):
+        rows.append(show(bench.measure(fault, begin, mend, middle)))
+    wrong = "wrong password, all the time", lambda: log_in("wrong", "ask"), lambda: log_in(PASSWORD, "ask")
+    return [*rows, show(bench.measure(*wrong))]
 
 
 def show(row: Row) -> Row:
     """Print a line of the table."""
     print(
-        f"{row.fault:24} slowed {row.slowed:7.3%}  worst call {row.worst_call_ms:6.1f} ms  wait {row.wait:5.1f} s  "
+        f"{row.fault:28} slowed {row.slowed:7.3%}  worst call {row.worst_call_ms:6.1f} ms  wait {row.wait:5.1f} s  "
         f"missing {row.missing_at_end:3} at the end, {row.missing_after_sync} after sync, "
         f"doubled {row.doubled_after_sync}",
         flush=True,

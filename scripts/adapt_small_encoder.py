@@ -5,7 +5,8 @@
     python scripts/adapt_small_encoder.py --start-from phase-1 --output toy --joints 128 --knees 64 --steps 4   # toy
 
 Every step sees joints that look like radiographs (`joint_knees`), from which the CLS token learns to measure joint
-spaces, osteophytes and sclerosis, and a few of the first phase's knees with their tasks, which it must not forget.
+spaces, osteophytes and sclerosis, and a few of the first phase's knees with their tasks, which it must not forget. What
+is kept are weights between the two phases'.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from pretrain_small_encoder import (
     save,
 )
 from rich.progress import track
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import cohen_kappa_score
 from torch import nn
 from torch.nn import functional as F
@@ -46,6 +48,7 @@ from transformers import Dinov2Model
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.sample.findings import SIDES
 
+WEIGHTS = "model.safetensors"
 JOINT_STREAM, HELD_OUT_JOINT_STREAM = 103, 104
 DRAWN_SIZE = 336
 CHANGES = Changes(angle=0.1, scale=0.12, right=0.06, down=0.08, contrast=0.4, noise=0.06)
@@ -186,6 +189,20 @@ def main(args: argparse.Namespace) -> None:
             figures = joint_figures(model, held_out_joints) | held_out_figures(model, held_out, SIZE)
             print(json.dumps({"step": step, "loss": round(float(np.mean(losses)), 3)} | figures), flush=True)
             losses = []
+    mix(args.start_from, args.output, args.share)
+
+
+def mix(start_from: Path, output: Path, share: float) -> None:
+    """Move the encoder in `output` back, to that share of the way from the first phase's weights to its own.
+
+    Source: Wortsman et al. 2022 (WiSE-FT, arXiv:2109.01903), equation 1.
+    """
+    before, after = load_file(start_from / WEIGHTS), load_file(output / WEIGHTS)
+    mixed = {
+        name: ((1 - share) * before[name].float() + share * weight.float()).to(weight.dtype)
+        for name, weight in after.items()
+    }
+    save_file(mixed, output / WEIGHTS, metadata={"format": "pt"})
 
 
 def parse() -> argparse.Namespace:
@@ -198,6 +215,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--knees", type=int, default=1200)
     parser.add_argument("--held-out", type=int, default=600)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--share", type=float, default=0.7, help="of the way from the first phase's weights to the new")
     parser.add_argument("--report-every", type=int, default=250)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)

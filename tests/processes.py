@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 
-def run_in(folder: Path, *command: str) -> None:
-    """A command that must succeed, with the tests' own git, dvc and Python."""
+def run_in(folder: Path, *command: str) -> str:
+    """Output of a command that must succeed, with the tests' own git, dvc and Python."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def holds_files(pid: int) -> bool:

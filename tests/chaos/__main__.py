@@ -1,4 +1,4 @@
-"""python -m tests.chaos [--trials N] [--seed S] [--jobs N] [--stages LIST] [--only KIND] [--output FILE] [--show]
+"""python -m tests.chaos [--trials N] [--seed S] [--jobs N] [--parts LIST] [--only KIND] [--trials_file F] [--output F]
 
 Does to a miniature project what happens to real ones, and looks at what it then holds: kills at random and at named
 moments (a whole group, the process alone, the `dvc` above it alone), disks that refuse, flipped bits in every kind of
@@ -9,18 +9,22 @@ Prints a table and every trial that was not good; exits 1 where there is one. Ab
 """
 
 import argparse
+import gc
 import json
 import os
 import sys
 import tempfile
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
+from .faults import can_mount
 from .processes import preload
-from .project import ROOT, STAGES
-from .trials import HUNG, IDENTICAL, KINDS, OUTCOMES, REFUSED, TRACEBACK, WRONG, Bench, Trial, damage_batch
+from .project import ROOT
+from .trials import HUNG, IDENTICAL, KINDS, OUTCOMES, PARTS, REFUSED, TRACEBACK, WRONG, Bench, Trial, fill
 
 
 def main() -> None:
@@ -29,15 +33,19 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--stages", default=",".join(STAGES), help="that take part, in order, after those they read")
-    parser.add_argument("--only", help="trials whose function's name holds this")
+    parser.add_argument("--parts", default=",".join(PARTS), help="stages and commands, in order, after those they read")
+    parser.add_argument("--only", default="", help="trials whose function's name holds this")
+    parser.add_argument(
+        "--trials_file", type=Path, help="a line of JSON per trial; those that it holds are not repeated"
+    )
     parser.add_argument("--output", type=Path, help="a JSON file for the table")
-    parser.add_argument("--show", action="store_true", help="print every trial")
     args = parser.parse_args()
     preload()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        bench = Bench(Path(folder), tuple(args.stages.split(",")))
-        trials = run(bench, args.trials, args.seed, args.jobs, args.only or "", args.show)
+        bench = Bench(Path(folder), tuple(args.parts.split(",")))
+        file = args.trials_file or Path(folder) / "trials.jsonl"
+        run(bench, args.trials, args.seed, args.jobs, args.only, file)
+        trials = [trial for _, trial in sorted(read(file).items())]
     print(table_of(trials))
     bad = [trial for trial in trials if trial.outcome not in (IDENTICAL, REFUSED)]
     for trial in bad:
@@ -47,39 +55,42 @@ def main() -> None:
     sys.exit(bool(bad))
 
 
-def run(bench: Bench, count: int, seed: int, jobs: int, only: str = "", show: bool = False) -> list[Trial]:
+def run(bench: Bench, count: int, seed: int, jobs: int, only: str, file: Path) -> None:
     """`count` trials of all kinds, by chance; the same for the same seed, whatever the number of jobs."""
-    files = [bench.folder / f"job-{job}.jsonl" for job in range(jobs)]
+    todo = [number for number in range(count) if number not in read(file)]
+    kinds = _possible_kinds(bench, only)
+    gc.freeze()  # else each child's first collection copies all memory
     children = []
-    for job, file in enumerate(files):
+    for job in range(jobs):
         if (child := os.fork()) == 0:
             try:
-                with file.open("w") as out:
-                    for number in range(job, count, jobs):
-                        trial = one(bench, Random(f"{seed} {number}"), only)
-                        out.write(json.dumps(asdict(trial)) + "\n")
-                        out.flush()
-                        if show:
-                            print(f"{number}: {trial.outcome}: {trial.kind}: {trial.case}: {trial.said}", flush=True)
+                for number in todo[job::jobs]:
+                    rng = Random(f"{seed} {number}")
+                    (kind,) = rng.choices([kind for kind, _ in kinds], [share for _, share in kinds])
+                    line = json.dumps({"number": number, **asdict(kind(bench, rng))})
+                    with file.open("a") as out:
+                        out.write(line + "\n")
                 os._exit(0)
             except BaseException:
-                import traceback
-
                 traceback.print_exc()
                 os._exit(1)
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert not any(codes), "the test itself failed"
-    return [Trial(**json.loads(line)) for file in files for line in file.read_text().splitlines()]
 
 
-def one(bench: Bench, rng: Random, only: str) -> Trial:
-    """One trial of a kind by chance."""
-    kinds = [(kind, share) for kind, share in KINDS if only in kind.__name__]
-    if "infer" not in bench.stages:
-        kinds = [(kind, share) for kind, share in kinds if kind is not damage_batch]
-    (kind,) = rng.choices([kind for kind, _ in kinds], [share for _, share in kinds])
-    return kind(bench, rng)
+def read(file: Path) -> dict[int, Trial]:
+    """The trials of a file by number."""
+    lines = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+    return {line.pop("number"): Trial(**line) for line in lines}
+
+
+def _possible_kinds(bench: Bench, only: str) -> list[tuple[Callable[[Bench, Random], Trial], int]]:
+    possible = [(kind, share) for kind, share, needed in KINDS if only in kind.__name__ and {*needed} <= {*bench.parts}]
+    if not can_mount():
+        print("no disks can be mounted here, so none is filled; a limit of files' sizes stands for it", file=sys.stderr)
+        possible = [(kind, share) for kind, share in possible if kind is not fill]
+    return possible
 
 
 def table_of(trials: list[Trial]) -> str:

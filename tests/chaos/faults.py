@@ -1,12 +1,15 @@
 """What is done to a running stage or to its files: kills at a call, refusals of the disk, damage, other clocks."""
 
+import ctypes
 import errno
 import json
 import os
 import resource
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +18,12 @@ CALLS = ("replace", "rename", "fsync", "pwrite", "link", "unlink", "mkdir")
 """Of `os`: between two of them the disk stays as it is, for what this project writes itself."""
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE)
+
+ROOMY = 2**28
+"""Bytes of a disk that is large enough."""
+
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
+"""From linux/sched.h and linux/mount.h."""
 
 DAMAGES = ("bit", "bit", "bit", "bit", "zeros", "cut", "empty")
 
@@ -62,6 +71,14 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+DEATHS: dict[str, Callable[[], None]] = {
+    "process": die,
+    "group": lambda: os.killpg(0, signal.SIGKILL),
+    "dvc": lambda: os.kill(os.getppid(), signal.SIGKILL),
+}
+"""Whom a stage kills: itself, its group, or the `dvc` or shell above it."""
+
+
 def refuse(number: int) -> Callable[[], None]:
     """As the system refuses a call."""
 
@@ -69,6 +86,35 @@ def refuse(number: int) -> Callable[[], None]:
         raise OSError(number, os.strerror(number))
 
     return raise_it
+
+
+@contextmanager
+def small_disk(folder: Path, wanted: bool) -> Iterator[None]:
+    """If wanted, a tmpfs at that folder while the block runs, for `resize_disk`."""
+    if wanted:
+        _mount("mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "none", str(folder))
+    try:
+        yield
+    finally:
+        if wanted:
+            _mount("umount", "--lazy", str(folder))
+
+
+def resize_disk(folder: Path, free: int) -> None:
+    """Let a `small_disk` have that many bytes free."""
+    disk = os.statvfs(folder)
+    used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+    _mount("mount", "-o", f"remount,size={used + max(free, disk.f_frsize)}", str(folder))
+
+
+def can_mount() -> bool:
+    """Whether this process may; after it, mounts are seen by this process and its children only."""
+    libc = ctypes.CDLL(None)
+    return libc.unshare(CLONE_NEWNS) == 0 and libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
+
+
+def _mount(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def limit_files(size: int) -> Callable[[], None]:

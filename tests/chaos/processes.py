@@ -3,21 +3,37 @@
 A process between stands for `dvc`: the stage is its child and in a group of its own, as under DVC.
 """
 
+import importlib
 import os
 import runpy
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .project import ROOT, Project, environment
+from .project import COMMANDS, ROOT, Project, environment
 
 LONGEST = 120.0
 """Seconds after which a process counts as hung."""
+
+LOADED = (
+    "knee_siglip",
+    "torch",
+    "sklearn",
+    "scipy",
+    "joblib",
+    "matplotlib",
+    "PIL",
+    "pandas",
+    "pyarrow",
+    "multiprocessing",
+)
+"""Packages that stages import when they need them."""
 
 
 AT_END: list[Callable[[], None]] = []
@@ -46,24 +62,17 @@ class Ended:
 
 
 class Process:
-    """A stage or a command of the project, running.
+    """A stage, as DVC starts it, or a command of the project, running.
 
     Args:
-        name: of the stage whose script it runs, or for messages.
-        prepare: called in the child before the script: sets limits, breaks system calls.
-        command: called instead of the stage's script.
-        in_dvc: as a stage of DVC, else as a user starts it.
+        name: of the stage or the command.
+        prepare: called in the child before its script: sets limits, breaks system calls.
     """
 
-    def __init__(
-        self,
-        project: Project,
-        name: str,
-        prepare: Callable[[], None] = lambda: None,
-        command: Callable[[], None] | None = None,
-        in_dvc: bool = True,
-    ) -> None:
-        self.log = project.folder.parent / f"{project.folder.name}-{name}-{time.monotonic_ns()}.txt"
+    def __init__(self, project: Project, name: str, prepare: Callable[[], None] = lambda: None) -> None:
+        descriptor, log = tempfile.mkstemp()  # not on the disk that may be full
+        os.close(descriptor)
+        self.log = Path(log)
         self.started = time.monotonic()
         self._alive, held = os.pipe()  # the end that all its processes hold closes with the last of them
         told, tell = os.pipe()
@@ -72,7 +81,7 @@ class Process:
             os.setsid()
             stage = os.fork()
             if stage == 0:
-                _become(project, name, self.log, prepare, command, in_dvc)
+                _become(project, name, self.log, prepare)
             os.write(tell, f"{stage}\n".encode())
             os.close(held)
             _, status = os.waitpid(stage, 0)
@@ -84,8 +93,8 @@ class Process:
         self.stage = int(self._told.readline())
 
     def kill(self, whom: str) -> None:
-        """`group`: all its processes; `stage`: it alone, not its workers; `dvc`: the process that started it."""
-        target = {"group": -self.stage, "stage": self.stage, "dvc": self.dvc}[whom]
+        """`group`: all its processes; `process`: it alone, not its workers; `dvc`: the process that started it."""
+        target = {"group": -self.stage, "process": self.stage, "dvc": self.dvc}[whom]
         with suppress(ProcessLookupError):
             (os.killpg if whom == "group" else os.kill)(abs(target), signal.SIGKILL)
 
@@ -104,15 +113,8 @@ class Process:
         return Ended(int(line) if line else None, said, time.monotonic() - self.started, hung)
 
 
-def _become(
-    project: Project,
-    name: str,
-    log: Path,
-    prepare: Callable[[], None],
-    command: Callable[[], None] | None,
-    in_dvc: bool,
-) -> None:
-    """In the child: be that stage, and end."""
+def _become(project: Project, name: str, log: Path, prepare: Callable[[], None]) -> None:
+    """In the child: be that stage or command, and end."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -120,15 +122,15 @@ def _become(
         os.dup2(out, 1)
         os.dup2(out, 2)
         os.chdir(project.folder)
-        os.environ.update(environment(project.folder))
-        if in_dvc:
-            os.environ["DVC_STAGE"] = name
-        sys.argv = [name]
+        os.environ.update(environment(project.folder, name))
+        sys.argv = ["knee-siglip", *COMMANDS[name][0].split()] if name in COMMANDS else [name]
         prepare()
-        if command is None:
-            runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
+        if name in COMMANDS:
+            from knee_siglip.cli.main import main
+
+            main()
         else:
-            command()
+            runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -145,7 +147,7 @@ def _become(
 
 
 def preload() -> None:
-    """Load what the stages load, once, for all children. Starts no thread."""
+    """Load what stages and commands load first, once, for all children. Starts no thread."""
     import knee_siglip.cli.main
     import knee_siglip.cli.store.care
     import knee_siglip.cli.store.travel
@@ -158,3 +160,19 @@ def preload() -> None:
     import knee_siglip.tracking.tracker
     import knee_siglip.training.run
     import knee_siglip.validation.validate  # noqa: F401
+    from knee_siglip.validation.texts.language import foreign_language
+
+    foreign_language("Schwere Arthrose des linken Knies mit Osteophyten.")  # loads its model
+
+
+def load_too(file: Path) -> None:
+    """Load the modules of `note_modules` here: what a child imports by itself costs more than what it is tested for."""
+    for name in file.read_text().split():
+        if name not in sys.modules:
+            with suppress(ImportError):
+                importlib.import_module(name)
+
+
+def note_modules(file: Path) -> None:
+    """Write the names of all modules loaded so far."""
+    file.write_text("\n".join(name for name in sys.modules if name.startswith(LOADED)))

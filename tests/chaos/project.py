@@ -19,6 +19,26 @@ WORDS = ("Normal", "Mild", "Moderate", "Severe")
 VARYING = ("speed.json",)
 """Files that differ between undisturbed runs."""
 
+MODEL = "models/best_model.pt"
+PACKED = "packed/knees.tar"
+STORE = ".store"
+
+IMPORTED = ["imported.csv", "imported.import.md", "imported.import.json", "imported.dropped.csv"]
+
+COMMANDS = {
+    "pack": (f"store pack {PACKED}", [PACKED]),
+    "unpack": (f"store unpack {PACKED}", [STORE]),
+    "split": ("split own/unsplit.csv split.csv", ["split.csv"]),
+    "import": ("import own/train.csv imported.csv", IMPORTED),
+    "map": (
+        f"map --model_path {MODEL} --image_path own/images/1.png --phrase Severe --output_path map.jpg",
+        ["map.jpg"],
+    ),
+    "batch": (f"infer --model_path {MODEL} --csv_path own/train.csv --output_path answers/results.csv", ["answers"]),
+    "train outside": ("train --params frozen.yaml --output_dir runs/own", ["runs"]),
+}
+"""Arguments of `knee-siglip`, and what it writes. They read what the stages have left."""
+
 PARAMS: dict[str, Any] = {
     "image_size": SIZE,
     "data": {"csv": "own/train.csv", "images": "own/images"},
@@ -35,7 +55,8 @@ PARAMS: dict[str, Any] = {
 class Project:
     """A folder with params, data, and after `complete` whatever its stages have left.
 
-    inputs, outs: of each stage as dvc.yaml has them, code left out. seconds: that a stage takes undisturbed.
+    inputs: of each stage as dvc.yaml has them, code left out. outs: the same, and of each command. seconds: that each
+    takes undisturbed.
     """
 
     folder: Path
@@ -48,20 +69,32 @@ class Project:
         shutil.copytree(self.folder, target, symlinks=True)
         return Project(target, self.inputs, self.outs, self.seconds)
 
-    def remove_outs(self, stage: str) -> None:
-        """What DVC does before it starts a stage."""
-        for name in self.outs[stage]:
+    def remove_outs(self, part: str) -> None:
+        """What DVC does before it starts a stage; of a command, what it would not replace."""
+        for name in self.outs[part]:
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def results(self, stage: str) -> dict[str, str]:
-        """sha256 of every file that the stage is to leave."""
-        found = {}
-        for name in self.outs[stage]:
+    def results(self, part: str) -> dict[str, str]:
+        """sha256 of every file that a stage or a command is to leave, and of each row of the store that it fills."""
+        found = self._stored_rows() if STORE in self.outs[part] else {}
+        for name in self.outs[part]:
+            if name == STORE:
+                continue
             for path in files_of(self.folder / name):
                 if path.name not in VARYING:
                     found[str(path.relative_to(self.folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found
+
+    def _stored_rows(self) -> dict[str, str]:
+        """sha256 of the pixels of each image, read without the project's own code."""
+        rows = {}
+        for log in sorted((self.folder / STORE).glob("pixels/*/*.ids")):
+            pixels = log.with_suffix(".pixels").read_bytes()
+            for line in log.read_text().splitlines():
+                row, image_id, *_ = line.split(" ")
+                rows[image_id] = hashlib.sha256(pixels[int(row) * SIZE**2 :][: SIZE**2]).hexdigest()
+        return rows
 
     def write_lock(self) -> None:
         """dvc.lock as DVC writes it after all stages."""
@@ -97,6 +130,11 @@ def make_project(folder: Path) -> Project:
     (folder / "own/train.csv").write_text("\n".join(rows) + "\n")
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(PARAMS, file)
+    frozen = PARAMS | {"train": PARAMS["train"] | {"freeze": {"vision": "all"}}}
+    with (folder / "frozen.yaml").open("w") as file:
+        YAML().dump(frozen, file)
+    unsplit = [",".join(cell for at, cell in enumerate(row.split(",")) if at != 2) for row in rows]
+    (folder / "own/unsplit.csv").write_text("\n".join(unsplit) + "\n")
     (folder / ".dvc").mkdir()
     (folder / "data").mkdir()
     (folder / "data/params_checked.txt").write_text("checked")
@@ -117,10 +155,10 @@ def md5_of(path: Path) -> str:
     return hashlib.md5(tree.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Of a stage that DVC starts in this project."""
-    return {
-        "DVC_ROOT": str(folder),
+def environment(folder: Path, part: str) -> dict[str, str]:
+    """Of a stage that DVC starts in this project, or of a command that a user starts."""
+    in_dvc = {"DVC_ROOT": str(folder), "DVC_STAGE": part} if part in STAGES else {}
+    return in_dvc | {
         "KNEE_SIGLIP_STORE": str(folder / ".store"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT / "src"),
@@ -137,7 +175,7 @@ def _edges() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         inputs[stage] = [path for path in paths if not path.startswith(("src/", "stages/", "tasks/"))]
         listed = [*stages[stage].get("outs", []), *stages[stage].get("metrics", [])]
         outs[stage] = [path if isinstance(path, str) else next(iter(path)) for path in listed]
-    return inputs, outs
+    return inputs, outs | {name: written for name, (_, written) in COMMANDS.items()}
 
 
 def _resolve(path: str) -> str:

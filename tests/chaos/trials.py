@@ -1,11 +1,11 @@
 """The kinds of trials: what is done, and whether what the project then holds is what an undisturbed run leaves."""
 
-import hashlib
 import json
+import math
 import os
 import shutil
-import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from pathlib import Path
 from random import Random
 
 from . import faults
-from .processes import AT_END, Ended, Process
-from .project import SIZE, STAGES, Project, files_of, make_project
+from .processes import AT_END, Ended, Process, load_too, note_modules
+from .project import COMMANDS, MODEL, PACKED, STAGES, STORE, Project, files_of, make_project
 
 IDENTICAL, REFUSED, WRONG, TRACEBACK, HUNG = "identical", "refused", "wrong in silence", "traceback", "hung"
 OUTCOMES = (IDENTICAL, REFUSED, WRONG, TRACEBACK, HUNG)
 
-MODEL = "models/best_model.pt"
-PACKED = "knees.tar"
 LOG_BYTES = 20_000
 """What a stage says goes into a file, which a limit on files would cut too."""
 
-ANSWERS = "answers"
-"""Folder of what `knee-siglip infer` writes."""
+PARTS = (*STAGES, *COMMANDS)
+
+LONG = ("sample", "train outside")
+"""Tried less often than other parts."""
 
 
 @dataclass(frozen=True)
@@ -44,32 +44,37 @@ class Bench:
 
     Args:
         folder: an empty one.
-        stages: that take part, in order, with all before them that they read.
+        parts: stages and commands that take part, in order, with all before them that they read.
     """
 
-    def __init__(self, folder: Path, stages: tuple[str, ...] = STAGES) -> None:
-        self.folder, self.stages = folder, stages
+    def __init__(self, folder: Path, parts: tuple[str, ...] = PARTS) -> None:
+        self.folder, self.parts = folder, parts
+        self.stages = [part for part in parts if part in STAGES]
         self.done = make_project(folder / "done")
         self.calls: dict[str, list[tuple[str, int]]] = {}
-        for stage in stages:
-            self._undisturbed(stage)
-        self.expected = {stage: self.done.results(stage) for stage in stages}
-        self._must(Process(self.done, "pack", command=_command("store", "pack", PACKED), in_dvc=False))
-        self._must(Process(self.done, "ask", command=ask, in_dvc=False))
-        self.answers = _digests(self.done.folder / ANSWERS)
-        shutil.rmtree(self.done.folder / ANSWERS)
-        self.rows = _stored_rows(self.done.folder / ".store")
+        self.expected: dict[str, dict[str, str]] = {}
+        for part in parts:
+            self._undisturbed(part)
         self.done.write_lock()
-        self.training = self._interrupted("train", faults.at_call("replace", 12, faults.die))
-        if "infer" in stages:
+        if "train" in parts:
+            self.training = self._interrupted("train", faults.at_call("replace", 12, faults.die))
+        if "infer" in parts:
             self.inferring = self._interrupted("infer", _die_before_merging)
 
-    def _undisturbed(self, stage: str) -> None:
-        file = self.folder / f"calls-{stage}.json"
-        ended = self._must(Process(self.done, stage, faults.count_calls(file, AT_END)))
-        self.done.seconds[stage] = ended.seconds
-        counts = json.loads(file.read_text())
-        self.calls[stage] = [(name, count) for name, count in counts.items() if count]
+    def _undisturbed(self, part: str) -> None:
+        calls, modules = self.folder / f"{part}.json", self.folder / f"{part}.txt"
+
+        def prepare() -> None:
+            AT_END.append(partial(note_modules, modules))
+            faults.count_calls(calls, AT_END)()
+
+        self.done.remove_outs(part) if part != "unpack" else None
+        ended = Process(self.done, part, prepare).wait()
+        assert ended.code == 0, ended.said
+        load_too(modules)
+        self.done.seconds[part] = ended.seconds
+        self.calls[part] = [(name, count) for name, count in json.loads(calls.read_text()).items() if count]
+        self.expected[part] = self.done.results(part)
 
     def _interrupted(self, stage: str, prepare: Callable[[], None]) -> Project:
         project = self.done.copy(self.folder / stage)
@@ -77,75 +82,106 @@ class Bench:
         assert Process(project, stage, prepare).wait().code == -9
         return project
 
-    @staticmethod
-    def _must(process: Process) -> Ended:
-        ended = process.wait()
-        assert ended.code == 0, ended.said
-        return ended
+    def some_part(self, rng: Random) -> str:
+        """A stage or a command."""
+        return rng.choices(self.parts, [1 if part in LONG else 4 for part in self.parts])[0]
 
-    def moment(self, stage: str, rng: Random) -> tuple[str, int]:
-        """A system call that the stage does, and which of them."""
-        call, count = rng.choice(self.calls[stage])
+    def moment(self, part: str, rng: Random) -> tuple[str, int]:
+        """A system call that the stage or command does, and which of them."""
+        call, count = rng.choice(self.calls[part])
         return call, rng.randint(1, count)
 
     @contextmanager
-    def copy(self, of: Project) -> Iterator[Project]:
-        """A copy for one trial."""
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+    def copy(self, of: Project, disk: bool = False) -> Iterator[Project]:
+        """A copy for one trial; `disk`: on a small one of its own."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder, faults.small_disk(Path(folder), disk):
             yield of.copy(Path(folder) / "project")
 
-    def judge(self, project: Project, stage: str, *runs: Ended) -> str:
-        """The outcome of runs that should have made a stage's outs; see `OUTCOMES`."""
+    def judge(self, project: Project, part: str, *runs: Ended) -> str:
+        """The outcome of runs that should have made what a stage or command writes; see `OUTCOMES`."""
         if any(run.hung for run in runs):
             return HUNG
         if any("Traceback" in run.said for run in runs):
             return TRACEBACK
         if any(run.sentence for run in runs):
             return REFUSED
-        return IDENTICAL if project.results(stage) == self.expected[stage] else WRONG
+        return IDENTICAL if project.results(part) == self.expected[part] and runs[-1].code == 0 else WRONG
+
+    def judge_again(self, project: Project, part: str, outcome: str) -> str:
+        """A refusal counts only if the same command is right once its cause is gone."""
+        if outcome == REFUSED:
+            project.remove_outs(part)
+            again = self.judge(project, part, Process(project, part).wait())
+            return REFUSED if again == IDENTICAL else max(again, WRONG, key=OUTCOMES.index)
+        return outcome
 
 
 def kill(bench: Bench, rng: Random) -> Trial:
-    """Kill a stage at a random or a named moment, then run it again, at once."""
-    stage, whom = rng.choice(bench.stages), rng.choice(("group", "stage", "dvc"))
+    """Kill a stage or command at a random or a named moment, then run it again, at once."""
+    part, whom = bench.some_part(rng), rng.choice(("group", "process", "dvc"))
     with bench.copy(bench.done) as project:
-        project.remove_outs(stage)
+        project.remove_outs(part)
         if rng.random() < 0.5:
-            call, number = bench.moment(stage, rng)
-            first, moment = Process(project, stage, faults.at_call(call, number, faults.die)), f"{call} {number}"
-            whom = "stage"
+            call, number = bench.moment(part, rng)
+            first, moment = (
+                Process(project, part, faults.at_call(call, number, faults.DEATHS[whom])),
+                f"{call} {number}",
+            )
         else:
-            seconds = rng.uniform(0, bench.done.seconds[stage])
-            first, moment = Process(project, stage), f"{seconds:.2f} s"
-            _sleep(seconds)
+            seconds = rng.uniform(0, bench.done.seconds[part])
+            first, moment = Process(project, part), f"{seconds:.2f} s"
+            time.sleep(seconds)
             first.kill(whom)
-        second = Process(project, stage)  # beside what the first has left behind, if that still lives
+        second = Process(project, part)  # beside what the first has left behind, if that still lives
         ended, before = second.wait(), first.wait()
-        outcome = bench.judge(project, stage, ended) if not before.hung else HUNG
-        return Trial(
-            f"kill: {'process' if whom == 'stage' else whom}", f"{stage} at {moment}", outcome, ended.last_line
-        )
+        outcome = HUNG if before.hung else bench.judge_again(project, part, bench.judge(project, part, ended))
+        return Trial(f"kill: {whom}", f"{part} at {moment}", outcome, ended.last_line)
 
 
 def refuse(bench: Bench, rng: Random) -> Trial:
-    """Let the disk refuse, then run the stage again where it does not."""
-    stage = rng.choice(bench.stages)
+    """Let a call of the system fail, then run the stage or command again where none does."""
+    part, number = bench.some_part(rng), rng.choice(faults.REFUSALS)
+    call, count = bench.moment(part, rng)
     with bench.copy(bench.done) as project:
-        longest = max(file.stat().st_size for name in project.outs[stage] for file in files_of(project.folder / name))
-        project.remove_outs(stage)
-        if rng.random() < 0.4:
-            size = LOG_BYTES + int(longest * rng.random() ** 3)
-            prepare, case, kind = faults.limit_files(size), f"files up to {size} bytes", "disk: size limit"
-        else:
-            number, (call, count) = rng.choice(faults.REFUSALS), bench.moment(stage, rng)
-            prepare = faults.at_call(call, count, faults.refuse(number))
-            case, kind = f"{os.strerror(number)} at {call} {count}", "disk: refused call"
-        first = Process(project, stage, prepare).wait()
-        refused = bench.judge(project, stage, first)
-        project.remove_outs(stage)
-        again = bench.judge(project, stage, Process(project, stage).wait())
-        outcome = refused if again == IDENTICAL or refused in (TRACEBACK, HUNG) else WRONG
-        return Trial(kind, f"{stage}: {case}", outcome, first.last_line)
+        project.remove_outs(part)
+        first = Process(project, part, faults.at_call(call, count, faults.refuse(number))).wait()
+        outcome = _judge_refusal(bench, project, part, first)
+        return Trial("disk: refused call", f"{part}: {os.strerror(number)} at {call} {count}", outcome, first.last_line)
+
+
+def limit(bench: Bench, rng: Random) -> Trial:
+    """Limit the size of files, then run the stage or command again without."""
+    part = bench.some_part(rng)
+    with bench.copy(bench.done) as project:
+        written = [file for name in project.outs[part] for file in files_of(project.folder / name)]
+        longest = max((file.stat().st_size for file in written), default=0)
+        size = LOG_BYTES + int(longest * rng.random() ** 3)
+        project.remove_outs(part)
+        first = Process(project, part, faults.limit_files(size)).wait()
+        outcome = _judge_refusal(bench, project, part, first)
+        return Trial("disk: size limit", f"{part}: files up to {size} bytes", outcome, first.last_line)
+
+
+def fill(bench: Bench, rng: Random) -> Trial:
+    """Fill the disk, a small tmpfs, then run the stage or command again with more space."""
+    part = bench.some_part(rng)
+    with bench.copy(bench.done, disk=True) as project:
+        before = _bytes_below(project.folder)
+        project.remove_outs(part)
+        needed = before - _bytes_below(project.folder)
+        free = int(needed * rng.random()) // 4096 * 4096
+        faults.resize_disk(project.folder.parent, free)
+        first = Process(project, part).wait()
+        faults.resize_disk(project.folder.parent, faults.ROOMY)
+        outcome = _judge_refusal(bench, project, part, first)
+        return Trial("disk: full", f"{part}: {free} of {needed} bytes free", outcome, first.last_line)
+
+
+def _judge_refusal(bench: Bench, project: Project, part: str, first: Ended) -> str:
+    refused = bench.judge(project, part, first)
+    project.remove_outs(part)
+    again = bench.judge(project, part, Process(project, part).wait())
+    return refused if again == IDENTICAL or refused in (TRACEBACK, HUNG) else WRONG
 
 
 def damage_input(bench: Bench, rng: Random) -> Trial:
@@ -160,20 +196,22 @@ def damage_input(bench: Bench, rng: Random) -> Trial:
 
 
 def damage_store(bench: Bench, rng: Random) -> Trial:
-    """Damage the store under a stage that reads it."""
-    stage = rng.choice([stage for stage in ("validate", "preprocess", "train", "evaluate") if stage in bench.stages])
+    """Damage the store under a stage or command that reads it."""
+    readers = ("validate", "preprocess", "train", "evaluate", "pack", "train outside")
+    part = rng.choice([part for part in readers if part in bench.parts])
+    places = [("pixels", ".pixels"), ("pixels", ".ids"), ("pixels", ".json"), ("tracking", "")]
+    if part == "train outside":
+        places = [("features", ".features"), ("features", ".ids"), ("features", ".json"), ("pixels", ".pixels")]
+    folder, ending = rng.choice(places) if part != "validate" else ("facts", ".parquet")
     with bench.copy(bench.done) as project:
-        folder, ending = rng.choice((("pixels", ".pixels"), ("pixels", ".ids"), ("pixels", ".json"), ("tracking", "")))
-        if stage == "validate":
-            folder, ending = "facts", ".parquet"
-        files = [file for file in files_of(project.folder / ".store" / folder) if file.name.endswith(ending)]
-        return _after_damage(bench, project, rng.choice(files), rng, stage, "flip: store")
+        files = [file for file in files_of(project.folder / STORE / folder) if file.name.endswith(ending)]
+        return _after_damage(bench, project, rng.choice(files), rng, part, f"flip: store, {folder}")
 
 
 def damage_state(bench: Bench, rng: Random) -> Trial:
     """Damage what an interrupted training goes on from."""
     with bench.copy(bench.training) as project:
-        files = [file for file in files_of(project.folder / ".store/runs") if file.name != ".lock"]
+        files = [file for file in files_of(project.folder / STORE / "runs") if file.name != ".lock"]
         return _after_damage(bench, project, rng.choice(files), rng, "train", "flip: training state")
 
 
@@ -189,7 +227,7 @@ def damage_image(bench: Bench, rng: Random) -> Trial:
     stage = rng.choice([stage for stage in ("preprocess", "infer") if stage in bench.stages])
     with bench.copy(bench.done) as project:
         if stage == "preprocess":
-            shutil.rmtree(project.folder / ".store/pixels")
+            shutil.rmtree(project.folder / STORE / "pixels")
         file = rng.choice(files_of(project.folder / "own/images"))
         trial = _after_damage(bench, project, file, rng, stage, "flip: images after validation")
         results = project.folder / "reports/inference/results.csv"
@@ -199,121 +237,77 @@ def damage_image(bench: Bench, rng: Random) -> Trial:
 
 
 def damage_checkpoint(bench: Bench, rng: Random) -> Trial:
-    """Damage a model that `knee-siglip infer` is asked to use, without DVC."""
+    """Damage a model that a command is asked to use, without DVC."""
+    part = rng.choice([part for part in ("batch", "map") if part in bench.parts])
     with bench.copy(bench.done) as project:
-        case = faults.damage(project.folder / MODEL, rng)
-        ended = Process(project, "ask", command=ask, in_dvc=False).wait()
-        outcome = _judge(ended, lambda: _digests(project.folder / ANSWERS) == bench.answers)
-        return Trial("flip: checkpoint", case, outcome, ended.last_line)
+        return _after_damage(bench, project, project.folder / MODEL, rng, part, "flip: checkpoint")
 
 
 def damage_packed(bench: Bench, rng: Random) -> Trial:
     """Damage a packed store, then unpack it into an empty one."""
     with bench.copy(bench.done) as project:
-        case = faults.damage(project.folder / PACKED, rng)
-        shutil.rmtree(project.folder / ".store")
-        unpack = _command("store", "unpack", PACKED)
-        ended = Process(project, "unpack", command=unpack, in_dvc=False).wait()
-        outcome = _judge(ended, lambda: _stored_rows(project.folder / ".store") == bench.rows)
-        return Trial("flip: packed store", case, outcome, ended.last_line)
+        return _after_damage(bench, project, project.folder / PACKED, rng, "unpack", "flip: packed store")
 
 
 def two_at_once(bench: Bench, rng: Random) -> Trial:
-    """Start a stage, or `knee-siglip infer`, twice."""
-    stage = rng.choice((*bench.stages, "ask", "unpack"))
+    """Start a stage or a command twice."""
+    part, delay = bench.some_part(rng), rng.uniform(0, 0.3)
     with bench.copy(bench.done) as project:
-        delay = rng.uniform(0, 0.3)
-        if stage in bench.stages:
-            project.remove_outs(stage)
-            start = partial(Process, project, stage)
-        else:
-            command = ask if stage == "ask" else _command("store", "unpack", PACKED)
-            if stage == "unpack":
-                shutil.rmtree(project.folder / ".store")
-            start = partial(Process, project, stage, command=command, in_dvc=False)
-        first = start()
-        _sleep(delay)
-        second = start()
+        project.remove_outs(part)
+        first = Process(project, part)
+        time.sleep(delay)
+        second = Process(project, part)
         runs = first.wait(), second.wait()
-        if stage in bench.stages:
-            outcome = bench.judge(project, stage, *runs)
-            right = project.results(stage) == bench.expected[stage]
-        else:
-            if stage == "ask":
-                right = _digests(project.folder / ANSWERS) == bench.answers
-            else:
-                right = _stored_rows(project.folder / ".store") == bench.rows
-            outcome = max((_judge(run, lambda: right) for run in runs), key=OUTCOMES.index)
-        if outcome == REFUSED and not right:
+        outcome = bench.judge(project, part, *runs)
+        if outcome == REFUSED and project.results(part) != bench.expected[part]:
             outcome = WRONG
-        return Trial("two at once", f"{stage}, {delay:.2f} s apart", outcome, " | ".join(run.last_line for run in runs))
+        return Trial("two at once", f"{part}, {delay:.2f} s apart", outcome, " | ".join(run.last_line for run in runs))
 
 
 def wrong_clock(bench: Bench, rng: Random) -> Trial:
-    """Run a stage under a clock that is wrong and jumps back."""
-    stage, seconds = rng.choice(bench.stages), rng.choice((-1, 1)) * 10 ** rng.uniform(2, 8.5)
+    """Run a stage or a command under a clock that is wrong and jumps back."""
+    part, seconds = bench.some_part(rng), rng.choice((-1, 1)) * 10 ** rng.uniform(2, 8.5)
     with bench.copy(bench.done) as project:
-        project.remove_outs(stage)
-        ended = Process(project, stage, faults.shift_clock(seconds)).wait()
-        return Trial("clock jumps", f"{stage} by {seconds:.0f} s", bench.judge(project, stage, ended), ended.last_line)
+        project.remove_outs(part)
+        ended = Process(project, part, faults.shift_clock(seconds)).wait()
+        return Trial("clock jumps", f"{part} by {seconds:.0f} s", bench.judge(project, part, ended), ended.last_line)
 
 
-KINDS: tuple[tuple[Callable[[Bench, Random], Trial], int], ...] = (
-    (kill, 30),
-    (refuse, 20),
-    (damage_input, 10),
-    (damage_store, 10),
-    (damage_state, 6),
-    (damage_batch, 5),
-    (damage_image, 5),
-    (damage_checkpoint, 6),
-    (damage_packed, 6),
-    (two_at_once, 8),
-    (wrong_clock, 3),
+KINDS: tuple[tuple[Callable[[Bench, Random], Trial], int, tuple[str, ...]], ...] = (
+    (kill, 30, ()),
+    (refuse, 12, ()),
+    (limit, 6, ()),
+    (fill, 6, ()),
+    (damage_input, 10, ("validate",)),
+    (damage_store, 10, ("validate",)),
+    (damage_state, 6, ("train",)),
+    (damage_batch, 5, ("infer",)),
+    (damage_image, 5, ("preprocess",)),
+    (damage_checkpoint, 6, ("batch",)),
+    (damage_packed, 6, ("unpack",)),
+    (two_at_once, 8, ()),
+    (wrong_clock, 4, ()),
 )
-"""With the share of each among the trials."""
+"""With the share of each among the trials, and the parts that it needs."""
 
 
-def ask() -> None:
-    """In a child: `knee-siglip infer` on the model and the images of the project."""
-    arguments = ("--model_path", MODEL, "--csv_path", "own/train.csv", "--batch_size", "32")
-    _command("infer", *arguments, "--output_path", f"{ANSWERS}/results.csv")()
-
-
-def _command(*arguments: str) -> Callable[[], None]:
-    def command() -> None:
-        from knee_siglip.cli import main as cli
-
-        sys.argv = ["knee-siglip", *arguments]
-        cli.main()
-
-    return command
-
-
-def _after_damage(bench: Bench, project: Project, file: Path, rng: Random, stage: str, kind: str) -> Trial:
-    """Damage a file, then run the stage; a sentence counts only if the stage is right once the file is sound again."""
+def _after_damage(bench: Bench, project: Project, file: Path, rng: Random, part: str, kind: str) -> Trial:
+    """Damage a file, then run the stage or command; see `Bench.judge_again`."""
     sound, times = file.read_bytes(), file.stat()
-    case = f"{stage}: {file.relative_to(project.folder)}, {faults.damage(file, rng)}"
-    project.remove_outs(stage) if kind != "flip: interrupted inference" else None
-    ended = Process(project, stage).wait()
-    outcome = bench.judge(project, stage, ended)
+    case = f"{part}: {file.relative_to(project.folder)}, {faults.damage(file, rng)}"
+    project.remove_outs(part) if kind != "flip: interrupted inference" else None
+    ended = Process(project, part).wait()
+    outcome = bench.judge(project, part, ended)
     if outcome == REFUSED:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(sound)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-        if bench.judge(project, stage, Process(project, stage).wait()) != IDENTICAL:
-            outcome = WRONG
+        if kind == "flip: interrupted inference":
+            again = bench.judge(project, part, Process(project, part).wait())
+            outcome = REFUSED if again == IDENTICAL else WRONG
+        else:
+            outcome = bench.judge_again(project, part, outcome)
     return Trial(kind, case, outcome, ended.last_line)
-
-
-def _judge(ended: Ended, is_right: Callable[[], bool]) -> str:
-    if ended.hung:
-        return HUNG
-    if "Traceback" in ended.said:
-        return TRACEBACK
-    if ended.sentence:
-        return REFUSED
-    return IDENTICAL if ended.code == 0 and is_right() else WRONG
 
 
 def _only_named_rows_differ(results: Path, bench: Bench, name: str) -> bool:
@@ -324,19 +318,9 @@ def _only_named_rows_differ(results: Path, bench: Bench, name: str) -> bool:
     return len(changed) == 1 and name in changed[0][0] and ",ok," not in changed[0][0]
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files_of(folder)}
-
-
-def _stored_rows(store: Path) -> dict[str, bytes]:
-    """Pixels by image id, read without the project's own code."""
-    rows = {}
-    for log in sorted(store.glob("pixels/*/*.ids")):
-        pixels = log.with_suffix(".pixels").read_bytes()
-        for line in log.read_text().splitlines():
-            row, image_id, *_ = line.split(" ")
-            rows[image_id] = pixels[int(row) * SIZE**2 :][: SIZE**2]
-    return rows
+def _bytes_below(folder: Path) -> int:
+    """As a tmpfs counts them."""
+    return sum(math.ceil(file.stat().st_size / 4096) * 4096 for file in files_of(folder))
 
 
 def _die_before_merging() -> None:
@@ -344,9 +328,3 @@ def _die_before_merging() -> None:
 
     outputs.ROWS_AT_RISK = 8
     batch.gather_parts = lambda *_: faults.die()
-
-
-def _sleep(seconds: float) -> None:
-    import time
-
-    time.sleep(seconds)

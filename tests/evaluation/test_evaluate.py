@@ -14,7 +14,11 @@ from knee_siglip.core.nesting import flatten
 from knee_siglip.evaluation import evaluate as evaluate_module
 from knee_siglip.evaluation.evaluate import embed, evaluate
 from knee_siglip.imaging.fit.transform import Transform
+from knee_siglip.inference.predictor import Predictor
+from knee_siglip.model.checkpoint import load_checkpoint, save_checkpoint
+from knee_siglip.model.training_facts import TrainingFacts
 from knee_siglip.params.sections import Params
+from knee_siglip.params.tasks import task_of
 from knee_siglip.store.pixels import build_cache
 from knee_siglip.tables.manifest import read_manifest, write_manifest
 
@@ -58,6 +62,22 @@ def test_the_towers_embed_in_the_precision_of_the_params(files, precision, dtype
     data = embed(Params.model_validate({"evaluate": {"precision": precision}}), files, device="cpu")
     assert data.checkpoint.tower_dtype is dtype
     assert data.splits["test"].image_embeds.dtype == np.float32
+
+
+def test_evaluation_and_inference_grade_with_the_prompts_whose_words_the_training_texts_hold(files, params):
+    words = ["normal", "left", "right", "knee", "joint"]
+    facts = TrainingFacts(rows=9, drawn_rows=0, patients=4, verdict="learned", signs=[], words=words)
+    checkpoint = replace(load_checkpoint(files.model), facts=facts)
+    save_checkpoint(checkpoint, files.model)
+    (test,) = embed(Params(), files, device="cpu").evaluated
+    assert test.task.label_prompts[0] == ["Normal left knee joint.", "Normal right knee joint."]
+    assert len(test.prompts.grades[0]) == 2
+    evaluate(params, files, device="cpu")
+    left_out = json.loads((files.report / "facts.json").read_text())["left_out_prompts"]
+    assert "No significant bony abnormality of the left knee." in left_out
+    assert not {"Normal left knee joint.", "Severe OA of medial compartment of left knee joint."} & set(left_out)
+    predictor = Predictor(files.model, device="cpu", task=task_of(Params()))
+    np.testing.assert_array_equal(predictor.grade_embeds, test.prompts.grade_ensembles)
 
 
 def test_every_split_has_its_rows_in_the_order_of_the_manifest(files):
@@ -123,3 +143,16 @@ def test_a_manifest_with_neither_patients_nor_grades_is_evaluated(files, params)
     assert metrics["images_of_unknown_patients"] == metrics["rows"]
     assert not any(name.startswith("zero_shot_kl") for name in metrics)
     assert "patient_id" not in pd.read_parquet(files.report / "predictions.parquet")
+
+
+def test_a_second_test_set_is_measured_beside_the_first(files, params):
+    alone = evaluate(params, files, device="cpu")
+    rows = read_manifest(files.manifest)
+    external = rows[rows["split"] == "val"].assign(split="external", hospital="B")
+    write_manifest(external, files.external)
+    both = evaluate(params, files, device="cpu")
+    assert (list(both), both["external"]["rows"]) == (["test", "external"], 4)
+    assert both["test"] == alone["test"]
+    written = json.loads((files.report / "metrics.json").read_text())
+    assert flatten(written["external"]) == rounded(both["external"])
+    assert set(pd.read_parquet(files.report / "predictions.parquet")["split"]) == {"test", "external"}

@@ -220,7 +220,7 @@ def test_the_scale_is_the_same_for_every_map_and_what_is_nowhere_is_not_coloured
 
 
 @pytest.mark.parametrize(
-    ("peak", "margin", "said"), [(2.0, 0.1, ""), (2.0, 0.0, "fits 'normal' at least as well"), (0.4, 0.1, "no place")]
+    ("peak", "margin", "said"), [(2.0, 1.1, ""), (2.0, 0.9, "fits 'normal' about as well"), (0.4, 1.1, "no place")]
 )
 def test_a_phrase_is_nowhere_where_nothing_speaks_for_it(peak, margin, said):
     reason = missing_reason(np.array([[-1.0, peak]]), margin, "normal")

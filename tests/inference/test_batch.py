@@ -233,7 +233,7 @@ def test_a_flipped_bit_in_what_was_done_is_not_taken(
         run(csv)
     part = tmp_path / "out/results.csv.partial/0-of-1" / name
     data = bytearray(part.read_bytes())
-    data[-10] ^= 1
+    data[-10] ^= 0x80
     part.write_bytes(data)
     embedded.clear()
     run(csv)

@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.model.training_facts import Likeness, TrainingFacts, prompts_digest
+from knee_siglip.model.training_facts import Likeness, TrainingFacts, heard, prompts_digest
 from knee_siglip.params.files import parse_params
 from knee_siglip.params.tasks import task_of
+from knee_siglip.task.task import Finding, Labels, Task
 
 LEARNED = {
     "rows": 5,
@@ -74,3 +77,20 @@ def test_words_are_known_in_either_number_and_function_words_say_nothing():
     facts = TrainingFacts.model_validate(LEARNED | {"words": ["effusion", "osteophytes"]})
     assert facts.unknown_words("an osteophyte with effusions 3") == []
     assert facts.unknown_words("a green bicycle of the effusion") == ["green", "bicycle"]
+
+
+def test_prompts_of_words_that_no_training_text_holds_are_left_out_unless_none_would_be_left():
+    facts = TrainingFacts.model_validate(LEARNED | {"words": ["knee", "mild", "normal", "effusion"]})
+    finding = Finding(positive=["Effusion of the knee.", "Hydrops."], negative=["Dry."], text="effusion")
+    task = Task(
+        subject="knee",
+        labels=Labels("grade", ("0", "1")),
+        label_prompts=[["Normal knee.", "No abnormality."], ["Gonarthrosis.", "Osteophytes."]],
+        findings={"effusion": finding},
+    )
+    found = heard(task, facts)
+    assert found.label_prompts == [["Normal knee."], ["Gonarthrosis.", "Osteophytes."]]
+    assert found.findings["effusion"] == replace(finding, positive=["Effusion of the knee."])
+    assert heard(found, facts) == found
+    assert heard(task, None) is task
+    assert heard(task, TrainingFacts.model_validate(LEARNED)) == task

@@ -64,3 +64,10 @@ def test_the_test_split_counts_and_another_only_in_its_place() -> None:
     assert headline_metrics({"val": val, "test": test}, {}, {}, KNEE) == test
     assert headline_metrics({"val": val}, {}, {}, KNEE) == val
     assert headline_metrics({}, {}, {}, KNEE) == {}
+
+
+def test_of_a_second_test_set_two_stand_beside_them() -> None:
+    external = nest({"zero_shot_kl.quadratic_weighted_kappa": 0.71, "contrastive_accuracy": 0.5})
+    found = headline_metrics({"test": nest(EVALUATED), "external": external}, TRAINED, {}, KNEE)
+    assert (found["external_quadratic_weighted_kappa"], found["external_contrastive_accuracy"]) == (0.71, 0.5)
+    assert found["quadratic_weighted_kappa"] == 0.89

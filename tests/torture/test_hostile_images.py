@@ -18,6 +18,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
+from knee_siglip.imaging.decode.png import read_chunks
 from knee_siglip.imaging.decode.read import MAX_BYTES, ImageError, read_grey
 
 RAMP = np.linspace(0, 255, 48 * 64).astype(np.uint8).reshape(48, 64)
@@ -255,6 +256,12 @@ FLAT = zlib.compress(b"\0" * 2**27, 9)
 """128 MiB in 130 kB."""
 
 
+def rewritten(data: bytes, at: int) -> bytes:
+    """A PNG whose compressed pixels have a flipped bit in byte `at`, in a chunk with a right checksum."""
+    pixels = b"".join(read_chunks(data, Path("a.png")).pixels)
+    return data[:33] + chunk(b"IDAT", flipped(pixels, at)) + chunk(b"IEND", b"")
+
+
 def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
@@ -268,6 +275,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "damaged: rows are missing",
     ),
     "no-end.png": (lambda: encoded(GREY, "PNG")[:-12], "damaged: truncated"),
+    "wrong-adler.png": (lambda: rewritten(encoded(GREY, "PNG"), -1), "damaged: broken data stream"),
+    "wrong-adler-16-bit.png": (lambda: rewritten(deep_png(DEEP), -1), "damaged: broken data stream"),
+    "flipped-before-the-checksum.png": (
+        lambda: rewritten(encoded(GREY, "PNG", compress_level=0), 1000),
+        "damaged: broken data stream",
+    ),
     "truncated.jpg": (lambda: encoded(GREY, "JPEG")[:-200], "damaged: truncated"),
     "closed-after-the-cut.jpg": (
         lambda: encoded(NOISE, "JPEG", quality=90)[:-300] + b"\xff\xd9",

@@ -16,6 +16,9 @@ import pytest
 from knee_siglip.params.files import parse_params
 from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run
 from mute_server import MuteServer
+from report.conftest import browser
+
+__all__ = ["browser"]
 
 TRAIN_METRICS = {
     "train": {"loss": 0.1234567890123456},

@@ -1,4 +1,7 @@
+import resource
+
 import numpy as np
+import pytest
 
 from knee_siglip.tracking.runlog import RunLog, Tail, decode_values, encode_values, last_id, last_step
 
@@ -21,6 +24,22 @@ def test_a_half_written_line_waits_and_a_torn_one_is_left_out(tmp_path):
         file.write(b"\n")
     log.write("metrics", values={}, step=5)
     assert [event["step"] for event in tail.read()] == [5]
+
+
+def test_what_a_full_disk_refused_is_written_when_there_is_room(tmp_path):
+    log = RunLog(tmp_path / "run.jsonl", "s")
+    log.write("metrics", values={}, step=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 10, hard))  # a disk with 10 bytes left
+    try:
+        for step in (1, 2):
+            with pytest.raises(OSError, match=r"No space left|too large"):
+                log.write("metrics", values={}, step=step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [event["step"] for event in log.read()] == [0]
+    log.write("metrics", values={}, step=3)
+    assert [event["step"] for event in log.read()] == [0, 1, 2, 3]
 
 
 def test_the_last_step_and_id_are_found_again(tmp_path):

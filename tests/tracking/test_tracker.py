@@ -7,13 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
+from selenium.webdriver.support.ui import WebDriverWait
+from werkzeug.serving import make_server
 
 from knee_siglip.core.files import sha256
 from knee_siglip.core.nesting import flatten
@@ -166,6 +170,34 @@ def test_a_model_is_ranked_by_what_training_and_evaluation_measured_on_the_data(
         assert len({(point.step, point.value) for point in history}) == len(history), key
 
 
+@pytest.fixture
+def run_page(recorded) -> Iterator[str]:
+    """Address of the run's page, from MLflow's own web server: in this process, which has imported most of it."""
+    from mlflow.server import app, handlers
+
+    files = (recorded.root / "files").as_uri()
+    handlers.initialize_backend_stores(recorded.mlflow_uri, recorded.mlflow_uri, files)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    _, run = only_run(recorded.mlflow_uri)
+    yield f"http://127.0.0.1:{server.port}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    server.shutdown()
+
+
+def test_mlflows_run_page_shows_what_its_users_look_for(browser, run_page):
+    overview = {"sunny-knee", "Finished", "final_model", "test/zero_shot_kl/accuracy", "train.learning_rate"}
+    groups_of_charts = {"train", "val", "test"}
+    for address, expected in (
+        (run_page, overview | {f"knee-siglip ({'d' * 32})"}),
+        (f"{run_page}/model-metrics", groups_of_charts),
+    ):
+        browser.get(address)
+        WebDriverWait(browser, 60).until(
+            lambda shown, expected=expected: expected <= set(shown.find_element("tag name", "body").text.splitlines()),
+            f"not all of {expected}",
+        )
+
+
 def test_the_machines_load_is_logged_on_request(recorded, monkeypatch):
     for name, value in {**ENVIRONMENT, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.01"}.items():
         monkeypatch.setenv(name, value)
@@ -177,6 +209,18 @@ def test_the_machines_load_is_logged_on_request(recorded, monkeypatch):
         time.sleep(0.05)
     watching.close("FINISHED", complete=True)
     assert [orders.options["system_metrics"] for orders in orders_of({"system_metrics": True})] == [True, True]
+
+
+def test_a_run_that_a_slow_server_made_twice_is_one_in_the_end(recorded, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    sending, client = MlflowRun(recorded.mlflow_uri, recorded.root.as_uri()), MlflowClient(recorded.mlflow_uri)
+    start = {"project": "twice", "run": "t", "name": "t", "stage": "train", "source": "s", "session": "s", "time": 0}
+    run = sending.open({**start, "tags": {}, "config": {}, "goes_on": True}, [])
+    experiment = client.get_run(run).info.experiment_id
+    client.create_run(experiment, tags={"knee_siglip.run": "t"})
+    sending.close("FINISHED", complete=True)
+    assert [found.info.run_id for found in client.search_runs([experiment])] == [run]
 
 
 def orders_of(tracking):
@@ -387,6 +431,14 @@ def test_another_evaluation_of_a_model_is_a_run_of_its_own_and_going_back_is_the
     assert attached(model, figures={"test": {"loss": 1.5}}).run_id not in (run, child.run_id)  # other code
 
 
+def test_a_training_that_makes_a_known_model_names_the_run_with_its_figures(trained):
+    model, run = trained
+    with silent_tracker("train") as again:
+        remember_run(again, model)
+    tags = [event["values"] for event in events_of(again) if event["event"] == "tags"]
+    assert tags == [{"model_sha256": sha256(model), "same_model_as": run}]
+
+
 def test_inference_joins_the_evaluation_with_the_same_params(trained):
     model, run = trained
     other = {"evaluate": {"splits": ["val"]}}
@@ -411,7 +463,9 @@ def test_a_store_that_cannot_be_written_costs_the_tracking_and_not_the_run(proje
     monkeypatch.setenv("KNEE_SIGLIP_STORE", str(project / "full"))
     with open_tracker(parse_params({}), stage="evaluate", facts={}) as tracker:
         tracker.log_metrics({"test.loss": 1.0}, step=0)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    first, last = caplog.messages
+    assert "the run continues, and it is tried again" in first
+    assert "lacks the end of this run" in last
 
 
 def test_a_missing_artifact_is_said_and_skipped(project, caplog):

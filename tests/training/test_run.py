@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -55,11 +56,18 @@ def test_a_length_in_steps_is_reported_in_steps_and_epochs_with_a_verdict(files,
 
 
 def test_steps_that_are_chosen_are_said_and_kept_with_the_model(files, make_params, caplog, monkeypatch):
-    monkeypatch.setattr(schedule, "STEPS_OF_FEW", 5)
-    monkeypatch.setattr(schedule, "LEAST_EPOCHS", 2)
+    monkeypatch.setattr(schedule, "LEAST_STEPS", 5)
+    monkeypatch.setattr(schedule, "SMALL_STEPS", 10)
+    monkeypatch.setattr(schedule, "DRAWN_STEPS", 4)
+    monkeypatch.setattr(schedule, "LEAST_EPOCHS", 1)
     train(make_params(epochs=None), files, "cpu")
-    assert "train.steps = auto: 8 steps (2 epochs) for 28 training rows" in caplog.text
-    assert load_checkpoint(files.best_model).params["train"]["steps"] == 8
+    assert "train.steps = auto: 10 steps (2.5 epochs) for 28 training rows\n" in caplog.text
+    assert load_checkpoint(files.best_model).params["train"]["steps"] == 10
+    manifest = read_manifest(files.manifest)
+    manifest["text_alternatives"] = "{}"
+    write_manifest(manifest, files.manifest)
+    train(make_params(epochs=None), files, "cpu")
+    assert "4 steps (1 epochs) for 28 training rows, 28 of them drawn by a program" in caplog.text
 
 
 def test_two_runs_are_equal_to_the_bit(files, make_params):
@@ -181,6 +189,25 @@ def test_features_of_a_frozen_tower_are_computed_once_and_give_what_the_tower_gi
     train(make_params(seed=1, freeze={"vision": "all"}), files, "cpu")
     assert {file.name: file.stat().st_mtime_ns for file in folder.glob("*.features")} == before
     assert "train.augment changes no image" in caplog.text
+
+
+def test_damaged_features_are_made_again_with_the_same_bits(files, make_params, caplog):
+    params = make_params(freeze={"vision": "all"})
+    train(params, files, "cpu")
+    (folder,) = (paths.store_root() / paths.FEATURES).iterdir()
+    (stored,), before = folder.glob("*.features"), logged_rows(folder)
+    data = bytearray(stored.read_bytes())
+    data[5] ^= 1
+    stored.write_bytes(data)
+    train(params, files, "cpu")
+    assert "1 damaged images are made again" in caplog.text
+    assert logged_rows(folder) == before
+
+
+def logged_rows(folder: Path) -> set[tuple[str, str]]:
+    """Ids and hashes of the rows, but for the disowned one."""
+    lines = [line.split(" ") for log in folder.glob("*.ids") for line in log.read_text().splitlines()]
+    return {(image_id, row_hash) for _, image_id, row_hash, _ in lines if image_id.strip("0")}
 
 
 def test_cached_features_keep_the_studies_positives(files, make_params):

@@ -8,11 +8,19 @@ from torch.optim import AdamW
 
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.optimizer import build_optimizer
-from knee_siglip.training.schedule import LEAST_EPOCHS, LEAST_STEPS, STEPS_OF_FEW, VALIDATIONS, Budget, build_schedule
+from knee_siglip.training.schedule import (
+    DRAWN_STEPS,
+    LEAST_EPOCHS,
+    LEAST_STEPS,
+    SMALL_STEPS,
+    VALIDATIONS,
+    Budget,
+    build_schedule,
+)
 
 
-def budget(rows, **params):
-    return Budget.of(TrainParams(**params), rows)
+def budget(rows, are_drawn=False, **params):
+    return Budget.of(TrainParams(**params), rows, are_drawn)
 
 
 def test_epochs_are_obeyed_and_each_ends_with_a_validation():
@@ -39,13 +47,21 @@ def test_no_round_is_empty(steps):
 
 
 def test_auto_gives_few_rows_enough_steps_and_many_rows_enough_epochs():
-    for rows in (2, 60, 456, 999):
-        assert budget(rows).total_steps == STEPS_OF_FEW
-    for rows in (1000, 1600):
+    for rows in (2, 60, 456, 640):
         assert budget(rows).total_steps == LEAST_STEPS
+    assert budget(960).total_steps == 600
+    for rows in (1600, 8000):
+        assert budget(rows).total_steps == SMALL_STEPS
     assert budget(64_000).total_steps == LEAST_EPOCHS * 1000
     assert budget(64_000, gradient_accumulation_steps=2).total_steps == LEAST_EPOCHS * 500
     assert budget(64_000, batch_size=16_384).total_steps == LEAST_STEPS
+    lengths = [budget(rows).total_steps for rows in range(60, 20_000, 7)]
+    assert lengths == sorted(lengths)
+
+
+def test_auto_trains_drawn_images_shorter():
+    assert budget(60, are_drawn=True).total_steps == budget(1590, are_drawn=True).total_steps == DRAWN_STEPS
+    assert budget(64_000, are_drawn=True).total_steps == LEAST_EPOCHS * 1000
 
 
 def test_epochs_are_counted_in_fractions():

@@ -5,7 +5,6 @@ Nothing is changed. Nothing is contacted unless `online` is set; each contact th
 
 import getpass
 import importlib.util
-import netrc
 import os
 import shutil
 import socket
@@ -257,10 +256,7 @@ def check_git_identity() -> Check:
 
 
 def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        hosts = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return "api.wandb.ai" in hosts or urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname in hosts
+    from requests.utils import get_netrc_auth
+
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))

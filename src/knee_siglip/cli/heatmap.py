@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import UsageError
 
 # torch and transformers are imported inside the functions: `--help` must not wait for them.
@@ -47,9 +48,9 @@ def draw_map(
     against = model.normal if against is None else against
     explanation = model.explain(image.grey, phrase, against, method)
     output_path.write_bytes(explanation.overlay())
-    typer.echo(f"{output_path}: the image as the model sees it, and under the map of {phrase!r} against {against!r}")
+    echo(f"{output_path}: the image as the model sees it, and under the map of {phrase!r} against {against!r}")
     if explanation.missing:
-        typer.echo(f"Not found: {explanation.missing}")
+        echo(f"Not found: {explanation.missing}")
     else:
-        typer.echo(f"Strongest place: {explanation.heat.max():.2f} {explanation.scale.unit}")
-    typer.echo(f"Caution: {'; '.join(explanation.cautions)}")
+        echo(f"Strongest place: {explanation.heat.max():.2f} {explanation.scale.unit}")
+    echo(f"Caution: {'; '.join(explanation.cautions)}")

@@ -17,7 +17,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or params, 3 done with some rows fai
 
 import io
 import json
-import logging
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +33,7 @@ from knee_siglip.cli.release.command import release
 from knee_siglip.cli.split.command import split
 from knee_siglip.cli.store import commands as store_commands
 from knee_siglip.cli.sync import sync
+from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError
 from knee_siglip.core.files import readable_name
 from knee_siglip.core.running import run_stage
@@ -68,13 +68,12 @@ def main() -> None:
     """Entry point of the console script: a user's mistake is one sentence, not a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name of undecodable bytes, as stderr shows it
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     run_stage(app)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"knee-siglip {__version__}")
+        echo(f"knee-siglip {__version__}")
         raise typer.Exit
 
 
@@ -203,11 +202,11 @@ def _show_summary(summary: "Summary", outputs: "Outputs", as_json: bool) -> None
     if as_json:
         _show_json(counts | summary.speed())
     else:
-        typer.echo(f"{counts['ok']} of {counts['rows']} images done, {counts['failed']} failed (column status)")
+        echo(f"{counts['ok']} of {counts['rows']} images done, {counts['failed']} failed (column status)")
         if counts["unlike_training_images"]:
-            typer.echo(f"{counts['unlike_training_images']} are unlike the training images (column warnings)")
+            echo(f"{counts['unlike_training_images']} are unlike the training images (column warnings)")
         files = [outputs.results, outputs.embeddings, outputs.ids, *([outputs.studies] if summary.studies else [])]
-        typer.echo(", ".join(map(readable_name, files)))
+        echo(", ".join(map(readable_name, files)))
 
 
 def _as_dict(prediction: "Prediction") -> dict[str, Any]:
@@ -232,18 +231,19 @@ def _facts(predictor: "Predictor") -> dict[str, Any]:
 
 
 def _show_json(values: dict[str, Any]) -> None:
-    typer.echo(json.dumps(values, indent=2, allow_nan=False))
+    echo(json.dumps(values, indent=2, allow_nan=False))
 
 
 def _show_prediction(shown: str, prediction: "Prediction", predictor: "Predictor") -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from knee_siglip.core.terminal import Terminal
 
     table = Table("query", "similarity", "probability", title=Text(shown))
     for ranked in prediction.ranking:
         table.add_row(Text(ranked.query), f"{ranked.similarity:+.3f}", f"{ranked.probability:.3f}")
-    console = Console()
+    console = Terminal()
     console.print(table)
     console.print("Probability: that text and image are a pair, by the model; the order counts.", style="dim")
     if prediction.labels:
@@ -320,17 +320,17 @@ def doctor(
     online: Annotated[bool, typer.Option("--online", help="Also ask the hub and an MLflow server, 3 s each.")] = False,
 ) -> None:
     """Check this machine's setup and say what to do (exit code 1: nothing will run)."""
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     from knee_siglip.cli.doctor import examine
+    from knee_siglip.core.terminal import Terminal
 
     checks = examine(online)
     table = Table("check", "state", Column("what there is", overflow="fold"), Column("what to do", overflow="fold"))
     for check in checks:
         state = Text(check.state, style=STATE_STYLES[check.state])
         table.add_row(check.name, state, Text(check.detail), Text(check.advice))
-    Console().print(table)
+    Terminal().print(table)
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(EXIT_FAILED)

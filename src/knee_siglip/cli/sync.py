@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from knee_siglip.core import paths
+from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import EXIT_FAILED
 from knee_siglip.core.metrics_file import read_json
 from knee_siglip.params.files import load_params
@@ -30,15 +31,15 @@ def sync(
     folder = tracking_folder(paths.find_store_root())
     pending = find_pending(find_logs(folder, runs or []))
     for one in pending:
-        typer.echo(str(one))
+        echo(str(one))
     if only_list:
-        typer.echo(f"{len(pending)} pending" if pending else "nothing is pending")
+        echo(f"{len(pending)} pending" if pending else "nothing is pending")
         _show_workspace(folder)
         return
     params = load_params() if paths.PARAMS.is_file() else Params()
     root = (paths.find_project_root() or Path.cwd()).resolve()
     failed = deliver(pending, params.tracking, root)
-    typer.echo(f"{len(pending) - len(failed)} of {len(pending)} sent" if pending else "nothing is pending")
+    echo(f"{len(pending) - len(failed)} of {len(pending)} sent" if pending else "nothing is pending")
     if failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -53,4 +54,4 @@ def _show_workspace(folder: Path) -> None:
     for title, key in (("model", record.model), ("evaluation", record.key)):
         run = read_pointer(key, folder)
         where = ", ".join(f"{name} {known}" for name, known in tracker_ids(folder / f"{run}.jsonl").items())
-        typer.echo(f"this workspace's {title}: " + (f"run {run} ({where})" if run else "of no run that is known here"))
+        echo(f"this workspace's {title}: " + (f"run {run} ({where})" if run else "of no run that is known here"))

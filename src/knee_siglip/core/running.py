@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from knee_siglip.core.cells import printable
+from knee_siglip.core.cells import escape_warnings, printable
 from knee_siglip.core.errors import EXIT_FAILED, UsageError, UserError
 from knee_siglip.core.files import lock
 from knee_siglip.core.inputs import check_inputs_undamaged
@@ -56,6 +56,7 @@ def run_stage(main: Callable[[], None]) -> None:
     their owner alone (`UMASK`): pixels, impressions and results are data of patients.
     """
     die_with_dvc()
+    escape_warnings()
     try:
         _keep_private()
         with _alone():

@@ -20,7 +20,7 @@ from knee_siglip.pairs.batches import split_groups
 from knee_siglip.params.sections import EvaluateParams
 from knee_siglip.store.pixels import CachedPixels
 from knee_siglip.tables.ids import Units, independent_units
-from knee_siglip.tables.manifest import number_groups
+from knee_siglip.tables.manifest import EXTERNAL, number_groups
 from knee_siglip.task.task import Task
 
 
@@ -165,8 +165,8 @@ class EmbeddedData:
 
     @property
     def evaluated(self) -> list[EmbeddedSplit]:
-        """The splits of `params.splits`, each once, in that order."""
-        return [self.splits[name] for name in dict.fromkeys(self.params.splits)]
+        """The splits of `params.splits`, each once, in that order, and the second test set where there is one."""
+        return [self.splits[name] for name in [*self.params.splits, EXTERNAL] if name in self.splits]
 
 
 def embed_split(

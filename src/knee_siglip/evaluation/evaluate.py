@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import pandas as pd
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import sha256
 from knee_siglip.core.metrics_file import finite, read_json
+from knee_siglip.core.paths import EXTERNAL_MANIFEST
 from knee_siglip.evaluation.embedded import EmbeddedData, embed_prompts, embed_split
 from knee_siglip.evaluation.findings import require_column
 from knee_siglip.evaluation.split_metrics import Metrics, count_rows
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
+from knee_siglip.model.training_facts import heard
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
 from knee_siglip.store.pixels import CachedPixels, open_pixels
-from knee_siglip.tables.manifest import SPLITS, read_manifest
+from knee_siglip.tables.manifest import ALL_SPLITS, EXTERNAL, read_manifest
 from knee_siglip.task.task import Task
 from knee_siglip.tracking.records import git_revision
 from knee_siglip.tracking.tracker import attach_tracker
@@ -42,6 +45,11 @@ class EvaluateFiles:
     model: Path
     backbones: Path
     report: Path
+
+    @property
+    def external(self) -> Path:
+        """Manifest of the second test set; it may be missing or have no rows."""
+        return self.manifest.with_name(EXTERNAL_MANIFEST.name)
 
 
 def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict[str, Metrics]:
@@ -74,7 +82,7 @@ def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict
 
 def model_facts(params: Params, data: EmbeddedData, model_path: Path) -> dict[str, Any]:
     """What made the model and its data, for facts.json: `revision` is of the code, None outside git."""
-    checkpoint = data.checkpoint
+    checkpoint, used = data.checkpoint, set(chain(*data.evaluated[0].task.label_prompts))
     return {
         "params": {name: values for name, values in params.to_dict().items() if name not in NOT_OF_THE_MODEL},
         "revision": git_revision(),
@@ -86,6 +94,7 @@ def model_facts(params: Params, data: EmbeddedData, model_path: Path) -> dict[st
             "saved_at": finite(checkpoint.metrics),
             "trained_with": checkpoint.versions,
         },
+        "left_out_prompts": [prompt for prompt in chain(*task_of(params).label_prompts) if prompt not in used],
         "counts": {name: count_rows(split, data) for name, split in data.splits.items()},
     }
 
@@ -99,23 +108,30 @@ def embed(params: Params, files: EvaluateFiles, device: str = "auto") -> Embedde
     """
     wanted, task = params.evaluate, task_of(params)
     checkpoint = load_checkpoint(files.model, pick_device(device), wanted.precision)
-    manifest = read_manifest(files.manifest)
+    manifest = _with_external(read_manifest(files.manifest), files.external)
     if missing := sorted(set(wanted.splits) - set(manifest["split"])):
         raise UserError(f"params.yaml: evaluate.splits names {missing[0]}, but no row of the manifest is in that split")
     require_columns(wanted.subgroup_columns(task.labels.column), task, manifest)
-    manifest, pixels = _open_what_is_there(manifest, wanted.splits, files)
+    manifest, pixels = _open_what_is_there(manifest, [*wanted.splits, EXTERNAL], files)
     if checkpoint.transform != pixels.transform:
         raise UserError(
             f"{files.model} was trained on images prepared with {checkpoint.transform.to_dict()}, "
             f"but {files.cache_facts} describes {pixels.transform.to_dict()}; run dvc repro train"
         )
+    task = heard(task, checkpoint.facts)
     prompts = embed_prompts(checkpoint, task)
     splits = {
         name: embed_split(name, manifest, pixels, checkpoint, task, prompts, wanted.batch_size)
-        for name in SPLITS
+        for name in ALL_SPLITS
         if (manifest["split"] == name).any()
     }
     return EmbeddedData(wanted, splits, checkpoint, pixels)
+
+
+def _with_external(manifest: pd.DataFrame, external: Path) -> pd.DataFrame:
+    """The manifest with the rows of the second test set behind it."""
+    rows = read_manifest(external) if external.is_file() else manifest[:0]
+    return pd.concat([manifest, rows], ignore_index=True) if len(rows) else manifest
 
 
 def _open_what_is_there(

@@ -67,7 +67,7 @@ def grounding_report(split: EmbeddedSplit, data: EmbeddedData) -> GroundingRepor
         return GroundingReport({}, [], [], _text_overlays(split, data, min(limit, OVERLAYS)), cases)
     rows = _draw(np.unique([region.row for region in regions]), limit)
     regions = [region for region in regions if region.row in set(rows.tolist())]
-    directions = _directions(split, data, {region.finding for region in regions})
+    directions = finding_directions(split, data, {region.finding for region in regions})
     wanted: dict[int, list[np.ndarray]] = {}
     for region in regions:
         wanted.setdefault(region.row, []).append(directions[region.finding])
@@ -101,7 +101,7 @@ def _draw(rows: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(SEED).permutation(rows)[:count])
 
 
-def _directions(split: EmbeddedSplit, data: EmbeddedData, names: set[str]) -> dict[str, np.ndarray]:
+def finding_directions(split: EmbeddedSplit, data: EmbeddedData, names: set[str]) -> dict[str, np.ndarray]:
     """(D,) of each finding: its prompts' embedding less that of the prompts against it."""
     known = {name: split.prompts.findings[name] for name in sorted(names & set(split.prompts.findings))}
     unknown = sorted(names - set(known))

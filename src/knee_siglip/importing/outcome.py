@@ -159,11 +159,12 @@ def sections(outcome: Outcome) -> Iterator[tuple[str, list[str], list[tuple[Any,
 
 def show(outcome: Outcome, csv_path: Path) -> None:
     """Print the report."""
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    console = Console()
+    from knee_siglip.core.terminal import Terminal
+
+    console = Terminal()
     for title, header, rows in sections(outcome):
         table = Table(*(Column(name, overflow="fold") for name in header), title=title, title_justify="left")
         for row in rows[:SHOWN]:

@@ -163,7 +163,7 @@ def _prepare(folder: Path, key: str) -> None:
 
 def _has_key(folder: Path, key: str) -> bool:
     try:
-        return (folder / KEY).read_text(encoding="utf-8") == key
+        return (folder / KEY).read_bytes() == key.encode()
     except OSError:
         return False
 

@@ -21,7 +21,7 @@ from knee_siglip.imaging.fit.transform import load_pixels
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
 from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
-from knee_siglip.model.training_facts import NOT_CLINICAL, UNCALIBRATED, UNKNOWN, UNLIKE, prompts_digest
+from knee_siglip.model.training_facts import NOT_CLINICAL, UNCALIBRATED, UNKNOWN, UNLIKE, heard, prompts_digest
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.tasks import saved_task
 from knee_siglip.task.task import Labels, Task
@@ -69,7 +69,8 @@ class Predictor:
         image_size: pixels; None takes the size it was trained at. Another one interpolates the position table.
         device: `auto`, or a torch device such as `cpu` or `cuda:1`.
         precision: of the towers: bf16, float32, or `auto`: bf16 on a GPU that has it.
-        task: labels, prompts and queries; None: those of the checkpoint's training.
+        task: labels, prompts and queries; None: those of the checkpoint's training. Of its prompts those count whose
+            words the training texts hold (`training_facts.heard`).
 
     Raises:
         UserError: the file is not such a checkpoint.
@@ -92,7 +93,7 @@ class Predictor:
         if image_size is not None:
             check_divisible(image_size, self.checkpoint.model.vision.patch, "this checkpoint")
             self.transform = replace(self.transform, image_size=image_size)
-        self.task = task or saved_task(self.checkpoint.params)
+        self.task = heard(task or saved_task(self.checkpoint.params), self.checkpoint.facts)
         self._path = model_path
         self._turn = threading.Lock() if self.device.type != "cpu" else nullcontext()  # a GPU has memory for one batch
 

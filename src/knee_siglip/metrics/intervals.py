@@ -7,10 +7,10 @@ truth is 97 % it misses it in a quarter of all test sets (benchmarks/bootstrap_c
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 COVERAGE = 0.95
-Z = float(norm.ppf((1 + COVERAGE) / 2))
+Z = float(ndtri((1 + COVERAGE) / 2))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from knee_siglip.core.errors import UserError
+from knee_siglip.tables.text import normalise_text
 from knee_siglip.task.task import Task
 
 NOT_CLINICAL = "not for clinical use"
@@ -20,34 +21,10 @@ UNKNOWN = "not known what it was trained on"
 UNCALIBRATED = "probabilities are not calibrated"
 UNLIKE = "unlike the training images"
 
-FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "any",
-        "are",
-        "as",
-        "at",
-        "by",
-        "for",
-        "from",
-        "in",
-        "into",
-        "is",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "than",
-        "the",
-        "this",
-        "to",
-        "with",
-        "without",
-    ]
-)
+FUNCTION_WORDS = frozenset([
+    "a", "an", "and", "any", "are", "as", "at", "by", "for", "from", "in", "into", "is", "no", "not", "of", "on", "or",
+    "than", "the", "this", "to", "with", "without",
+])  # fmt: skip
 """They say nothing by themselves, so that knowing them is not knowing a phrase."""
 
 Count = Annotated[int, Field(ge=0)]
@@ -58,7 +35,7 @@ class TrainingFacts(BaseModel):
 
     drawn_rows: those that were drawn by a program (`sample/`). verdict, signs: of `training/monitoring/signs.py`.
     temperature: divides the logits of the labels, fitted on `calibrated_on` validation images with the `prompts` of
-    this digest; None: there were too few.
+    this digest; None: there were too few. words: of the training texts, not the rare ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -68,9 +45,9 @@ class TrainingFacts(BaseModel):
     patients: Count
     verdict: Literal["learned", "doubtful", "failed"]
     signs: list[Literal["collapse", "no_learning", "worse", "few_rows"]]
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
-    calibrated_on: Count
-    prompts: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    calibrated_on: Count = 0
+    prompts: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     words: list[Annotated[str, Field(pattern=r"^\w+$")]] = []
 
     def cautions(self, subject: str) -> list[str]:
@@ -85,9 +62,27 @@ class TrainingFacts(BaseModel):
         return found
 
     def unknown_words(self, text: str) -> list[str]:
-        """Words of a normalised text, but for function words, of which the training says nothing in either number."""
+        """Words of a text, but for function words, of which the training says nothing in either number."""
         known = {form for word in self.words for form in (word, f"{word}s", word.removesuffix("s"))}
-        return [word for word in words_of(text) if word not in known]
+        return [word for word in words_of(normalise_text(text)) if self.words and word not in known]
+
+
+def heard(task: Task, facts: TrainingFacts | None) -> Task:
+    """The task without the prompts that hold unknown words, which training has left at an arbitrary place.
+
+    A label, or a side of a finding, none of whose prompts would be left keeps them all; without facts all stay.
+    """
+    if facts is None:
+        return task
+
+    def known(prompts: Sequence[str]) -> Sequence[str]:
+        return [prompt for prompt in prompts if not facts.unknown_words(prompt)] or prompts
+
+    findings = {
+        name: replace(finding, positive=known(finding.positive), negative=known(finding.negative))
+        for name, finding in task.findings.items()
+    }
+    return replace(task, label_prompts=[known(prompts) for prompts in task.label_prompts], findings=findings)
 
 
 def words_of(text: str) -> list[str]:

@@ -1,12 +1,12 @@
 """Checks across sections: image size against patch size, files and folders that params name, hub revisions."""
 
 import csv
-import json
 import re
 from pathlib import Path
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, MANIFEST, PARAMS, SAMPLE
+from knee_siglip.core.metrics_file import read_json
+from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, MANIFEST, NO_EXTERNAL, PARAMS, SAMPLE
 from knee_siglip.params.sections import LARGEST_IMAGE, PATCH_SIZES, SMALL, EvaluateParams, Params, TaskParams
 from knee_siglip.task.knee import SUBJECT
 
@@ -24,8 +24,8 @@ def vision_patch_size(vision: str) -> int | None:
     """Patch side in pixels of a vision encoder; None for one that is still on the hub."""
     if vision in PATCH_SIZES:
         return PATCH_SIZES[vision]
-    config = Path(vision) / "config.json"
-    return json.loads(config.read_text()).get("patch_size") if config.is_file() else None
+    patch = read_json(Path(vision) / "config.json").get("patch_size")
+    return patch if isinstance(patch, int) and patch > 0 else None
 
 
 def check_divisible(image_size: int, patch: int, source: str) -> None:
@@ -88,6 +88,11 @@ def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
             )
     if Path(params.data.csv).exists() and not Path(params.data.csv).is_file():
         raise UsageError(f"{source}: data.csv = {params.data.csv!r}: is no file; name a CSV or Parquet file")
+    if (external := params.data.external) is not None and not Path(external).is_file():
+        raise UsageError(
+            f"{source}: data.external = {external!r}: is no file; name the CSV of a second test set, or "
+            f"{NO_EXTERNAL} for none"
+        )
     if params.task.subject != SUBJECT and Path(params.data.csv).is_relative_to(SAMPLE):
         raise UsageError(
             f"{source}: data.csv = {params.data.csv!r}: the sample shows knees, but task.subject is "

@@ -26,7 +26,7 @@ def load_params(path: Path = PARAMS) -> Params:
     return parse_params({} if values is None else values, source=str(path), folder=path.parent)
 
 
-FOR_DVC = ("data.csv", "data.images", "task", "infer.csv_path", "infer.images")
+FOR_DVC = ("data.csv", "data.external", "data.images", "task", "infer.csv_path", "infer.images")
 """Keys that dvc.yaml names: DVC itself reads them, and knows no defaults."""
 
 

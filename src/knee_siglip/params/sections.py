@@ -55,9 +55,10 @@ class Section(BaseModel):
 
 
 class DataParams(Section):
-    """Which rows and images are used."""
+    """Which rows and images are used. external: CSV of a second test set; one without rows, or null, is none."""
 
     csv: Filled = "data/sample/train.csv"
+    external: Filled | None = None
     images: Filled = "data/sample/images"
     patient_id_pattern: str | None = None
 

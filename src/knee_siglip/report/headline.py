@@ -5,9 +5,13 @@ from statistics import fmean
 from typing import Any
 
 from knee_siglip.core.nesting import flatten
+from knee_siglip.tables.manifest import EXTERNAL
 from knee_siglip.task.task import Task
 
 Metrics = Mapping[str, Any]
+
+OF_EXTERNAL = ("quadratic_weighted_kappa", "contrastive_accuracy")
+"""Shown of a second test set too, as `external_<name>`."""
 
 
 def evaluated(task: Task) -> dict[str, str]:
@@ -51,6 +55,8 @@ def headline_metrics(evaluation: Metrics, training: Metrics, validation: Metrics
         "best_epoch": trained.get("best_epoch"),
         "validation_errors": validation.get("errors"),
     }
+    external = flatten(dict(evaluation.get(EXTERNAL, {})))
+    values |= {f"external_{name}": external.get(evaluated(task)[name]) for name in OF_EXTERNAL}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from knee_siglip.core.metrics_file import read_json, write_metrics
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
-from knee_siglip.report.cases.page import write_case_browser
+from knee_siglip.report.cases.page import write_case_browsers
 from knee_siglip.report.evaluation.diagnosis import remarks
 from knee_siglip.report.evaluation.page import write_page
 from knee_siglip.report.evaluation.results import EvaluationResults, read_results
@@ -45,7 +45,7 @@ def write_report(params: Params, files: ReportFiles) -> str:
     results = replace(read_results(files.evaluation, files.training / "live"), validation=validation)
     page = files.evaluation / "index.html"
     write_page(page, results)
-    write_case_browser(files.evaluation, results.shown, _image_files(files.validation))
+    write_case_browsers(results, _image_files(files.validation))
     evaluation = read_json(files.evaluation / "metrics.json")
     training = read_json(files.training / "metrics.json")
     write_metrics(files.headline, headline_metrics(evaluation, training, validation, results.shown.task))

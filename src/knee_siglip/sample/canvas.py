@@ -1,5 +1,6 @@
 """Millimetres to pixels: the pose of a knee on the detector, and fast anti-aliased shapes."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,12 +68,16 @@ class Canvas:
 
         Edges are hard without it; the detector's blur at the end smooths them all at once.
         """
+        return to_float(self.shape(polygons, coarse), blur)
+
+    def shape(self, polygons: list[np.ndarray], coarse: bool = False) -> Image.Image:
+        """Union of filled polygons (P, 2) mm -> 8-bit image, 255 inside."""
         n, factor = (self.size // COARSE, COARSE) if coarse else (self.size, 1)
         image = Image.new("L", (n, n))
         draw = ImageDraw.Draw(image)
         for polygon in polygons:
             draw.polygon((self.to_pixels(polygon) / factor).ravel().tolist(), fill=255)
-        return to_float(image, blur)
+        return image
 
     def strokes(self, lines: list[tuple[np.ndarray, float, float]], blur: float = 0) -> np.ndarray:
         """Polylines (points mm, width mm, strength 0-1) -> float32 (H, W); a later stroke covers an earlier one."""
@@ -103,8 +108,25 @@ class Canvas:
         return [round(float(v), 4) for v in np.clip(box, 0, 1)]
 
 
-def to_float(image: Image.Image, blur: float) -> np.ndarray:
+def to_float(image: Image.Image, blur: float = 0) -> np.ndarray:
     """8-bit grey image -> float32 (H, W) in 0-1, box-blurred (four times faster than a Gaussian); radius in pixels."""
     if blur:
-        image = image.filter(ImageFilter.BoxBlur(blur))
+        box = box_around(image, math.ceil(blur) + 1)
+        blurred = Image.new("L", image.size)
+        blurred.paste(image.crop(box).filter(ImageFilter.BoxBlur(blur)), box)
+        image = blurred
     return np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
+
+
+def box_around(image: Image.Image, margin: int) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of what is not black and `margin` pixels around it; the whole image if all is black.
+
+    What is smooth or blurred need only be computed there: most shapes take a small part of the picture.
+    """
+    left, top, right, bottom = image.getbbox() or (0, 0, *image.size)
+    return (
+        max(0, left - margin),
+        max(0, top - margin),
+        min(image.width, right + margin),
+        min(image.height, bottom + margin),
+    )

@@ -6,20 +6,18 @@ Every knee has a random stream of its own, keyed by (seed, patient, knee), so th
 """
 
 import json
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from rich.progress import track
 
 from knee_siglip.core.files import atomic_file, atomic_folder
-from knee_siglip.core.threads import available_cores
+from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.sample.findings import SIDES, Labels, draw_labels
 from knee_siglip.sample.impression import draw_text, text_alternatives
 from knee_siglip.sample.radiograph import draw_knee
@@ -27,6 +25,8 @@ from knee_siglip.sample.radiograph import draw_knee
 TEST_SHARE, VAL_SHARE = 0.15, 0.10
 SPLIT_STREAM = 1
 """Spawn key of the stream that shuffles patients into splits; knees have none, so the two never meet."""
+
+CASES_PER_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -90,27 +90,25 @@ def write_sample(folder: Path, *, patients: int, seed: int, size: int, workers: 
     folder = Path(folder)
     table = label_table(patients=patients, seed=seed)
     with atomic_folder(folder / "images") as images:
-        findings = _draw_all(images, list(iter_cases(patients, seed)), size, workers or available_cores())
+        findings = _draw_all(images, list(iter_cases(patients, seed)), size, workers)
     table.insert(list(table.columns).index("text_alternatives"), "findings", findings)
     with atomic_file(folder / "train.csv") as file:
         table.to_csv(file, index=False, lineterminator="\n")
     return table
 
 
-def _draw_all(folder: Path, cases: list[Case], size: int, workers: int) -> list[str]:
+def _draw_all(folder: Path, cases: list[Case], size: int, workers: int | None) -> list[str]:
     """Draw every knee into `folder`; returns the findings as JSON, in the order of the CSV."""
-    draw = partial(_draw_one, folder, size)
-    workers = min(workers, len(cases))
-    if workers == 1:
-        return [draw(case) for case in track(cases, "Drawing knees", transient=True)]
-    # spawn: a forked child would inherit the locks of whatever threads torch or BLAS have started
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        drawn = pool.map(draw, cases, chunksize=8)
-        return list(track(drawn, "Drawing knees", total=len(cases), transient=True))
+    drawn = work_in_chunks(partial(_draw, folder, size), cases, CASES_PER_CHUNK, "Drawing knees", workers)
+    findings = dict(chain.from_iterable(drawn))
+    return [findings[case.img_path] for case in cases]
 
 
-def _draw_one(folder: Path, size: int, case: Case) -> str:
-    image, findings = draw_knee(case.rng, case.labels, size)
-    Image.fromarray(image).save(folder / Path(case.img_path).name, compress_level=1)
-    return json.dumps(findings)
+def _draw(folder: Path, size: int, cases: Sequence[Case]) -> list[tuple[str, str]]:
+    """Draw knees; returns the name and the findings of each."""
+    drawn = []
+    for case in cases:
+        image, findings = draw_knee(case.rng, case.labels, size)
+        Image.fromarray(image).save(folder / Path(case.img_path).name, compress_level=1)
+        drawn.append((case.img_path, json.dumps(findings)))
+    return drawn

@@ -1,15 +1,16 @@
 """From outlines to a radiograph: X-ray path (Beer-Lambert), scatter, noise, exposure, collimation, lead marker."""
 
+import math
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
 
 from knee_siglip.sample import lesions
 from knee_siglip.sample.anatomy import Knee, build_bones
-from knee_siglip.sample.canvas import COARSE, COLLIMATED_SHARE, Canvas, draw_pose, to_float
+from knee_siglip.sample.canvas import COARSE, COLLIMATED_SHARE, Canvas, box_around, draw_pose, to_float
 from knee_siglip.sample.findings import Labels
 
 TILE = 1024
@@ -99,28 +100,31 @@ def _edges(canvas: Canvas, knee: Knee, thick: np.ndarray) -> np.ndarray:
 
     Femur and fibula never overlap and share one mask; the tibia has its own, so that overlaps add up.
     """
-    proximal = canvas.fill([knee.femur, *knee.femur_spurs, knee.fibula])
-    distal = canvas.fill([knee.tibia, *knee.tibia_spurs])
-    inside = np.maximum(proximal, distal)
-    lines = canvas.strokes([(line.points, line.width_mm, line.strength) for line in knee.lines])
-    path = (thick + np.float32(0.6) * lines) * inside
-    for mask in (proximal, distal):
-        path += mask * (np.float32(CORTEX) - np.float32(CORTEX - 0.2) * _blurred(mask, 1.5 * canvas.scale))
+    proximal = canvas.shape([knee.femur, *knee.femur_spurs, knee.fibula])
+    distal = canvas.shape([knee.tibia, *knee.tibia_spurs])
+    path = canvas.strokes([(line.points, line.width_mm, line.strength) for line in knee.lines])
+    path *= np.float32(0.6)
+    path += thick
+    path *= to_float(ImageChops.lighter(proximal, distal))
+    radius = 1.5 * canvas.scale
+    for bones in (proximal, distal):
+        left, top, right, bottom = box = box_around(bones, math.ceil(radius) + 1)
+        mask = bones.crop(box)
+        rim = np.float32(CORTEX) - np.float32(CORTEX - 0.2) * to_float(mask, radius)
+        path[top:bottom, left:right] += to_float(mask) * rim
     return path
 
 
 def _thickness(canvas: Canvas, outlines: list[np.ndarray], depth_mm: float, strength: float) -> np.ndarray:
     """A bone's coarse attenuation: rises from the edge like the thickness of a round rod, over `depth_mm`."""
-    mask = canvas.fill(outlines, coarse=True) > 0.5
-    if not mask.any():
-        return np.zeros(mask.shape, dtype=np.float32)
-    distance = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1] * (COARSE / canvas.scale)
-    return strength * np.sqrt(1 - (1 - np.minimum(distance / depth_mm, 1)) ** 2).astype(np.float32)
-
-
-def _blurred(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Box blur of a 0-1 mask in 8 bits; radius in pixels."""
-    return to_float(Image.fromarray((mask * 255).astype(np.uint8)), radius)
+    image = canvas.shape(outlines, coarse=True)
+    left, top, right, bottom = box = box_around(image, 1)
+    mask = np.pad(np.asarray(image.crop(box)), 1, mode="edge")  # a bone that the picture's edge cuts is thick there
+    distance = ndimage.distance_transform_edt(mask)[1:-1, 1:-1] * (COARSE / canvas.scale)
+    field = np.zeros((image.height, image.width), dtype=np.float32)
+    rounded = np.sqrt(1 - (1 - np.minimum(distance / depth_mm, 1)) ** 2).astype(np.float32)
+    field[top:bottom, left:right] = strength * rounded
+    return field
 
 
 def _add_calcium(path: np.ndarray, canvas: Canvas, knee: Knee) -> None:
@@ -129,8 +133,8 @@ def _add_calcium(path: np.ndarray, canvas: Canvas, knee: Knee) -> None:
         path += 0.55 * canvas.discs(knee.specks)
         path += 0.34 * canvas.fill(knee.menisci, blur=1.2)
     if knee.loose_bodies:
-        body = canvas.fill(knee.loose_bodies)
-        path += body * (0.55 + 0.9 * (1 - _blurred(body, 1.3 * canvas.scale)))
+        bodies = canvas.shape(knee.loose_bodies)
+        path += to_float(bodies) * (0.55 + 0.9 * (1 - to_float(bodies, 1.3 * canvas.scale)))
 
 
 def _expose(path: np.ndarray, canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
@@ -149,7 +153,7 @@ def _expose(path: np.ndarray, canvas: Canvas, rng: np.random.Generator) -> np.nd
     curve = np.rint(dark + (bright - dark) * curve).astype(np.uint8)
     path -= np.float32(low)
     path *= np.float32(1023 / (high - low))
-    grey = curve[np.clip(path, 0, 1023, out=path).astype(np.uint16)]
+    grey = curve.take(np.clip(path, 0, 1023, out=path).astype(np.uint16), mode="clip")  # the fastest mode
     blur = rng.uniform(0.4, 1.1)
     if rng.random() < COLLIMATED_RATE:
         grey = (grey * _collimator(canvas, rng)).astype(np.uint8)

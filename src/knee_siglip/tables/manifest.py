@@ -12,6 +12,11 @@ from knee_siglip.tables.ids import id_keys
 
 SPLITS = ("train", "val", "test")
 
+EXTERNAL = "external"
+"""A second test set, which nothing is learnt or chosen from; its rows have a manifest of their own."""
+
+ALL_SPLITS = (*SPLITS, EXTERNAL)
+
 MADE_COLUMNS = ("image_file", "image_id", "width", "height", "bits", "text", "flags")
 """What validation adds to the input's columns (and `patient_id`; it and `study_id` are empty where unknown).
 
@@ -50,6 +55,11 @@ def write_manifest(manifest: pd.DataFrame, path: Path = MANIFEST) -> None:
     """Write the manifest; equal content gives equal bytes."""
     with atomic_file(path) as file:
         manifest.reset_index(drop=True).to_parquet(file, index=False)
+
+
+def count_drawn(rows: pd.DataFrame) -> int:
+    """How many of the rows show images that a program drew: those with alternatives."""
+    return int(rows[ALTERNATIVES_COLUMN].fillna("").ne("").sum()) if ALTERNATIVES_COLUMN in rows else 0
 
 
 def number_groups(table: pd.DataFrame, column: str) -> np.ndarray:

@@ -1,9 +1,10 @@
 """DVCLive: the curves as `plots/metrics/<name>.tsv`, which `dvc plots` and VS Code show while training runs."""
 
-import math
 import os
 from collections.abc import Sequence
 
+from knee_siglip.core.metrics_file import finite
+from knee_siglip.core.nesting import flatten, nest
 from knee_siglip.tracking.backend import Point, by_step, grouped, points_of
 from knee_siglip.tracking.runlog import Event
 
@@ -71,16 +72,6 @@ class DvcliveRun:
 
     def _write_summary(self) -> None:
         """Write `metrics.json` as strict JSON, in which nan and inf have no name; the curves hold them."""
-        kept, self.live.summary = self.live.summary, _finite(self.live.summary)
+        kept, self.live.summary = self.live.summary, nest(finite(flatten(self.live.summary)))
         self.live.make_summary()
         self.live.summary = kept
-
-
-def _finite(summary: dict[str, object]) -> dict[str, object]:
-    finite: dict[str, object] = {}
-    for key, value in summary.items():
-        if isinstance(value, dict):
-            finite[key] = _finite(value)
-        elif not isinstance(value, float) or math.isfinite(value):
-            finite[key] = value
-    return finite

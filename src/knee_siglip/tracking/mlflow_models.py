@@ -3,6 +3,7 @@
 import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,12 +16,21 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds; with MLflow's defaults one call to a dead server blocks for 246 s
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender tries again itself, and looks first for what has arrived
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; with MLflow's defaults one call to a dead server blocks for 246 s
 }
 """What MLflow is told, where the user has not set it otherwise."""
 
 SECONDS_FOR_LOCK = 60.0  # creating the database takes 7-9 s on two cores
+
+
+def import_mlflow() -> None:
+    """Import the client as we want it; seconds, on a busy machine half a minute, for which no server is to blame."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for noisy in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    import_module("mlflow.tracking")
 
 
 def connect(uri: str, project: str, artifacts: str | None) -> tuple[Any, str]:
@@ -28,10 +38,7 @@ def connect(uri: str, project: str, artifacts: str | None) -> tuple[Any, str]:
 
     artifacts: folder for the files of a new experiment; MLflow would take the working folder for good.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for noisy in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    import_mlflow()
     from mlflow.tracking import MlflowClient
 
     with _creation_lock(uri):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from knee_siglip.tracking.backend import COMPLETE, INCOMPLETE, Point, checksum_tags, grouped, own_tags
-from knee_siglip.tracking.mlflow_models import LoggedModels, connect
+from knee_siglip.tracking.mlflow_models import LoggedModels, connect, import_mlflow
 from knee_siglip.tracking.privacy import NOT_SENT
 from knee_siglip.tracking.runlog import Event, last_id
 
@@ -37,11 +37,14 @@ class MlflowRun:
     """
 
     def __init__(self, uri: str, artifacts: str | None, system_metrics: bool = False) -> None:
+        import_mlflow()  # here, outside the time limit of a call
         self.uri = uri
         self.artifacts = artifacts
         self.system_metrics = system_metrics
         self.monitor: Any = None
         self.run_id = ""
+        self.ours: tuple[list[str], str] = [], ""
+        """Experiments and query that find the run on the server by our own id."""
         self.dataset: Any = None
         self.evaluated: str | None = None
         """Id of the LoggedModel that this session evaluates."""
@@ -55,7 +58,8 @@ class MlflowRun:
         """Create the run, or resume the one in `earlier` if the server still has it."""
         self.client, experiment = connect(self.uri, start["project"], self.artifacts)
         self.models = LoggedModels(self.client, experiment)
-        run = self._find(start, last_id(earlier, "mlflow"), experiment)
+        self.ours = [experiment], f"tags.`{RUN_TAG}` = '{start['run']}'"
+        run = self._find(last_id(earlier, "mlflow"))
         tags = own_tags(start, earlier, "mlflow") | {COMPLETE: INCOMPLETE}
         if run:
             self._reopen(run, start, tags)
@@ -115,10 +119,13 @@ class MlflowRun:
         if self.monitor:
             self.monitor.finish()
         if complete:
+            for run in self.client.search_runs(*self.ours):
+                if run.info.run_id != self.run_id:  # a slow server made it after we had given up its creation
+                    self.client.delete_run(run.info.run_id)
             self.client.set_tag(self.run_id, COMPLETE, "yes")
         self.client.set_terminated(self.run_id, status)
 
-    def _find(self, start: Event, run_id: str | None, experiment: str) -> Any:
+    def _find(self, run_id: str | None) -> Any:
         """The run as the server has it: by its id, else by our own."""
         from mlflow.exceptions import MlflowException
 
@@ -128,7 +135,7 @@ class MlflowRun:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-        found = self.client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{start['run']}'", max_results=1)
+        found = self.client.search_runs(*self.ours, max_results=1)
         return found[0] if found else None
 
     def _parent(self, start: Event, experiment: str) -> dict[str, str]:

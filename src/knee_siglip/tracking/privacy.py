@@ -20,7 +20,7 @@ SAID: dict[Level, str] = {
     "all": "figures, params, tables, pictures and texts of single patients, and the model",
 }
 
-PLACES = ("data.csv", "data.images", "data.patient_id_pattern", "infer.csv_path", "train.init_from")
+PLACES = ("data.csv", "data.images", "data.external", "data.patient_id_pattern", "infer.csv_path", "train.init_from")
 ENCODERS = ("model.vision", "model.text")
 NOT_SENT = "(not sent)"
 

@@ -6,12 +6,14 @@ step), `summary` (values, step), `tags` (values), `artifact` (path, kind, folder
 and from the senders `opened` (backend, id), `failed` (backend, cause) and `delivered` (backend).
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,17 +36,24 @@ class RunLog:
     def __init__(self, path: Path, session: str) -> None:
         self.path = path
         self.session = session
+        self._unwritten: deque[bytes] = deque()
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event.
+        """Append one event, after those that earlier calls could not write.
 
         Raises:
-            OSError: the disk is full or the folder not writable.
+            OSError: the disk is full or the folder not writable; the event is kept for the next call.
         """
         line = {"event": event, "session": self.session, "time": time.time(), **fields}
+        self._unwritten.append(json.dumps(line, default=str).encode() + b"\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:
-            file.write(json.dumps(line, default=str).encode() + b"\n")
+            while self._unwritten:
+                data = self._unwritten[0]
+                if file.write(data) < len(data):  # the disk is full; a new line ends the torn one
+                    self._unwritten[0] = b"\n" + data.lstrip()
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._unwritten.popleft()
 
     @property
     def run_id(self) -> str:

@@ -56,7 +56,7 @@ class Tracker:
         self._step = step
         self._copied_bytes = 0
         self._closed = False
-        self._writable = True
+        self._warned = False
         self._in_use = ExitStack()
 
     def start(self, description: Event, orders: list[Orders]) -> None:
@@ -105,7 +105,8 @@ class Tracker:
         """End the run in all trackers; those that lose their patience are killed."""
         if not self._closed:
             self._closed = True
-            self._write("end", status=status)
+            if not self._write("end", status=status):
+                _logger.warning("%s lacks the end of this run, and so do the trackers", self._log.path)
             end_senders(self._senders, self._copied_bytes / COPIED_BYTES_PER_SECOND)
             self._in_use.close()
 
@@ -139,17 +140,19 @@ class Tracker:
         return target
 
     def _write(self, event: str, **fields: Any) -> bool:
-        """Append to the log and hear the senders. A full disk costs the tracking, not the run."""
-        if not self._writable:
-            return False
+        """Append to the log and hear the senders. A full disk costs memory until it has room again, not the run."""
+        written = False
         try:
             self._log.write(event, **fields)
+            written = True
         except OSError as error:
-            self._writable = False
-            _logger.warning("%s cannot be written (%s); the run continues without tracking", self._log.path, error)
+            if not self._warned:
+                text = "%s cannot be written (%s); the run continues, and it is tried again"
+                _logger.warning(text, self._log.path, error)
+            self._warned = True
         for sender in self._senders:
             sender.hear()
-        return self._writable
+        return written
 
 
 def kept_files(log: RunLog) -> Path:
@@ -203,7 +206,9 @@ def attach_tracker(
 def remember_run(tracker: Tracker, model_path: Path) -> None:
     """Note that this run wrote this model file, for `attach_tracker`."""
     model = sha256(model_path)
-    tracker.log_tags({"model_sha256": model})
+    before = read_pointer(model)
+    same = {"same_model_as": before} if before and before != tracker.run_id else {}  # DVC will not evaluate it again
+    tracker.log_tags({"model_sha256": model, **same})
     _remember(model, tracker.run_id)
 
 

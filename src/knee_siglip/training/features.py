@@ -54,7 +54,9 @@ def frozen_features(
         todo = np.array([row_of[image_id] for image_id in wanted])
         groups = list(split_groups(todo, IMAGES_AT_ONCE))
         for group in track(groups, "Features of the frozen image encoder"):
-            yield _features(model, torch.from_numpy(pixels[group]), dtype)
+            # groups of one size: the last bits of a product depend on it, so that mended features would differ
+            whole = np.resize(group, IMAGES_AT_ONCE)
+            yield _features(model, torch.from_numpy(pixels[whole]), dtype)[: len(group)]
 
     store.ensure([image_ids[row] for row in rows], compute)
     return CachedRows(store, image_ids, known=rows, restore=lambda damaged: store.ensure(damaged, compute))

@@ -29,7 +29,7 @@ from knee_siglip.params.sections import Params, TrainParams
 from knee_siglip.params.tasks import task_of
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.ids import independent_units
-from knee_siglip.tables.manifest import TOKENS_COLUMN, number_groups, read_manifest
+from knee_siglip.tables.manifest import TOKENS_COLUMN, count_drawn, number_groups, read_manifest
 from knee_siglip.tables.text import fitting_text_length, position_count, tokenize
 from knee_siglip.tracking.tracker import Tracker, open_tracker, remember_run
 from knee_siglip.training.distributed import Ranks, open_ranks
@@ -113,7 +113,7 @@ def _prepare(params: Params, files: TrainFiles, ranks: Ranks, device: torch.devi
     manifest = read_manifest(files.manifest)
     params = choose_text_length(params, manifest, files.backbones / "text")
     train_rows, val_rows = _rows(manifest, "train"), _rows(manifest, "val")
-    params = params.model_copy(update={"train": choose_length(params.train, len(train_rows))})
+    params = params.model_copy(update={"train": choose_length(params.train, manifest.iloc[train_rows])})
     group_size = params.train.batch_size * params.train.gradient_accumulation_steps
     model, tokenizer = build_model(files.backbones, params.model, group_size)
     if params.train.init_from is not None:
@@ -163,13 +163,15 @@ def choose_text_length(params: Params, manifest: pd.DataFrame, text_encoder: Pat
     return params.model_copy(update={"model": params.model.model_copy(update={"max_text_length": length})})
 
 
-def choose_length(params: TrainParams, rows: int) -> TrainParams:
-    """Params with a number in place of `steps: auto`, unless `epochs` sets the length."""
+def choose_length(params: TrainParams, rows: pd.DataFrame) -> TrainParams:
+    """Params with a number in place of `steps: auto`, unless `epochs` sets the length. rows: of the training."""
     if params.epochs is not None or params.steps != "auto":
         return params
-    budget = Budget.of(params, rows)
+    drawn = count_drawn(rows)
+    budget = Budget.of(params, len(rows), are_drawn=drawn > len(rows) / 2)
     steps, epochs = budget.total_steps, budget.epochs_at(budget.total_steps)
-    logger.warning("train.steps = auto: %d steps (%.3g epochs) for %d training rows", steps, epochs, rows)
+    kind = f"training rows, {drawn} of them drawn by a program" if drawn else "training rows"
+    logger.warning("train.steps = auto: %d steps (%.3g epochs) for %d %s", steps, epochs, len(rows), kind)
     return params.model_copy(update={"steps": steps})
 
 

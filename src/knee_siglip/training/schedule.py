@@ -14,13 +14,12 @@ Schedule = Literal["onecycle", "cosine", "constant"]
 VALIDATIONS = 16
 """Validations of a training whose length is given in steps."""
 
-FEW_ROWS = 1000
-STEPS_OF_FEW = 400
-"""`steps: auto` below `FEW_ROWS` training rows, which begin to learn later: of 456 real rows all images got one grade
-until step 100, of 1,548 until step 25 (docs/decisions.md)."""
-
-LEAST_STEPS, LEAST_EPOCHS = 200, 8
-"""`steps: auto` from there on, whichever is more."""
+LEAST_EPOCHS = 8
+SMALL_EPOCHS, LEAST_STEPS, SMALL_STEPS = 40, 400, 1000
+DRAWN_STEPS = 200
+"""`steps: auto`, all of it measured on real knees (docs/decisions.md): small sets see each pair often, the smallest in
+no fewer than `LEAST_STEPS`, before which all images may get one grade, and none in more than `SMALL_STEPS`; large sets
+see each pair `LEAST_EPOCHS` times. Drawn images are learnt sooner."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,16 @@ class Budget:
     steps_per_round: int
 
     @classmethod
-    def of(cls, params: TrainParams, rows: int) -> "Budget":
-        """Of a training on so many pairs: `epochs` where they are given, each a round; else `steps`."""
+    def of(cls, params: TrainParams, rows: int, are_drawn: bool = False) -> "Budget":
+        """Of a training on so many pairs: `epochs` where they are given, each a round; else `steps`.
+
+        are_drawn: by a program, which `steps: auto` asks for.
+        """
         group_size = params.batch_size * params.gradient_accumulation_steps
         steps_per_epoch = math.ceil(rows / group_size)
         if params.epochs is not None:
             return cls(params.epochs * steps_per_epoch, steps_per_epoch, steps_per_epoch)
-        total = _choose_steps(rows, steps_per_epoch) if params.steps == "auto" else params.steps
+        total = _choose_steps(rows / group_size, are_drawn) if params.steps == "auto" else params.steps
         return cls(total, steps_per_epoch, math.ceil(total / VALIDATIONS))
 
     @property
@@ -59,8 +61,9 @@ class Budget:
         return int(epochs) if epochs.is_integer() else epochs
 
 
-def _choose_steps(rows: int, steps_per_epoch: int) -> int:
-    return max(STEPS_OF_FEW if rows < FEW_ROWS else LEAST_STEPS, LEAST_EPOCHS * steps_per_epoch)
+def _choose_steps(steps_per_epoch: float, are_drawn: bool) -> int:
+    least = DRAWN_STEPS if are_drawn else min(max(round(SMALL_EPOCHS * steps_per_epoch), LEAST_STEPS), SMALL_STEPS)
+    return max(least, LEAST_EPOCHS * math.ceil(steps_per_epoch))
 
 
 def build_schedule(optimizer: AdamW, total_steps: int, warmup_ratio: float, kind: Schedule = "onecycle") -> LRScheduler:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from knee_siglip.core.cells import as_meant, defanged, printable
 from knee_siglip.core.files import atomic_file, atomic_text
 from knee_siglip.core.metrics_file import write_metrics
+from knee_siglip.core.terminal import Terminal
 from knee_siglip.validation.issue import Issue, Severity
 
 ISSUES, METRICS, ROWS = "issues.csv", "metrics.json", "rows.parquet"
@@ -111,7 +111,7 @@ def show(issues: Sequence[Issue], folder: Path) -> None:
         cells = map(printable, (issue.check, row, issue.file, issue.message))
         colour = COLOURS[issue.severity]
         table.add_row(f"[{colour}]{issue.severity}[/]", *map(escape, cells))
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+    console = Terminal(stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
     console.print(table)
     if len(issues) > SHOWN:
         console.print(f"and {len(issues) - SHOWN} more in {folder / ISSUES}")

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from knee_siglip.imaging.appearance import appearance_warnings
-from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, TOKENS_COLUMN, add_flag
+from knee_siglip.tables.manifest import ALL_SPLITS, MADE_COLUMNS, SPLITS, TOKENS_COLUMN, add_flag
 from knee_siglip.tables.watched import outside_images
 from knee_siglip.task.task import Labels
 from knee_siglip.validation.images.inspection import Failure, Result
@@ -56,13 +56,13 @@ def check_columns(table: pd.DataFrame, csv: Path) -> list[Issue]:
 
 
 def check_splits(table: pd.DataFrame) -> list[Issue]:
-    """Every row is in train, val or test."""
+    """Every row is in train, val, test or external."""
     issues = []
     for row, path, split in _cells(table, "split"):
-        if split not in SPLITS:
+        if split not in ALL_SPLITS:
             near = SPLIT_SYNONYMS.get(split.strip().casefold())
             hint = f"; did you mean {near!r}?" if near else ""
-            message = f"split is {shorten(split)!r}; allowed: {', '.join(SPLITS)}{hint}"
+            message = f"split is {shorten(split)!r}; allowed: {', '.join(ALL_SPLITS)}{hint}"
             issues.append(Issue("error", "unknown_split", row, path, message))
     return issues
 

@@ -13,13 +13,14 @@ from knee_siglip.core.errors import UserError
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
 from knee_siglip.tables.ids import known_ids
-from knee_siglip.tables.manifest import TOKENS_COLUMN, write_manifest
+from knee_siglip.tables.manifest import EXTERNAL, TOKENS_COLUMN, write_manifest
 from knee_siglip.tables.shards import Shard
 from knee_siglip.tables.table import TableError, read_table
 from knee_siglip.tables.text import fitting_text_length, load_tokenizer, normalise_text, position_count
 from knee_siglip.tables.views import expand_views
 from knee_siglip.task.task import Task
 from knee_siglip.validation import rows as checks
+from knee_siglip.validation.external import of_external, own_number, read_external
 from knee_siglip.validation.images.inspection import NO_FACTS, ImageFacts, Result, inspect_images
 from knee_siglip.validation.images.near_duplicates import near_duplicate_pairs
 from knee_siglip.validation.issue import Issue
@@ -47,13 +48,14 @@ class Outcome:
     """What the checks found.
 
     table: the rows kept, with the manifest's and the working columns; carried: input columns of the same names as
-    working ones.
+    working ones; foreign: columns that only the external CSV has.
     """
 
     table: pd.DataFrame
     issues: list[Issue]
     metrics: dict[str, Any]
     carried: pd.DataFrame
+    foreign: Sequence[str] = ()
 
 
 def validate(
@@ -62,7 +64,9 @@ def validate(
     report_folder: Path = paths.VALIDATION_REPORT,
     text_encoder: Path = paths.BACKBONES / "text",
 ) -> pd.DataFrame:
-    """Check the whole of `data.csv` and its images; write the results, then the manifest, and return it.
+    """Check the whole of `data.csv`, `data.external` and their images; write the results, then the manifest; return it.
+
+    Rows of the split `external` go into `external.parquet` beside it, so that they never change a training.
 
     text_encoder: folder of the tokenizer; if it does not exist, truncation and unknown words are not checked.
 
@@ -70,13 +74,17 @@ def validate(
         UserError: there are errors; all are in issues.csv and the first on the screen; no manifest is written.
     """
     remove_results(report_folder)
-    outcome = _check(params, text_encoder)
+    outcome, external_path = _check(params, text_encoder), manifest_path.with_name(paths.EXTERNAL_MANIFEST.name)
     write_results(report_folder, outcome.table, outcome.issues, outcome.metrics, params.task.label_column)
     show(outcome.issues, report_folder)
     if errors := [issue for issue in outcome.issues if issue.severity == "error"]:
-        manifest_path.unlink(missing_ok=True)  # an older one would pass for this CSV's
+        for path in (manifest_path, external_path):
+            path.unlink(missing_ok=True)  # an older one would pass for this CSV's
         raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {report_folder / ISSUES}")
     manifest = outcome.table.drop(columns=[*WORKING_COLUMNS, CSV_ROW]).join(outcome.carried)
+    is_external = manifest["split"] == EXTERNAL
+    write_manifest(manifest[is_external], external_path)
+    manifest = manifest[~is_external].drop(columns=list(outcome.foreign))
     write_manifest(manifest, manifest_path)
     return manifest
 
@@ -105,16 +113,20 @@ def _check(params: Params, text_encoder: Path) -> Outcome:
     """Run every check; there are no rows if the CSV cannot be read or its columns are wrong."""
     csv = Path(params.data.csv)
     try:
-        expanded = expand_views(read_table(csv))
-        unusable = checks.check_columns(expanded.table, csv)
+        table = read_table(csv)
+        external, unusable = read_external(params.data.external, csv)
+        unusable = [*checks.check_columns(expand_views(table).table, csv), *unusable]
     except TableError as error:
         unusable = [Issue("error", "unreadable_csv", error.row, str(csv), str(error))]
     if unusable:
         return Outcome(NOTHING_READ, unusable, counts(NOTHING_READ), NOTHING_READ)
+    expanded = expand_views(table if external.empty else pd.concat([table, external]).fillna(""))
     outcome = _check_rows(expanded.table, csv, params, text_encoder)
     numbers = expanded.csv_rows
-    table = outcome.table.assign(**{CSV_ROW: [numbers.get(row, row) for row in outcome.table.index.tolist()]})
-    return replace(outcome, table=table, issues=[issue.of_csv(expanded) for issue in outcome.issues])
+    rows = [own_number(numbers.get(row, row)) for row in outcome.table.index.tolist()]
+    issues = [of_external(issue.of_csv(expanded), str(params.data.external)) for issue in outcome.issues]
+    foreign = [str(name) for name in external if name not in expand_views(table).table]
+    return replace(outcome, table=outcome.table.assign(**{CSV_ROW: rows}), issues=issues, foreign=foreign)
 
 
 def _check_rows(table: pd.DataFrame, csv: Path, params: Params, text_encoder: Path) -> Outcome:

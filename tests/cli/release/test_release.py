@@ -1,5 +1,6 @@
-"""`knee-siglip release` on a small git and DVC project with a registry of its own."""
+"""`knee-siglip release` on a small project of git and DVC with two models that were trained there."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,62 +10,80 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from knee_siglip.core import paths
 from knee_siglip.core.files import sha256
+from knee_siglip.encoders.backbones import write_backbones
+from knee_siglip.evaluation.evaluate import EvaluateFiles, evaluate
+from knee_siglip.imaging.fit.transform import Transform
+from knee_siglip.params.sections import Params
+from knee_siglip.store.pixels import build_cache
+from knee_siglip.tables.manifest import write_manifest
+from knee_siglip.tracking.tracker import Tracker, open_tracker
+from knee_siglip.training import run as training
+from knee_siglip.training.run import TrainFiles, train
 from processes import run_in
-from toy_checkpoint import write_checkpoint
 
 ARTIFACTS = f"artifacts:\n  model:\n    path: {paths.BEST_MODEL}\n    type: model\n"
-SUBGROUPS = """split,column,group,n,patients,suppressed,metric,value,low,high,difference,p_holm,flagged
-test,side,left,35,35,False,contrastive_accuracy,0.9,0.85,0.95,0.1,0.01,True
-test,view,pa,2,1,True,contrastive_accuracy,,,,,,False
-"""
-WRONG = {"worse": 0.6, "first": 0.3, "better": 0.05}
-"""Commits, and the share of test rows that each one's model is wrong about."""
+STEPS = {"short": 1, "long": 60}
+"""Commits, and how long the model of each was trained."""
+
+SIZE = 28
+SPLITS = {"train": 32, "val": 8, "test": 64}
+WORDS = ("normal", "mild", "moderate", "severe")
 
 Run = Callable[..., tuple[int, str, str]]
 
 
-def predictions(wrong: float) -> pd.DataFrame:
-    """Two images a patient, without grades."""
-    right = np.random.default_rng(0).random(80) >= wrong
-    rows = range(80)
-    table = pd.DataFrame({"img_path": [f"{row}.png" for row in rows], "image_id": [f"{row:064x}" for row in rows]})
-    table = table.assign(split="test", text="a text", contrastive_batch=0)
-    table["patient_id"] = [f"P{row // 2}" for row in rows]
-    for direction in ("image_to_text", "text_to_image"):
-        table[f"contrastive_{direction}"] = table[f"{direction}_recall_at_1"] = right.astype(float)
-    return table
+def make_images(folder: Path) -> pd.DataFrame:
+    """The manifest of two images a patient; each of four brightnesses has a text of its own. One patient is seen PA."""
+    rng, rows = np.random.default_rng(0), []
+    for number, split in enumerate(split for split, count in SPLITS.items() for _ in range(count)):
+        path, bright = folder / f"{number}.png", 50 * (number % 4)
+        Image.fromarray(rng.integers(bright, bright + 60, (SIZE, SIZE), dtype=np.uint8)).save(path)
+        row = {"img_path": path.name, "split": split, "patient_id": f"P{number // 2}", "image_file": str(path)}
+        row |= {"image_id": hashlib.sha256(path.read_bytes()).hexdigest(), "width": SIZE, "height": SIZE, "bits": 8}
+        last = number // 2 == sum(SPLITS.values()) // 2 - 1
+        rows.append(row | {"text": f"{WORDS[number % 4]} knee", "view": "pa" if last else "ap", "flags": ""})
+    return pd.DataFrame(rows)
 
 
-def write_results(folder: Path, wrong: float, make_model: Callable) -> None:
-    """What train and evaluate leave of a model."""
-    model, report = folder / paths.BEST_MODEL, folder / paths.EVALUATION_REPORT
-    write_checkpoint(make_model(seed=int(wrong * 100)), model)
-    (report / "tables").mkdir(parents=True, exist_ok=True)
-    (report / "tables/subgroups.csv").write_text(SUBGROUPS)
-    predictions(wrong).to_parquet(folder / paths.PREDICTIONS)
-    value = {"contrastive_accuracy": 1 - wrong, "contrastive_accuracy_ci_low": 0.1, "contrastive_accuracy_ci_high": 0.9}
-    value["retrieval"] = {"image_to_text": {"recall_at_1": 0.5, "recall_at_1_ci_units": 9}}
-    (report / "metrics.json").write_text(json.dumps({"test": value | {"calibration": {"ece": 0.1}}}))
-    params = {"data": {"csv": "/clinic-a/knees.csv"}, "model": {"vision": "/clinic-a/encoder", "text": "small"}}
-    counts = {"rows": 80, "patients": 40, "distinct_texts": 1, "graded_rows": 0}
-    facts = {
-        "params": params | {"image_size": 28, "seed": 0, "task": {"subject": "knee", "labels": {}}},
-        "model_sha256": sha256(model),
-        "data_hash": "d" * 64,
-        "checkpoint": {"parameters": 1000, "trained_with": {"torch": "2.13.0"}},
-        "counts": {"test": counts},
-    }
-    (report / "facts.json").write_text(json.dumps(facts))
+def prepare(folder: Path) -> tuple[TrainFiles, EvaluateFiles]:
+    """Images, their cache and the small encoders."""
+    manifest, cache, backbones = folder / "manifest.parquet", folder / "cache/cache.json", folder / "backbones"
+    table = make_images(folder)
+    write_manifest(table, manifest)
+    build_cache(table, Transform(SIZE, "pad", "none"), cache.with_name("index.parquet"), cache)
+    write_backbones(Params().model, backbones)
+    models = folder / "final_model.pt", folder / "reports"
+    return (
+        TrainFiles(manifest, cache, backbones, paths.BEST_MODEL, *models),
+        EvaluateFiles(manifest, cache, paths.BEST_MODEL, backbones, paths.EVALUATION_REPORT),
+    )
+
+
+def params_of(steps: int) -> Params:
+    return Params.model_validate(
+        {
+            "data": {"csv": "/clinic-a/knees.csv"},
+            "model": {"vision": "/clinic-a/encoder"},
+            "image_size": SIZE,
+            "train": {"batch_size": 8, "steps": steps, "mixed_precision": "none"},
+            "evaluate": {"batch_size": 16, "robustness": False, "gallery": 0, "subgroups": ["view"]},
+            "tracking": {"mlflow": "none", "wandb": "none"},
+        }
+    )
+
+
+def untracked(params: Params, *, stage: str, facts: dict, **_: object) -> Tracker:
+    """Without DVCLive, whose process each training would wait for."""
+    return open_tracker(params, stage="sweep", facts=facts)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A commit for each of `WRONG`, tagged with its name."""
-    from toys import toy_model
-
+    """A commit for each of `STEPS`, tagged with its name."""
     folder = tmp_path_factory.mktemp("project")
     run_in(folder, "git", "init", "-q", "-b", "main")
     for key, value in (("user.name", "A User"), ("user.email", "user@example.org")):
@@ -73,11 +92,17 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dvc.yaml").write_text(ARTIFACTS)
     (folder / "params.yaml").write_text("tracking: {wandb: none}\n")
     (folder / ".gitignore").write_text(".store\nmlflow.db*\nmlartifacts\n")
-    for name, wrong in WRONG.items():
-        write_results(folder, wrong, toy_model)
-        run_in(folder, "git", "add", "--all")
-        run_in(folder, "git", "commit", "-qm", name)
-        run_in(folder, "git", "tag", name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("KNEE_SIGLIP_STORE", str(folder / ".store"))
+        patch.setattr(training, "open_tracker", untracked)
+        for_training, for_evaluation = prepare(tmp_path_factory.mktemp("data"))
+        for name, steps in STEPS.items():
+            train(params_of(steps), for_training, "cpu")
+            evaluate(params_of(steps), for_evaluation, "cpu")
+            run_in(folder, "git", "add", "--all")
+            run_in(folder, "git", "commit", "-qm", name)
+            run_in(folder, "git", "tag", name)
     return folder
 
 
@@ -95,41 +120,51 @@ def release(monkeypatch: pytest.MonkeyPatch, knee_siglip: Run, project: Path) ->
 
 
 def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, project, tmp_path):
-    code, said = release("first")
+    code, said = release("short")
     assert (code, "the champion: there was none before" in said) == (0, True), said
     card = project / "MODEL_CARD.md"
     first = card.read_text()
-    assert "clinic-a" not in first
-    assert "| contrastive_accuracy | 0.700 | 0.100 to 0.900 |" in first
-    assert "side left | 35 | 35 | contrastive_accuracy | 0.900" in first
+    measured = run_in(project, "git", "show", f"short:{paths.EVALUATION_REPORT}/metrics.json")
+    test = json.loads(measured)["test"]["retrieval"]["image_to_text"]
+    figures = [f"{test[f'recall_at_1{end}']:.3f}" for end in ("", "_ci_low", "_ci_high")]
+    assert "| retrieval.image_to_text.recall_at_1 | {} | {} to {} |".format(*figures) in first
     assert "too few for a figure: view pa (2 images of 1 patients)" in first
-    assert "| retrieval.image_to_text.recall_at_1 | 0.500 | too few patients |" in first
+    assert "clinic-a" not in first
 
-    code, said = release("worse")
-    assert (code, "not the champion: against version 1 surely worse by contrastive_accuracy" in said) == (1, True), said
-    assert card.read_text() == first
-    code, said = release("better", "--seed-of", "worse")  # seeds that differ so much say nothing
+    code, said = release("long", "--seed-of", "short")  # seeds that differ so much say nothing
     assert (code, "not the champion: against version 1 surely better by none" in said) == (1, True), said
-    code, said = release("better")
+    assert card.read_text() == first
+    code, said = release("long")
     assert (code, "the champion: against version 1 surely better by" in said) == (0, True), said
-    assert release("better") == (0, "better is the champion already: knee-siglip version 3\n")
+    assert release("long") == (0, "long is the champion already: knee-siglip version 2\n")
+    second = card.read_text()
+    code, said = release("short")
+    assert (code, "not the champion: against version 2 surely worse by" in said) == (1, True), said
+    assert card.read_text() == second
 
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     champion = client.get_model_version_by_alias("knee-siglip", "champion")
-    assert (str(champion.version), champion.tags["experiment"]) == ("3", "better")
+    assert (str(champion.version), champion.tags["experiment"]) == ("2", "long")
     assert champion.tags["runs"] == champion.tags["commit"]
-    assert champion.description == card.read_text()
-    run_in(project, "dvc", "artifacts", "get", ".", "model", "--stage", "champion", "-o", str(tmp_path / "had.pt"))
-    assert sha256(tmp_path / "had.pt") == champion.tags["sha256"]
+    assert champion.description == second
+    had = tmp_path / "had.pt"
+    by_stage = ["dvc", "artifacts", "get", ".", "model", "--stage", "champion"]
+    for get in (by_stage, champion.tags["get"].split()):
+        run_in(project, *get, "--force", "-o", str(had))
+        assert sha256(had) == champion.tags["sha256"]
+    assert champion.tags["get"].replace(" . ", " REPOSITORY ") in second
     mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
     loaded = mlflow.pyfunc.load_model("models:/knee-siglip@champion")  # checks its reference
     assert loaded.predict(loaded.input_example)["status"].tolist() == ["ok"]
 
-    client.delete_model_version_tag("knee-siglip", "3", "runs")
-    assert "not made by knee-siglip release" in release("worse")[1]
-    assert release("worse", "--force", "a demonstration")[0] == 0
+    client.delete_model_version_tag("knee-siglip", "2", "runs")
+    assert "not made by knee-siglip release" in release("short")[1]
+    code, said = release("short", "--force", "a demonstration")
+    assert code == 0, said
     champion = client.get_model_version_by_alias("knee-siglip", "champion")
-    assert (str(champion.version), champion.tags["forced"]) == ("2", "a demonstration")
+    assert (str(champion.version), champion.tags["forced"]) == ("1", "a demonstration")
+    run_in(project, *by_stage, "--force", "-o", str(had))
+    assert sha256(had) == champion.tags["sha256"]  # of a model that was the champion before
 
 
 @pytest.mark.parametrize(

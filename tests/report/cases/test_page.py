@@ -2,22 +2,31 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+import pandas as pd
 import pytest
 from axe_core_python.selenium import Axe
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from knee_siglip.report.cases.page import write_case_browser
-from knee_siglip.report.evaluation.results import SplitResults
+from knee_siglip.report.cases.page import write_case_browsers
+from knee_siglip.report.evaluation.results import EvaluationResults, SplitResults
 from pages import set_width
+
+
+def results_of(evaluation: Path, *splits: SplitResults) -> EvaluationResults:
+    examples = json.loads((evaluation / "examples.json").read_text())
+    return EvaluationResults(evaluation, evaluation / "live", splits, {}, examples, [], {})
 
 
 @pytest.fixture
 def page(evaluation: Path, split: SplitResults, image_files: dict[str, str]) -> Path:
-    write_case_browser(evaluation, split, image_files)
+    write_case_browsers(results_of(evaluation, split), image_files)
     return evaluation / "cases.html"
 
 
@@ -161,5 +170,22 @@ def test_the_same_results_give_the_same_files(
     first = read()
     assert len(first) == 39
     (evaluation / "cases" / "stale.jpg").touch()
-    write_case_browser(evaluation, split, image_files)
+    write_case_browsers(results_of(evaluation, split), image_files)
     assert read() == first
+
+
+def test_a_second_test_set_has_a_browser_of_its_own(
+    browser: Chrome, evaluation: Path, split: SplitResults, image_files: dict[str, str]
+) -> None:
+    for name in ("predictions", "embeddings"):
+        table = pd.read_parquet(evaluation / f"{name}.parquet")
+        external = table.head(6).assign(split="external")
+        pd.concat([table, external]).to_parquet(evaluation / f"{name}.parquet")
+    write_case_browsers(results_of(evaluation, split, replace(split, name="external")), image_files)
+    visit(browser, evaluation / "cases/external.html")
+    assert count(browser).startswith("6 ")
+    assert "external" in browser.find_element(By.TAG_NAME, "h1").text
+    pictures = browser.find_elements(By.CSS_SELECTOR, "#cases img")
+    assert pictures
+    assert all(Path(url2pathname(urlsplit(picture.get_attribute("src")).path)).is_file() for picture in pictures)
+    assert browser.find_element(By.LINK_TEXT, "Evaluation").get_attribute("href").endswith("/evaluation/index.html")

@@ -233,6 +233,14 @@ def test_disturbances_findings_places_probes_and_wordings_are_told(evaluation) -
     assert len(page.section("grounding").of("img")) == 1
     assert "Linear probe, 1 % of the labels (12 images) 40.0 % ± 10.0 %" in page.section("probes").text
     assert "Mild OA. 2 70.0 % 0.600 -0.300" in page.section("prompts").text
+    assert "Left out" not in page.section("prompts").text
+
+
+def test_prompts_that_do_not_count_are_named(evaluation) -> None:
+    evaluation.write("facts", evaluation.json("facts") | {"left_out_prompts": ["Gonarthrosis.", HOSTILE]})
+    page = evaluation.page()
+    assert "hold words of no training text: “Gonarthrosis.”, “<script>" in page.section("prompts").text
+    assert HOSTILE not in page.html
 
 
 def test_a_probe_that_learnt_from_a_sample_says_so(evaluation) -> None:
@@ -281,11 +289,29 @@ def test_other_splits_have_their_headline_metrics(evaluation) -> None:
     evaluation.write("metrics", {"train": train, "test": test})
     page = evaluation.page()
     assert "Evaluation on the test split" in page.text
-    assert "12.3 %" in page.section("headline").text.split("The train split")[1]
+    assert "12.3 %" in page.section("headline").text.split("Beside the other splits")[1]
+    assert "external" not in page.text
     evaluation.write("metrics", {"train": train})
     only = evaluation.page()
     assert "images the model was trained on" in only.section("headline").text
     assert "unseen" not in only.text
+
+
+def test_a_second_test_set_stands_beside_the_first_with_intervals(evaluation) -> None:
+    test = evaluation.json("metrics")["test"]
+    external = flatten(test) | {
+        "rows": 123,
+        "zero_shot_kl.quadratic_weighted_kappa": 0.456,
+        "zero_shot_kl.quadratic_weighted_kappa_ci_low": 0.401,
+        "zero_shot_kl.quadratic_weighted_kappa_ci_high": 0.512,
+    }
+    evaluation.write("metrics", {"test": test, "external": nest(external)})
+    page = evaluation.page()
+    table = page.section("headline").text.split("Beside the other splits")[1]
+    assert "test external" in table
+    assert "123" in table
+    assert "0.456 (0.401–0.512)" in table
+    assert "Evaluation on the test split" in page.text
 
 
 def test_what_was_not_measured_is_named_and_breaks_nothing(evaluation) -> None:

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from knee_siglip.core import paths
+from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import UsageError, UserError
 
 # pandas and dvc are imported inside the functions: `--help` must not wait for them.
@@ -88,7 +89,7 @@ def compare(
     facts = _facts(a[0], split)
     if as_json:
         named = {name: side if len(side) > 1 else side[0] for name, side in zip("ab", sides, strict=True)}
-        typer.echo(json.dumps(named | facts | {"metrics": [asdict(row) for row in comparisons]}, indent=2))
+        echo(json.dumps(named | facts | {"metrics": [asdict(row) for row in comparisons]}, indent=2))
     else:
         _show(comparisons, sides, facts)
 
@@ -187,19 +188,19 @@ def _facts(rows: "pd.DataFrame", split: str) -> dict[str, str | int]:
 
 def _show(comparisons: Sequence["Comparison"], sides: Sides, facts: dict[str, str | int]) -> None:
     """One table on stdout, within `PLAIN_WIDTH` columns."""
-    from rich.console import Console
+    from knee_siglip.core.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     several = any(len(side) > 1 for side in sides)
     for name, side in zip("AB", sides, strict=True):
         mean = f" (mean of {len(side)}; sd: their standard deviation)" if len(side) > 1 else ""
-        typer.echo(f"{name}: {', '.join(side)}{mean}")
-    typer.echo(f"{facts['rows']} rows of {facts['units']}, split {facts['split']}")
+        echo(f"{name}: {', '.join(side)}{mean}")
+    echo(f"{facts['rows']} rows of {facts['units']}, split {facts['split']}")
     console.print(_table(comparisons, several), highlight=False)
     for line in _notes(comparisons, sides, int(facts["resamples"])):
-        typer.echo(line)
+        echo(line)
 
 
 def _table(comparisons: Sequence["Comparison"], several: bool) -> "Table":

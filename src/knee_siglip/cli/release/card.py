@@ -18,8 +18,8 @@ LOW, HIGH, UNITS = "_ci_low", "_ci_high", "_ci_units"
 SHOWN_IN_GROUPS = ("quadratic_weighted_kappa", "contrastive_accuracy")
 
 
-def model_card(candidate: "Candidate", name: str, verdict: str) -> str:
-    """Markdown without a path, id or text of the data."""
+def model_card(candidate: "Candidate", name: str, tag: str, verdict: str) -> str:
+    """Markdown without a path, id or text of the data; tag: GTO's version."""
     metrics = flatten(candidate.metrics["test"])
     params = candidate.facts["params"]
     environment = Environment(  # noqa: S701  # Markdown of figures and names of params, not HTML
@@ -27,6 +27,7 @@ def model_card(candidate: "Candidate", name: str, verdict: str) -> str:
     )
     return environment.get_template("model_card.md.j2").render(
         name=name,
+        tag=tag,
         verdict=verdict,
         version=__version__,
         commit=candidate.commit,

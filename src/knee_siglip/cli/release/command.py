@@ -15,6 +15,7 @@ import typer
 
 from knee_siglip.cli.compare.command import WORKSPACE, read_at, rows_of_split
 from knee_siglip.core import paths
+from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import EXIT_FAILED, UsageError, UserError
 from knee_siglip.core.files import atomic_text, sha256
 from knee_siglip.params.files import load_params
@@ -91,20 +92,21 @@ def release(
         candidate = read_candidate(root, [rev, *(seeds or [])], Path(folder))
         champion = registry.champion()
         if champion and champion.tags.get("sha256") == candidate.sha256:
-            typer.echo(f"{rev} is the champion already: {registry.name} version {champion.version}")
+            echo(f"{rev} is the champion already: {registry.name} version {champion.version}")
             return
         verdict = _judge_against(champion, candidate, metric or (), force)
-        text = model_card(candidate, registry.name, verdict.reason)
+        tag = registry.tag(candidate.commit)
+        text = model_card(candidate, registry.name, tag, verdict.reason)
         files = write_reference(Predictor(candidate.path, device="cpu", precision="float32"), Path(folder))
-        version = registry.register(candidate, text, files, {"verdict": verdict.reason, "forced": force or ""})
-        typer.echo(f"{registry.name} version {version}: {rev}, commit {candidate.commit[:7]}")
+        version = registry.register(candidate, tag, text, files, {"verdict": verdict.reason, "forced": force or ""})
+        echo(f"{registry.name} version {version}: {rev}, commit {candidate.commit[:7]}, in git {tag}")
         if not verdict.is_better:
-            typer.echo(f"not the champion: {verdict.reason}")
+            echo(f"not the champion: {verdict.reason}")
             raise typer.Exit(EXIT_FAILED)
         registry.promote(version, candidate)
     with atomic_text(card) as file:
         file.write(text)
-    typer.echo(f"the champion: {verdict.reason}; its card: {card}")
+    echo(f"the champion: {verdict.reason}; its card: {card}")
 
 
 def read_candidate(root: Path, revs: Sequence[str], folder: Path) -> Candidate:

@@ -1,7 +1,7 @@
 """MLflow's registry, and the same versions as GTO's git tags, which `dvc artifacts get` knows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,8 +41,9 @@ class Registry:
         """A registry whose refusals are sentences.
 
         Raises:
-            UserError: MLflow refuses something or cannot be reached.
+            UserError: MLflow refuses something or cannot be reached, or git refuses a tag.
         """
+        from gto.exceptions import GTOException
         from mlflow.exceptions import MlflowException
 
         try:
@@ -50,6 +51,8 @@ class Registry:
         except MlflowException as error:
             reason = without_password(str(error).splitlines()[0])
             raise UserError(f"MLflow refused: {reason}; `knee-siglip doctor --online` checks the server") from None
+        except GTOException as error:
+            raise UserError(f"the commit cannot be tagged: {error}") from None
 
     def champion(self) -> Any:
         """The present champion's version, or None."""
@@ -62,12 +65,24 @@ class Registry:
                 return None
             raise
 
-    def register(self, candidate: "Candidate", card: str, files: Sequence[Path], notes: Mapping[str, str]) -> str:
+    def tag(self, commit: str) -> str:
+        """GTO's version of a commit, a tag by which git keeps it; made where it has none."""
+        from gto.registry import GitRegistry
+
+        with GitRegistry.from_url(str(self.root)) as tags:
+            known = tags.find_artifact(ARTIFACT, create_new=True).find_version(commit_hexsha=commit)
+            made = known if known and known.is_registered else tags.register(ARTIFACT, commit, simple=True)
+        return str(made.version)
+
+    def register(
+        self, candidate: "Candidate", tag: str, card: str, files: Sequence[Path], notes: Mapping[str, str]
+    ) -> str:
         """The version of this model, made where there is none, with its card and reference; returns its number.
 
         A server that may not get models gets the card, and how to get the checkpoint.
         """
-        tags = checksums(candidate.path) | {"get": f"dvc artifacts get . {ARTIFACT} --rev {candidate.commit}"}
+        get = {"get": f"dvc artifacts get . {ARTIFACT} --rev {tag}"}
+        tags = checksums(candidate.path) | get
         model = self.models.find(candidate.sha256) or self.models.log(candidate.path, tags, copied=False)
         if self.may_copy:
             model = self.models.log(candidate.path, tags, copied=True, run_id=model.source_run_id)
@@ -78,7 +93,7 @@ class Registry:
         self.client.log_model_artifact(model.model_id, str(text))
         version = self._version(candidate, model)
         self.client.update_model_version(self.name, version, card[:LONGEST_DESCRIPTION])
-        for key, value in {**notes, "runs": " ".join(candidate.runs)}.items():
+        for key, value in {**notes, **get, "runs": " ".join(candidate.runs)}.items():
             self.client.set_model_version_tag(self.name, version, key, value)
         return version
 
@@ -94,21 +109,11 @@ class Registry:
         return str(made.version)
 
     def promote(self, version: str, candidate: "Candidate") -> None:
-        """Move the alias, and tag the commit, so that git keeps it and `dvc artifacts get --stage` finds it.
-
-        Raises:
-            UserError: git refuses.
-        """
+        """Move the alias and GTO's stage: `dvc artifacts get --stage` brings the model."""
         import gto.api
-        from gto.exceptions import ArtifactNotFound, GTOException
 
-        message = f"{self.name} version {version}"
-        tagged: list[Any] = []
-        with suppress(ArtifactNotFound):  # the first release
-            tagged = gto.api.find_versions_in_stage(str(self.root), ARTIFACT, CHAMPION) or []
-        try:
-            if candidate.commit not in [stage.commit_hexsha for stage in tagged]:
-                gto.api.assign(str(self.root), ARTIFACT, CHAMPION, ref=candidate.commit, message=message)
-        except GTOException as error:
-            raise UserError(f"the commit cannot be tagged as {CHAMPION}: {error}") from None
+        tagged: list[Any] = gto.api.find_versions_in_stage(str(self.root), ARTIFACT, CHAMPION) or []
+        if candidate.commit not in [stage.commit_hexsha for stage in tagged]:
+            note = f"{self.name} version {version}"  # force: it may have been the champion before
+            gto.api.assign(str(self.root), ARTIFACT, CHAMPION, ref=candidate.commit, message=note, force=True)
         self.client.set_registered_model_alias(self.name, CHAMPION, version)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import UsageError
 from knee_siglip.core.files import atomic_text
 
@@ -201,11 +202,11 @@ def _moved(names: "pd.Series", old: Path, new: Path) -> "pd.Series":
 
 def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -> None:
     """What each split holds, on stdout."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
+    from knee_siglip.core.terminal import Terminal
     from knee_siglip.tables.ids import independent_units
     from knee_siglip.tables.manifest import SPLITS
     from knee_siglip.validation.splits.leakage import patient_ids
@@ -224,6 +225,6 @@ def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -
         shown.add_row(name, *counts)
     if values:
         shown.caption = Text(f"{values[0]} ... {values[-1]}: share of the rows by {column}, where it is known")
-    Console().print(shown)
+    Terminal().print(shown)
     if pattern is not None:
-        typer.echo("The patients that the pattern found stand in the column patient_id, where validation reads them")
+        echo("The patients that the pattern found stand in the column patient_id, where validation reads them")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knee_siglip.core import paths
+from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import EXIT_FAILED, UsageError
 from knee_siglip.report.html.numbers import plural
 
@@ -59,7 +60,7 @@ def show(cache: CacheOption = None) -> None:
     total = _gigabytes(_print(found, remains))
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     free = _gigabytes(shutil.disk_usage(existing).free)
-    typer.echo(f"{root}: {total} in {plural(len(found) + len(remains), 'folder')}, {free} free on its disk")
+    echo(f"{root}: {total} in {plural(len(found) + len(remains), 'folder')}, {free} free on its disk")
 
 
 @app.command()
@@ -87,17 +88,17 @@ def prune(
     limit = datetime.min if older_than is None else datetime.now() - timedelta(days=older_than)
     remains = [each for each in _remains(root) if each.last_used < limit]
     if not chosen and not remains:
-        typer.echo("nothing to prune")
+        echo("nothing to prune")
         return
     freed = _gigabytes(_print(chosen, remains))
     if not yes:
-        typer.echo(f"{freed} would be freed; nothing was removed: add --yes")
+        echo(f"{freed} would be freed; nothing was removed: add --yes")
         return
     for stored in chosen:
         remove_stored(stored)
     for each in remains:
         each.remove()
-    typer.echo(f"{freed} freed")
+    echo(f"{freed} freed")
 
 
 @app.command()
@@ -114,13 +115,13 @@ def verify(
         damaged = find_damaged(stored)
         wrong += len(damaged) + stored.lost
         found = f"{plural(stored.images, 'image')}, {len(damaged)} damaged, {stored.lost} lost (cut off)"
-        typer.echo(f"{stored.kind} {stored.folder.name}: {found}")
+        echo(f"{stored.kind} {stored.folder.name}: {found}")
         for image_id in damaged:
-            typer.echo(f"  {image_id}")
+            echo(f"  {image_id}")
         if repair and (damaged or stored.lost):
             remove_damaged_images(stored, damaged)
     if wrong and not repair:
-        typer.echo("add --repair to remove them; the next run makes them again")
+        echo("add --repair to remove them; the next run makes them again")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -134,7 +135,7 @@ def pack(
     from knee_siglip.cli.store.travel import pack as pack_store
 
     images = pack_store(_pixel_root(), _cache_files(manifest, cache), out)
-    typer.echo(f"{out}: {plural(images, 'image')}, {_gigabytes(out.stat().st_size)}")
+    echo(f"{out}: {plural(images, 'image')}, {_gigabytes(out.stat().st_size)}")
 
 
 @app.command()
@@ -154,9 +155,9 @@ def unpack(
         raise UsageError("--overwrite and --pixels_only exclude each other")
     on_difference: OnDifference = "overwrite" if overwrite else "leave" if pixels_only else "refuse"
     done = unpack_store(source, _pixel_root(), _cache_files(manifest, cache), on_difference)
-    typer.echo(f"{plural(done.images, 'image')}, {done.added} of them new in {_pixel_root()}")
+    echo(f"{plural(done.images, 'image')}, {done.added} of them new in {_pixel_root()}")
     for path in done.files:
-        typer.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 def _pixel_root() -> Path:
@@ -224,12 +225,12 @@ def _remains(root: Path) -> list[_Remains]:
 
 def _print(stored: "list[StoredRows]", remains: list[_Remains]) -> int:
     """List both; returns their bytes."""
-    from rich.console import Console
+    from knee_siglip.core.terminal import Terminal
 
     if stored:
-        Console().print(_table(stored))
+        Terminal().print(_table(stored))
     for each in remains:
-        typer.echo(each.text)
+        echo(each.text)
     return sum(rows.bytes for rows in stored) + sum(each.bytes for each in remains)
 
 

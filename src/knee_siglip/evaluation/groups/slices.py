@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
-from scipy.stats import hypergeom, norm
+from scipy.special import ndtr, ndtri
 
 from knee_siglip.evaluation.groups.subgroups import FEWEST_ROWS, LEVEL, POWER
 from knee_siglip.evaluation.headline import grades_and_predicted
@@ -51,7 +51,7 @@ def slices_table(table: pd.DataFrame) -> list[dict[str, Any]]:
     slices = [each for each in _slices(table[known].reset_index(drop=True)) if _is_large(each.rows, patients)]
     tested = [_tested(each, wrong, patients) for each in slices]
     adjusted = holm_adjusted([row["p_holm"] for row in tested]) if tested else []
-    needed = norm.isf(LEVEL / max(1, len(tested))) + norm.isf(1 - POWER)
+    needed = ndtri(POWER) - ndtri(LEVEL / max(1, len(tested)))
     for row, p in zip(tested, adjusted, strict=True):
         row["detectable"] = min(1.0, row["risk_outside"] + needed * row.pop("error"))
         row |= {"p_holm": p, "flagged": p < LEVEL, "worst": None}
@@ -117,6 +117,8 @@ def _tested(each: Slice, wrong: np.ndarray, patients: np.ndarray) -> dict[str, A
     The larger of two p-values: of the score test, with the sums of patients in place of rows, and of Fisher's exact
     one, which holds for few mistakes.
     """
+    from scipy.stats import hypergeom  # takes longer to import than pandas
+
     inside, outside = wrong[each.rows], wrong[~each.rows]
     weights = np.where(each.rows, 1 / len(inside), -1 / len(outside))
     residuals = weights * (wrong - wrong.mean())
@@ -135,7 +137,7 @@ def _tested(each: Slice, wrong: np.ndarray, patients: np.ndarray) -> dict[str, A
         "low": bounds.low,
         "high": bounds.high,
         "risk_outside": float(outside.mean()),
-        "p_holm": float(max(norm.sf(sureness), exact)),
+        "p_holm": float(max(ndtr(-sureness), exact)),
         "error": error,
         "sureness": sureness,
     }

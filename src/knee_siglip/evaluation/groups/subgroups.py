@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from knee_siglip.evaluation.headline import grades_and_predicted, headlines_of
 from knee_siglip.metrics.bootstrap import RESAMPLES, Statistic, resample, value_of
@@ -67,7 +67,7 @@ def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int 
     tested = [row for row in rows if row["p_holm"] is not None]
     for row, p in zip(tested, holm_adjusted([row["p_holm"] for row in tested]), strict=True):
         row["p_holm"] = p
-        row["detectable"] *= norm.isf(LEVEL / 2 / len(tested)) + norm.isf(1 - POWER)
+        row["detectable"] *= ndtri(POWER) - ndtri(LEVEL / 2 / len(tested))
     for row in rows:
         row["flagged"] = row["p_holm"] is not None and row["difference"] < 0 and row["p_holm"] < LEVEL
     return rows

@@ -82,7 +82,7 @@ def decode_plain(data: bytes, content: Content) -> Decoded | None:
         return None
     kind, channels = PLAIN[depth, colour]
     inflated = height * (1 + width * CHANNELS[colour] * depth // 8)
-    if inflated > min(MAX_BYTES, MAX_RATIO * sum(map(len, content.pixels))):
+    if inflated > min(MAX_BYTES, MAX_RATIO * sum(map(len, content.pixels))) or not _is_whole(content, inflated):
         return None
     read = kornia.decode_image_png_u8 if depth == 8 else kornia.decode_image_png_u16
     try:
@@ -93,6 +93,16 @@ def decode_plain(data: bytes, content: Content) -> Decoded | None:
         return Decoded(np.array(Image.fromarray(pixels).convert("L")), depth, kind)
     grey = pixels[..., 0]
     return Decoded(grey if depth == 8 else stretch(grey), depth, kind)
+
+
+def _is_whole(content: Content, size: int) -> bool:
+    """Whether `size` bytes and their checksum are there: the decoder does not compare it (docs/decisions.md)."""
+    inflater = zlib.decompressobj()
+    try:
+        found = inflater.decompress(b"".join(content.pixels), size + 1)
+    except zlib.error:
+        return False
+    return inflater.eof and len(found) == size
 
 
 def _is_plain(names: list[bytes]) -> bool:

@@ -1,7 +1,7 @@
 """The images of an evaluated split as cases: what is known of each, what the model said, and what it looks like."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class CaseList:
 
 
 def list_cases(
-    predictions: pd.DataFrame, embeddings: pd.DataFrame, task: Task, maps: Sequence[dict[str, Any]] = ()
+    predictions: pd.DataFrame, embeddings: pd.DataFrame, task: Task, maps: Sequence[Mapping[str, Any]] = ()
 ) -> CaseList:
     """Cases of one split.
 

@@ -65,6 +65,7 @@ def write_page(path: Path, results: EvaluationResults) -> None:
         split=split.name,
         task=split.task,
         has_cases=results.has_cases,
+        has_external=results.external is not None,
         units=describe_units(split.units) if split.units else "",
         synthetic=at(results.facts, "params.data.csv") == DataParams().csv,
         verdict=verdict(split),
@@ -82,13 +83,12 @@ def write_page(path: Path, results: EvaluationResults) -> None:
 def _measured(results: EvaluationResults) -> dict[str, Any]:
     """What the model can do, by section."""
     split = results.shown
-    others = {other.name: sections.headline_table(other) for other in results.splits if other is not split}
     return {
         "headline": {
             "table": sections.headline_table(split),
             "retrieval": sections.retrieval_table(split),
             "studies": sections.studies_table(split),
-            "others": {name: table for name, table in others.items() if table},
+            "others": sections.side_by_side_table([split, *(each for each in results.splits if each is not split)]),
         },
         "training": sections.learning_curves(results.live),
         "grades": {
@@ -129,7 +129,7 @@ def _failures(results: EvaluationResults) -> dict[str, Any]:
         },
         "robustness": stress.robustness_table(split),
         "probes": {"table": stress.probe_table(split), "chart": stress.probe_chart(split)},
-        "prompts": stress.prompts_table(split),
+        "prompts": stress.prompts_table(split, results.facts.get("left_out_prompts", [])),
     }
 
 

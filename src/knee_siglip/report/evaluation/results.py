@@ -12,6 +12,7 @@ from knee_siglip.core.metrics_file import read_json
 from knee_siglip.params.tasks import saved_task
 from knee_siglip.report.evaluation.wording import CHANCE, CHANCE_LEVELS, Metric, at, headline_words
 from knee_siglip.tables.ids import UNIT_COUNTS
+from knee_siglip.tables.manifest import EXTERNAL
 from knee_siglip.task.task import Task
 
 Row = Mapping[str, Any]
@@ -100,6 +101,11 @@ class EvaluationResults:
     def shown(self) -> SplitResults:
         """The test split, or the first one where test was not evaluated."""
         return next((split for split in self.splits if split.name == "test"), self.splits[0])
+
+    @property
+    def external(self) -> SplitResults | None:
+        """The second test set, where there is one."""
+        return next((split for split in self.splits if split.name == EXTERNAL), None)
 
 
 def read_results(folder: Path, live: Path) -> EvaluationResults:

@@ -1,6 +1,6 @@
 """What reviewers ask for (STARD-AI, CLAIM 2024, TRIPOD+AI): the flow of rows, what could be detected, calibration."""
 
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from knee_siglip.report.evaluation.results import EvaluationResults, SplitResults
 from knee_siglip.report.evaluation.wording import GRADING, at, percentage, too_few_units
@@ -10,7 +10,7 @@ from knee_siglip.report.html.plots import Line, curves
 from knee_siglip.report.html.tables import Table
 
 KAPPA = GRADING["quadratic_weighted_kappa"]
-DETECTED = float((norm.isf(0.025) + norm.isf(0.2)) / (2 * norm.isf(0.025)))
+DETECTED = float((ndtri(0.025) + ndtri(0.2)) / (2 * ndtri(0.025)))
 """Of an interval's width: what a two-sided test at 5 % finds with a power of 80 %."""
 
 

@@ -28,6 +28,7 @@ from knee_siglip.report.html.charts import Chart
 from knee_siglip.report.html.numbers import number, plural
 from knee_siglip.report.html.plots import Bin, Line, curves, reliability, strip
 from knee_siglip.report.html.tables import Cell, HeatTable, Table
+from knee_siglip.tables.ids import describe_units
 from knee_siglip.task.task import Task
 
 CURVES = {"loss": "loss", "contrastive_accuracy": "contrastive accuracy"}
@@ -78,6 +79,25 @@ def headline_table(split: SplitResults) -> Table | None:
     reachable = [CEILING] if any(ceilings.values()) else []
     caption = "Dot: the model. Bar: its 95 % interval. Ticks: the baselines."
     return Table(caption, [*columns, *reachable, ""], rows)
+
+
+def side_by_side_table(splits: Sequence[SplitResults]) -> Table | None:
+    """The headline metrics of several splits with their intervals, none where there is one split."""
+    if len(splits) < 2:
+        return None
+    rows: list[list[Cell]] = [["Images", *(number(at(split.metrics, "rows")) for split in splits)]]
+    rows.append(["Independent units", *(describe_units(split.units) for split in splits)])
+    for name, metric in splits[0].headline.items():
+        if any(at(split.metrics, name) is not None for split in splits):
+            rows.append([metric.title, *(_with_interval(split, name) for split in splits)])
+    caption = "In brackets: 95 % interval. Recall falls with the number of images: more texts compete."
+    return Table(caption, ["", *(split.name for split in splits)], rows)
+
+
+def _with_interval(split: SplitResults, name: str) -> str:
+    metric, value = split.headline[name], at(split.metrics, name)
+    between = metric.between(*(split.interval(name) or (None, None))) or too_few_units(split.too_few(name))
+    return metric.shown(value) if value is None else f"{metric.shown(value)} ({between})"
 
 
 def retrieval_table(split: SplitResults) -> Table | None:

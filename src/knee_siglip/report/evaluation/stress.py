@@ -1,6 +1,6 @@
 """Where the model may fail: findings, grounding, subgroups, disturbed images, other prompts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from knee_siglip.report.evaluation.results import Row, SplitResults
@@ -220,8 +220,8 @@ def probe_chart(split: SplitResults) -> Chart | None:
     return Chart("Grade accuracy", svg, "Flat line: zero-shot, without labels.")
 
 
-def prompts_table(split: SplitResults) -> Table | None:
-    """Grading results with each single prompt."""
+def prompts_table(split: SplitResults, left_out: Sequence[str]) -> Table | None:
+    """Grading results with each single prompt; left_out: those that hold words of no training text."""
     rows = [
         [
             str(row["prompt"]),
@@ -234,6 +234,9 @@ def prompts_table(split: SplitResults) -> Table | None:
     ]
     columns = ["Prompt", "Grade", "Accuracy", "Quadratic weighted kappa", "Change in kappa"]
     caption = "Results if this prompt alone stands for its grade."
+    if left_out:
+        quoted = ", ".join(f"“{text}”" for text in left_out)
+        caption += f" Left out, since they hold words of no training text: {quoted}."
     return Table(caption, columns, rows) if rows else None
 
 

@@ -215,7 +215,7 @@ def _text_figures(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _silent(issues: Sequence[Issue]) -> list[Entry]:
-    """Checks that looked and found nothing."""
+    """Checks that reported nothing."""
     found = {issue.check for issue in issues}
     if "tokens_not_checked" in found:
         found |= NEEDS_TOKENIZER

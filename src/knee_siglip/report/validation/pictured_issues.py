@@ -10,7 +10,7 @@ import pandas as pd
 
 from knee_siglip.report.html.pictures import Picture
 from knee_siglip.report.validation.glossary import explain
-from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.tables.manifest import ALL_SPLITS
 from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
 
@@ -59,7 +59,7 @@ def group_issues(issues: Iterable[Issue], table: pd.DataFrame, csv: Path, task: 
 def example_spots(table: pd.DataFrame, task: Task) -> dict[str, list[Spot]]:
     """Readable images of each split, drawn by a fixed seed, in the table's order."""
     examples = {}
-    for split in SPLITS:
+    for split in ALL_SPLITS:
         rows = table.index[(table["split"] == split) & (table["image_id"] != "")].to_numpy()
         if len(rows):
             drawn = np.random.default_rng(SEED).choice(rows, min(EXAMPLES_PER_SPLIT, len(rows)), replace=False)

@@ -14,11 +14,11 @@ from knee_siglip.metrics.calibration import fit_temperature
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.model.device import images_at_once
 from knee_siglip.model.embedding import embed_pixels, prompt_embeddings
-from knee_siglip.model.training_facts import Likeness, TrainingFacts, mahalanobis, prompts_digest, words_of
+from knee_siglip.model.training_facts import Likeness, TrainingFacts, heard, mahalanobis, prompts_digest, words_of
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.store.pixels import CachedPixels
 from knee_siglip.tables.ids import independent_units
-from knee_siglip.tables.manifest import ALTERNATIVES_COLUMN
+from knee_siglip.tables.manifest import count_drawn
 from knee_siglip.task.task import Task
 
 logger = logging.getLogger(__name__)
@@ -47,30 +47,24 @@ def add_answers(
     checkpoint = load_checkpoint(path, device)
     train, val = _drawn(manifest, "train"), _drawn(manifest, "val")
     train_embeds, val_embeds = _embed(checkpoint, pixels, train), _embed(checkpoint, pixels, val)
+    facts = training_facts(manifest, verdict)
+    task = heard(task, facts)
     temperature, graded = fitted_temperature(checkpoint, task, manifest.iloc[val], val_embeds)
-    facts = training_facts(manifest, task, verdict, temperature, graded)
+    calibration = {"temperature": temperature, "calibrated_on": graded, "prompts": prompts_digest(task)}
+    facts = facts.model_copy(update=calibration)
     likeness = fit_likeness(train_embeds, val_embeds)
     save_checkpoint(dataclasses.replace(checkpoint, facts=facts, likeness=likeness), path)
 
 
-def training_facts(
-    manifest: pd.DataFrame, task: Task, verdict: dict[str, Any], temperature: float | None, graded: int
-) -> TrainingFacts:
-    """Of a training on the manifest's train split; only a program that draws images knows which texts they could have.
-
-    temperature: fitted on so many graded images.
-    """
+def training_facts(manifest: pd.DataFrame, verdict: dict[str, Any]) -> TrainingFacts:
+    """Of a training on the manifest's train split; not calibrated yet."""
     rows = manifest[manifest["split"] == "train"]
-    drawn = rows[ALTERNATIVES_COLUMN].fillna("").ne("").sum() if ALTERNATIVES_COLUMN in rows else 0
     return TrainingFacts(
         rows=len(rows),
-        drawn_rows=int(drawn),
+        drawn_rows=count_drawn(rows),
         patients=independent_units(rows).counts["patient"],
         verdict=verdict["verdict"],
         signs=[sign["name"] for sign in verdict["signs"]],
-        temperature=temperature,
-        calibrated_on=graded,
-        prompts=prompts_digest(task),
         words=_common_words(rows["text"]),
     )
 

@@ -19,7 +19,7 @@ from PIL import Image
 from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.imaging.decode.decoded import ImageError
 from knee_siglip.imaging.decode.read import read_grey
-from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.tables.manifest import ALL_SPLITS
 from knee_siglip.validation.images.candidates import RELATIONS, Candidates, nearest, turned
 from knee_siglip.validation.images.registration import (
     UNMOVED,
@@ -131,8 +131,10 @@ def near_duplicate_pairs(table: pd.DataFrame, threshold: float = THRESHOLD) -> l
 
 def _distinct_images(table: pd.DataFrame) -> pd.DataFrame:
     """One line per pixel_id: row, image_file, fingerprint, and as bits the splits it is in."""
-    rows = table[table["split"].isin(SPLITS) & (table["fingerprint"].map(len) == SIDE * SIDE)]
-    rows = rows.assign(row=rows.index, splits=rows["split"].map({name: 1 << bit for bit, name in enumerate(SPLITS)}))
+    rows = table[table["split"].isin(ALL_SPLITS) & (table["fingerprint"].map(len) == SIDE * SIDE)]
+    rows = rows.assign(
+        row=rows.index, splits=rows["split"].map({name: 1 << bit for bit, name in enumerate(ALL_SPLITS)})
+    )
     grouped = rows.groupby("pixel_id", sort=False)
     first = grouped[["row", "image_file", "fingerprint"]].first()
     distinct = rows.drop_duplicates(["pixel_id", "splits"])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.tables.ids import id_keys
-from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.tables.manifest import ALL_SPLITS, SPLITS
 from knee_siglip.task.task import Labels, Task
 
 DECIMALS = 4
@@ -24,7 +24,8 @@ def cohort_metrics(table: pd.DataFrame, task: Task) -> dict[str, Any]:
     """
     # over the whole table, so that every split has the same keys
     shown = {column: _most_frequent(table[column]) for column in ("view", "side") if column in table.columns}
-    return {split: _split_metrics(table[table["split"] == split], shown, task.labels) for split in SPLITS}
+    there = [split for split in ALL_SPLITS if split in SPLITS or (table["split"] == split).any()]
+    return {split: _split_metrics(table[table["split"] == split], shown, task.labels) for split in there}
 
 
 def counts(rows: pd.DataFrame) -> dict[str, int]:

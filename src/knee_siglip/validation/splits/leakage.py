@@ -12,12 +12,12 @@ import pandas as pd
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.tables.ids import id_keys, is_rounded, known_ids
-from knee_siglip.tables.manifest import SPLITS, add_flag
+from knee_siglip.tables.manifest import ALL_SPLITS, EXTERNAL, SPLITS, add_flag
 from knee_siglip.validation.images.near_duplicates import Pair
 from knee_siglip.validation.issue import Issue, Severity, issues_of_rows
 
-RANK = {split: rank for rank, split in enumerate(SPLITS)}
-"""`drop` removes rows from the lower of two splits: test is never touched."""
+RANK = {split: rank for rank, split in enumerate((EXTERNAL, *SPLITS))}
+"""`drop` removes rows from the lower of two splits: never from test, and from an external set before train."""
 
 ROWS_NAMED = 4
 PLACEHOLDERS_NAMED = 5
@@ -144,7 +144,7 @@ def _check_pattern(pattern: str) -> None:
 
 def _leaking(table: pd.DataFrame, keys: pd.Series) -> Iterator[pd.DataFrame]:
     """Groups of rows that have a key in common and lie in more than one split."""
-    known = table[(keys != "") & table["split"].isin(SPLITS)]
+    known = table[(keys != "") & table["split"].isin(ALL_SPLITS)]
     known_keys = keys[known.index]
     leaking = known[known.groupby(known_keys)["split"].transform("nunique") > 1]
     for _, group in leaking.groupby(known_keys[leaking.index], sort=False):
@@ -178,7 +178,7 @@ def _same_pixels(table: pd.DataFrame) -> Iterator[Leak]:
 def _near_duplicates(table: pd.DataFrame, pairs: Sequence[Pair]) -> Iterator[Leak]:
     """A pair stands for all rows with the pixels of its two images."""
     alike = [pair for pair in pairs if pair.pixels_a and pair.pixels_b]
-    groups = table[table["split"].isin(SPLITS)].groupby("pixel_id").groups if alike else {}
+    groups = table[table["split"].isin(ALL_SPLITS)].groupby("pixel_id").groups if alike else {}
     for pair in alike:
         first, second = list(groups.get(pair.pixels_a, [])), list(groups.get(pair.pixels_b, []))
         group = table.loc[sorted(first + second)]
