@@ -14,7 +14,8 @@ STARTED = {"train": [f"knee_siglip.tracking.{name}" for name in ("sender", "back
 """What a stage runs in a process of its own and writes an out with: DVCLive's curves. The other backends, MLflow
 and W&B, write none."""
 
-SUPERFLUOUS: dict[str, dict[str, str]] = {}
+TERMINAL = {"src/knee_siglip/core/terminal.py": "of the folder core, which these stages name as a whole"}
+SUPERFLUOUS: dict[str, dict[str, str]] = {"train": TERMINAL, "evaluate": TERMINAL, "infer": TERMINAL}
 """Stage to files that it depends on without importing them, with the reason."""
 
 

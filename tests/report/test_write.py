@@ -22,7 +22,9 @@ from report.cases.conftest import make_embeddings, make_predictions
 ROOT = Path(__file__).parents[2]
 STAGE = ROOT / "stages" / "report.py"
 EVALUATION = Path(__file__).parent / "evaluation" / "results"
-TABLE = pd.DataFrame({"split": ["train"], "img_path": ["a.png"], "image_file": ["data/a.png"], "image_id": [""]}, [2])
+ROW = {"csv_row": 2, "img_path": "a.png", "impression": "Normal.", "split": "train", "patient_id": "", "text": "normal"}
+IMAGE = {"image_file": "data/a.png", "image_id": "", "width": 0, "height": 0}
+TABLE = pd.DataFrame(ROW | IMAGE, [2])
 ISSUES = [Issue("error", "unreadable_image", 2, "a.png", "a.png cannot be read")]
 
 

@@ -212,7 +212,7 @@ def test_the_machines_load_is_logged_on_request(recorded, monkeypatch):
 
 
 def test_a_run_that_a_slow_server_made_twice_is_one_in_the_end(recorded, monkeypatch):
-    for name, value in ENVIRONMENT.items():
+    for name, value in {**ENVIRONMENT, "MLFLOW_EXPERIMENT_NAME": "mine"}.items():  # the user's own settings win
         monkeypatch.setenv(name, value)
     sending, client = MlflowRun(recorded.mlflow_uri, recorded.root.as_uri()), MlflowClient(recorded.mlflow_uri)
     start = {"project": "twice", "run": "t", "name": "t", "stage": "train", "source": "s", "session": "s", "time": 0}
@@ -220,6 +220,7 @@ def test_a_run_that_a_slow_server_made_twice_is_one_in_the_end(recorded, monkeyp
     experiment = client.get_run(run).info.experiment_id
     client.create_run(experiment, tags={"knee_siglip.run": "t"})
     sending.close("FINISHED", complete=True)
+    assert client.get_experiment(experiment).name == "mine"
     assert [found.info.run_id for found in client.search_runs([experiment])] == [run]
 
 
@@ -235,7 +236,10 @@ def test_only_servers_limit_the_size_of_what_they_get():
     assert (local.largest, wandb.largest, server.largest) == (math.inf, 2e6, 2e6)
 
 
-def test_w_and_b_shows_cases_and_keeps_reports_in_one_artifact_when_asked(project):
+def test_w_and_b_keeps_cases_and_reports_when_asked_offline_where_there_is_no_connection(project, monkeypatch):
+    own = {"PROJECT": "mine", "MODE": "online", "INIT_TIMEOUT": "1", "LOGIN_TIMEOUT": "1"}  # the user's settings win
+    for name, value in {**own, "BASE_URL": f"http://127.0.0.1:{closed_port()}", "API_KEY": "0" * 40}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
     cases, rows = project / "cases.csv", project / "predictions.parquet"
     cases.write_text("split,kl_grade\ntest,3\n")
     rows.write_bytes(b"P00001")
@@ -249,6 +253,9 @@ def test_w_and_b_shows_cases_and_keeps_reports_in_one_artifact_when_asked(projec
     shown = [record["summary"]["update"] for record in records if record["type"] == "summary"]
     assert [item["tables/cases"]["nrows"] for item in shown if "tables/cases" in item] == [1]
     assert "predictions" not in json.dumps(records)
+    assert {record["run"]["project"] for record in records if record["type"] == "run"} == {"mine"}
+    (pending,) = find_pending(find_logs(tracking_folder(), []))
+    assert pending.cause.endswith("the run was written offline")
 
 
 class ConnectedRun:

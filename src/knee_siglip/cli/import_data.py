@@ -75,7 +75,8 @@ def import_data(
     if split:
         table = _fill_splits(table, seed, outcome)
     outcome.next = _next_steps(table, out_csv, files)
-    _write(table, out_csv)
+    with atomic_text(out_csv) as file:
+        table.to_csv(file, index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     write_outcome(outcome, out_csv)
     show(outcome, out_csv)
 
@@ -155,11 +156,3 @@ def _next_steps(table: "pd.DataFrame", out_csv: Path, files: "Files") -> list[st
         lacking = "no split" if len(missing) == len(SPLITS) else f"no row in {' and '.join(missing)}"
         return [f"Next: it has {lacking}; give the same command with --split --overwrite (or: knee-siglip split)."]
     return [f"Next: dvc exp run -S data.csv={csv_path} -S data.images={shlex.quote(str(files.root))}"]
-
-
-def _write(table: "pd.DataFrame", path: Path) -> None:
-    """Write the whole CSV or nothing."""
-    with atomic_text(path) as file:
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(table.columns)
-        writer.writerows(table.itertuples(index=False, name=None))

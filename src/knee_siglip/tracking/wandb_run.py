@@ -174,6 +174,7 @@ class WandbRun:
         except wandb.errors.Error:
             if self.mode != "online":
                 raise
+            wandb.teardown()  # its service process holds the run's id
             run = wandb.init(mode="offline", **arguments)
         return run
 

@@ -84,10 +84,10 @@ def split_csv(
     in_csv: Path,
     out_csv: Path,
     shares: "Shares",
-    seed: int = 0,
-    stratify: Sequence[str] | None = None,
-    pattern: str | None = None,
-    overwrite_split: bool = False,
+    seed: int,
+    stratify: Sequence[str] | None,
+    pattern: str | None,
+    overwrite_split: bool,
 ) -> tuple["pd.DataFrame", list[str]]:
     """Write the rows of in_csv, unchanged and in order, with a split.
 
@@ -109,16 +109,9 @@ def split_csv(
     files = [os.path.normpath(in_csv.parent / name) if name.strip() else "" for name in table["img_path"]]
     image_ids = pd.Series(_image_ids(files), table.index, dtype=str)
     names = list(stratify or default_stratified())
-    done, warnings = split_table(
-        table,
-        shares,
-        seed=seed,
-        stratify=names,
-        pattern=pattern,
-        links=[pd.Series(files, table.index, dtype=object), image_ids],
-    )
-    unread = int((image_ids == "").sum())
-    if unread:
+    links = [pd.Series(files, table.index, dtype=object), image_ids]  # a path may have bytes that are no text
+    done, warnings = split_table(table, shares, seed=seed, stratify=names, pattern=pattern, links=links)
+    if unread := int((image_ids == "").sum()):
         warnings.append(
             f"{unread} of {len(table)} images cannot be read: whether they repeat another one was not checked"
         )
@@ -127,7 +120,10 @@ def split_csv(
     if pattern is not None:  # img_path may change with the folder: then the pattern would find nobody in it
         done = done.assign(patient_id=patient_ids(table, pattern)[0])
     done = done.assign(img_path=_moved(table["img_path"], in_csv.parent, out_csv.parent))
-    _write(done, out_csv)
+    # Python before 3.13 leaves a lone carriage return unquoted, and a reader takes it for the end of the row.
+    odd = any("\r" in cell for name in done.columns for cell in (name, *done[name]))
+    with atomic_text(out_csv) as file:
+        done.to_csv(file, index=False, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
     return done, warnings
 
 
@@ -202,16 +198,6 @@ def _moved(names: "pd.Series", old: Path, new: Path) -> "pd.Series":
         return path
 
     return names.map(move)
-
-
-def _write(table: "pd.DataFrame", path: Path) -> None:
-    """Write the whole CSV or nothing."""
-    # Python before 3.13 leaves a lone carriage return unquoted, and a reader takes it for the end of the row.
-    odd = any("\r" in cell for name in table.columns for cell in (name, *table[name]))
-    with atomic_text(path) as file:
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
-        writer.writerow(table.columns)
-        writer.writerows(table.itertuples(index=False, name=None))
 
 
 def _show(table: "pd.DataFrame", path: Path, column: str, pattern: str | None) -> None:

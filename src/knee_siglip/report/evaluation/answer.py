@@ -78,15 +78,19 @@ def _yes_no(split: SplitResults) -> Table | None:
         found[f"{task.positive.title.capitalize()} (grade {lowest} and above)"] = figures
         caption += f" {task.positive.title.capitalize()}: at the threshold chosen on validation images."
     columns = {"sensitivity": "Sensitivity", "specificity": "Specificity", "ppv": "Positive predictive value"}
-    rows = [[name, *(_share(figures, metric) for metric in columns)] for name, figures in found.items()]
+    rows: list[list[Cell]] = [
+        [name, *(_share(figures, metric) for metric in columns)] for name, figures in found.items()
+    ]
     return Table(caption, ["", *columns.values()], rows) if rows else None
 
 
-def _share(figures: Mapping[str, Any], name: str) -> str:
+def _share(figures: Mapping[str, Any], name: str) -> Cell:
+    """On two lines, so that three of them fit beside each other."""
     value, low, high = (figures.get(f"{name}{end}") for end in ("", "_ci_low", "_ci_high"))
     if value is None:
         return percentage(None)
-    return f"{percentage(value)} ({SHARE.between(low, high) or too_few_units(figures.get(f'{name}_ci_units'))})"
+    between = SHARE.between(low, high) or too_few_units(figures.get(f"{name}_ci_units"))
+    return Markup("{}<br>({})").format(percentage(value), between)
 
 
 def _slices(results: EvaluationResults) -> list[tuple[str, str]]:

@@ -42,39 +42,25 @@ EVERY_SIZE = {"width", "height"}
 
 
 def distribution_charts(table: pd.DataFrame, task: Task) -> list[Chart]:
-    """A chart of every feature that the table knows and of which there are two values or more in any split."""
-    rows = table[table["split"].isin(SPLITS)] if "split" in table.columns else table.iloc[:0]
+    """A chart of every feature of which there are two values or more. table: as `write_page` gets it."""
+    rows = table[table["split"].isin(SPLITS)]
     if rows.empty:
         return []
-    rows = _with_features(rows)
-    readable = rows[rows["image_id"] != ""] if "image_id" in rows.columns else rows.iloc[:0]
-    few_sizes = "size" in rows.columns and readable["size"].nunique() <= CATEGORIES_SHOWN
-    charts = []
+    sizes = rows["width"].astype(str) + " × " + rows["height"].astype(str)
+    rows = rows.assign(size=sizes, text_words=text_words(rows))
+    readable = rows[rows["image_id"] != ""]
+    few_sizes = readable["size"].nunique() <= CATEGORIES_SHOWN
     label = {task.labels.column: task.label_short} if task.labels else {}
+    charts = []
     for feature, title in (label | CATEGORIES | NUMBERS).items():
-        known = rows if feature in (*label, *OF_ROWS) else readable
-        if (
-            feature not in known.columns
-            or (few_sizes and feature in EVERY_SIZE)
-            or (feature == "size" and not few_sizes)
-        ):
+        if feature not in rows or feature in (EVERY_SIZE if few_sizes else {"size"}):
             continue
+        known = rows if feature in (*label, *OF_ROWS) else readable
         if feature in NUMBERS:
-            chart = _numbers(title, known, feature)
+            charts.append(_numbers(title, known, feature))
         else:
-            chart = _categories(title, known, feature, feature in label)
-        if chart is not None:
-            charts.append(chart)
-    return charts
-
-
-def _with_features(rows: pd.DataFrame) -> pd.DataFrame:
-    made: dict[str, pd.Series] = {}
-    if {"width", "height"} <= set(rows.columns):
-        made["size"] = rows["width"].astype(str) + " × " + rows["height"].astype(str)
-    if "text" in rows.columns:
-        made["text_words"] = text_words(rows)
-    return rows.assign(**made)
+            charts.append(_categories(title, known, feature, feature in label))
+    return [chart for chart in charts if chart is not None]
 
 
 def _categories(title: str, rows: pd.DataFrame, feature: str, is_label: bool) -> Chart | None:

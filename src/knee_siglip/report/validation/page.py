@@ -71,10 +71,10 @@ def write_page(
 ) -> None:
     """Write the page: one HTML file that asks for nothing else, and whose bytes depend on its content alone.
 
-    csv: shown as given; table: what the checks get, indexed by spreadsheet row, empty where the CSV could not be read;
-    metrics: the nested figures of metrics.json. Whatever is absent is left out.
+    csv: shown as given; table: rows.parquet, whose labels, side and view are optional, empty where the CSV could not be
+    read; metrics: the nested figures of metrics.json, of which none need be there.
     """
-    table = _without_personal_data(table)
+    table = table if table.empty else _without_personal_data(table)
     groups = group_issues(issues, table, csv, task)
     examples = example_spots(table, task)
     wanted = [*(spots for group in groups for spots in group["spots"]), *examples.values()]
@@ -143,16 +143,15 @@ def _comparisons(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         rows = innermost(metrics.get(key, {}))
         if not rows:
             continue
-        depth = max(len(path) for path, _ in rows)
         columns = list(dict.fromkeys(column for _, values in rows for column in values))
         yield {
             "title": title,
             "explanation": explanation,
-            "names": list(names) if depth == len(names) else [""] * depth,
+            "names": names,
             "columns": [COLUMN_NAMES.get(column, readable(column)) for column in columns],
             "rows": [
                 {
-                    "path": ["", *map(readable, path)][-depth:] if len(path) < depth else list(map(readable, path)),
+                    "path": list(map(readable, path)),
                     "cells": [number(values.get(column)) for column in columns],
                     "meter": _meter(path, values),
                 }
@@ -178,17 +177,13 @@ def _meter(path: tuple[str, ...], values: Mapping[str, Any]) -> Markup:
 
 def _without_personal_data(table: pd.DataFrame) -> pd.DataFrame:
     """The same rows; an impression that seems to hold personal data says only so: the page will be shown to others."""
-    if "impression" not in table.columns:
-        return table
     personal = table["impression"].isin([text for text in table["impression"].unique() if personal_data(text)])
-    return table.assign(
-        **{name: table[name].mask(personal, HIDDEN) for name in ("impression", "text") if name in table}
-    )
+    return table.assign(**{name: table[name].mask(personal, HIDDEN) for name in ("impression", "text")})
 
 
 def _frequent_texts(table: pd.DataFrame, splits: Sequence[str]) -> list[dict[str, Any]]:
     """The most frequent normalised texts with their rows in each split."""
-    if not {"text", "split"} <= set(table.columns) or table.empty:
+    if table.empty:
         return []
     frequencies = table["text"].value_counts()
     top = frequencies[frequencies >= frequencies.iloc[:TEXTS_SHOWN].iloc[-1]]
@@ -206,8 +201,6 @@ def _frequent_texts(table: pd.DataFrame, splits: Sequence[str]) -> list[dict[str
 
 def _text_examples(table: pd.DataFrame) -> list[tuple[int, str, str]]:
     """(row, impression, normalised text) of distinct texts, drawn by a fixed seed."""
-    if not {"text", "impression"} <= set(table.columns) or table.empty:
-        return []
     rows = table.index[~table["text"].duplicated()].to_numpy()
     drawn = np.random.default_rng(SEED).choice(rows, min(TEXT_EXAMPLES, len(rows)), replace=False)
     return [(int(row), str(table.at[row, "impression"]), str(table.at[row, "text"])) for row in sorted(drawn)]
@@ -216,9 +209,8 @@ def _text_examples(table: pd.DataFrame) -> list[tuple[int, str, str]]:
 def _text_figures(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Shares as percentages, which is what they are read as."""
     return [
-        (readable(name), percent(value) if "share" in name and isinstance(value, float) else value)
+        (readable(name), percent(value) if "share" in name else value)
         for name, value in metrics.get("texts", {}).items()
-        if not isinstance(value, Mapping)
     ]
 
 

@@ -58,8 +58,6 @@ def group_issues(issues: Iterable[Issue], table: pd.DataFrame, csv: Path, task: 
 
 def example_spots(table: pd.DataFrame, task: Task) -> dict[str, list[Spot]]:
     """Readable images of each split, drawn by a fixed seed, in the table's order."""
-    if not {"split", "image_id", "image_file"} <= set(table.columns):
-        return {}
     examples = {}
     for split in ALL_SPLITS:
         rows = table.index[(table["split"] == split) & (table["image_id"] != "")].to_numpy()
@@ -112,26 +110,22 @@ def _is_pictured(issue: Issue) -> bool:
 
 def _spot(issue: Issue, row: int, table: pd.DataFrame, csv: Path, task: Task) -> Spot:
     """A row that was dropped is in the table no more: its file is known by the issue alone."""
-    if row in table.index and "image_file" in table.columns:
+    if row in table.index:
         # several images may be of one CSV row, and the issue's file tells which
-        named = row == issue.row and "img_path" in table.columns
-        meant = table.index[table["img_path"] == issue.file].tolist() if named else []
+        meant = table.index[table["img_path"] == issue.file].tolist() if row == issue.row else []
         return _spot_of_row(table, row if row in meant or not meant else meant[0], task)
-    known = row == issue.row and issue.file != ""
     title = f"row {row}" + (", dropped" if issue.severity == "dropped" else "")
-    if known:
+    if row == issue.row and issue.file:
         return Spot(str(csv.parent / issue.file), title, issue.file)
     return Spot("", title, "", absent="This row was also dropped.")
 
 
 def _spot_of_row(table: pd.DataFrame, row: int, task: Task, with_split: bool = True) -> Spot:
-    values = table.loc[row]
-    title = [str(values.get("split", "")) if with_split else "", f"row {values.get('csv_row', row)}"]
-    title.append(f"patient {patient}" if (patient := str(values.get("patient_id", ""))) else "")
+    values: dict[Any, Any] = table.loc[row].to_dict()
     grade = task.labels.position(values.get(task.labels.column))
-    title.append(f"{task.label_short} {task.labels.values[grade]}" if grade >= 0 else "")
-    absent = "" if str(values.get("image_id", "")) != "" else "This image cannot be read."
-    named = ", ".join(part for part in title if part)
-    return Spot(
-        str(values["image_file"]), named, str(values.get("img_path", "")), str(values.get("impression", "")), absent
-    )
+    title = [values["split"]] if with_split else []
+    title += [f"row {values['csv_row']}"]
+    title += [f"patient {values['patient_id']}"] if values["patient_id"] else []
+    title += [f"{task.label_short} {task.labels.values[grade]}"] if grade >= 0 else []
+    absent = "" if values["image_id"] else "This image cannot be read."
+    return Spot(values["image_file"], ", ".join(title), values["img_path"], values["impression"], absent)
