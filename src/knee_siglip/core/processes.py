@@ -11,12 +11,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.running import die_with_parent
-from knee_siglip.core.terminal import Terminal
 from knee_siglip.core.threads import available_cores
 
 Item = TypeVar("Item")
@@ -113,6 +113,6 @@ def _end_with_parent() -> None:
 @contextmanager
 def _progress(chunks: Sequence[Sequence[object]], description: str) -> Iterator[Callable[[int], None]]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=Terminal(stderr=True)) as progress:
+    with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=sum(map(len, chunks)))
         yield lambda count: progress.advance(task, count)
