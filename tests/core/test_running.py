@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from knee_siglip.core.errors import UsageError
@@ -54,6 +55,15 @@ def test_libraries_tell_a_full_disk_in_their_own_ways(error: Exception, capsys: 
         1,
         "error: No space left on device; free some space, then run the same command again\n",
     )
+
+
+def test_a_name_that_is_not_utf8_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"b\xe9d/knee.png")
+    with pytest.raises(UnicodeEncodeError) as raised:
+        pd.Series([name], dtype="str")
+    code, shown = run(raised.value, capsys)
+    assert code == 1
+    assert shown.startswith("error: b\\udce9d/knee.png: the name is not UTF-8; rename the file or folder")
 
 
 def test_a_refusal_behind_another_error_is_found(capsys: pytest.CaptureFixture[str]) -> None:

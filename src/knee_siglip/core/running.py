@@ -39,7 +39,8 @@ REFUSALS = {
 
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 NUMPY_SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
-
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""What Python reads of a file name that is not UTF-8; neither Arrow nor JSON can keep it."""
 
 SECONDS_TO_WAIT = 60.0
 """For a stage of the same name: a training that was asked to stop saves its state first."""
@@ -102,8 +103,13 @@ def _keep_private() -> None:
 
 
 def refusal(error: BaseException) -> str:
-    """A sentence where the system's refusal is behind the error, also one that a library wrapped; empty otherwise."""
+    """A sentence where the system's refusal, or a name that nothing can keep, is behind the error; empty otherwise.
+
+    Also of one that a library wrapped.
+    """
     for cause in _causes(error):
+        if isinstance(cause, UnicodeEncodeError) and LONE_SURROGATE.search(cause.object):
+            return f"{cause.object}: the name is not UTF-8; rename the file or folder, then run the same command again"
         if (number := _system_error(cause)) in REFUSALS:
             named = getattr(cause, "filename", None)
             name = f"{os.fsdecode(named)}: " if isinstance(named, (str, bytes)) else ""
