@@ -259,8 +259,10 @@ def test_training_does_not_touch_a_finished_run_or_what_belongs_to_dvc(
     (tmp_path / "dvc.yaml").touch()
     for folder in ("models", "reports/train", "."):
         assert knee_siglip("train", "--output_dir", folder)[0] == 2
-    (tmp_path / "runs/train").mkdir(parents=True)
-    (tmp_path / "runs/train/final_model.pt").touch()
+    (tmp_path / "runs/train/reports/train").mkdir(parents=True)
+    (tmp_path / "runs/train/final_model.pt").touch()  # killed before its report: goes on
+    assert knee_siglip("train")[0] == 0
+    (tmp_path / "runs/train/reports/train/speed.json").touch()
     assert knee_siglip("train")[0] == 2
     assert knee_siglip("train", "--overwrite")[0] == 0
     assert knee_siglip("train", "--output_dir", "runs/second")[0] == 0

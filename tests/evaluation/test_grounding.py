@@ -130,7 +130,7 @@ def test_a_map_is_measured_on_the_region_of_its_own_finding_and_image(boxed, dat
     corners = [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]]
     cells = [cell(("effusion", corners[row % 4]), ("loose_body", corners[(row + 1) % 4])) for row in range(len(boxed))]
     split = replace(boxed, rows=boxed.rows.assign(findings=cells))
-    effusion = grounding._directions(split, data, {"effusion"})["effusion"]
+    effusion = grounding.finding_directions(split, data, {"effusion"})["effusion"]
     row_of = {data.pixels[split.numbers[[row]]].tobytes(): row for row in range(len(split))}
 
     def knows(model, pixels, phrases, method, window, dtype):
@@ -148,7 +148,7 @@ def test_a_map_is_measured_on_the_region_of_its_own_finding_and_image(boxed, dat
 
 
 def test_a_finding_is_looked_for_with_its_prompts_else_by_its_name(boxed, data):
-    directions = grounding._directions(boxed, data, {"effusion", "loose_body"})
+    directions = grounding.finding_directions(boxed, data, {"effusion", "loose_body"})
     positive, negative = boxed.prompts.findings["effusion"]
     np.testing.assert_allclose(directions["effusion"], positive - negative)
     named = grounding.embed_texts(data.checkpoint, ["loose body"])[0]

@@ -208,7 +208,7 @@ def test_wrong_yaml_is_located_once(tmp_path):
 
 def test_what_dvc_reads_itself_must_stand_in_the_file(tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text("data:\n  csv: train.csv\n")
+    path.write_text("data:\n  csv: train.csv\n  external: data/no_external.csv\n")
     with pytest.raises(UsageError, match=r"data\.images is missing; dvc\.yaml uses it"):
         check_stated(path)
     check_stated(ROOT / "params.yaml")

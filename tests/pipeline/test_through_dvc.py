@@ -123,7 +123,7 @@ def test_every_stage_leaves_its_files(clone):
 def test_nothing_generated_is_left_for_git_to_find(clone):
     assert clone.run("git", "status", "--porcelain") == ""
     kept = clone.run("git", "ls-files", "data", "models", "reports").split()
-    assert {Path(name).name for name in kept} == {".gitignore", "metrics.json"}
+    assert {Path(name).name for name in kept} == {".gitignore", "metrics.json", "no_external.csv"}
 
 
 def test_a_second_repro_does_nothing(clone):

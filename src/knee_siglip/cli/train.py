@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 BEST_MODEL, FINAL_MODEL = paths.BEST_MODEL.name, paths.FINAL_MODEL.name
 MANIFEST, BACKBONES = paths.MANIFEST.name, paths.BACKBONES.name
 CACHE_INDEX, CACHE_FACTS = "cache/index.parquet", "cache/cache.json"
+REPORT = "reports/train"
+WRITTEN_LAST = f"{REPORT}/speed.json"
+"""Its presence tells a finished run from one that was killed after its models, before their calibration and report."""
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "data_path": ("data", "csv"),
@@ -98,7 +101,7 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
         raise UsageError(
             f"--output_dir {folder} belongs to this folder's DVC pipeline; name another, such as runs/first"
         )
-    if (folder / FINAL_MODEL).exists() and not overwrite:
+    if (folder / WRITTEN_LAST).exists() and not overwrite:
         raise UsageError(
             f"{folder} holds a finished run; name another --output_dir or experiment_name, or add --overwrite"
         )
@@ -131,6 +134,7 @@ def prepare(params: Params, folder: Path) -> None:
 
     check_inputs(params, "params and flags")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / WRITTEN_LAST).unlink(missing_ok=True)  # a run that is overwritten is finished no more
     save_params(_without_secret(params), folder / paths.PARAMS.name)
     backbones = folder / BACKBONES
     # Before the images are decoded: an encoder that cannot be had shall not cost an hour first.
@@ -178,7 +182,7 @@ def train_in(folder: Path, device: str) -> None:
         backbones=folder / BACKBONES,
         best_model=folder / BEST_MODEL,
         final_model=folder / FINAL_MODEL,
-        report=folder / "reports/train",
+        report=folder / REPORT,
     )
     train(load_params(folder / paths.PARAMS.name), files, device)
     if is_first_process():

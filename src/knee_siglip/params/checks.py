@@ -88,7 +88,8 @@ def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
             )
     if Path(params.data.csv).exists() and not Path(params.data.csv).is_file():
         raise UsageError(f"{source}: data.csv = {params.data.csv!r}: is no file; name a CSV or Parquet file")
-    if (external := params.data.external) is not None and not Path(external).is_file():
+    external = params.data.external
+    if external not in (None, str(NO_EXTERNAL)) and not Path(external).is_file():
         raise UsageError(
             f"{source}: data.external = {external!r}: is no file; name the CSV of a second test set, or "
             f"{NO_EXTERNAL} for none"

@@ -58,7 +58,7 @@ class DataParams(Section):
     """Which rows and images are used. external: CSV of a second test set; one without rows, or null, is none."""
 
     csv: Filled = "data/sample/train.csv"
-    external: Filled | None = None
+    external: Filled | None = "data/no_external.csv"
     images: Filled = "data/sample/images"
     patient_id_pattern: str | None = None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from knee_siglip.core.paths import NO_EXTERNAL
 from knee_siglip.tables.manifest import EXTERNAL
 from knee_siglip.tables.table import read_table
 from knee_siglip.tables.views import view_columns
@@ -27,7 +28,9 @@ def read_external(path: str | None, csv: Path) -> tuple[pd.DataFrame, list[Issue
     Raises:
         TableError: it cannot be read.
     """
-    if path is None or (table := read_table(Path(path))).empty:
+    if path is None or (path == str(NO_EXTERNAL) and not NO_EXTERNAL.exists()):
+        return pd.DataFrame(), []
+    if (table := read_table(Path(path))).empty:
         return pd.DataFrame(), []
     table = table.set_axis(table.index + FIRST_NUMBER, axis=0).assign(split=EXTERNAL)
     folder = os.path.relpath(Path(path).parent, csv.parent)
