@@ -22,6 +22,7 @@ from knee_siglip.evaluation.headline import headline_from_predictions
 from knee_siglip.evaluation.predictions import predictions_of
 from knee_siglip.explain.maps import occlusion_drops
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint
+from knee_siglip.model.training_facts import heard
 from knee_siglip.params.files import load_params
 from knee_siglip.params.tasks import task_of
 from knee_siglip.store.pixels import CachedPixels, open_pixels
@@ -35,9 +36,10 @@ MAPPED = 16
 def embedded(name: str, checkpoint: Checkpoint, pixels: CachedPixels) -> EmbeddedSplit:
     """One split of the manifest in the checkpoint's precision."""
     params = load_params()
-    prompts = embed_prompts(checkpoint, task_of(params))
+    task = heard(task_of(params), checkpoint.facts)
+    prompts = embed_prompts(checkpoint, task)
     manifest = read_manifest(paths.MANIFEST)
-    return embed_split(name, manifest, pixels, checkpoint, task_of(params), prompts, params.evaluate.batch_size)
+    return embed_split(name, manifest, pixels, checkpoint, task, prompts, params.evaluate.batch_size)
 
 
 def map_difference(checkpoint: Checkpoint, pixels: np.ndarray) -> float:
