@@ -192,7 +192,7 @@ def test_mlflows_run_page_shows_what_its_users_look_for(browser, run_page):
         (f"{run_page}/model-metrics", groups_of_charts),
     ):
         browser.get(address)
-        WebDriverWait(browser, 60).until(
+        assert WebDriverWait(browser, 60).until(
             lambda shown, expected=expected: expected <= set(shown.find_element("tag name", "body").text.splitlines()),
             f"not all of {expected}",
         )

@@ -11,16 +11,15 @@ from knee_siglip.core.cells import printable
 
 
 class Terminal(Console):
-    """Shows control characters escaped; rich's own are segments of another kind."""
+    """Shows control characters escaped, which is done before a text is measured and wrapped."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich's, which then measures and wraps what will be shown."""
+        """Of strings, as rich's."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Segments of what is shown, as rich's consoles make them; a text is escaped before it is wrapped."""
+        """Of texts that the caller has made, as rich's."""
         if isinstance(renderable, Text):
             renderable = renderable.copy()
             renderable.plain = printable(renderable.plain)
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=printable(segment.text))
+        return super().render(renderable, options)

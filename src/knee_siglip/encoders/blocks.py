@@ -160,7 +160,7 @@ def stream_dtype(hidden: Tensor, parts: BlockParts) -> torch.dtype:
     """Type of the residual stream: bf16 under a bf16 autocast, else that of the embedded tokens.
 
     Under fp16, whose largest number is 65,504, and around adapters the stream stays as autocast has it, and in
-    inference mode too: a trained model's embeddings are then 0.008 from those of float32, and 0.011 otherwise.
+    inference mode too, whose embeddings would else be too far from those of float32 (docs/decisions.md).
     """
     device = hidden.device.type
     is_bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16

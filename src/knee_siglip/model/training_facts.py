@@ -62,9 +62,14 @@ class TrainingFacts(BaseModel):
         return found
 
     def unknown_words(self, text: str) -> list[str]:
-        """Words of a text, but for function words, of which the training says nothing in either number."""
+        """Words of a text, but for function words, of which the training says nothing in either number.
+
+        None where the words of the training are not known.
+        """
+        if not self.words:
+            return []
         known = {form for word in self.words for form in (word, f"{word}s", word.removesuffix("s"))}
-        return [word for word in words_of(normalise_text(text)) if self.words and word not in known]
+        return [word for word in words_of(normalise_text(text)) if word not in known]
 
 
 def heard(task: Task, facts: TrainingFacts | None) -> Task:

@@ -105,12 +105,12 @@ class KneeModel:
 
     def _unheard(self, phrase: str) -> tuple[str, list[str]]:
         """Why no map of the phrase can mean anything, "" where it can; and a caution of words that are new to it."""
-        facts, text = self.predictor.checkpoint.facts, normalise_text(phrase)
-        unknown = facts.unknown_words(text) if facts is not None and facts.words else []
+        facts = self.predictor.checkpoint.facts
+        unknown = facts.unknown_words(phrase) if facts is not None else []
         if not unknown:
             return "", []
         caution = f"not in the training texts: {', '.join(unknown)}"
-        return (caution if len(unknown) == len(words_of(text)) else ""), [caution]
+        return (caution if len(unknown) == len(words_of(normalise_text(phrase))) else ""), [caution]
 
     def _pixels(self, image: Image) -> np.ndarray:
         if not isinstance(image, np.ndarray):
