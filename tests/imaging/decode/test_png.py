@@ -61,6 +61,8 @@ PLAIN = {
     "grey": lambda: encoded(Image.fromarray(picture(300, 201))),
     "16 bits": lambda: encoded(Image.fromarray(picture(150, 170, np.uint16))),
     "colour": lambda: encoded(Image.fromarray(np.stack([picture(90, 70)] * 2 + [picture(90, 70) // 2], axis=2))),
+    "more than one stored block": lambda: encoded(Image.fromarray(picture(300, 500))),
+    "a full stored block": lambda: encoded(Image.fromarray(picture(255, 256))),
     "resolution": lambda: encoded(Image.fromarray(picture(40, 50)), dpi=(300, 300)),
     "many chunks": lambda: in_pieces(encoded(Image.fromarray(picture(200, 300)))),
 }
