@@ -120,6 +120,14 @@ def test_every_stage_leaves_its_files(clone):
         assert (clone.folder / name).stat().st_size > 0, name
 
 
+def test_views_of_one_knee_are_evaluated_and_inferred_as_one_study(clone):
+    evaluated = pd.read_parquet(clone.folder / "reports/evaluation/studies.parquet").set_index("study_id")
+    inferred = pd.read_csv(clone.folder / "reports/inference/studies.csv").set_index("study_id")
+    assert set(evaluated["view"]) == {"ap", "ap+lateral"}
+    assert evaluated["view"].to_dict() == inferred["view"].to_dict()
+    assert (evaluated["images"] == 1 + (evaluated["view"] == "ap+lateral")).all()
+
+
 def test_nothing_generated_is_left_for_git_to_find(clone):
     assert clone.run("git", "status", "--porcelain") == ""
     kept = clone.run("git", "ls-files", "data", "models", "reports").split()

@@ -8,9 +8,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from knee_siglip.sample.dataset import assign_splits, write_sample
+from knee_siglip.evaluation.groups.subgroups import FEWEST_ROWS
+from knee_siglip.params.sections import SampleParams
+from knee_siglip.sample.dataset import LATERAL_SHARE, assign_splits, iter_cases, label_table, write_sample
+from knee_siglip.sample.radiograph import draw_knee
 
-COLUMNS = ["img_path", "impression", "split", "patient_id", "side", "view", "kl_grade", "findings", "text_alternatives"]
+COLUMNS = [
+    *("img_path", "impression", "split", "patient_id", "study_id", "side", "view", "kl_grade", "findings"),
+    "text_alternatives",
+]
 PATIENTS = 10
 
 
@@ -39,9 +45,33 @@ def test_another_seed_gives_other_knees(folder: Path, tmp_path: Path) -> None:
 def test_table_has_the_columns_of_the_format(folder: Path) -> None:
     table = pd.read_csv(folder / "train.csv")
     assert list(table.columns) == COLUMNS
-    assert len(table) == 2 * PATIENTS
+    assert (table["view"] == "ap").sum() == 2 * PATIENTS
     assert b"\r" not in (folder / "train.csv").read_bytes()
     assert not table["impression"].isna().any()
+
+
+def test_views_of_a_study_are_one_knee_with_one_text(folder: Path) -> None:
+    table = pd.read_csv(folder / "train.csv")
+    shared = ["impression", "split", "patient_id", "side", "kl_grade", "text_alternatives"]
+    assert (table.groupby("study_id")[shared].nunique() <= 1).all(axis=None)
+    assert set(table.groupby("study_id")["view"].agg("+".join)) == {"ap", "ap+lateral"}
+    assert table["study_id"].nunique() == 2 * PATIENTS
+
+
+def test_the_frontal_picture_does_not_depend_on_the_lateral_one(folder: Path) -> None:
+    for case in iter_cases(2, 42):
+        if case.view == "ap":
+            grey, _ = draw_knee(case.rng, case.labels, 512)
+            with Image.open(folder / case.img_path) as image:
+                assert np.array_equal(np.asarray(image), grey)
+
+
+def test_default_sample_has_laterals_enough_to_report_in_every_split() -> None:
+    params = SampleParams()
+    table = label_table(patients=params.patients, seed=params.seed)
+    counts = table[table["view"] == "lateral"].groupby("split").size()
+    assert counts.min() >= FEWEST_ROWS
+    assert counts.sum() / table["study_id"].nunique() == pytest.approx(LATERAL_SHARE, abs=0.03)
 
 
 def test_every_row_has_its_image_and_every_image_its_row(folder: Path) -> None:
@@ -69,13 +99,13 @@ def test_boxes_lie_inside_the_image(folder: Path) -> None:
 def test_writing_again_leaves_nothing_of_the_old_sample(tmp_path: Path) -> None:
     write_sample(tmp_path, patients=3, seed=1, size=512, workers=1)
     write_sample(tmp_path, patients=2, seed=1, size=512, workers=1)
-    assert len(list((tmp_path / "images").iterdir())) == 4
+    assert {path.name[:6] for path in (tmp_path / "images").iterdir()} == {"P00001", "P00002"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "train.csv"]
 
 
 def test_patients_are_split_75_10_15_and_differently_by_seed() -> None:
-    splits = assign_splits(1060, 42)
+    splits = assign_splits(960, 42)
     counts = pd.Series(splits).value_counts()
-    assert dict(counts) == {"train": 795, "test": 159, "val": 106}
-    assert assign_splits(1060, 42) == splits
-    assert assign_splits(1060, 43) != splits
+    assert dict(counts) == {"train": 720, "test": 144, "val": 96}
+    assert assign_splits(960, 42) == splits
+    assert assign_splits(960, 43) != splits

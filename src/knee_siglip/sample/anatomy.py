@@ -4,6 +4,7 @@ Local coordinates: origin in the middle of the joint line, +x lateral, +y distal
 Condyles touch y = 0 at x = +-22; the plateau lies the joint space below them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +27,6 @@ FEMUR = np.array([
     (-15, -3.5), (-22, 0), (-31, -0.4), (-39, -4.5), (-43, -13), (-42, -22), (-45, -30), (-44.5, -39), (-37, -51),
     (-27, -67), (-19.5, -88), (-16, -115), (-15.5, -220),
 ], dtype=float)  # fmt: skip
-LATERAL_MARGIN, MEDIAL_MARGIN = slice(8, 10), slice(21, 23)
 NOTCH = slice(13, 18)
 
 TIBIA = np.array([
@@ -67,6 +67,8 @@ class Knee:
     patella: np.ndarray
     femur_spurs: list[np.ndarray] = field(default_factory=list)
     tibia_spurs: list[np.ndarray] = field(default_factory=list)
+    from_side: bool = False
+    patella_spurs: list[np.ndarray] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     sclerosis: list[Line] = field(default_factory=list)
     specks: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
@@ -94,7 +96,12 @@ def below(points: np.ndarray, distance_mm: float) -> np.ndarray:
 
 
 class Warp:
-    """Maps the standard knee to this one: joint space, alignment, size and individual shape."""
+    """Maps the standard knee to this one: joint space, alignment, size and individual shape.
+
+    sign: on which side of the picture's middle (of x) a compartment shows.
+    """
+
+    sign: Mapping[Compartment, int] = SIGN
 
     def __init__(self, rng: np.random.Generator, labels: Labels):
         grade = labels.kl_grade or 0
@@ -117,10 +124,15 @@ class Warp:
         return np.column_stack([x, points[:, 1]]) * self.scale
 
     def tibia(self, points: np.ndarray) -> np.ndarray:
-        """Points (P, 2) mm of the standard tibia or fibula, bent alike; adds the joint space, tilted between sides."""
-        tilt = (self.gap["lateral"] - self.gap["medial"]) / 44
+        """Points (P, 2) mm of the standard tibia or fibula, bent alike; adds the joint space, tilted."""
+        tilt = (self.sign["medial"] * self.gap["medial"] + self.sign["lateral"] * self.gap["lateral"]) / 44
         y = points[:, 1] + (self.gap["lateral"] + self.gap["medial"]) / 2 + tilt * np.clip(points[:, 0], -45, 45)
         return self.femur(np.column_stack([points[:, 0], y]))
+
+    def femoral_spur(self, s: int, n: float) -> np.ndarray:
+        """Outline (P, 2) mm of an osteophyte of length `n` mm on the standard femur, at the side of sign `s`."""
+        spur = np.array([(36, -3.5), (40 + 0.5 * n, -2.8), (41.5 + n, -4.0), (41.5 + 0.7 * n, -7), (40, -15)])
+        return spur * (s, 1)
 
 
 def _angle(rng: np.random.Generator, labels: Labels) -> float:
@@ -142,7 +154,7 @@ def build_bones(rng: np.random.Generator, labels: Labels) -> tuple[Knee, Warp]:
     tibia[[10, 19], 1] = 0.4
     femur[NOTCH] += (rng.normal(0, 1.2), rng.normal(0, 2.0))
     tibia[SPINES, 1] *= rng.uniform(0.8, 1.1) + 0.05 * grade
-    _deform(femur, tibia, labels)
+    deform(femur, tibia, warp, labels)
     patella = PATELLA * (rng.normal(1, 0.06), rng.normal(1, 0.06)) + (rng.normal(1, 3), rng.normal(0, 4))
     knee = Knee(
         femur=warp.femur(smooth(femur)),
@@ -150,35 +162,34 @@ def build_bones(rng: np.random.Generator, labels: Labels) -> tuple[Knee, Warp]:
         fibula=warp.tibia(smooth(FIBULA + rng.normal(0, 0.4, FIBULA.shape) + (rng.normal(0, 1.5), rng.normal(0, 2)))),
         patella=warp.femur(smooth(patella)),
     )
-    _add_osteoarthritis(knee, warp, rng, labels)
+    add_osteoarthritis(knee, warp, rng, labels)
     _add_lines(knee, warp, rng, tibia)
     return knee, warp
 
 
-def _deform(femur: np.ndarray, tibia: np.ndarray, labels: Labels) -> None:
+def deform(femur: np.ndarray, tibia: np.ndarray, warp: Warp, labels: Labels) -> None:
     """In place: flattened condyle and worn plateau at grade 4; the displaced fragment of a fracture."""
     if labels.kl_grade == 4 and labels.compartment:
-        s = SIGN[labels.compartment]
-        margin = LATERAL_MARGIN if s > 0 else MEDIAL_MARGIN
-        femur[margin, 1] += 2.0
+        s = warp.sign[labels.compartment]
+        femur[(s * femur[:, 0] > 34.5) & (femur[:, 1] > -17.5), 1] += 2.0
         outer = (s * tibia[:, 0] > 29) & (tibia[:, 1] < 12)
         tibia[outer, 1] += 1.5
     if labels.fracture_side:
-        s = SIGN[labels.fracture_side]
+        s = warp.sign[labels.fracture_side]
         fragment = (s * tibia[:, 0] > 17) & (tibia[:, 1] < 30)
         tibia[fragment] += (s * 2.5, 4.5)
 
 
-def _add_osteoarthritis(knee: Knee, warp: Warp, rng: np.random.Generator, labels: Labels) -> None:
+def add_osteoarthritis(knee: Knee, warp: Warp, rng: np.random.Generator, labels: Labels) -> None:
     """Osteophytes at the four margins, subchondral sclerosis and the boxes of both and of the narrowed space."""
     grade = labels.kl_grade or 0
-    for compartment, s in SIGN.items():
+    for compartment, s in warp.sign.items():
         is_narrow = compartment == labels.compartment
         length = (1.0 if is_narrow else 0.5) * OSTEOPHYTE_MM[grade] * rng.uniform(0.9, 1.1)
         if length > 0.4:
             _add_spurs(knee, warp, s, length, reported=grade >= 2 and is_narrow)
     if grade >= 2 and labels.compartment:
-        s = SIGN[labels.compartment]
+        s = warp.sign[labels.compartment]
         knee.findings.append(("joint_space_narrowing", warp.tibia(np.array([(s * 10, 3.0), (s * 40, -7.0)]))))
         _add_sclerosis(knee, warp, s, SCLEROSIS[grade], reported=grade >= 3)
 
@@ -189,9 +200,8 @@ def _add_spurs(knee: Knee, warp: Warp, s: int, length: float, reported: bool) ->
     tibial = np.array(
         [(38, 0.3), (41 + 0.5 * n, -0.4 - 0.12 * n), (41 + n, -0.2 - 0.3 * n), (41 + 0.8 * n, 2.5), (40, 8)]
     )
-    femoral = np.array([(36, -3.5), (40 + 0.5 * n, -2.8), (41.5 + n, -4.0), (41.5 + 0.7 * n, -7), (40, -15)])
     knee.tibia_spurs.append(warp.tibia(smooth(tibial * (s, 1), 4)))
-    knee.femur_spurs.append(warp.femur(smooth(femoral * (s, 1), 4)))
+    knee.femur_spurs.append(warp.femur(smooth(warp.femoral_spur(s, n), 4)))
     if reported:
         knee.findings.append(("osteophytes", knee.tibia_spurs[-1]))
         knee.findings.append(("osteophytes", knee.femur_spurs[-1]))

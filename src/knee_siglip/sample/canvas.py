@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from knee_siglip.sample.findings import Side, View
+
 COARSE = 4
 """Smooth fields (thickness, soft tissue) are computed on a grid this many times coarser than the picture."""
 
@@ -28,11 +30,15 @@ class Pose:
         return (0.5 - COLLIMATED_SHARE) * self.field_mm - abs(self.centre[0])
 
 
-def draw_pose(rng: np.random.Generator, side: str) -> Pose:
-    """Half of the pictures are cropped tightly around the joint as grading sets are, half show the whole exposure.
+def draw_pose(rng: np.random.Generator, side: Side, view: View = "ap") -> Pose:
+    """Half of the frontal pictures are cropped tightly as grading sets are, half show the whole exposure.
 
-    A right knee has its lateral side (+x) on the picture's left.
+    A lateral one shows patella and pouch. A right knee has its +x on the picture's left: in front its lateral side, and
+    from the side, since the tube faces its inner side, the patella.
     """
+    if view == "lateral":
+        field_mm, centre = rng.uniform(112, 158), (rng.uniform(-4, 14), rng.uniform(-26, -8))
+        return Pose(field_mm, np.deg2rad(rng.uniform(-8, 8)), centre, -1 if side == "right" else 1)
     field_mm = rng.uniform(100, 118) if rng.random() < 0.45 else rng.uniform(118, 166)
     slack = 0.5 * (field_mm - 76)
     centre = (rng.uniform(-1, 1) * min(0.55 * slack, 18), rng.uniform(-1, 1) * min(0.14 * field_mm, 22))

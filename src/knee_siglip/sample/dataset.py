@@ -1,13 +1,15 @@
-"""Write the sample: `images/<patient>_<L|R>.png` and `train.csv`, the same bytes for the same seed on any machine load.
+"""Write the sample: its pictures and `train.csv`, the same bytes for the same seed on any machine load.
 
-    write_sample(Path("data/sample"), patients=1060, seed=42, size=512)
+    write_sample(Path("data/sample"), patients=960, seed=42, size=512)
 
-Every knee has a random stream of its own, keyed by (seed, patient, knee), so the number of processes changes nothing.
+A knee is a study, `<patient>_<L|R>`: a frontal picture and, of some, a lateral one under the same impression. Every
+knee has a random stream of its own, keyed by (seed, patient, knee), so the number of processes changes nothing.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,41 +20,56 @@ from PIL import Image
 
 from knee_siglip.core.files import atomic_file, atomic_folder
 from knee_siglip.core.processes import work_in_chunks
-from knee_siglip.sample.findings import SIDES, Labels, draw_labels
+from knee_siglip.sample.findings import SIDES, Labels, View, draw_labels
 from knee_siglip.sample.impression import draw_text, text_alternatives
 from knee_siglip.sample.radiograph import draw_knee
 
+LATERAL_SHARE = 0.25
+"""Studies with a lateral view, drawn without regard to what they show: enough to learn the view from and to report it,
+few enough that the default run stays fast (each costs as much as a frontal one)."""
+
 TEST_SHARE, VAL_SHARE = 0.15, 0.10
-SPLIT_STREAM = 1
-"""Spawn key of the stream that shuffles patients into splits; knees have none, so the two never meet."""
+SPLIT_STREAM, VIEWS_STREAM = 1, 2
+"""Spawn keys of the streams that shuffle patients into splits and choose the studies with a lateral view; knees have
+none, so they never meet."""
 
 CASES_PER_CHUNK = 64
 
 
 @dataclass(frozen=True)
 class Case:
-    """One knee before it is drawn; `rng` is its random stream after labels and text were drawn from it."""
+    """One picture before it is drawn; `rng` is its knee's random stream after labels and text were drawn from it."""
 
     patient_id: str
     labels: Labels
     alternatives: dict[str, float]
     impression: str
     rng: np.random.Generator
+    view: View = "ap"
+
+    @property
+    def study_id(self) -> str:
+        """One knee's visit: all of its views share one text."""
+        return f"{self.patient_id}_{self.labels.side[0].upper()}"
 
     @property
     def img_path(self) -> str:
         """Where the picture lies, relative to the CSV."""
-        return f"images/{self.patient_id}_{self.labels.side[0].upper()}.png"
+        return f"images/{self.study_id}{'' if self.view == 'ap' else '_lateral'}.png"
 
 
 def iter_cases(patients: int, seed: int) -> Iterator[Case]:
-    """Labels and texts of all knees in the order of the CSV, without drawing any: well under a millisecond each."""
+    """Labels and texts of all pictures in the order of the CSV, without drawing any: well under a millisecond each."""
+    views = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(VIEWS_STREAM,)))
+    lateral = views.random((patients, len(SIDES))) < LATERAL_SHARE
     for patient in range(1, patients + 1):
         for knee, side in enumerate(SIDES):
             rng = np.random.default_rng([seed, patient, knee])
             labels = draw_labels(rng, side)
             alternatives = text_alternatives(labels)
-            yield Case(f"P{patient:05d}", labels, alternatives, draw_text(rng, alternatives), rng)
+            case = Case(f"P{patient:05d}", labels, alternatives, draw_text(rng, alternatives), rng)
+            beside = [replace(case, view="lateral", rng=deepcopy(rng))] if lateral[patient - 1, knee] else []
+            yield from (case, *beside)
 
 
 def assign_splits(patients: int, seed: int) -> dict[str, str]:
@@ -72,8 +89,9 @@ def label_table(*, patients: int, seed: int) -> pd.DataFrame:
             "impression": case.impression,
             "split": splits[case.patient_id],
             "patient_id": case.patient_id,
+            "study_id": case.study_id,
             "side": case.labels.side,
-            "view": "ap",
+            "view": case.view,
             "kl_grade": case.labels.kl_grade,
             "text_alternatives": json.dumps({text: round(p, 4) for text, p in case.alternatives.items()}),
         }
@@ -83,7 +101,7 @@ def label_table(*, patients: int, seed: int) -> pd.DataFrame:
 
 
 def write_sample(folder: Path, *, patients: int, seed: int, size: int, workers: int | None = None) -> pd.DataFrame:
-    """Draw `patients` x 2 radiographs of `size` pixels (512 or more) into `folder` and return the written table.
+    """Draw two knees of each of `patients` in pictures of `size` pixels (512 or more); returns the written table.
 
     Images are complete or absent: they are drawn aside and moved, and the CSV that names them comes last.
     """
@@ -108,7 +126,7 @@ def _draw(folder: Path, size: int, cases: Sequence[Case]) -> list[tuple[str, str
     """Draw knees; returns the name and the findings of each."""
     drawn = []
     for case in cases:
-        image, findings = draw_knee(case.rng, case.labels, size)
+        image, findings = draw_knee(case.rng, case.labels, size, case.view)
         Image.fromarray(image).save(folder / Path(case.img_path).name, compress_level=1)
         drawn.append((case.img_path, json.dumps(findings)))
     return drawn

@@ -8,6 +8,7 @@ import numpy as np
 Side = Literal["left", "right"]
 Compartment = Literal["medial", "lateral"]
 Alignment = Literal["normal", "varus", "valgus"]
+View = Literal["ap", "lateral"]
 Special = Literal["chondrocalcinosis", "loose_body", "fracture", "arthroplasty"]
 
 SIDES: tuple[Side, Side] = ("left", "right")

@@ -2,8 +2,19 @@
 
 import numpy as np
 
-from knee_siglip.sample.anatomy import SIGN, Knee, Line, Warp, smooth
+from knee_siglip.sample.anatomy import Knee, Line, Warp, smooth
 from knee_siglip.sample.findings import Labels
+
+CAP = np.array([
+    (39, -27), (42, -14), (38, -3.5), (28, 0.6), (18, 0), (12, -5), (9, -14), (5, -19), (-5, -19), (-9, -14), (-12, -5),
+    (-18, 0), (-28, 0.6), (-38, -3.5), (-42, -14), (-39, -27), (-31, -17), (-16, -22), (0, -26), (16, -22), (31, -17),
+], dtype=float)  # fmt: skip
+CAP_FROM_SIDE = np.array([
+    (38, -48), (43, -38), (44, -26), (41, -14), (33, -4.5), (21, 0.4), (0, 0.6), (-21, 0.4), (-34, -4.5), (-43, -14),
+    (-46, -25), (-43, -35), (-37, -33), (-37, -20), (-28, -9.5), (-10, -8.5), (10, -8.5), (25, -13), (33, -24),
+    (35, -46),
+], dtype=float)  # fmt: skip
+"""Profiles of the femoral cap from the front and from the side."""
 
 JOINT = np.array([(-44, -24), (44, 22)], dtype=float)
 
@@ -19,13 +30,19 @@ def add(knee: Knee, warp: Warp, rng: np.random.Generator, labels: Labels, reach_
     elif labels.special == "loose_body":
         _add_loose_body(knee, warp, rng, reach_mm)
     elif labels.special == "fracture" and labels.fracture_side:
-        _add_fracture(knee, warp, rng, SIGN[labels.fracture_side])
+        _add_fracture(knee, warp, rng, warp.sign[labels.fracture_side])
     elif labels.special == "arthroplasty":
         _add_implant(knee, warp, rng)
 
 
 def _add_effusion(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
-    """The distended recesses: lenses of fluid beside both condyles, reaching up to the suprapatellar pouch."""
+    """The distended recesses: lenses of fluid beside both condyles, reaching up to the suprapatellar pouch.
+
+    From the side the pouch lies between the femur and the quadriceps tendon, above the patella.
+    """
+    if knee.from_side:
+        _add_pouch(knee, warp, rng)
+        return
     for s in (-1, 1):
         out = rng.uniform(11, 15)
         lens = [(40, -72), (46 + 0.5 * out, -55), (44 + out, -34), (43 + 0.8 * out, -14), (42, -1), (38.5, -12),
@@ -34,9 +51,16 @@ def _add_effusion(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
         knee.findings.append(("effusion", warp.femur(np.array([(s * 40, -66), (s * (44 + out), -3)]))))
 
 
+def _add_pouch(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
+    thick = rng.uniform(11, 15)
+    pouch = [(44, -40), (47 + thick, -56), (38 + thick, -72), (30 + 0.6 * thick, -86), (26, -92), (27, -74), (34, -56)]
+    knee.effusion.append(warp.femur(smooth(np.array(pouch, dtype=float), 4)))
+    knee.findings.append(("effusion", knee.effusion[-1]))
+
+
 def _add_chondrocalcinosis(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
     """Calcified menisci (wedges at the outer margins) and a fine, broken line of specks in the cartilage between."""
-    for compartment, s in SIGN.items():
+    for compartment, s in warp.sign.items():
         gap = warp.gap[compartment]
         if gap < 2:
             continue
@@ -51,8 +75,8 @@ def _add_chondrocalcinosis(knee: Knee, warp: Warp, rng: np.random.Generator) -> 
 
 
 def _add_loose_body(knee: Knee, warp: Warp, rng: np.random.Generator, reach_mm: float) -> None:
-    """An ossified body with a rim, in the notch or beside a condyle; 8-11 mm."""
-    places = np.array([(0, -12), (0, -14), (-48, -10), (48, -12)])
+    """An ossified body with a rim, in the notch or beside a condyle (from the side: before or behind); 8-11 mm."""
+    places = np.array([(52, -4), (-54, -12)] if knee.from_side else [(0, -12), (0, -14), (-48, -10), (48, -12)])
     shown = len(places) if reach_mm > 57 else 2
     centre = places[rng.integers(shown)] + rng.normal(0, 0.8, 2)
     angle = np.linspace(0, 2 * np.pi, 9)[:-1]
@@ -76,12 +100,10 @@ def _add_fracture(knee: Knee, warp: Warp, rng: np.random.Generator, s: int) -> N
 
 def _add_implant(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
     """Total knee arthroplasty: femoral cap, tibial tray with keel, a lucent insert between them."""
-    cap = [(39, -27), (42, -14), (38, -3.5), (28, 0.6), (18, 0), (12, -5), (9, -14), (5, -19), (-5, -19), (-9, -14),
-           (-12, -5), (-18, 0), (-28, 0.6), (-38, -3.5), (-42, -14), (-39, -27), (-31, -17), (-16, -22), (0, -26),
-           (16, -22), (31, -17)]  # fmt: skip
+    cap = CAP_FROM_SIDE if knee.from_side else CAP
     thick, keel = rng.uniform(3.5, 5.0), rng.uniform(30, 48)
     tray = [(-39, 3), (39, 3), (39, 3 + thick), (8, 5 + thick), (5.5, keel), (0, keel + 3), (-5.5, keel),
             (-8, 5 + thick), (-39, 3 + thick)]  # fmt: skip
-    knee.metal.append(warp.femur(smooth(np.array(cap, dtype=float), 4)))
+    knee.metal.append(warp.femur(smooth(cap, 4)))
     knee.metal.append(warp.tibia(np.array(tray, dtype=float)))
     knee.findings += [("arthroplasty", points) for points in knee.metal]

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
 
-from knee_siglip.sample import lesions
+from knee_siglip.sample import lateral, lesions
 from knee_siglip.sample.anatomy import Knee, build_bones
 from knee_siglip.sample.canvas import COARSE, COLLIMATED_SHARE, Canvas, box_around, draw_pose, to_float
-from knee_siglip.sample.findings import Labels
+from knee_siglip.sample.findings import Labels, View
 
 TILE = 1024
 """Side of the noise tiles; each picture takes its own random window from them."""
@@ -27,10 +27,15 @@ MARKER_RATE = 0.25
 COLLIMATED_RATE = 0.2
 
 
-def draw_knee(rng: np.random.Generator, labels: Labels, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Draw one radiograph: uint8 (size, size) and its findings [{"finding": name, "box": [x0, y0, x1, y1]}]."""
-    knee, warp = build_bones(rng, labels)
-    pose = draw_pose(rng, labels.side)
+def draw_knee(
+    rng: np.random.Generator, labels: Labels, size: int, view: View = "ap"
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Draw one radiograph: uint8 (size, size) and its findings [{"finding": name, "box": [x0, y0, x1, y1]}].
+
+    Of the same stream both views show the same joint space and angle of the leg.
+    """
+    knee, warp = (lateral.build_bones if view == "lateral" else build_bones)(rng, labels)
+    pose = draw_pose(rng, labels.side, view)
     lesions.add(knee, warp, rng, labels, reach_mm=pose.reach_mm)
     canvas = Canvas(size, pose)
     path = _attenuation(canvas, knee, rng)
@@ -76,7 +81,8 @@ def _attenuation(canvas: Canvas, knee: Knee, rng: np.random.Generator) -> np.nda
 
     Thickness is smooth and comes from the coarse grid; edges, rims and lines are drawn in full size.
     """
-    soft = _soft_tissue(canvas, knee, rng) + _thickness(canvas, [knee.patella], 14, rng.uniform(0.2, 0.42))
+    soft = _soft_tissue(canvas, knee, rng)
+    soft += _thickness(canvas, [knee.patella, *knee.patella_spurs], 14, rng.uniform(0.2, 0.42))
     # the beam's heel effect and the leg's wedge shape: a slope over the picture
     slope_x, slope_y = rng.normal(0, 0.25, 2).astype(np.float32)
     ramp = np.linspace(-1, 1, len(soft), dtype=np.float32)
@@ -98,9 +104,11 @@ def _attenuation(canvas: Canvas, knee: Knee, rng: np.random.Generator) -> np.nda
 def _edges(canvas: Canvas, knee: Knee, thick: np.ndarray) -> np.ndarray:
     """Sharp bones: cortical rims (0 deep inside, brightest at the edge) on `thick`, which is cut to the outlines.
 
-    Femur and fibula never overlap and share one mask; the tibia has its own, so that overlaps add up.
+    Femur and fibula never overlap and share one mask; the tibia has its own, so that overlaps add up. From the side the
+    patella lies free, before the femur.
     """
-    proximal = canvas.shape([knee.femur, *knee.femur_spurs, knee.fibula])
+    free = [knee.patella, *knee.patella_spurs] if knee.from_side else []
+    proximal = canvas.shape([knee.femur, *knee.femur_spurs, knee.fibula, *free])
     distal = canvas.shape([knee.tibia, *knee.tibia_spurs])
     path = canvas.strokes([(line.points, line.width_mm, line.strength) for line in knee.lines])
     path *= np.float32(0.6)
