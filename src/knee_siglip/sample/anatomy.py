@@ -4,7 +4,6 @@ Local coordinates: origin in the middle of the joint line, +x lateral, +y distal
 Condyles touch y = 0 at x = +-22; the plateau lies the joint space below them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -96,12 +95,7 @@ def below(points: np.ndarray, distance_mm: float) -> np.ndarray:
 
 
 class Warp:
-    """Maps the standard knee to this one: joint space, alignment, size and individual shape.
-
-    sign: on which side of the picture's middle (of x) a compartment shows.
-    """
-
-    sign: Mapping[Compartment, int] = SIGN
+    """Maps the standard knee to this one: joint space, alignment, size and individual shape."""
 
     def __init__(self, rng: np.random.Generator, labels: Labels):
         grade = labels.kl_grade or 0
@@ -124,8 +118,8 @@ class Warp:
         return np.column_stack([x, points[:, 1]]) * self.scale
 
     def tibia(self, points: np.ndarray) -> np.ndarray:
-        """Points (P, 2) mm of the standard tibia or fibula, bent alike; adds the joint space, tilted."""
-        tilt = (self.sign["medial"] * self.gap["medial"] + self.sign["lateral"] * self.gap["lateral"]) / 44
+        """Points (P, 2) mm of the standard tibia or fibula, bent alike; adds the joint space, tilted between sides."""
+        tilt = (self.gap["lateral"] - self.gap["medial"]) / 44
         y = points[:, 1] + (self.gap["lateral"] + self.gap["medial"]) / 2 + tilt * np.clip(points[:, 0], -45, 45)
         return self.femur(np.column_stack([points[:, 0], y]))
 
@@ -154,7 +148,7 @@ def build_bones(rng: np.random.Generator, labels: Labels) -> tuple[Knee, Warp]:
     tibia[[10, 19], 1] = 0.4
     femur[NOTCH] += (rng.normal(0, 1.2), rng.normal(0, 2.0))
     tibia[SPINES, 1] *= rng.uniform(0.8, 1.1) + 0.05 * grade
-    deform(femur, tibia, warp, labels)
+    deform(femur, tibia, labels)
     patella = PATELLA * (rng.normal(1, 0.06), rng.normal(1, 0.06)) + (rng.normal(1, 3), rng.normal(0, 4))
     knee = Knee(
         femur=warp.femur(smooth(femur)),
@@ -167,15 +161,15 @@ def build_bones(rng: np.random.Generator, labels: Labels) -> tuple[Knee, Warp]:
     return knee, warp
 
 
-def deform(femur: np.ndarray, tibia: np.ndarray, warp: Warp, labels: Labels) -> None:
+def deform(femur: np.ndarray, tibia: np.ndarray, labels: Labels) -> None:
     """In place: flattened condyle and worn plateau at grade 4; the displaced fragment of a fracture."""
     if labels.kl_grade == 4 and labels.compartment:
-        s = warp.sign[labels.compartment]
+        s = SIGN[labels.compartment]
         femur[(s * femur[:, 0] > 34.5) & (femur[:, 1] > -17.5), 1] += 2.0
         outer = (s * tibia[:, 0] > 29) & (tibia[:, 1] < 12)
         tibia[outer, 1] += 1.5
     if labels.fracture_side:
-        s = warp.sign[labels.fracture_side]
+        s = SIGN[labels.fracture_side]
         fragment = (s * tibia[:, 0] > 17) & (tibia[:, 1] < 30)
         tibia[fragment] += (s * 2.5, 4.5)
 
@@ -183,13 +177,13 @@ def deform(femur: np.ndarray, tibia: np.ndarray, warp: Warp, labels: Labels) -> 
 def add_osteoarthritis(knee: Knee, warp: Warp, rng: np.random.Generator, labels: Labels) -> None:
     """Osteophytes at the four margins, subchondral sclerosis and the boxes of both and of the narrowed space."""
     grade = labels.kl_grade or 0
-    for compartment, s in warp.sign.items():
+    for compartment, s in SIGN.items():
         is_narrow = compartment == labels.compartment
         length = (1.0 if is_narrow else 0.5) * OSTEOPHYTE_MM[grade] * rng.uniform(0.9, 1.1)
         if length > 0.4:
             _add_spurs(knee, warp, s, length, reported=grade >= 2 and is_narrow)
     if grade >= 2 and labels.compartment:
-        s = warp.sign[labels.compartment]
+        s = SIGN[labels.compartment]
         knee.findings.append(("joint_space_narrowing", warp.tibia(np.array([(s * 10, 3.0), (s * 40, -7.0)]))))
         _add_sclerosis(knee, warp, s, SCLEROSIS[grade], reported=grade >= 3)
 

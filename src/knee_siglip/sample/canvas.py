@@ -33,11 +33,11 @@ class Pose:
 def draw_pose(rng: np.random.Generator, side: Side, view: View = "ap") -> Pose:
     """Half of the frontal pictures are cropped tightly as grading sets are, half show the whole exposure.
 
-    A lateral one shows patella and pouch. A right knee has its +x on the picture's left: in front its lateral side, and
-    from the side, since the tube faces its inner side, the patella.
+    A lateral one shows patella and pouch. A right knee has its +x on the picture's left: from the front its lateral
+    side; from the side, whose outer one faces the tube, its back.
     """
     if view == "lateral":
-        field_mm, centre = rng.uniform(112, 158), (rng.uniform(-4, 14), rng.uniform(-26, -8))
+        field_mm, centre = rng.uniform(112, 158), (rng.uniform(-14, 4), rng.uniform(-26, -8))
         return Pose(field_mm, np.deg2rad(rng.uniform(-8, 8)), centre, -1 if side == "right" else 1)
     field_mm = rng.uniform(100, 118) if rng.random() < 0.45 else rng.uniform(118, 166)
     slack = 0.5 * (field_mm - 76)

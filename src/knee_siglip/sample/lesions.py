@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from knee_siglip.sample.anatomy import Knee, Line, Warp, smooth
+from knee_siglip.sample.anatomy import SIGN, Knee, Line, Warp, smooth
 from knee_siglip.sample.findings import Labels
 
 CAP = np.array([
@@ -10,9 +10,9 @@ CAP = np.array([
     (-18, 0), (-28, 0.6), (-38, -3.5), (-42, -14), (-39, -27), (-31, -17), (-16, -22), (0, -26), (16, -22), (31, -17),
 ], dtype=float)  # fmt: skip
 CAP_FROM_SIDE = np.array([
-    (38, -48), (43, -38), (44, -26), (41, -14), (33, -4.5), (21, 0.4), (0, 0.6), (-21, 0.4), (-34, -4.5), (-43, -14),
-    (-46, -25), (-43, -35), (-37, -33), (-37, -20), (-28, -9.5), (-10, -8.5), (10, -8.5), (25, -13), (33, -24),
-    (35, -46),
+    (-38, -48), (-43, -38), (-44, -26), (-41, -14), (-33, -4.5), (-21, 0.4), (0, 0.6), (21, 0.4), (34, -4.5), (43, -14),
+    (46, -25), (43, -35), (37, -33), (37, -20), (28, -9.5), (10, -8.5), (-10, -8.5), (-25, -13), (-33, -24),
+    (-35, -46),
 ], dtype=float)  # fmt: skip
 """Profiles of the femoral cap from the front and from the side."""
 
@@ -30,7 +30,7 @@ def add(knee: Knee, warp: Warp, rng: np.random.Generator, labels: Labels, reach_
     elif labels.special == "loose_body":
         _add_loose_body(knee, warp, rng, reach_mm)
     elif labels.special == "fracture" and labels.fracture_side:
-        _add_fracture(knee, warp, rng, warp.sign[labels.fracture_side])
+        _add_fracture(knee, warp, rng, SIGN[labels.fracture_side])
     elif labels.special == "arthroplasty":
         _add_implant(knee, warp, rng)
 
@@ -53,14 +53,15 @@ def _add_effusion(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
 
 def _add_pouch(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
     thick = rng.uniform(11, 15)
-    pouch = [(44, -40), (47 + thick, -56), (38 + thick, -72), (30 + 0.6 * thick, -86), (26, -92), (27, -74), (34, -56)]
+    pouch = [(-44, -40), (-47 - thick, -56), (-38 - thick, -72), (-30 - 0.6 * thick, -86), (-26, -92), (-27, -74),
+             (-34, -56)]  # fmt: skip
     knee.effusion.append(warp.femur(smooth(np.array(pouch, dtype=float), 4)))
     knee.findings.append(("effusion", knee.effusion[-1]))
 
 
 def _add_chondrocalcinosis(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
     """Calcified menisci (wedges at the outer margins) and a fine, broken line of specks in the cartilage between."""
-    for compartment, s in warp.sign.items():
+    for compartment, s in SIGN.items():
         gap = warp.gap[compartment]
         if gap < 2:
             continue
@@ -76,7 +77,7 @@ def _add_chondrocalcinosis(knee: Knee, warp: Warp, rng: np.random.Generator) -> 
 
 def _add_loose_body(knee: Knee, warp: Warp, rng: np.random.Generator, reach_mm: float) -> None:
     """An ossified body with a rim, in the notch or beside a condyle (from the side: before or behind); 8-11 mm."""
-    places = np.array([(52, -4), (-54, -12)] if knee.from_side else [(0, -12), (0, -14), (-48, -10), (48, -12)])
+    places = np.array([(-52, -4), (54, -12)] if knee.from_side else [(0, -12), (0, -14), (-48, -10), (48, -12)])
     shown = len(places) if reach_mm > 57 else 2
     centre = places[rng.integers(shown)] + rng.normal(0, 0.8, 2)
     angle = np.linspace(0, 2 * np.pi, 9)[:-1]
