@@ -37,7 +37,12 @@ from knee_siglip.training.run import TrainFiles, train
 SIZES = (60, 120, 250, 500, 1000, 1600)
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
-    "16 epochs": {"epochs": 16, "learning_rate": 0.001, "vision_learning_rate_scale": 1.0},
+    "16 epochs": {
+        "epochs": 16,
+        "learning_rate": 0.001,
+        "vision_learning_rate_scale": 1.0,
+        "augment": {"mirror": 0.0},
+    },
 }
 """The second is what README recommended for real radiographs before `train.steps`."""
 
@@ -67,18 +72,18 @@ def keep_rows(manifest: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
     return changed
 
 
-def graded_test(folder: Path, files: TrainFiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Actual and predicted grades, and patients, of the graded test rows."""
+def graded(folder: Path, files: TrainFiles, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Actual and predicted grades, and patients, of a split's graded rows."""
     manifest = read_manifest(files.manifest)
     pixels = open_pixels(manifest, folder / CACHE_FACTS)
-    rows = np.flatnonzero(((manifest["split"] == "test") & manifest["kl_grade"].notna()).to_numpy())
+    rows = np.flatnonzero(((manifest["split"] == split) & manifest["kl_grade"].notna()).to_numpy())
     predictor = Predictor(files.best_model)
     embeds = np.concatenate(
         [predictor.embed_images(pixels[part]) for part in np.array_split(rows, len(rows) // 64 + 1)]
     )
-    tested = manifest.iloc[rows]
-    grades = tested["kl_grade"].to_numpy(dtype=int)
-    return grades, predictor.grade_probabilities(embeds).argmax(axis=1), independent_units(tested).numbers
+    chosen = manifest.iloc[rows]
+    grades = chosen["kl_grade"].to_numpy(dtype=int)
+    return grades, predictor.grade_probabilities(embeds).argmax(axis=1), independent_units(chosen).numbers
 
 
 def measure(params: Params, folder: Path, rows: int) -> dict[str, Any]:
@@ -96,30 +101,38 @@ def measure(params: Params, folder: Path, rows: int) -> dict[str, Any]:
     write_manifest(keep_rows(read_manifest(folder / MANIFEST), rows, params.seed), files.manifest)
     train(params, files)
     verdict = json.loads((files.report / "verdict.json").read_text())
-    grades, predicted, patients = graded_test(folder, files)
+    grades, predicted, patients = graded(folder, files, "test")
+    on_val = graded(folder, files, "val")[:2]
     return {
         "grades": grades.tolist(),
         "predicted": predicted.tolist(),
         "patients": patients.tolist(),
+        "val_kappa": kappa_of(*on_val),
         "rows": verdict["train_rows"],
         "steps": verdict["steps"],
         "signs": [sign["name"] for sign in verdict["signs"]],
     }
 
 
+def kappa_of(grades: np.ndarray, predicted: np.ndarray) -> float:
+    """Quadratic weighted kappa."""
+    classes = int(max(grades.max(), predicted.max())) + 1
+    return float(agreement_metrics(grades, predicted, classes)["quadratic_weighted_kappa"])
+
+
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Kappa of each seed, their mean and its interval: every resample draws the same patients for all seeds."""
-    graded = [(np.array(run["grades"]), np.array(run["predicted"])) for run in runs]
-    statistics = [kappa_statistic(grades, predicted) for grades, predicted in graded]
+    pairs = [(np.array(run["grades"]), np.array(run["predicted"])) for run in runs]
+    statistics = [kappa_statistic(grades, predicted) for grades, predicted in pairs]
     interval = percentile_interval(resample(statistics, np.array(runs[0]["patients"])).mean(axis=0))
-    classes = int(max(grades.max() for grades, _ in graded)) + 1
-    kappas = [agreement_metrics(*pair, classes)["quadratic_weighted_kappa"] for pair in graded]
+    kappas = [kappa_of(*pair) for pair in pairs]
     return {
         "rows": runs[0]["rows"],
         "steps": runs[0]["steps"],
         "kappa": mean(kappas),
         "interval": interval and [interval.low, interval.high],
         "kappa_of_seeds": kappas,
+        "val_kappa_of_seeds": [run["val_kappa"] for run in runs],
         "grades_predicted": [len(np.unique(run["predicted"])) for run in runs],
         "signs": [run["signs"] for run in runs],
     }

@@ -5,7 +5,7 @@ from knee_siglip.pairs.augmentation import augment
 from knee_siglip.pairs.randomness import sample_keys
 from knee_siglip.params.sections import AugmentParams
 
-IMAGES = [name for name in AugmentParams.model_fields if not name.startswith("sentence")]
+IMAGES = [name for name in AugmentParams.model_fields if not name.startswith("sentence") and name != "mirror"]
 NONE = dict.fromkeys(IMAGES, 0)
 
 

@@ -84,3 +84,42 @@ def test_tokens_are_kept_narrow_and_given_out_whole(pairs, largest, kept):
     batch = dataset.batch(np.array([0, 2, 3]))
     assert batch.input_ids.dtype == torch.int64
     assert batch.input_ids[batch.places].tolist() == [[1, largest], [0, 4], [1, largest]]
+
+
+@pytest.fixture
+def mirrored(pairs):
+    """The pairs of texts 0 to 2 may be mirrored, to texts 1, 2 and 0; two images are a study."""
+    pixels = np.random.default_rng(0).integers(0, 256, pairs.pixels.shape, dtype=np.uint8)
+    texts = pairs.text_ids.numpy()
+    other = np.array([1, 2, 0, -1, -1, -1])[texts]
+    return PairDataset(pixels, pairs.rows, pairs.input_ids, texts, np.arange(24) // 2, None, other, 0.5)
+
+
+def test_a_mirrored_pair_has_its_image_mirrored_and_its_other_text(mirrored):
+    batch = mirrored.batch(np.array([6, 24 + 6, 24 + 7]))
+    assert len(mirrored) == 24
+    assert batch.rows.tolist() == batch.row_ids.tolist() == [106, 106, 107]
+    assert torch.equal(batch.pixels[0], torch.from_numpy(mirrored.pixels[106]))
+    assert torch.equal(batch.pixels[1], batch.pixels[0].flip(-1))
+    assert batch.match_ids[:, 0].tolist() == [0, 1, 2]
+    assert torch.equal(batch.input_ids[batch.places], mirrored.input_ids[[0, 1, 2]])
+
+
+def test_a_mirrored_image_is_of_the_mirrored_study(mirrored):
+    studies = mirrored.batch(np.array([6, 7, 24 + 6, 24 + 7])).match_ids[:, 1]
+    assert studies[0] == studies[1] != studies[2] == studies[3]
+    assert studies[2] not in mirrored.match_ids[:24, 1]
+
+
+def test_an_epoch_holds_each_pair_once_as_it_is_or_mirrored_where_it_may_be(mirrored):
+    orders = [mirrored.epoch(0, number) for number in range(20)]
+    assert all(sorted(order % 24) == list(range(24)) for order in orders)
+    assert mirrored.epoch(0, 3).tolist() == orders[3].tolist()
+    flipped = np.concatenate(orders)[np.concatenate(orders) >= 24] - 24
+    assert 0.3 < len(flipped) / (20 * 12) < 0.7
+    assert set(mirrored.text_ids.numpy()[flipped]) == {0, 1, 2}
+    assert (orders[0] >= 24).nonzero()[0].tolist() != (orders[1] >= 24).nonzero()[0].tolist()
+
+
+def test_without_mirrored_texts_an_epoch_is_its_order(pairs):
+    assert pairs.epoch(1, 2).tolist() == epoch_order(24, 1, 2).tolist()

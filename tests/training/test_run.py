@@ -212,7 +212,7 @@ def logged_rows(folder: Path) -> set[tuple[str, str]]:
 
 def test_cached_features_keep_the_studies_positives(files, make_params):
     """A study's other text is a positive, whether the frozen tower's features are cached or computed at each step."""
-    still = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "gamma", "noise"), 0.0)
+    still = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "gamma", "noise", "mirror"), 0.0)
     manifest = read_manifest(files.manifest)
     losses = {}
     for name, studies in {"none": {}, "all": {"study_id": manifest["split"]}}.items():
@@ -223,6 +223,22 @@ def test_cached_features_keep_the_studies_positives(files, make_params):
     assert losses["all", True] == pytest.approx(losses["all", False], rel=1e-4)
     assert losses["none", True] == pytest.approx(losses["none", False], rel=1e-4)
     assert losses["all", True] != pytest.approx(losses["none", True], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("train_params", "side_words", "is_mirrored"),
+    [({}, "knee", True), ({}, None, False), ({"freeze": {"vision": "all"}}, "knee", False)],
+    ids=["images with sides", "images without", "cached features"],
+)
+def test_images_are_mirrored_where_they_have_a_side(files, make_params, train_params, side_words, is_mirrored):
+    still = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "gamma", "noise"), 0.0)
+    losses = []
+    for mirror in (0.0, 1.0):
+        params = make_params(augment=still | {"mirror": mirror}, **train_params)
+        task = params.task.model_copy(update={"side_words": side_words})
+        train(params.model_copy(update={"task": task}), files, "cpu")
+        losses.append(report(files)["train.loss"])
+    assert (losses[0] != losses[1]) is is_mirrored
 
 
 def test_sentences_that_change_are_another_training_and_texts_of_one_sentence_stay(files, make_params, caplog):

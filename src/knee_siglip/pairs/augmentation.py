@@ -1,4 +1,4 @@
-"""Random changes of training radiographs: batched, on the device, never mirrored (left and right are in the text)."""
+"""Random changes of training radiographs: batched, on the device. Mirroring changes the text too: `batches.py`."""
 
 import math
 from functools import lru_cache

@@ -11,6 +11,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from knee_siglip.pairs.sentences import TextVersions
 
+MIRROR_STREAM = 1
+"""Keeps the draw of an epoch's mirrored pairs from the draw of its order."""
+
 Order = TypeVar("Order", np.ndarray, list[str])
 
 
@@ -68,7 +71,7 @@ class Batch:
 
 
 class PairDataset:
-    """The pairs of one split.
+    """The pairs of one split, from 0, and from N on each of them mirrored.
 
     Args:
         pixels: the cache of the whole manifest, or a frozen tower's features of it.
@@ -77,6 +80,8 @@ class PairDataset:
         text_ids: (N,) which of the distinct texts each row has.
         study_ids: (N,) equal for images of one study, which share what is said of any of them.
         text_versions: of the distinct texts, for training.
+        mirrored_text_ids: (N,) which of the distinct texts each mirrored image has; -1: it is never mirrored.
+        mirror: probability that a pair is mirrored in an epoch.
     """
 
     def __init__(
@@ -87,26 +92,50 @@ class PairDataset:
         text_ids: np.ndarray,
         study_ids: np.ndarray | None = None,
         text_versions: "TextVersions | None" = None,
+        mirrored_text_ids: np.ndarray | None = None,
+        mirror: float = 0.0,
     ) -> None:
         assert len(rows) == len(text_ids)
         self.pixels, self.rows, self.text_versions = pixels, rows, text_versions
         self.input_ids = _narrowed(input_ids)
         # studies of one image each match nothing more than the texts do
         studies = [] if study_ids is None or len(np.unique(study_ids)) == len(rows) else [study_ids]
-        self.match_ids = torch.from_numpy(np.stack([text_ids, *studies], axis=1).astype(np.int64))
+        match_ids = np.stack([text_ids, *studies], axis=1).astype(np.int64)
+        self.mirror, self.can_mirror = mirror, np.zeros(len(rows), dtype=bool)
+        if mirrored_text_ids is not None:
+            self.can_mirror = mirrored_text_ids >= 0
+            mirrored_studies = [ids + ids.max() + 1 for ids in studies]  # a mirrored knee is another knee
+            mirrored = np.stack([mirrored_text_ids, *mirrored_studies], axis=1).astype(np.int64)
+            match_ids = np.concatenate([match_ids, mirrored])
+        self.match_ids = torch.from_numpy(match_ids)
         self.text_ids = self.match_ids[:, 0].contiguous()
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def epoch(self, seed: int, number: int) -> np.ndarray:
+        """(N,) the pairs in the order of one epoch, each as it is or mirrored; depends on the arguments alone."""
+        order = epoch_order(len(self), seed, number)
+        if not self.can_mirror.any():
+            return order
+        drawn = np.random.default_rng([seed, number, MIRROR_STREAM]).random(len(self)) < self.mirror
+        return order + len(self) * (drawn & self.can_mirror)[order]
+
     def batch(self, indices: np.ndarray) -> Batch:
         """The pairs at `indices` (B,) of this split, on the CPU."""
         match_ids = self.match_ids[torch.from_numpy(indices)]
         distinct, places = match_ids[:, 0].unique(return_inverse=True)
-        rows = self.rows[indices]
+        rows = self.rows_of(indices)
         row_ids = torch.from_numpy(np.asarray(rows, dtype=np.int64))
         pixels = torch.from_numpy(self.pixels[rows])
+        mirrored = torch.from_numpy(indices >= len(self))
+        pixels[mirrored] = pixels[mirrored].flip(-1)
         return Batch(rows, pixels, self.input_ids[distinct].long(), row_ids, match_ids, places, distinct)
+
+    def rows_of(self, indices: np.ndarray) -> np.ndarray:
+        """(B,) rows in the manifest of the pairs at `indices` (B,), mirrored or not."""
+        rows: np.ndarray = self.rows[indices % len(self)]
+        return rows
 
 
 def _narrowed(input_ids: Tensor) -> Tensor:

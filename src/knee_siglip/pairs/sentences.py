@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from knee_siglip.pairs.randomness import uniform
+from knee_siglip.tables.sides import NAMED
 from knee_siglip.tables.text import normalise_text
 
 VERSIONS = 8
@@ -22,12 +23,6 @@ VERSIONS = 8
 END = re.compile(r"(?<=[.!?;])(?<!\b\d[.])\s+(?=[^\W_])|\s*\n\s*")
 """Between two sentences; `2. Effusion` is one."""
 
-SIDES = {
-    "left": r"left|lt|l|links?|linke[nrs]?|izquierd[ao]s?|esquerd[ao]s?|gauches?",
-    "right": r"right|rt|r|rechts?|rechte[nrs]?|derech[ao]s?|direit[ao]s?|droite?s?",
-    "both": r"both|bilateral(?:ly|es)?|b/l|beidseits|beide[nrs]?|amb[ao]s|(?:contra|ipsi)lateral|other side|opposite",
-}
-NAMED = {side: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for side, words in SIDES.items()}
 NEGATION = re.compile(
     r"\b(?:no|not|none|nor|never|without|w/o|absen(?:t|ce)|negative|free of|den(?:y|ies|ied)|exclud\w*"
     r"|rul(?:ed?|ing) out|r/o|\w+n['’]t|sin|ning[uú]n[ao]?|sem|n[aã]o|nenhum[ao]?|ohne|kein\w*|nicht|sans|pas|aucune?"

@@ -264,8 +264,11 @@ class AugmentParams(Section):
 
     `rotation` in degrees; `shift` and `scale` as a share of the side; `brightness`, `contrast` and `noise` as a share
     of the grey range; `gamma` as the log of the exponent. `sentence_shuffle`: probability that a text's sentences
-    change their order; `sentence_drop`: that one is left out (`pairs/sentences.py`).
+    change their order; `sentence_drop`: that one is left out (`pairs/sentences.py`). `mirror`: probability that an
+    image is mirrored, with left and right exchanged in its text; only where images have a side (`task.side_words`).
     """
+
+    mirror: Fraction = 0.5
 
     rotation: Annotated[float, Field(ge=0, le=180)] = 5.0
     shift: Fraction = 0.04

@@ -30,6 +30,7 @@ from knee_siglip.params.tasks import task_of
 from knee_siglip.store.pixels import CachedPixels, open_pixels
 from knee_siglip.tables.ids import independent_units
 from knee_siglip.tables.manifest import TOKENS_COLUMN, count_drawn, number_groups, read_manifest
+from knee_siglip.tables.sides import exchange_sides
 from knee_siglip.tables.text import fitting_text_length, position_count, tokenize
 from knee_siglip.tracking.tracker import Tracker, open_tracker, remember_run
 from knee_siglip.training.distributed import Ranks, open_ranks
@@ -285,13 +286,43 @@ def _pairs(
 ) -> PairDataset:
     """The pairs of some rows; params: of training, whose texts change."""
     split = manifest.iloc[rows]
-    text_ids, texts = pd.factorize(split["text"])
-    input_ids = _tokens(texts.tolist(), checkpoint)
-    versions = None
-    if params and params.train.augment.sentences() and "impression" in split:
-        first = np.unique(text_ids, return_index=True)[1]  # normalised texts have no sentences any more
-        versions = _text_versions(split["impression"].iloc[first].tolist(), checkpoint, params)
-    return PairDataset(pixels, rows, input_ids, text_ids, number_groups(split, "study_id"), versions)
+    text_ids, distinct = pd.factorize(split["text"])
+    texts, mirrored, versions = distinct.tolist(), None, None
+    # normalised texts have no sentences any more
+    impressions = split.get("impression", split["text"]).iloc[np.unique(text_ids, return_index=True)[1]].tolist()
+    mirror = _mirror_share(params, pixels)
+    if mirror:
+        mirrored = _add_mirrored(texts, impressions)[text_ids]
+    if params and params.train.augment.sentences():
+        versions = _text_versions(impressions, checkpoint, params)
+    input_ids, studies = _tokens(texts, checkpoint), number_groups(split, "study_id")
+    return PairDataset(pixels, rows, input_ids, text_ids, studies, versions, mirrored, mirror)
+
+
+def _mirror_share(params: Params | None, pixels: Pixels) -> float:
+    """Share of mirrored pairs. None where images have no side: a mirrored chest has its heart on the right."""
+    if params is None or params.task.side_words is None or not isinstance(pixels, CachedPixels):
+        return 0.0
+    return params.train.augment.mirror
+
+
+def _add_mirrored(texts: list[str], impressions: list[str]) -> np.ndarray:
+    """Add to the distinct texts (U,), and to the impressions they stand for, those of the mirrored images.
+
+    Returns (U,): each text's place among them when its image is mirrored; -1 where it must not be.
+    """
+    number_of = {text: number for number, text in enumerate(texts)}
+    mirrored = np.full(len(texts), -1)
+    for number, text in enumerate(tuple(texts)):
+        other = exchange_sides(text)
+        if other is None:
+            continue
+        if other not in number_of:
+            number_of[other] = len(texts)
+            texts.append(other)
+            impressions.append(exchange_sides(impressions[number]) or other)
+        mirrored[number] = number_of[other]
+    return mirrored
 
 
 def _text_versions(impressions: Sequence[str], checkpoint: Checkpoint, params: Params) -> TextVersions | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from knee_siglip.core.errors import Interrupted
 from knee_siglip.model.device import autocast_dtype
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-from knee_siglip.pairs.batches import Batch, PairDataset, epoch_order, split_groups
+from knee_siglip.pairs.batches import Batch, PairDataset, split_groups
 from knee_siglip.pairs.prefetch import prefetch_batches
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.acceleration import accelerate
@@ -151,7 +151,7 @@ class Trainer:
         """The pairs of each step from here to step `end`: epoch by epoch, each in its own order."""
         per_epoch = self.budget.steps_per_epoch
         first, last = self.step // per_epoch, math.ceil(end / per_epoch)
-        orders = (epoch_order(len(self.train_set), self.seed, epoch) for epoch in range(first, last))
+        orders = (self.train_set.epoch(self.seed, epoch) for epoch in range(first, last))
         groups = [group for order in orders for group in split_groups(order, self.group_size)]
         done = self.step - first * per_epoch
         return groups[done : done + end - self.step]
@@ -198,7 +198,7 @@ class Trainer:
             self.ema.update()
 
         # Log: values stay on the device until they are shown; the host waits at the end of a round alone
-        rows = self.train_set.rows[group]
+        rows = self.train_set.rows_of(group)
         self.guard.record(self.step, rows, loss, accuracy, gradient_norm, found_inf, loss_scale)
         self.step += 1
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import pandas as pd
 
+from knee_siglip.tables.sides import NO_SIDE
 from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue, issues_of_rows
 from knee_siglip.validation.texts.plain_text import plain
@@ -39,12 +40,7 @@ def side_patterns(subject: str, anatomy: str) -> Patterns:
     """subject: `knee`. anatomy: regular expression of the words of which a side is said."""
     subject, anatomy = re.escape(subject), f"(?:{anatomy})"
     return Patterns(
-        no_side=re.compile(
-            r"\b(?:left|right)[- ]?(?:hand(?:ed)?|foot(?:ed)?)\b"
-            rf"|\b(?:was|were|be|been|being|is|are) left\b(?![- ](?:{subject}|sided))"
-            r"|\bleft (?:in (?:place|situ)|as is|alone|behind|out|over|open|intact|untreated|unremarkable|unchanged)\b"
-            r"|\bright (?:away|angled?|after|now)\b"
-        ),
+        no_side=re.compile(NO_SIDE + rf"|\b(?:was|were|be|been|being|is|are) left\b(?![- ](?:{subject}|sided))"),
         both=re.compile(
             rf"\b(?:both|bilateral(?:ly)?|b/l|each|either|{subject}s|contralateral|opposite|other (?:{subject}|side))\b"
         ),
