@@ -18,8 +18,8 @@ from pathlib import Path
 
 from .project import COMMANDS, ROOT, Project, environment
 
-LONGEST, LONGEST_SHARE = 120.0, 20
-"""Seconds after which a process counts as hung, and times that it takes undisturbed: machines are busy."""
+LONGEST, UNKNOWN = 20, 60.0
+"""Times its undisturbed seconds, or those of a part that was not run yet, after which a process counts as hung."""
 
 LOADED = (
     "knee_siglip",
@@ -74,7 +74,7 @@ class Process:
         os.close(descriptor)
         self.log = Path(log)
         self.started = time.monotonic()
-        self._longest = max(LONGEST, LONGEST_SHARE * project.seconds.get(name, 0))
+        self._longest = LONGEST * max(project.seconds.get(name, UNKNOWN), UNKNOWN / 10)
         self._alive, held = os.pipe()  # the end that all its processes hold closes with the last of them
         told, tell = os.pipe()
         self.dvc = os.fork()
