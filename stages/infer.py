@@ -43,10 +43,8 @@ def main() -> None:
     metrics = summary.metrics()
     write_metrics(paths.INFERENCE_REPORT / "metrics.json", metrics)
     write_metrics(paths.INFERENCE_REPORT / "speed.json", summary.speed())
-    data_hash = predictor.checkpoint.data_hash
-    with attach_tracker(
-        params, stage="infer", model_path=paths.BEST_MODEL, figures=metrics, data_hash=data_hash
-    ) as tracker:
+    model, data_hash = predictor.digest, predictor.checkpoint.data_hash
+    with attach_tracker(params, stage="infer", model=model, figures=metrics, data_hash=data_hash) as tracker:
         tracker.log_summary(flatten(metrics, "infer."))
         tracker.log_artifact(outputs.results, kind="patients", folder="inference")
 

@@ -75,8 +75,9 @@ DEATHS: dict[str, Callable[[], None]] = {
     "process": die,
     "group": lambda: os.killpg(0, signal.SIGKILL),
     "dvc": lambda: os.kill(os.getppid(), signal.SIGKILL),
+    "Ctrl-C": lambda: os.killpg(0, signal.SIGINT),
 }
-"""Whom a stage kills: itself, its group, or the `dvc` or shell above it."""
+"""Whom a stage kills: itself, its group, or the `dvc` or shell above it; or what a terminal sends to its group."""
 
 
 def refuse(number: int) -> Callable[[], None]:

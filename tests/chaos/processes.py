@@ -18,8 +18,8 @@ from pathlib import Path
 
 from .project import COMMANDS, ROOT, Project, environment
 
-LONGEST = 120.0
-"""Seconds after which a process counts as hung."""
+LONGEST, UNKNOWN = 20, 60.0
+"""Times its undisturbed seconds, or those of a part that was not run yet, after which a process counts as hung."""
 
 LOADED = (
     "knee_siglip",
@@ -74,6 +74,7 @@ class Process:
         os.close(descriptor)
         self.log = Path(log)
         self.started = time.monotonic()
+        self._longest = LONGEST * max(project.seconds.get(name, UNKNOWN), UNKNOWN / 10)
         self._alive, held = os.pipe()  # the end that all its processes hold closes with the last of them
         told, tell = os.pipe()
         self.dvc = os.fork()
@@ -93,14 +94,19 @@ class Process:
         self.stage = int(self._told.readline())
 
     def kill(self, whom: str) -> None:
-        """`group`: all its processes; `process`: it alone, not its workers; `dvc`: the process that started it."""
-        target = {"group": -self.stage, "process": self.stage, "dvc": self.dvc}[whom]
+        """`group`: all its processes; `process`: it alone, not its workers; `dvc`: the process that started it.
+
+        `Ctrl-C` interrupts its group.
+        """
         with suppress(ProcessLookupError):
-            (os.killpg if whom == "group" else os.kill)(abs(target), signal.SIGKILL)
+            if whom in ("process", "dvc"):
+                os.kill(self.stage if whom == "process" else self.dvc, signal.SIGKILL)
+            else:
+                os.killpg(self.stage, signal.SIGINT if whom == "Ctrl-C" else signal.SIGKILL)
 
     def wait(self) -> Ended:
-        """Until its last process is gone; what still lives after `LONGEST` is killed."""
-        hung = not select.select([self._alive], [], [], LONGEST)[0]
+        """Until its last process is gone; what still lives after its longest time is killed."""
+        hung = not select.select([self._alive], [], [], self._longest)[0]
         if hung:
             self.kill("group")
             self.kill("dvc")
@@ -118,6 +124,7 @@ def _become(project: Project, name: str, log: Path, prepare: Callable[[], None])
     code = 1
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)

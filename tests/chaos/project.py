@@ -86,6 +86,11 @@ class Project:
                     found[str(path.relative_to(self.folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found
 
+    def half_written(self) -> list[Path]:
+        """Unfinished files outside of the store, which removes them itself, and what keeps other commands out."""
+        files = [path for path in files_of(self.folder) if path.suffix == ".partial" or path.name.endswith(".lock")]
+        return [path for path in files if not {STORE, ".dvc"} & {*path.parts} and path.name != "dvc.lock"]
+
     def _stored_rows(self) -> dict[str, str]:
         """sha256 of the pixels of each image, read without the project's own code."""
         rows = {}

@@ -120,22 +120,40 @@ def kill(bench: Bench, rng: Random) -> Trial:
     """Kill a stage or command at a random or a named moment, then run it again, at once."""
     part, whom = bench.some_part(rng), rng.choice(("group", "process", "dvc"))
     with bench.copy(bench.done) as project:
-        project.remove_outs(part)
-        if rng.random() < 0.5:
-            call, number = bench.moment(part, rng)
-            first, moment = (
-                Process(project, part, faults.at_call(call, number, faults.DEATHS[whom])),
-                f"{call} {number}",
-            )
-        else:
-            seconds = rng.uniform(0, bench.done.seconds[part])
-            first, moment = Process(project, part), f"{seconds:.2f} s"
-            time.sleep(seconds)
-            first.kill(whom)
+        first, moment = _stopped(bench, project, part, whom, rng)
         second = Process(project, part)  # beside what the first has left behind, if that still lives
         ended, before = second.wait(), first.wait()
         outcome = HUNG if before.hung else bench.judge_again(project, part, bench.judge(project, part, ended))
         return Trial(f"kill: {whom}", f"{part} at {moment}", outcome, ended.last_line)
+
+
+def interrupt(bench: Bench, rng: Random) -> Trial:
+    """Interrupt a stage or command: it says so, leaves nothing half-written, and does its work when it is run again."""
+    part = bench.some_part(rng)
+    with bench.copy(bench.done) as project:
+        first, moment = _stopped(bench, project, part, "Ctrl-C", rng)
+        ended = first.wait()
+        if ended.hung or "Traceback" in ended.said:
+            outcome = HUNG if ended.hung else TRACEBACK
+        elif (ended.code and not (ended.code == 130 and ended.sentence)) or project.half_written():
+            outcome = WRONG
+        else:
+            again = Process(project, part).wait()
+            outcome = bench.judge_again(project, part, bench.judge(project, part, again))
+        return Trial("Ctrl-C", f"{part} at {moment}", outcome, ended.last_line)
+
+
+def _stopped(bench: Bench, project: Project, part: str, whom: str, rng: Random) -> tuple[Process, str]:
+    """A stage or command, started and at a random moment or a named one killed or interrupted, and when."""
+    project.remove_outs(part)
+    if rng.random() < 0.5:
+        call, number = bench.moment(part, rng)
+        return Process(project, part, faults.at_call(call, number, faults.DEATHS[whom])), f"{call} {number}"
+    seconds = rng.uniform(0, bench.done.seconds[part])
+    process = Process(project, part)
+    time.sleep(seconds)
+    process.kill(whom)
+    return process, f"{seconds:.2f} s"
 
 
 def refuse(bench: Bench, rng: Random) -> Trial:
@@ -275,6 +293,7 @@ def wrong_clock(bench: Bench, rng: Random) -> Trial:
 
 KINDS: tuple[tuple[Callable[[Bench, Random], Trial], int, tuple[str, ...]], ...] = (
     (kill, 30, ()),
+    (interrupt, 10, ()),
     (refuse, 12, ()),
     (limit, 6, ()),
     (fill, 6, ()),

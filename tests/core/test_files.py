@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.core.files import atomic_file, atomic_folder, atomic_text, link_or_copy, lock, sha256
+from knee_siglip.core.files import atomic_file, atomic_folder, atomic_text, link_or_copy, lock, sha256, sole_writer
 
 
 def names(folder) -> list[str]:
@@ -175,6 +175,30 @@ def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, numb
         pytest.raises(UserError, match=r"has no file locks, so use a folder on another disk"),
         lock(tmp_path / "l", "x"),
     ):
+        pass
+
+
+def test_a_sole_writer_keeps_others_out_and_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    with sole_writer(path):
+        with pytest.raises(UserError, match=r"another process is writing .*table\.csv"), sole_writer(path):
+            pass
+        with sole_writer(tmp_path / "other.csv"):
+            monkeypatch.setenv("RANK", "1")  # of the same torchrun
+            with sole_writer(path):
+                pass
+    assert names(tmp_path) == []
+
+
+def test_a_sole_writer_does_without_locks_and_makes_no_folder(tmp_path, monkeypatch):
+    with sole_writer(tmp_path / "none" / "table.csv"):
+        assert names(tmp_path) == []
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with sole_writer(tmp_path / "table.csv"):
         pass
 
 

@@ -113,6 +113,14 @@ def is_under(file: Path, deps: list[str]) -> bool:
     return any(file.is_relative_to(dep) for dep in deps)
 
 
+@pytest.mark.parametrize(
+    ("stage", "watched"),
+    [("validate", {"${data.csv}", "${data.images}"}), ("infer", {"${infer.csv_path}", "${infer.images}"})],
+)
+def test_a_replaced_image_reruns_the_stage_that_reads_its_table(stage: str, watched: set[str]) -> None:
+    assert watched <= set(stages()[stage]["deps"])
+
+
 @pytest.mark.parametrize("stage", stages())
 def test_every_out_is_cached_so_that_the_run_cache_restores_the_stage(stage: str) -> None:
     """DVC keeps no run of a stage with an uncached out, unless it is a metric: going back would train again."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from knee_siglip.core.files import sha256
 from knee_siglip.params.files import parse_params
 from knee_siglip.tracking.tracker import attach_tracker, open_tracker, remember_run
 from mute_server import MuteServer
@@ -71,7 +72,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         _isolate(patch, root, proxy.url)
         state = random.getstate()
         run_id = _train(root)
-        evaluated = {"stage": "evaluate", "model_path": root / "model.pt", "figures": TEST_METRICS}
+        evaluated = {"stage": "evaluate", "model": sha256(root / "model.pt"), "figures": TEST_METRICS}
         evaluated["data_hash"] = "d" * 32
         with attach_tracker(parse_params({}), **evaluated) as tracker:
             tracker.log_summary(TEST_METRICS)

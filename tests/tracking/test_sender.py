@@ -1,6 +1,7 @@
 """The sender's loop in this process, on a tracker that does as it is told."""
 
 import csv
+import signal
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from knee_siglip.tracking import sender
 from knee_siglip.tracking.backend import Point
 from knee_siglip.tracking.dvclive_run import DvcliveRun
+from knee_siglip.tracking.process import end_senders, start_senders
 from knee_siglip.tracking.runlog import RunLog, undelivered
 from knee_siglip.tracking.sender import Orders, send
 
@@ -157,6 +159,23 @@ def test_another_session_of_the_same_run_is_not_sent_twice(log, monkeypatch):
     assert follow(evaluation, backend, monkeypatch)
     assert backend.names == ["open", "summary", "close"]
     assert backend.calls[1] == ("summary", {"test.loss": 0.5}, 2)
+
+
+def test_ctrl_c_while_the_end_is_waited_for_leaves_no_sender(log, tmp_path, monkeypatch):
+    """They are in sessions of their own, so that the terminal's Ctrl-C does not reach them."""
+    orders = Orders("dvclive", str(log.path), log.session, [], {"folder": str(tmp_path / "live")})
+    senders = start_senders([orders, orders])
+    wait = senders[0].process.wait
+
+    def interrupted(timeout=None):
+        if timeout is not None:
+            raise KeyboardInterrupt
+        return wait()
+
+    monkeypatch.setattr(senders[0].process, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        end_senders(senders)
+    assert [sender.process.returncode for sender in senders] == [-signal.SIGKILL] * 2
 
 
 def test_the_curves_of_an_interrupted_training_are_whole_again(log, tmp_path):

@@ -405,7 +405,7 @@ def test_an_interrupted_run_is_continued_and_a_finished_one_is_not(project):
 
 def attached(model, stage="evaluate", figures=None, **params):
     with attach_tracker(
-        parse_params({"tracking": SILENT} | params), stage=stage, model_path=model, figures=figures or {}
+        parse_params({"tracking": SILENT} | params), stage=stage, model=sha256(model), figures=figures or {}
     ) as tracker:
         return tracker
 

@@ -11,6 +11,7 @@ import typer
 
 from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import UsageError
+from knee_siglip.core.files import atomic_file, sole_writer
 
 # torch and transformers are imported inside the functions: `--help` must not wait for them.
 
@@ -37,17 +38,19 @@ def draw_map(
     """Draw where in one image the model sees a phrase: a look at the model, not at the patient."""
     if output_path.suffix.lower() not in SUFFIXES or not output_path.absolute().parent.is_dir():
         raise UsageError(f"--output_path {output_path}: name a .jpg in a folder that exists")
-    if output_path.exists() and not overwrite:
-        raise UsageError(f"{output_path} exists; name another --output_path or add --overwrite")
     from knee_siglip.imaging.appearance import read_with_warnings
     from knee_siglip.serve.model import check_question, load
 
     check_question(phrase, against, method)
-    model = load(model_path, device=device)
-    image, _ = read_with_warnings(image_path)
-    against = model.normal if against is None else against
-    explanation = model.explain(image.grey, phrase, against, method)
-    output_path.write_bytes(explanation.overlay())
+    with sole_writer(output_path):
+        if output_path.exists() and not overwrite:
+            raise UsageError(f"{output_path} exists; name another --output_path or add --overwrite")
+        model = load(model_path, device=device)
+        image, _ = read_with_warnings(image_path)
+        against = model.normal if against is None else against
+        explanation = model.explain(image.grey, phrase, against, method)
+        with atomic_file(output_path) as file:
+            file.write(explanation.overlay())
     echo(f"{output_path}: the image as the model sees it, and under the map of {phrase!r} against {against!r}")
     if explanation.missing:
         echo(f"Not found: {explanation.missing}")

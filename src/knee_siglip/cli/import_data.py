@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from knee_siglip.core.errors import UsageError
-from knee_siglip.core.files import atomic_text
+from knee_siglip.core.files import atomic_text, sole_writer
 
 # pandas is imported inside the functions: `--help` must not wait for it.
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from knee_siglip.importing.files import Files
     from knee_siglip.importing.outcome import Outcome
+    from knee_siglip.importing.work import Options
 
 FILLED = 0.15
 """Share of the rows of a split that `--split` adds to those that a set ships."""
@@ -61,23 +62,31 @@ def import_data(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.csv.")] = False,
 ) -> None:
     """Turn a data set into the project's CSV, and report what was mapped, joined, composed and dropped."""
-    _check_output(out_csv, source, overwrite)
-    from knee_siglip.importing.importer import Options
-    from knee_siglip.importing.importer import import_data as run
-    from knee_siglip.importing.outcome import show, write_outcome
+    from knee_siglip.importing.work import Options
 
     options = Options(
         *(source, out_csv, layout, _pairs(maps or []), tuple(joins or ()), images, reports, template, pattern),
         *(keep_ids, encoding, sheet),
     )
+    with sole_writer(out_csv):
+        _check_output(out_csv, source, overwrite)
+        _import(options, seed if split else None)
+
+
+def _import(options: "Options", split_seed: int | None) -> None:
+    """Write the CSV and its report, and show it. split_seed: None leaves the splits as the source has them."""
+    from knee_siglip.importing.importer import import_data as run
+    from knee_siglip.importing.outcome import show, write_outcome
+
+    out_csv = options.out
     table, outcome, files = run(options)
     table = table.assign(img_path=_seen_from(table["img_path"].tolist(), files, out_csv.parent))
-    if split:
-        table = _fill_splits(table, seed, outcome)
+    if split_seed is not None:
+        table = _fill_splits(table, split_seed, outcome)
     outcome.next = _next_steps(table, out_csv, files)
-    with atomic_text(out_csv) as file:
-        table.to_csv(file, index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     write_outcome(outcome, out_csv)
+    with atomic_text(out_csv) as file:  # last: where it is, so is its report
+        table.to_csv(file, index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     show(outcome, out_csv)
 
 

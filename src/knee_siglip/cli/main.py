@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from knee_siglip import __version__
 from knee_siglip.cli.compare.command import ListedRuns, compare
@@ -35,8 +36,8 @@ from knee_siglip.cli.store import commands as store_commands
 from knee_siglip.cli.sync import sync
 from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import EXIT_FAILED, EXIT_ROWS_FAILED, UsageError
-from knee_siglip.core.files import readable_name
-from knee_siglip.core.running import run_stage
+from knee_siglip.core.files import is_first_process, readable_name, sole_writer
+from knee_siglip.core.running import ctrl_c, run_stage
 
 # torch, transformers and pandas are imported inside the commands: `--help` must not wait for them.
 if TYPE_CHECKING:
@@ -49,7 +50,20 @@ RESULTS = Path("results.csv")
 RESULT_SUFFIXES = (".csv", ".parquet")
 STATE_STYLES = {"ready": "green", "note": "yellow", "broken": "bold red"}
 
+
+class Commands(TyperGroup):
+    """Commands that tell Ctrl-C in a sentence: typer's own end in silence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise ctrl_c() from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -129,12 +143,12 @@ def infer(
     if image_path and (batch_size or output_path):
         raise UsageError("--batch_size and --output_path belong to a batch; for one image or study nothing is written")
     results = output_path or RESULTS
-    if not image_path:
-        _check_results(results, csv_path, overwrite)
     load = partial(_load, model_path, image_size, device, precision)
     if image_path:
         _rank(load, image_path, query, as_json)
-    else:
+        return
+    with sole_writer(results):
+        _check_results(results, csv_path, overwrite)
         _infer_batch(load, csv_path, folder_path, query, results, batch_size or BATCH_SIZE, as_json)
 
 
@@ -174,7 +188,6 @@ def _infer_batch(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    from knee_siglip.core.processes import is_first_process
     from knee_siglip.inference.batch import infer_batch
     from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.rows import read_folder, read_rows

@@ -8,12 +8,13 @@ import typer
 from knee_siglip.core import paths
 from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import EXIT_FAILED
+from knee_siglip.core.files import lock
 from knee_siglip.core.metrics_file import read_json
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import Params
 from knee_siglip.tracking.records import Record
 from knee_siglip.tracking.runlog import read_pointer, tracking_folder
-from knee_siglip.tracking.sync import deliver, find_logs, find_pending, tracker_ids
+from knee_siglip.tracking.sync import Pending, deliver, find_logs, find_pending, tracker_ids
 
 
 def sync(
@@ -29,19 +30,26 @@ def sync(
     Nothing is sent twice. Runs of `dvc exp run --queue` and `--temp` and killed runs count too.
     """
     folder = tracking_folder(paths.find_store_root())
-    pending = find_pending(find_logs(folder, runs or []))
-    for one in pending:
-        echo(str(one))
     if only_list:
+        pending = _show_pending(folder, runs or [])
         echo(f"{len(pending)} pending" if pending else "nothing is pending")
         _show_workspace(folder)
         return
     params = load_params() if paths.PARAMS.is_file() else Params()
     root = (paths.find_project_root() or Path.cwd()).resolve()
-    failed = deliver(pending, params.tracking, root)
+    with lock(folder / "sync.lock", "sending runs to the trackers", wait=0):
+        pending = _show_pending(folder, runs or [])
+        failed = deliver(pending, params.tracking, root)
     echo(f"{len(pending) - len(failed)} of {len(pending)} sent" if pending else "nothing is pending")
     if failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _show_pending(folder: Path, runs: list[str]) -> list[Pending]:
+    pending = find_pending(find_logs(folder, runs))
+    for one in pending:
+        echo(str(one))
+    return pending
 
 
 def _show_workspace(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.core.processes import is_first_process
+from knee_siglip.core.files import is_first_process, sole_writer
 from knee_siglip.core.running import run_stage
 from knee_siglip.params.checks import check_divisible, check_inputs, vision_patch_size
 from knee_siglip.params.files import load_params, parse_params, save_params
@@ -121,9 +121,11 @@ def train_outside_dvc(params: Params, folder: Path, device: str = "auto") -> Non
             f"start knee-siglip train by itself and name the launcher in the environment: {LAUNCHER}='torchrun "
             "--nproc-per-node 2' knee-siglip train ...; so the images are prepared once, not once per process"
         )
-    prepare(params, folder)
-    hand_over(["-m", "knee_siglip.cli.train", str(folder), device])
-    train_in(folder, device)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder):
+        prepare(params, folder)
+        hand_over(["-m", "knee_siglip.cli.train", str(folder), device])
+        train_in(folder, device)
 
 
 def prepare(params: Params, folder: Path) -> None:
@@ -191,7 +193,9 @@ def train_in(folder: Path, device: str) -> None:
 
 def main() -> None:
     """`-m knee_siglip.cli.train FOLDER DEVICE`, which the launcher starts once per device."""
-    train_in(Path(sys.argv[1]), sys.argv[2])
+    folder = Path(sys.argv[1])
+    with sole_writer(folder):
+        train_in(folder, sys.argv[2])
 
 
 if __name__ == "__main__":

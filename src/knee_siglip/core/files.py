@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from errno import EACCES, EBADF, EINVAL, ENOSYS, ENOTSUP, EPERM
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -122,6 +122,11 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started together, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def lock(path: Path, doing: str, *, wait: float = math.inf) -> Iterator[None]:
     """Keep other processes out while the block runs. The lock file and its folder are made if needed.
@@ -144,6 +149,25 @@ def lock(path: Path, doing: str, *, wait: float = math.inf) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keep other commands from writing `path`, and what belongs to it, while the block runs.
+
+    The lock lies beside it and goes with the block. There is none where the folder is missing, which the command names
+    or makes, where its file system has no locks, and for the others that torchrun started with the first process.
+
+    Raises:
+        UserError: another process is writing it.
+    """
+    file = path.with_name(f".{path.name}.lock")
+    with ExitStack() as stack:
+        if path.parent.is_dir() and is_first_process():
+            with suppress(_NoLocksError):
+                stack.enter_context(lock(file, f"writing {path}", wait=0))
+                stack.callback(file.unlink, missing_ok=True)
+        yield
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
@@ -154,6 +178,10 @@ def readable_name(path: Path) -> str:
     r"""The path as text: bytes that are no UTF-8 and unprintable characters are escaped, as in `caf\xe9.png`."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+class _NoLocksError(UserError):
+    """The file system has no locks."""
 
 
 def _acquire(path: Path, doing: str, wait: float) -> int:
@@ -187,7 +215,7 @@ def _try_lock(path: Path) -> int | None:
         pass
     except OSError as error:  # ENOLCK, ENOSYS: Lustre mounted without flock, NFS without its lock service
         os.close(descriptor)
-        raise UserError(
+        raise _NoLocksError(
             f"cannot lock {path}: {error.strerror}; its file system has no file locks, so use a folder on another disk "
             "(KNEE_SIGLIP_STORE moves the store)"
         ) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.core.files import PARTIAL
+from knee_siglip.core.files import PARTIAL, is_first_process
 
 LOCK_FILE = Path("dvc.lock")
 
@@ -26,7 +26,7 @@ def check_inputs_undamaged() -> None:
         UserError: naming the first that differs.
     """
     stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
-    if not stage or not LOCK_FILE.is_file() or os.environ.get("RANK", "0") != "0":  # one look for all of a torchrun
+    if not stage or not LOCK_FILE.is_file() or not is_first_process():
         return
     stages = _read_lock()
     for out in stages.get(stage, {}).get("outs", []):

@@ -26,11 +26,6 @@ SMALLEST_CHUNK = 4
 """Handing over a chunk costs about what decoding a tenth of an image does."""
 
 
-def is_first_process() -> bool:
-    """Whether this is the first of the processes that torchrun started together, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def split_chunks(items: Sequence[Item], limit: int, workers: int) -> list[Sequence[Item]]:
     """Chunks of at most `limit` items, in order, shrinking towards the end so that all workers end together."""
     smallest = max(1, min(limit, SMALLEST_CHUNK, len(items) // (8 * workers)))

@@ -10,16 +10,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from knee_siglip.core.cells import escape_warnings, printable
-from knee_siglip.core.errors import EXIT_FAILED, UsageError, UserError
-from knee_siglip.core.files import lock
+from knee_siglip.core.errors import Interrupted, UsageError, UserError
+from knee_siglip.core.files import is_first_process, lock
 from knee_siglip.core.inputs import check_inputs_undamaged
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
-
-INTERRUPTED = 128 + signal.SIGINT
 
 REFUSALS = {
     errno.ENOSPC: "free some space",
@@ -64,16 +63,23 @@ def run_stage(main: Callable[[], None]) -> None:
             check_inputs_undamaged()
             main()
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(error)
     except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on with what is done", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _end(ctrl_c())
     except Exception as error:
         if not (sentence := refusal(error)):
             raise
-        print(f"error: {printable(sentence)}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+        _end(UserError(sentence))
+
+
+def ctrl_c() -> Interrupted:
+    """What Ctrl-C is to a user."""
+    return Interrupted("interrupted; no file is half-written, so run the same command again", signal.SIGINT)
+
+
+def _end(error: UserError) -> NoReturn:
+    print(f"error: {printable(str(error))}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 @contextmanager
@@ -83,7 +89,7 @@ def _alone() -> Iterator[None]:
     The other processes of a torchrun belong to the first one.
     """
     stage, folder = os.environ.get("DVC_STAGE", ""), Path(".dvc")
-    if not stage or not folder.is_dir() or os.environ.get("RANK", "0") != "0":
+    if not stage or not folder.is_dir() or not is_first_process():
         yield
         return
     name = stage.rpartition(":")[2]

@@ -67,12 +67,12 @@ def evaluate(params: Params, files: EvaluateFiles, device: str = "auto") -> dict
     from knee_siglip.evaluation.outputs import write_results
 
     results = [measure_split(split, data, files.backbones) for split in data.evaluated]
-    artifacts = write_results(data, results, model_facts(params, data, files.model), files.report)
+    facts = model_facts(params, data, files.model)
+    artifacts = write_results(data, results, facts, files.report)
     metrics = {result.name: result.metrics for result in results}
     figures, data_hash = read_json(files.report / "metrics.json"), data.checkpoint.data_hash
-    with attach_tracker(
-        params, stage="evaluate", model_path=files.model, figures=figures, data_hash=data_hash
-    ) as tracker:
+    model = facts["model_sha256"]
+    with attach_tracker(params, stage="evaluate", model=model, figures=figures, data_hash=data_hash) as tracker:
         # training has already logged its own `train.loss` and `val.loss`, of another epoch
         tracker.log_summary({name if name == "test" else f"evaluation.{name}": metrics[name] for name in metrics})
         for artifact in artifacts:

@@ -93,15 +93,19 @@ class SenderProcess:
         try:
             self.process.wait(timeout=max(ended + patience - began, 0))
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # the group: W&B has a service process of its own
-            self.process.wait()
+            self.kill()
             self._give_up(f"not done {time.monotonic() - ended:.0f} s after the run's end")
         else:
             if cause := self.failure():
                 self._give_up(cause)
         self.stdout.close()
         return self.process.returncode == 0
+
+    def kill(self) -> None:
+        """End it at once, and its group: W&B has a service process of its own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def hear(self) -> None:
         """Warn, once, that the tracker has trouble; start its process again, once, if that has died. Never waits."""
@@ -142,9 +146,17 @@ def start_senders(all_orders: list[Orders]) -> list[SenderProcess]:
 
 
 def end_senders(senders: list[SenderProcess], extra: float = 0) -> int:
-    """Wait for all in parallel, each for its patience and `extra` seconds; returns how many failed."""
+    """Wait for all in parallel, each for its patience and `extra` seconds; returns how many failed.
+
+    Ctrl-C, which they do not get themselves, ends them.
+    """
     for sender in senders:
         with contextlib.suppress(OSError):
             sender.stdin.close()  # tells it that nothing more will come
     ended = time.monotonic()
-    return [sender.end(ended, extra) for sender in senders].count(False)
+    try:
+        return [sender.end(ended, extra) for sender in senders].count(False)
+    except KeyboardInterrupt:
+        for sender in senders:
+            sender.kill()
+        raise

@@ -17,10 +17,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from knee_siglip.core.errors import Interrupted, UserError
-from knee_siglip.core.files import link_or_copy, sha256
+from knee_siglip.core.files import is_first_process, link_or_copy, sha256
 from knee_siglip.core.nesting import flatten
 from knee_siglip.core.paths import TRAIN_REPORT, project_root, tracking_root
-from knee_siglip.core.processes import is_first_process
 from knee_siglip.params.sections import Params, TrackingParams
 from knee_siglip.tracking.privacy import KINDS, is_remote, level_for
 from knee_siglip.tracking.process import Orders, SenderProcess, end_senders, start_senders
@@ -182,13 +181,13 @@ def open_tracker(
 
 
 def attach_tracker(
-    params: Params, *, stage: str, model_path: Path, figures: Mapping[str, Any], data_hash: str | None = None
+    params: Params, *, stage: str, model: str, figures: Mapping[str, Any], data_hash: str | None = None
 ) -> Tracker:
-    """The run that these results of a model file belong to: see `records`.
+    """The run that these results of a model belong to: see `records`.
 
-    figures: of the stage's metrics.json. A model that was trained elsewhere gets a run joined to it by its sha256.
+    model: sha256 of its file; one that was trained elsewhere gets a run joined to it by that. figures: of the stage's
+    metrics.json.
     """
-    model = sha256(model_path)
     record = Record.of(stage, model, params.to_dict(), figures)
     run_id, parent = find_run(record, params)
     if run_id is None:

@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 from knee_siglip.core import paths
 from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import UsageError, UserError
+from knee_siglip.core.files import atomic_text
 
 # pandas and dvc are imported inside the functions: `--help` must not wait for them.
 if TYPE_CHECKING:
@@ -82,10 +83,8 @@ def compare(
     if csv:
         import pandas as pd
 
-        try:
-            pd.DataFrame([asdict(row) for row in comparisons]).to_csv(csv, index=False, lineterminator="\n")
-        except OSError as error:
-            raise UserError(f"{csv} cannot be written: {error.strerror}") from None
+        with atomic_text(csv) as file:
+            pd.DataFrame([asdict(row) for row in comparisons]).to_csv(file, index=False, lineterminator="\n")
     facts = _facts(a[0], split)
     if as_json:
         named = {name: side if len(side) > 1 else side[0] for name, side in zip("ab", sides, strict=True)}

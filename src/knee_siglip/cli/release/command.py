@@ -17,7 +17,7 @@ from knee_siglip.cli.compare.command import WORKSPACE, read_at, rows_of_split
 from knee_siglip.core import paths
 from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import EXIT_FAILED, UsageError, UserError
-from knee_siglip.core.files import atomic_text, sha256
+from knee_siglip.core.files import atomic_text, lock, sha256
 from knee_siglip.params.files import load_params
 
 # torch, pandas, dvc and mlflow are imported inside the functions: `--help` must not wait for them.
@@ -84,8 +84,8 @@ def release(
     from knee_siglip.serve.reference import write_reference
 
     tracking, store = load_params(root / paths.PARAMS).tracking, paths.find_store_root()
-    store.mkdir(parents=True, exist_ok=True)
     with (
+        lock(store / "release.lock", "releasing a model", wait=0),
         TemporaryDirectory(dir=store) as folder,
         Registry.open(tracking, root) as registry,
     ):
@@ -104,8 +104,8 @@ def release(
             echo(f"not the champion: {verdict.reason}")
             raise typer.Exit(EXIT_FAILED)
         registry.promote(version, candidate)
-    with atomic_text(card) as file:
-        file.write(text)
+        with atomic_text(card) as file:
+            file.write(text)
     echo(f"the champion: {verdict.reason}; its card: {card}")
 
 

@@ -17,7 +17,7 @@ import typer
 
 from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import UsageError
-from knee_siglip.core.files import atomic_text
+from knee_siglip.core.files import atomic_text, sole_writer
 
 # pandas is imported inside the functions: `--help` must not wait for it.
 if TYPE_CHECKING:
@@ -55,9 +55,10 @@ def split(
     from knee_siglip.cli.split.assignment import Shares
 
     shares = Shares(val, test)
-    _check_paths(in_csv, out_csv, force)
     names = stratify or default_stratified()
-    table, warnings = split_csv(in_csv, out_csv, shares, seed, stratify, patient_id_pattern, overwrite_split)
+    with sole_writer(out_csv):
+        _check_paths(in_csv, out_csv, force)
+        table, warnings = split_csv(in_csv, out_csv, shares, seed, stratify, patient_id_pattern, overwrite_split)
     for warning in warnings:
         logger.warning(warning)
     _show(table, out_csv, names[0] if names else "", patient_id_pattern)

@@ -21,7 +21,7 @@ from typing import IO, Any, Literal, cast
 import numpy as np
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.core.files import atomic_file
+from knee_siglip.core.files import atomic_file, lock
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.filling import add_rows
 from knee_siglip.store.pixels import PixelStore, read_cache_facts
@@ -96,19 +96,22 @@ def unpack(source: Path, root: Path, files: CacheFiles, on_difference: OnDiffere
     Raises:
         UserError: no such file, or damaged, or of another version; files that differ; a full disk.
     """
-    try:
-        with tarfile.open(source, "r:") as tar:
-            facts = _header(tar)
-            found = {path: _checked(tar, FILES + name, facts) for name, path in files.by_name().items()}
-            changed = _changed(found, on_difference)
-            added = _unpack_pixels(tar, PixelStore(root, Transform.from_dict(facts["transform"])), facts)
-    except FileNotFoundError:
-        raise UserError(f"{source} does not exist") from None
-    except (tarfile.TarError, KeyError, TypeError, ValueError, EOFError) as error:
-        raise UserError(f"{source} is damaged or was not written by `store pack` ({error}); copy it again") from None
-    for path, content in changed.items():
-        with atomic_file(path) as file:
-            file.write(content)
+    with lock(root / "unpack.lock", "unpacking pixels", wait=0):
+        try:
+            with tarfile.open(source, "r:") as tar:
+                facts = _header(tar)
+                found = {path: _checked(tar, FILES + name, facts) for name, path in files.by_name().items()}
+                changed = _changed(found, on_difference)
+                added = _unpack_pixels(tar, PixelStore(root, Transform.from_dict(facts["transform"])), facts)
+        except FileNotFoundError:
+            raise UserError(f"{source} does not exist") from None
+        except (tarfile.TarError, KeyError, TypeError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{source} is damaged or was not written by `store pack` ({error}); copy it again"
+            ) from None
+        for path, content in changed.items():
+            with atomic_file(path) as file:
+                file.write(content)
     return Unpacked(facts["images"], added, list(changed))
 
 
