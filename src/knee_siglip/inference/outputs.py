@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from knee_siglip.core.cells import defanged
-from knee_siglip.core.errors import UserError
+from knee_siglip.core.errors import unwritable
 from knee_siglip.core.files import PARTIAL, flush_to_disk, link_or_copy, lock
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,6 @@ ROWS_IN_GROUP = 65_536
 """Of a Parquet file; so many are in memory at once."""
 
 POLL_SECONDS = 0.2
-
-"""A spreadsheet runs such a cell. Source: OWASP, CSV Injection."""
 
 
 @dataclass(frozen=True)
@@ -380,6 +378,4 @@ def refusals(outputs: Outputs) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {outputs.results}: {error.strerror or error}; free some space or check the rights"
-        ) from None
+        raise unwritable(outputs.results, error) from None
