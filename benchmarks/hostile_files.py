@@ -5,7 +5,8 @@ open_clip: by these packages where they are installed, else by their own lines o
 right, refused, crash, or wrong in silence.
 
 `right`: the expected greys follow from what was read by some rising curve, and rows and columns are where they belong.
-`crash`: the process died, filled 4 GB, or took more than 20 s of the processor. What should be refused and is read is wrong in silence.
+`crash`: the process died, filled 4 GB, or took more than 20 s of the processor. What should be refused and is read is
+wrong in silence.
 Prints target beside figure; exits 1 when one is missed.
 """
 
