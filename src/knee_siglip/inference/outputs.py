@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 RESULTS, EMBEDDINGS, IDS, STUDIES = "results.csv", "embeddings.npy", "embedding_ids.csv", "studies.csv"
 JOURNAL, KEY = "journal.jsonl", "key"
 NAMES = (RESULTS, EMBEDDINGS, IDS)
+
+FORMAT = 2
+"""Of an unfinished run's files; one of another format is not resumed."""
 
 BLOCK = 2**20
 
@@ -196,7 +199,7 @@ def _is_whole(path: Path, size: int, checksum: int) -> bool:
 class PartWriter:
     """Appends a batch at a time to the three files. done: rows, and their counts, written so far.
 
-    Each part's files have their headers; `start` is the number of their first row.
+    The first part's files have the headers of all; `start` is the number of a part's first row.
     """
 
     def __init__(self, folder: Path, part: Part, columns: Sequence[str], width: int, guarded: bool) -> None:
@@ -215,7 +218,7 @@ class PartWriter:
         self._journal = (folder / JOURNAL).open("a" if self.done.rows else "w", encoding="utf-8")
         if self.done.rows and not (folder / JOURNAL).read_bytes().endswith(b"\n"):
             self._journal.write("\n")  # ends a line that was cut, so that the next one is whole
-        if not self.done.rows:
+        if not self.done.rows and part.rank == 0:
             self._write_headers(columns, width)
         if not len(part):
             self.commit()
@@ -269,7 +272,7 @@ class PartWriter:
         self._append(RESULTS, csv_lines([columns]))
         self._append(IDS, csv_lines([["row", "img_path", "image_id"]]))
         header: dict[str, Any] = {"descr": "<f2", "fortran_order": False}
-        header["shape"] = (self.part.rows if self.part.rank == 0 else len(self.part), width)
+        header["shape"] = (self.part.rows, width)
         buffer = io.BytesIO()
         np.lib.format.write_array_header_1_0(buffer, header)
         self._append(EMBEDDINGS, buffer.getvalue())
@@ -294,8 +297,10 @@ def gather_parts(outputs: Outputs, parts: Sequence[Part], key: str) -> tuple[Pat
         total.add(_wait_for(outputs.partial / part.folder, len(part), key))
     with refusals(outputs):
         for name in NAMES:
-            for folder in others:
-                _append_body(first / name, folder / name)
+            with (first / name).open("ab") as whole:
+                for folder in others:
+                    with (folder / name).open("rb") as part_file:
+                        shutil.copyfileobj(part_file, whole)
     return first, total
 
 
@@ -329,27 +334,6 @@ def _wait_for(folder: Path, rows: int, key: str) -> Counts:
             told = True
         time.sleep(POLL_SECONDS)
     return read_progress(folder)
-
-
-def _append_body(target: Path, source: Path) -> None:
-    """Append what follows the header of a part's file."""
-    with source.open("rb") as part, target.open("ab") as whole:
-        if source.name == EMBEDDINGS:
-            version = np.lib.format.read_magic(part)
-            assert version == (1, 0)
-            np.lib.format.read_array_header_1_0(part)
-        else:
-            _skip_record(part)
-        shutil.copyfileobj(part, whole)
-
-
-def _skip_record(file: BinaryIO) -> None:
-    """Read one CSV record; a quoted cell may hold line ends."""
-    quotes = 0
-    while line := file.readline():
-        quotes += line.count(b'"')
-        if quotes % 2 == 0:
-            return
 
 
 def _write_parquet(source: Path, target: Path, numbers: Sequence[str]) -> None:
