@@ -36,8 +36,10 @@ from knee_siglip.tracking.runlog import (
     write_pointer,
 )
 
-SECONDS_LOCAL, SECONDS_REMOTE = 120.0, 30.0
-"""A sender's patience: MLflow takes 8 s on two idle cores to create its database, and much longer on busy ones."""
+SECONDS_LOCAL, SECONDS_REMOTE, SECONDS_CURVES = 120.0, 30.0, 3600.0
+"""A sender's patience: MLflow takes 8 s on two idle cores to create its database, and much longer on busy ones. The
+curves of DVCLive are an out of the stage, so that a part of them would be wrong in silence.
+"""
 
 COPIED_BYTES_PER_SECOND = 10e6  # a copied checkpoint may take longer
 
@@ -245,6 +247,7 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
         kinds["wandb"] = KINDS[level_for(tracking.send, remote=True)]
         options["wandb"] = {"folder": str(root), "mode": wandb_mode(tracking), "system_metrics": watched}
     limit = tracking.upload_limit_mb * 1e6
+    patience = {"dvclive": SECONDS_CURVES, "mlflow": SECONDS_REMOTE if remote else SECONDS_LOCAL}
     return [
         Orders(
             name,
@@ -252,7 +255,7 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
             log.session,
             kinds.get(name, []),
             settings,
-            patience=SECONDS_REMOTE if remote and name == "mlflow" else SECONDS_LOCAL,
+            patience=patience.get(name, SECONDS_LOCAL),
             largest=limit if name == "wandb" or remote else math.inf,
         )
         for name, settings in options.items()
