@@ -11,7 +11,6 @@ PARAMS_CHECKED = Path("data/params_checked.txt")
 SAMPLE = Path("data/sample")
 MANIFEST = Path("data/validated/manifest.parquet")
 EXTERNAL_MANIFEST = Path("data/validated/external.parquet")
-NO_EXTERNAL = Path("data/no_external.csv")
 CACHE_INDEX = Path("data/cache/index.parquet")
 CACHE_FACTS = Path("data/cache/cache.json")
 
