@@ -43,6 +43,12 @@ def temporary_run() -> str | None:
     return os.environ.get("DVC_EXP_NAME") or Path.cwd().name
 
 
+def lasting_report(folder: Path) -> Path:
+    """Where a failed validation's report outlives the run: its folder, or of a `temporary_run` one in the store."""
+    name = temporary_run()
+    return store_root() / FAILED / name if name else folder
+
+
 def store_root() -> Path:
     """Folder of the pixel store and the resume states, shared by all experiments of one project.
 

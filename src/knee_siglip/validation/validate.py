@@ -76,11 +76,13 @@ def validate(
     remove_results(report_folder)
     outcome, external_path = _check(params, text_encoder), manifest_path.with_name(paths.EXTERNAL_MANIFEST.name)
     write_results(report_folder, outcome.table, outcome.issues, outcome.metrics, params.task.label_column)
-    show(outcome.issues, report_folder)
-    if errors := [issue for issue in outcome.issues if issue.severity == "error"]:
+    errors = [issue for issue in outcome.issues if issue.severity == "error"]
+    named = paths.lasting_report(report_folder) if errors else report_folder
+    show(outcome.issues, named)
+    if errors:
         for path in (manifest_path, external_path):
             path.unlink(missing_ok=True)  # an older one would pass for this CSV's
-        raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {report_folder / ISSUES}")
+        raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {named / ISSUES}")
     manifest = outcome.table.drop(columns=[*WORKING_COLUMNS, CSV_ROW]).join(outcome.carried)
     is_external = manifest["split"] == EXTERNAL
     write_manifest(manifest[is_external], external_path)
