@@ -5,7 +5,8 @@ open_clip: by these packages where they are installed, else by their own lines o
 right, refused, crash, or wrong in silence.
 
 `right`: the expected greys follow from what was read by some rising curve, and rows and columns are where they belong.
-`crash`: the process died, filled 4 GB, or took more than 20 s. What should be refused and is read is wrong in silence.
+`crash`: the process died, filled 4 GB, or took more than 20 s of the processor. What should be refused and is read is
+wrong in silence.
 Prints target beside figure; exits 1 when one is missed.
 """
 
@@ -181,7 +182,8 @@ def is_right(found: np.ndarray, expected: np.ndarray) -> bool:
 def _judged(reader: Reader, path: Path, expected: np.ndarray | None) -> int:
     """The number of the outcome, as an exit code."""
     faulthandler.disable()
-    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    signal.alarm(10 * SECONDS)  # one that waits
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)

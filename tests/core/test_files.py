@@ -9,15 +9,24 @@ from pathlib import Path
 import pytest
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.core.files import atomic_file, atomic_folder, atomic_text, link_or_copy, lock, sha256, sole_writer
+from knee_siglip.core.files import (
+    atomic_file,
+    atomic_folder,
+    atomic_text,
+    link_or_copy,
+    lock,
+    sha256,
+    sole_writer,
+    stats_below,
+)
 
 
 def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def fail_halfway(path, **options) -> None:
-    with atomic_file(path, **options) as file:
+def fail_halfway(path) -> None:
+    with atomic_file(path) as file:
         file.write(b"half")
         raise KeyError
 
@@ -43,14 +52,6 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
         fail_halfway(tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_text() == "old"
     assert names(tmp_path) == ["table.csv"]
-
-
-def test_an_error_keeps_the_partial_file_where_it_is_wanted(tmp_path):
-    with pytest.raises(KeyError):
-        fail_halfway(tmp_path / "table.csv", keep_partial=True)
-    (partial,) = tmp_path.iterdir()
-    assert partial.suffix == ".partial"
-    assert partial.read_text() == "half"
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
@@ -197,7 +198,11 @@ def test_a_sole_writer_does_without_locks_and_makes_no_folder(tmp_path, monkeypa
     def flock(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        with sole_writer(tmp_path / "table.csv"):
+            pass
+    (tmp_path / ".table.csv.lock").mkdir()  # nothing can be opened there
     with sole_writer(tmp_path / "table.csv"):
         pass
 
@@ -206,6 +211,14 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "store").touch()
     with pytest.raises(UserError, match=r"cannot write .*store: .*KNEE_SIGLIP_STORE"), lock(tmp_path / "store/l", "x"):
         pass
+
+
+def test_a_file_that_goes_while_a_folder_is_looked_at_is_left_out(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "state").write_bytes(b"four")
+    (tmp_path / "run" / "replaced").symlink_to("gone")
+    assert [stat.st_size for stat in stats_below(tmp_path)] == [4]
+    assert stats_below(tmp_path / "none") == []
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from knee_siglip.core.errors import UsageError
-from knee_siglip.core.running import REFUSALS, run_stage
+from knee_siglip.core.errors import REFUSALS, UsageError
+from knee_siglip.core.running import run_stage
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ def test_cells_of_a_column(with_finding, cell, present):
     assert truth.dtype == bool
 
 
-@pytest.mark.parametrize("cell", ["maybe", "7", "2.5", "{}", "[1, {}]", '{"a": 1', "null"])
+@pytest.mark.parametrize("cell", ["maybe", "7", "2.5", "{}", "[1, {}]", '{"a": 1', "null", "[" * 9_999], ids=len)
 def test_a_cell_that_is_neither_yes_nor_no_is_named(with_finding, cell):
     split = with_finding(count=3)
     split.rows["seen"] = ["1", cell, "0"]

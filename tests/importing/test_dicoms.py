@@ -3,13 +3,17 @@
 import hashlib
 import json
 import stat
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from importing_layouts import noise, save_dicom, write_text
+from knee_siglip.core.errors import UserError
+from knee_siglip.importing.dicoms import KEY_FILE, pseudonym_key
 
 Run = Callable[..., tuple[int, str, str]]
 Import = Callable[..., pd.DataFrame]
@@ -102,3 +106,28 @@ def test_reports_in_files_named_by_the_accession(pacs: Path, run_import: Import,
 def test_dicoms_without_reports_are_told(pacs: Path, tmp_path: Path, knee_siglip: Run) -> None:
     code, _, error = knee_siglip("import", pacs, tmp_path / "rows.csv")
     assert (code, "name a table or folder of reports with --reports" in error) == (1, True)
+
+
+def test_a_damaged_key_is_told_before_it_makes_two_patients_of_one(tmp_path: Path) -> None:
+    path, key = tmp_path / KEY_FILE, pseudonym_key(tmp_path)
+    written = path.read_text()
+    assert pseudonym_key(tmp_path) == key
+    path.write_text(written.split()[0])  # as earlier versions wrote it
+    assert pseudonym_key(tmp_path) == key
+    for damaged in (written.replace(written[0], "0" if written[0] != "0" else "1", 1), written[:10], "", "no key"):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match="the key of earlier pseudonyms, "):
+            pseudonym_key(tmp_path)
+
+
+def test_two_imports_at_once_draw_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter(bytes([number]) * 32 for number in range(9))
+
+    def draw(_: int) -> bytes:
+        time.sleep(0.05)  # the other one looks for the file meanwhile
+        return next(drawn)
+
+    monkeypatch.setattr("secrets.token_bytes", draw)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(pseudonym_key, [tmp_path] * 2)
+    assert first == second == pseudonym_key(tmp_path)

@@ -324,8 +324,10 @@ def train(
 
     merged = params_with_flags(params, {flag: context.params[flag] for flag in FLAGS})
     folder = output_dir or default_output_dir(merged)
-    check_output_dir(folder, overwrite)
-    train_outside_dvc(merged, folder, device)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder):
+        check_output_dir(folder, overwrite)
+        train_outside_dvc(merged, folder, device)
 
 
 @app.command()

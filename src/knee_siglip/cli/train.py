@@ -121,11 +121,9 @@ def train_outside_dvc(params: Params, folder: Path, device: str = "auto") -> Non
             f"start knee-siglip train by itself and name the launcher in the environment: {LAUNCHER}='torchrun "
             "--nproc-per-node 2' knee-siglip train ...; so the images are prepared once, not once per process"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with sole_writer(folder):
-        prepare(params, folder)
-        hand_over(["-m", "knee_siglip.cli.train", str(folder), device])
-        train_in(folder, device)
+    prepare(params, folder)
+    hand_over(["-m", "knee_siglip.cli.train", str(folder), device])
+    train_in(folder, device)
 
 
 def prepare(params: Params, folder: Path) -> None:
@@ -194,7 +192,7 @@ def train_in(folder: Path, device: str) -> None:
 def main() -> None:
     """`-m knee_siglip.cli.train FOLDER DEVICE`, which the launcher starts once per device."""
     folder = Path(sys.argv[1])
-    with sole_writer(folder):
+    with sole_writer(folder):  # its launcher's start has freed the command's
         train_in(folder, sys.argv[2])
 
 

@@ -1,10 +1,32 @@
 """Errors that a user can mend."""
 
+import errno
 import signal
+from pathlib import Path
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_ROWS_FAILED = 3
+
+
+REFUSALS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or ask for a larger quota",
+    errno.EFBIG: "raise the limit of the files' size (ulimit -f), or use another file system",
+    errno.EROFS: "make the file system writable, or run where it is",
+    errno.EACCES: "check the rights of the file and its folder",
+    errno.EPERM: "check the rights of the file and its folder",
+    errno.EIO: "the disk or the network drive fails: check it, and keep a copy of what it holds",
+    errno.ESTALE: "the network drive has changed: mount it again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files: end some programs",
+    errno.EISDIR: "a folder has the name of a file: remove or rename it",
+    errno.ELOOP: "a link leads to itself: remove it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EEXIST: "a file or a broken link has that name: remove or rename it",
+    errno.ENOTDIR: "a file has the name of a folder: remove or rename it",
+}
+"""What the system refuses, with what to do about it."""
 
 
 class UserError(Exception):
@@ -25,3 +47,9 @@ class Interrupted(UserError):
     def __init__(self, message: str, number: signal.Signals) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What the system's refusal to write a file is to a user."""
+    advice = REFUSALS.get(error.errno or 0, "free some space or check the rights")
+    return UserError(f"cannot write {path}: {error.strerror or error}; {advice}")

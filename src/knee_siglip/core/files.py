@@ -15,7 +15,7 @@ from errno import EACCES, EBADF, EINVAL, ENOSYS, ENOTSUP, EPERM
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from knee_siglip.core.errors import UserError
+from knee_siglip.core.errors import UserError, unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,11 @@ POLL_SECONDS = 0.2
 
 
 @contextmanager
-def atomic_file(path: Path, *, keep_partial: bool = False) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file whole or not at all, even if the process is killed or the power fails. Its folder is made if needed.
 
     Until the block ends, the content lies in a partial file beside `path`, so two writers never mix: the last one wins.
-    After an error the partial file is removed, unless `keep_partial`.
+    After an error the partial file is removed.
 
     Raises:
         UserError: the system refuses.
@@ -48,17 +48,16 @@ def atomic_file(path: Path, *, keep_partial: bool = False) -> Iterator[BinaryIO]
         partial.replace(path)
         flush_to_disk(path.parent)
     except BaseException as error:
-        if not keep_partial:
-            partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _refusal(path, error) from None
+            raise unwritable(path, error) from None
         raise
 
 
 @contextmanager
-def atomic_text(path: Path, *, keep_partial: bool = False) -> Iterator[TextIO]:
+def atomic_text(path: Path) -> Iterator[TextIO]:
     """Like `atomic_file`, for UTF-8 text whose line ends are written as they are."""
-    with atomic_file(path, keep_partial=keep_partial) as file:
+    with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         yield text
         text.detach()  # flushes, and leaves closing to `atomic_file`
@@ -78,7 +77,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
     except OSError as error:
-        raise _refusal(path, error) from None
+        raise unwritable(path, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -108,6 +107,16 @@ def files_below(folder: Path) -> Iterator[Path]:
             file = Path(parent, name)
             if not name.startswith(".") and file.is_file():
                 yield file
+
+
+def stats_below(folder: Path) -> list[os.stat_result]:
+    """Of every file below a folder, but for those that another process removes meanwhile."""
+    found = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found.append(Path(parent, name).stat())
+    return found
 
 
 def flush_to_disk(path: Path) -> None:
@@ -150,20 +159,20 @@ def lock(path: Path, doing: str, *, wait: float = math.inf) -> Iterator[None]:
 
 
 @contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
-    """Keep other commands from writing `path`, and what belongs to it, while the block runs.
+def sole_writer(path: Path, *, wait: float = 0) -> Iterator[None]:
+    """Keep others from writing `path`, and what belongs to it, while the block runs.
 
-    The lock lies beside it and goes with the block. There is none where the folder is missing, which the command names
-    or makes, where its file system has no locks, and for the others that torchrun started with the first process.
+    The lock lies beside it and goes with the block. There is none in a folder that is missing or cannot be written,
+    which the command will say, where the file system has no locks, and for the others of a torchrun's first process.
 
     Raises:
-        UserError: another process is writing it.
+        UserError: another process is writing it, and has not ended after `wait` seconds.
     """
     file = path.with_name(f".{path.name}.lock")
     with ExitStack() as stack:
         if path.parent.is_dir() and is_first_process():
-            with suppress(_NoLocksError):
-                stack.enter_context(lock(file, f"writing {path}", wait=0))
+            with suppress(_NoLockError):
+                stack.enter_context(lock(file, f"writing {path}", wait=wait))
                 stack.callback(file.unlink, missing_ok=True)
         yield
 
@@ -180,8 +189,8 @@ def readable_name(path: Path) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-class _NoLocksError(UserError):
-    """The file system has no locks."""
+class _NoLockError(UserError):
+    """The folder cannot be written, or its file system has no locks."""
 
 
 def _acquire(path: Path, doing: str, wait: float) -> int:
@@ -204,7 +213,7 @@ def _try_lock(path: Path) -> int | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise UserError(
+        raise _NoLockError(
             f"cannot write {path.parent}: {error.strerror}; make it writable, or set KNEE_SIGLIP_STORE to another one"
         ) from None
     try:
@@ -215,7 +224,8 @@ def _try_lock(path: Path) -> int | None:
         pass
     except OSError as error:  # ENOLCK, ENOSYS: Lustre mounted without flock, NFS without its lock service
         os.close(descriptor)
-        raise _NoLocksError(
+        path.unlink(missing_ok=True)
+        raise _NoLockError(
             f"cannot lock {path}: {error.strerror}; its file system has no file locks, so use a folder on another disk "
             "(KNEE_SIGLIP_STORE moves the store)"
         ) from None
@@ -233,7 +243,3 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 def _partial_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
-
-
-def _refusal(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {error.strerror or error}; free some space or check the rights")

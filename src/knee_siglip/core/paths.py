@@ -11,7 +11,6 @@ PARAMS_CHECKED = Path("data/params_checked.txt")
 SAMPLE = Path("data/sample")
 MANIFEST = Path("data/validated/manifest.parquet")
 EXTERNAL_MANIFEST = Path("data/validated/external.parquet")
-NO_EXTERNAL = Path("data/no_external.csv")
 CACHE_INDEX = Path("data/cache/index.parquet")
 CACHE_FACTS = Path("data/cache/cache.json")
 
@@ -42,6 +41,12 @@ def temporary_run() -> str | None:
     if root is None or Path.cwd().resolve() == root.resolve():
         return None
     return os.environ.get("DVC_EXP_NAME") or Path.cwd().name
+
+
+def lasting_report(folder: Path) -> Path:
+    """Where a failed validation's report outlives the run: its folder, or of a `temporary_run` one in the store."""
+    name = temporary_run()
+    return store_root() / FAILED / name if name else folder
 
 
 def store_root() -> Path:

@@ -13,28 +13,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from knee_siglip.core.cells import escape_warnings, printable
-from knee_siglip.core.errors import Interrupted, UsageError, UserError
+from knee_siglip.core.errors import REFUSALS, Interrupted, UsageError, UserError
 from knee_siglip.core.files import is_first_process, lock
 from knee_siglip.core.inputs import check_inputs_undamaged
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
-
-REFUSALS = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space, or ask for a larger quota",
-    errno.EFBIG: "raise the limit of the files' size (ulimit -f), or use another file system",
-    errno.EROFS: "make the file system writable, or run where it is",
-    errno.EACCES: "check the rights of the file and its folder",
-    errno.EPERM: "check the rights of the file and its folder",
-    errno.EIO: "the disk or the network drive fails: check it, and keep a copy of what it holds",
-    errno.ESTALE: "the network drive has changed: mount it again",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "the machine has too many open files: end some programs",
-    errno.EISDIR: "a folder has the name of a file: remove or rename it",
-    errno.ENOTDIR: "a file has the name of a folder: remove or rename it",
-}
-"""What the system refuses, with what to do about it."""
 
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 NUMPY_SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")

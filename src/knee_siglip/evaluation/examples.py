@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from knee_siglip.evaluation.case_maps import worst_grades
 from knee_siglip.evaluation.embedded import EmbeddedSplit
 from knee_siglip.metrics.matching.similarity import cosine_scores
 
@@ -50,19 +51,15 @@ def worst_mistakes(split: EmbeddedSplit) -> list[Example]:
         of each its `row` in the split, `img_path`, `text`, the grades `actual` and `predicted`, and the `probability`
         of the predicted one.
     """
-    predicted = split.predicted[split.graded]
-    probabilities = split.grade_probabilities[split.graded, predicted]
-    errors = np.abs(predicted - split.grades)
-    wrong = np.flatnonzero(errors)
-    worst = wrong[np.lexsort((-probabilities[wrong], -errors[wrong]))][:MISTAKES_SHOWN]
+    grades = dict(zip(split.graded.tolist(), split.grades.tolist(), strict=True))
     return [
-        _example(split, split.graded[place])
+        _example(split, row)
         | {
-            "actual": int(split.grades[place]),
-            "predicted": int(predicted[place]),
-            "probability": float(probabilities[place]),
+            "actual": grades[row],
+            "predicted": int(split.predicted[row]),
+            "probability": float(split.grade_probabilities[row, split.predicted[row]]),
         }
-        for place in worst
+        for row in worst_grades(split, MISTAKES_SHOWN)
     ]
 
 

@@ -114,6 +114,6 @@ def _is_present(cell: str, name: str) -> bool | None:
     try:
         listed = json.loads(cell)
         named = [item["finding"] if isinstance(item, dict) else item for item in listed]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return name in named if isinstance(listed, list) else None

@@ -50,7 +50,7 @@ def _boxes(cell: str, name: str) -> dict[str, list[list[float]]]:
     """Finding to its boxes. A cell that is no JSON list is a report's text or a label, as other data have there."""
     try:
         entries = json.loads(cell)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     found: dict[str, list[list[float]]] = {}
     for entry in entries if isinstance(entries, list) else []:

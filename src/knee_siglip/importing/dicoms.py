@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import io
 import logging
+import math
 import secrets
 import warnings
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.core.files import atomic_text
+from knee_siglip.core.files import atomic_text, sole_writer
 from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.imaging.decode.decoded import ImageError
 from knee_siglip.imaging.decode.dicom import is_dicom
@@ -71,19 +72,36 @@ def pseudonym_key(folder: Path) -> bytes:
     """The key beside the CSV, drawn when there is none: equal ids get equal pseudonyms in all imports into one folder.
 
     Raises:
-        UserError: the key cannot be read or written.
+        UserError: the key cannot be read or written, or is damaged.
     """
     path = folder / KEY_FILE
-    try:
+    with sole_writer(path, wait=math.inf):  # two imports into a new folder at once take the same key
         if path.exists():
-            return bytes.fromhex(path.read_text(encoding="ascii").strip())
+            return _read_key(path)
+        key = secrets.token_bytes(KEY_BYTES)
+        with atomic_text(path) as file:
+            file.write(f"{key.hex()} {_checksum(key)}\n")
+        path.chmod(0o600)
+        return key
+
+
+def _read_key(path: Path) -> bytes:
+    """Another key would make two patients of one, in silence."""
+    try:
+        digits, *checksum = path.read_text(encoding="ascii").split()
+        key = bytes.fromhex(digits)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}, the key of earlier pseudonyms, cannot be read: {error}") from None
-    key = secrets.token_bytes(KEY_BYTES)
-    with atomic_text(path) as file:
-        file.write(key.hex() + "\n")
-    path.chmod(0o600)
+    if len(key) != KEY_BYTES or checksum not in ([], [_checksum(key)]):  # earlier versions wrote none
+        raise UserError(
+            f"{path}, the key of earlier pseudonyms, is damaged; bring back a copy, or remove it and import again "
+            "whatever its folder holds"
+        )
     return key
+
+
+def _checksum(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()[:8]
 
 
 def _headers(files: Sequence[str]) -> list[dict[str, str]]:

@@ -126,7 +126,7 @@ def parse_layout(text: str, name: str) -> Layout:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
         raise UsageError(f"{name} is no layout: {where}: {first['msg']}") from None
-    except YAMLError as error:
+    except (YAMLError, RecursionError) as error:
         raise UsageError(f"{name} is no YAML: {str(error).splitlines()[0]}") from None
 
 

@@ -33,7 +33,16 @@ from knee_siglip.core.threads import available_cores
 from knee_siglip.imaging.appearance import warnings_of
 from knee_siglip.imaging.decode.read import ImageError, decode, read_bytes
 from knee_siglip.imaging.fit.transform import Transform
-from knee_siglip.inference.outputs import Counts, Outputs, Part, PartWriter, gather_parts, open_part, put_in_place
+from knee_siglip.inference.outputs import (
+    FORMAT,
+    Counts,
+    Outputs,
+    Part,
+    PartWriter,
+    gather_parts,
+    open_part,
+    put_in_place,
+)
 from knee_siglip.inference.predictor import Predictor, distinct_queries
 from knee_siglip.inference.rows import ImageRows, Row, carried_names
 from knee_siglip.inference.studies import CAUTIONS_BETWEEN, write_studies
@@ -154,7 +163,7 @@ def _write_all(writer: PartWriter, results: Iterable[BatchResult], total: int) -
 
 def _run_key(predictor: Predictor, table: ImageRows, columns: list[str], batch_size: int, ranks: int) -> str:
     """Changes with whatever changes a byte of the results."""
-    facts = [__version__, predictor.digest, str(predictor.transform), predictor.device.type, table.digest]
+    facts = [__version__, FORMAT, predictor.digest, str(predictor.transform), predictor.device.type, table.digest]
     facts.append(str(predictor.task))
     return hashlib.sha256(json.dumps([*facts, columns, batch_size, ranks]).encode()).hexdigest()
 

@@ -19,12 +19,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 
 from knee_siglip.core.cells import defanged
-from knee_siglip.core.errors import UserError
+from knee_siglip.core.errors import unwritable
 from knee_siglip.core.files import PARTIAL, flush_to_disk, link_or_copy, lock
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 RESULTS, EMBEDDINGS, IDS, STUDIES = "results.csv", "embeddings.npy", "embedding_ids.csv", "studies.csv"
 JOURNAL, KEY = "journal.jsonl", "key"
 NAMES = (RESULTS, EMBEDDINGS, IDS)
+
+FORMAT = 2
+"""Of an unfinished run's files; one of another format is not resumed."""
 
 BLOCK = 2**20
 
@@ -42,8 +45,6 @@ ROWS_IN_GROUP = 65_536
 """Of a Parquet file; so many are in memory at once."""
 
 POLL_SECONDS = 0.2
-
-"""A spreadsheet runs such a cell. Source: OWASP, CSV Injection."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _is_whole(path: Path, size: int, checksum: int) -> bool:
 class PartWriter:
     """Appends a batch at a time to the three files. done: rows, and their counts, written so far.
 
-    Each part's files have their headers; `start` is the number of their first row.
+    The first part's files have the headers of all; `start` is the number of a part's first row.
     """
 
     def __init__(self, folder: Path, part: Part, columns: Sequence[str], width: int, guarded: bool) -> None:
@@ -217,7 +218,7 @@ class PartWriter:
         self._journal = (folder / JOURNAL).open("a" if self.done.rows else "w", encoding="utf-8")
         if self.done.rows and not (folder / JOURNAL).read_bytes().endswith(b"\n"):
             self._journal.write("\n")  # ends a line that was cut, so that the next one is whole
-        if not self.done.rows:
+        if not self.done.rows and part.rank == 0:
             self._write_headers(columns, width)
         if not len(part):
             self.commit()
@@ -271,7 +272,7 @@ class PartWriter:
         self._append(RESULTS, csv_lines([columns]))
         self._append(IDS, csv_lines([["row", "img_path", "image_id"]]))
         header: dict[str, Any] = {"descr": "<f2", "fortran_order": False}
-        header["shape"] = (self.part.rows if self.part.rank == 0 else len(self.part), width)
+        header["shape"] = (self.part.rows, width)
         buffer = io.BytesIO()
         np.lib.format.write_array_header_1_0(buffer, header)
         self._append(EMBEDDINGS, buffer.getvalue())
@@ -296,8 +297,10 @@ def gather_parts(outputs: Outputs, parts: Sequence[Part], key: str) -> tuple[Pat
         total.add(_wait_for(outputs.partial / part.folder, len(part), key))
     with refusals(outputs):
         for name in NAMES:
-            for folder in others:
-                _append_body(first / name, folder / name)
+            with (first / name).open("ab") as whole:
+                for folder in others:
+                    with (folder / name).open("rb") as part_file:
+                        shutil.copyfileobj(part_file, whole)
     return first, total
 
 
@@ -333,27 +336,6 @@ def _wait_for(folder: Path, rows: int, key: str) -> Counts:
     return read_progress(folder)
 
 
-def _append_body(target: Path, source: Path) -> None:
-    """Append what follows the header of a part's file."""
-    with source.open("rb") as part, target.open("ab") as whole:
-        if source.name == EMBEDDINGS:
-            version = np.lib.format.read_magic(part)
-            assert version == (1, 0)
-            np.lib.format.read_array_header_1_0(part)
-        else:
-            _skip_record(part)
-        shutil.copyfileobj(part, whole)
-
-
-def _skip_record(file: BinaryIO) -> None:
-    """Read one CSV record; a quoted cell may hold line ends."""
-    quotes = 0
-    while line := file.readline():
-        quotes += line.count(b'"')
-        if quotes % 2 == 0:
-            return
-
-
 def _write_parquet(source: Path, target: Path, numbers: Sequence[str]) -> None:
     """CSV to Parquet, a block of rows at a time: text columns, and `numbers` as float64 with nulls."""
     import pyarrow as pa
@@ -380,6 +362,4 @@ def refusals(outputs: Outputs) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {outputs.results}: {error.strerror or error}; free some space or check the rights"
-        ) from None
+        raise unwritable(outputs.results, error) from None

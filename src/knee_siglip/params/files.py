@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -49,7 +50,7 @@ def _read_yaml(path: Path) -> Any:
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         what = ": ".join(part for part in (error.context, error.problem) if part)
         raise UsageError(f"{path} is not valid YAML{where}: {what}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from None
 
 
@@ -112,6 +113,11 @@ MESSAGES = {
 """In place of pydantic's own, which names a class of this package."""
 
 
+SHOWN = Repr()
+"""YAML's aliases make a value of gigabytes from ten lines."""
+SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 300, 300
+
+
 def _sentences(source: str, error: ValidationError) -> list[str]:
     """One sentence per key, whatever number of types it allows."""
     reasons: dict[str, list[str]] = {}
@@ -130,7 +136,7 @@ def _sentences(source: str, error: ValidationError) -> list[str]:
                 values[key] = item["input"]
     sentences = []
     for key, (first, *others) in reasons.items():
-        shown = f" = {values[key]!r}" if key in values else ""
+        shown = f" = {SHOWN.repr(values[key])}" if key in values else ""
         either = " or ".join([first, *(text.removeprefix("Input should be ") for text in others)])
         sentences.append(f"{source}: {key}{shown}: {either}")
     return sentences

@@ -170,7 +170,7 @@ def position_count(text_encoder: Path) -> int:
     config = text_encoder / "config.json"
     try:
         return int(json.loads(config.read_text(encoding="utf-8"))["max_position_embeddings"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"{config} does not give max_position_embeddings, which model.max_text_length: auto needs; give a number"
         ) from None

@@ -39,6 +39,9 @@ from knee_siglip.tracking.runlog import (
 SECONDS_LOCAL, SECONDS_REMOTE = 120.0, 30.0
 """A sender's patience: MLflow takes 8 s on two idle cores to create its database, and much longer on busy ones."""
 
+NICENESS = 5
+"""Of the senders beside a training. Other stages log when their work is done, and wait for theirs."""
+
 COPIED_BYTES_PER_SECOND = 10e6  # a copied checkpoint may take longer
 
 _logger = logging.getLogger(__name__)
@@ -244,7 +247,7 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
     if tracking.wandb != "none":
         kinds["wandb"] = KINDS[level_for(tracking.send, remote=True)]
         options["wandb"] = {"folder": str(root), "mode": wandb_mode(tracking), "system_metrics": watched}
-    limit = tracking.upload_limit_mb * 1e6
+    limit, niceness = tracking.upload_limit_mb * 1e6, NICENESS if live else 0
     return [
         Orders(
             name,
@@ -254,6 +257,7 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
             settings,
             patience=SECONDS_REMOTE if remote and name == "mlflow" else SECONDS_LOCAL,
             largest=limit if name == "wandb" or remote else math.inf,
+            niceness=niceness,
         )
         for name, settings in options.items()
     ]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.core.files import PARTIAL, atomic_file, link_or_copy, sha256
+from knee_siglip.core.files import PARTIAL, atomic_file, link_or_copy, sha256, stats_below
 from knee_siglip.params.sections import Params
 from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.unfinished import STATE, lock_run
@@ -274,7 +274,7 @@ def require_space(folder: Path, models: Path, model: torch.nn.Module, with_avera
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     state = weights + trained * 4 * (3 if with_average else 2)
-    saved = sum(file.stat().st_size for file in folder.glob("*"))
+    saved = sum(stat.st_size for stat in stats_below(folder))
     needs: dict[int, int] = {}
     for place, size in ((folder, max(0, (KEPT + 1) * (state + weights) - saved)), (models, 2 * weights)):
         existing = next(parent for parent in (place, *place.absolute().parents) if parent.exists())

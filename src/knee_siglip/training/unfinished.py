@@ -1,12 +1,12 @@
 """The trainings that were killed or failed: what the store holds of them. Imports no torch."""
 
 import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from knee_siglip.core.files import lock
+from knee_siglip.core.files import lock, stats_below
 
 LOCK, STATE = ".lock", ".state"
 
@@ -32,7 +32,10 @@ class Unfinished:
 
 def unfinished_runs(root: Path) -> list[Unfinished]:
     """Every unfinished training under the folder of runs `root`, the last used first."""
-    found = [_examine(folder) for folder in root.glob("*") if folder.is_dir()]
+    found = []
+    for folder in filter(Path.is_dir, root.glob("*")):
+        with suppress(FileNotFoundError):  # that training has just ended
+            found.append(_examine(folder))
     return sorted(found, key=lambda run: run.last_used, reverse=True)
 
 
@@ -47,8 +50,8 @@ def remove_unfinished(run: Unfinished) -> None:
 
 
 def _examine(folder: Path) -> Unfinished:
-    stats = [file.stat() for file in folder.iterdir()] or [folder.stat()]
-    steps = [int(file.stem.partition("-")[2]) for file in folder.glob(f"*{STATE}")]
+    stats = stats_below(folder) or [folder.stat()]
+    steps = [int(file.stem.partition("-")[2]) for file in folder.glob(f"step-{'[0-9]' * 9}{STATE}")]
     # a best model may have several names
     sizes = {stat.st_ino: stat.st_blocks * 512 for stat in stats}
     newest = datetime.fromtimestamp(max(stat.st_mtime for stat in stats))

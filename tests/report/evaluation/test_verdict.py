@@ -69,9 +69,9 @@ def test_a_collapsed_model_is_said_to_have_collapsed_first_of_all(evaluation) ->
     found = said(evaluation)
     assert (found.tone, found.word) == ("error", "Unusable")
     assert found.headline == "This model has collapsed: all graded images of the test split get one grade."
-    assert found.advice == "Before this training it graded better: quadratic weighted kappa 0.31, now 0.00."
+    assert found.advice == "Before this training it did better: quadratic weighted kappa 0.31, now 0.00."
     evaluation.set_metrics({"baseline.untrained.zero_shot_kl.quadratic_weighted_kappa": -0.1})
-    assert said(evaluation).advice.startswith("Before this training it graded no better")
+    assert said(evaluation).advice.startswith("Before this training it did no better")
 
 
 def test_texts_that_train_holds_are_no_new_wording(evaluation) -> None:

@@ -130,7 +130,7 @@ def split_csv(
 
 def _check_paths(in_csv: Path, out_csv: Path, force: bool) -> None:
     if not in_csv.is_file():
-        raise UsageError(f"{in_csv} does not exist; it must be a CSV with the column img_path")
+        raise UsageError(f"{in_csv} is no file; it must be a CSV with the column img_path")
     if out_csv.is_dir():
         raise UsageError(f"{out_csv} is a folder; name a CSV file")
     if not out_csv.parent.is_dir():

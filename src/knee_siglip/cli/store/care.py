@@ -14,6 +14,7 @@ from typing import Any
 
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError
+from knee_siglip.core.files import stats_below
 from knee_siglip.core.processes import work_in_chunks
 from knee_siglip.imaging.fit.transform import VERSION
 from knee_siglip.store.filling import LOCK, locked
@@ -129,7 +130,6 @@ def _examine(folder: Path, kind: str, transform_key: str | None) -> StoredRows:
     make_layout = pixel_rows if kind == paths.PIXELS else feature_rows
     layout = make_layout(length) if isinstance(length, int) and length > 0 else None
     segments = read_segments(folder, layout) if layout else []
-    stats = [file.stat() for file in _content(folder)]
     return StoredRows(
         folder=folder,
         kind=kind,
@@ -137,7 +137,7 @@ def _examine(folder: Path, kind: str, transform_key: str | None) -> StoredRows:
         layout=layout,
         lost=sum(segment.lost for segment in segments),
         images=sum(int((segment.index["image_id"] != DAMAGED_ID.encode()).sum()) for segment in segments),
-        bytes=sum(stat.st_blocks * 512 for stat in stats),
+        bytes=sum(stat.st_blocks * 512 for stat in stats_below(folder)),
         segments=len(segments),
         last_used=datetime.fromtimestamp(file.stat().st_mtime) if file.exists() else None,
         usable=usable,
@@ -153,6 +153,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     """{} where there is none, or none that can be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

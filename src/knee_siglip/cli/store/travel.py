@@ -96,7 +96,7 @@ def unpack(source: Path, root: Path, files: CacheFiles, on_difference: OnDiffere
     Raises:
         UserError: no such file, or damaged, or of another version; files that differ; a full disk.
     """
-    with lock(root / "unpack.lock", "unpacking pixels", wait=0):
+    with lock(root.with_name("unpack.lock"), "unpacking pixels", wait=0):
         try:
             with tarfile.open(source, "r:") as tar:
                 facts = _header(tar)
@@ -105,7 +105,7 @@ def unpack(source: Path, root: Path, files: CacheFiles, on_difference: OnDiffere
                 added = _unpack_pixels(tar, PixelStore(root, Transform.from_dict(facts["transform"])), facts)
         except FileNotFoundError:
             raise UserError(f"{source} does not exist") from None
-        except (tarfile.TarError, KeyError, TypeError, ValueError, EOFError) as error:
+        except (tarfile.TarError, KeyError, TypeError, ValueError, EOFError, RecursionError) as error:
             raise UserError(
                 f"{source} is damaged or was not written by `store pack` ({error}); copy it again"
             ) from None

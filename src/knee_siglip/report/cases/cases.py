@@ -19,7 +19,7 @@ TEXTS_SHOWN = 5
 SEED = 0
 NOT_CATEGORIES = {"img_path", "image_id", "split", "patient_id", "text", "study_id", "text_id", "contrastive_batch"}
 
-MAP_KEYS = ("title", "heat", "found", "full")
+MAP_KEYS = ("title", "heat", "missing", "full")
 
 Case = dict[str, Any]
 
@@ -44,9 +44,9 @@ def list_cases(
     Returns:
         of each case `row` (its number in the split), `image_id`, `file`, `text`, `categories` (column to value),
         `retrieved` (whether a right text came first), `rank` (of the first right text), `found` (the most similar
-        texts), `findings` (name, score, truth), `maps` (title, heat, found, full), and where there are grades `actual`,
-        `predicted`, `error` (grades between them; None where the reader gave none), `confidence` and `probabilities`,
-        in order of the labels.
+        texts), `findings` (name, score, truth), `maps` (title, heat, missing, full), and where there are grades
+        `actual`, `predicted`, `error` (grades between them; None where the reader gave none), `confidence` and
+        `probabilities`, in order of the labels.
     """
     assert list(predictions["image_id"]) == list(embeddings["image_id"])
     shown = _chosen(predictions, task)
