@@ -5,28 +5,25 @@
 In a clone of the committed project, on a miniature of the sample, the whole grid `-S seed=1,2,3 -S
 train.learning_rate=0.001,0.002` runs through `dvc queue start --jobs 2`. Then every value of each experiment's
 reports/{train,evaluation}/metrics.json, and its headline file, is looked up in its MLflow run and in its W&B offline
-run, rounded as the files are. Targets: no experiment fails, none has two runs or none, no value is missing or differs.
+run, rounded as the files are. Targets: no experiment fails, two train at one time, none has two runs or none, no value
+is missing or differs.
 """
 
 import argparse
-import json
+import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from claims import Claim, conclude
-from dvc.api import DVCFileSystem
-from mlflow.tracking import MlflowClient
 from pipeline_run import Clone
 from ruamel.yaml import YAML
+from tracked_values import Values, differing, differing_headline, headline, mlflow_runs, wandb_runs, written
 
-from knee_siglip.core.metrics_file import rounded
-from knee_siglip.core.nesting import flatten, nest
-from knee_siglip.params.sections import Params
-from knee_siglip.params.tasks import task_of
-from knee_siglip.report.headline import headline_metrics
+from knee_siglip.tracking.runlog import RunLog, session_starts, tracking_folder
 
 MINIATURE = {
     "image_size": 112,
@@ -37,11 +34,7 @@ MINIATURE = {
     "evaluate.grounding.images": 8,
 }
 GRID = ("-S", "seed=1,2,3", "-S", "train.learning_rate=0.001,0.002")
-EXPERIMENTS = 6
-FACTS = ("dataset.", "parameters.")
-"""What the trackers show as params."""
-
-Values = Mapping[str, float]
+EXPERIMENTS, JOBS = 6, 2
 
 
 def prepare(folder: Path) -> Clone:
@@ -66,7 +59,7 @@ def run_queue(clone: Clone) -> float:
     """Run the grid to its end; seconds."""
     started = time.perf_counter()
     clone.run("dvc", "exp", "run", "--queue", *GRID)
-    clone.run("dvc", "queue", "start", "--jobs", "2")
+    clone.run("dvc", "queue", "start", "--jobs", str(JOBS))
     while {"Queued", "Running"} & set(queue_states(clone).values()):
         time.sleep(5)
     return time.perf_counter() - started
@@ -78,70 +71,60 @@ def queue_states(clone: Clone) -> dict[str, str]:
     return {row[1]: row[-1] for row in rows if row and row[-1] in ("Queued", "Running", "Success", "Failed")}
 
 
-def written(clone: Clone, name: str) -> tuple[dict[str, float], dict[str, float]]:
-    """What the files of an experiment say: all values, and the headline."""
-    files = DVCFileSystem(str(clone.folder), rev=name)
-    train, evaluation, headline = [
-        json.loads(files.read_bytes(f"reports/{part}metrics.json")) for part in ("train/", "evaluation/", "")
-    ]
-    values = flatten(train) | flatten(evaluation)
-    return {name: value for name, value in values.items() if not name.startswith(FACTS)}, headline
+def training_times(clone: Clone) -> dict[str, tuple[float, float]]:
+    """From when to when each experiment trained, in seconds since 1970, by the logs of its runs."""
+    times = {}
+    for log in tracking_folder(clone.folder / ".store").glob("*.jsonl"):
+        events = RunLog(log, "").read()
+        ends = {event["session"]: event["time"] for event in events if event["event"] == "end"}
+        for session, start in session_starts(events).items():
+            if start["stage"] == "train" and (name := start["tags"].get("DVC_EXP_NAME")):
+                times[name] = (start["time"], ends[session])
+    return times
 
 
-def mlflow_runs(clone: Clone, name: str) -> list[Values]:
-    """Metrics of every MLflow run of an experiment."""
-    client = MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("knee-siglip")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], f"tags.DVC_EXP_NAME = '{name}'")
-    return [run.data.metrics for run in runs]
-
-
-def wandb_runs(clone: Clone, name: str) -> list[Values]:
-    """Summary of every W&B run of an experiment: its stages are offline parts of one; the first is named."""
-    summaries: dict[str, dict[str, float]] = {}
-    names: dict[str, str] = {}
-    for folder in sorted((clone.folder / "wandb").glob("offline-run-*")):
-        lines = clone.run("wandb", "leet", "inspect", "--json", str(folder))[1].splitlines()
-        records = [json.loads(line) for line in lines if line.startswith("{")]
-        (start,) = [record["run"] for record in records if record.get("type") == "run"]
-        names.setdefault(start["run_id"], start.get("display_name", ""))
-        summary = summaries.setdefault(start["run_id"], {})
-        for record in records:
-            summary |= record["summary"]["update"] if record.get("type") == "summary" else {}
-    return [summary for run, summary in summaries.items() if names[run] == name]
-
-
-def differing(values: Values, headline: Values, tracked: Values) -> list[str]:
-    """Names of values that a tracker lacks or has otherwise, to the files' digits."""
-    there = rounded({name: tracked.get(name.replace(".", "/")) for name in values})
-    wrong = [name for name, value in values.items() if there[name] != value]
-    nested = nest({name: value for name, value in there.items() if value is not None})
-    evaluation = {"test": nested.pop("test", {})}
-    again = rounded(headline_metrics(evaluation, nested, {}, task_of(Params())))
-    return wrong + [f"headline {name}" for name in headline.keys() & again.keys() if headline[name] != again[name]]
+def most_at_once(times: Iterable[tuple[float, float]]) -> int:
+    """How many of these spans share a moment."""
+    turns = sorted((moment, change) for span in times for moment, change in zip(span, (1, -1), strict=True))
+    return max(accumulate(change for _, change in turns), default=0)
 
 
 def judge(clone: Clone) -> tuple[list[Claim], dict[str, Any]]:
     """The claims, and what of each experiment differs."""
-    trackers: dict[str, Callable[[Clone, str], list[Values]]] = {"MLflow": mlflow_runs, "W&B": wandb_runs}
     states = queue_states(clone)
     done = [name for name, state in states.items() if state == "Success"]
-    claims = [Claim("experiments done", len(done), ">=", EXPERIMENTS)]
-    facts: dict[str, Any] = {"experiments": states}
-    expected = {name: written(clone, name) for name in done}
-    for tracker, runs_of in trackers.items():
-        runs = {name: runs_of(clone, name) for name in done}
-        wrong = {name: differing(*expected[name], found[0]) for name, found in runs.items() if found}
-        facts[f"{tracker}: differing"] = {name: names for name, names in wrong.items() if names}
+    in_wandb = list(wandb_runs(clone.folder).values())
+    tracked: dict[str, dict[str, list[Values]]] = {
+        "MLflow": {name: [r.data.metrics for r in mlflow_runs(clone.folder, DVC_EXP_NAME=name)] for name in done},
+        "W&B": {name: [run.summary for run in in_wandb if run.name == name] for name in done},
+    }
+    files = {name: (written(clone.folder, rev=name), headline(clone.folder, rev=name)) for name in done}
+    times = training_times(clone)
+    claims = [
+        Claim("experiments done", len(done), ">=", EXPERIMENTS),
+        Claim("trainings at one time", most_at_once(times.values()), ">=", JOBS),
+    ]
+    wrong: dict[str, dict[str, list[str]]] = {}
+    for tracker, runs in tracked.items():
+        wrong[tracker] = {
+            name: differing(files[name][0], found[0]) + differing_headline(files[name][1], found[0])
+            for name, found in runs.items()
+            if found
+        }
+        alone = sum(len(found) != 1 for found in runs.values())
         claims += [
-            Claim(
-                f"{tracker}: experiments without one run of their own", sum(len(f) != 1 for f in runs.values()), "<=", 0
-            ),
-            Claim(f"{tracker}: values missing or differing", sum(map(len, wrong.values())), "<=", 0),
+            Claim(f"{tracker}: experiments without one run of their own", alone, "<=", 0),
+            Claim(f"{tracker}: values missing or differing", sum(map(len, wrong[tracker].values())), "<=", 0),
         ]
-    facts["values compared"] = sum(len(values) + len(headline) for values, headline in expected.values())
-    return claims, facts
+    first = min((start for start, _ in times.values()), default=0)
+    return claims, {
+        "experiments": states,
+        "seconds from the first training's start": {
+            name: [round(moment - first) for moment in span] for name, span in times.items()
+        },
+        "differing": wrong,
+        "values compared": sum(len(values) + len(few) for values, few in files.values()),
+    }
 
 
 def main() -> None:
@@ -154,7 +137,14 @@ def main() -> None:
         clone = prepare(args.folder or Path(temporary))
         seconds = round(run_queue(clone))
         claims, facts = judge(clone)
-        conclude(claims, {"seconds in the queue": seconds} | facts, args.output, "dvc", "mlflow", "wandb")
+        conclude(
+            claims,
+            {"seconds in the queue": seconds, "load": os.getloadavg()} | facts,
+            args.output,
+            "dvc",
+            "mlflow",
+            "wandb",
+        )
 
 
 if __name__ == "__main__":

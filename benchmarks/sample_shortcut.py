@@ -35,7 +35,7 @@ def thumbnails(folder: Path, img_paths: pd.Series) -> np.ndarray:
 def shortcut_kappas(folder: Path) -> dict[str, float]:
     """Best quadratic-weighted kappa of each view over a few strengths of regularisation (the shortcut's best case)."""
     table = pd.read_csv(folder / "train.csv").dropna(subset=["kl_grade"])
-    return {view: _best_kappa(folder, rows) for view, rows in table.groupby("view")}
+    return {str(view): _best_kappa(folder, rows) for view, rows in table.groupby("view")}
 
 
 def _best_kappa(folder: Path, table: pd.DataFrame) -> float:

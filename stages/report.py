@@ -45,18 +45,11 @@ def fail_with_page(params: Params) -> None:
     page = write_validation_page(paths.VALIDATION_REPORT, Path(params.data.csv), task_of(params))
     if page is None:
         raise UserError("validation failed before it checked anything")
-    raise UserError(f"validation failed; see {kept(page)}")
-
-
-def kept(page: Path) -> Path:
-    """The page itself, or its copy in the store (beside issues.csv) when DVC deletes this run's folder at its end."""
-    name = paths.temporary_run()
-    if name is None:
-        return page
-    copy = paths.store_root() / paths.FAILED / name / page.name
-    for file in (page, page.with_name(ISSUES)):
-        link_or_copy(file, copy.with_name(file.name))
-    return copy
+    lasting = paths.lasting_report(page.parent)
+    if lasting != page.parent:
+        for name in (page.name, ISSUES):
+            link_or_copy(page.with_name(name), lasting / name)
+    raise UserError(f"validation failed; see {lasting / page.name}")
 
 
 if __name__ == "__main__":

@@ -246,7 +246,18 @@ def test_the_worst_grades_and_every_measured_region_have_a_map(boxed, data):
     assert len(mistaken) == min(errors.sum(), 16)
     for case in cases:
         assert np.shape(case["heat"]) == (24, 24)
-        assert case["found"] == (np.max(case["heat"]) >= 0.5)
+
+
+def test_a_case_and_its_overlay_say_not_found_by_the_rule_of_every_map(boxed, data):
+    """The whole image must fit the phrase, not only one place."""
+    direction = grounding.finding_directions(boxed, data, {"effusion"})["effusion"]
+    fits, against = boxed.image_embeds @ direction, boxed.task.findings["effusion"].negative[0]
+    sides = [replace(boxed, image_embeds=sign * np.sign(fits)[:, None] * boxed.image_embeds) for sign in (-1, 1)]
+    unlike, alike = (grounding_report(replace(split, logit_scale=1e5), data) for split in sides)
+    said = {case["missing"] for case in unlike.cases if case["title"] == "effusion"}
+    assert said == {f"the image fits {against!r} about as well, or better"}
+    assert {case["missing"] for case in alike.cases if case["title"] == "effusion"} == {""}
+    assert alike.overlays[0] != unlike.overlays[0]
 
 
 @pytest.mark.parametrize(("fit", "shown"), [("pad", (1, 1)), ("crop", (1, 0.5))])

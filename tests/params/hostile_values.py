@@ -33,6 +33,7 @@ what the code answers.
 INF, NAN = float("inf"), float("nan")
 EXPONENTIAL = "(a|aa)+$"
 TRACKER = "a tracker that fails never stops a run; training warns, and `knee-siglip sync` sends what was missed"
+NO_FILE = "no second test set, for `knee-siglip train`; DVC, which cannot depend on null, stops with its own error"
 DIVERGES = "a number; where training diverges with it, it stops within four steps and names the images"
 
 HOSTILE: list[tuple[str, Any] | tuple[str, Any, str]] = [
@@ -41,6 +42,8 @@ HOSTILE: list[tuple[str, Any] | tuple[str, Any, str]] = [
     ("seed", -1), ("seed", 2**32), ("seed", 0.5), ("seed", "now"),
     ("data.csv", ""), ("data.csv", "nowhere.csv"), ("data.csv", "/dev/zero"), ("data.csv", "own"), ("data.csv", None),
     ("data.csv", ["a.csv"]), ("data.images", " "), ("data.images", "nowhere"), ("data.images", 7),
+    ("data.external", ""), ("data.external", "nowhere.csv"), ("data.external", "own"), ("data.external", "/dev/zero"),
+    ("data.external", 7), ("data.external", None, NO_FILE),
     ("data.patient_id_pattern", "("), ("data.patient_id_pattern", EXPONENTIAL), ("data.patient_id_pattern", "[z-a]"),
     ("data.patient_id_pattern", "(a+)+$", "exponential in `re`, but not in the library that runs it"),
     ("data.patient_id_pattern", "no_group"),
@@ -89,6 +92,7 @@ def answers() -> Iterator[tuple[str, str]]:
     shipped["data"] |= {"csv": "own/train.csv", "images": "own"}
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         Path("tasks").symlink_to(ROOT / "tasks")
+        Path("data").symlink_to(ROOT / "data")
         Path("own").mkdir()
         Path("own/train.csv").write_text("img_path,impression,split\n")
         for key, value, *why in HOSTILE:

@@ -82,18 +82,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(folder: Path, task: dict[str, Any], row: Any) -> dict[str, Any]:
-    """Draw the images, run every stage; the metrics of the test split."""
+def run(folder: Path, task: dict[str, Any], row: Any, external: int = 0) -> dict[str, Any]:
+    """Draw the images, run every stage; the metrics of the test split. external: images of a second test set."""
     rng, rows = np.random.default_rng(0), []
     (folder / "images").mkdir()
-    splits = [split for split, count in ROWS.items() for _ in range(count)]
+    splits = [split for split, count in (ROWS | {"external": external}).items() for _ in range(count)]
     for number, split in enumerate(splits):
         name = f"images/{number}.png"
         grey = 70 * (number % 3) + rng.integers(0, 60, (64, 64))
         Image.fromarray(grey.astype(np.uint8)).save(folder / name)
         rows.append({"img_path": name, "split": split, "patient_id": f"p{number}", **row(number)})
-    pd.DataFrame(rows).to_csv(folder / "rows.csv", index=False)
-    return run_stages(folder / "run", SMALL | task)
+    table = pd.DataFrame(rows)
+    table[table["split"] != "external"].to_csv(folder / "rows.csv", index=False)
+    table[table["split"] == "external"].drop(columns="split").to_csv(folder / "elsewhere.csv", index=False)
+    return run_stages(folder / "run", SMALL | task | {"data": SMALL["data"] | {"external": "elsewhere.csv"}})
 
 
 def run_stages(out: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def words(page: Path) -> str:
 
 
 def test_hips_with_three_grades_in_words(project: Path) -> None:
-    metrics = run(project, HIP, hip_row)
+    metrics = run(project, HIP, hip_row, external=12)
     out = project / "run"
     issues = pd.read_csv(out / "reports/validation/issues.csv", keep_default_na=False)
     said = issues.set_index("check")["message"]
@@ -158,9 +160,25 @@ def test_hips_with_three_grades_in_words(project: Path) -> None:
     page = words(out / "evaluation/index.html")
     assert "predicts the right grade of hip osteoarthritis for" in page.lower()
     assert "grade severe (severe)" in page
-    assert "none no osteoarthritis" in page
+    assert "none (no osteoarthritis)" in page
     for name in ("evaluation/index.html", "reports/validation/index.html"):
         assert not re.findall(r".{40}(?:knee|kellgren|kl grade).{40}", words(out / name))
+    assert_second_test_set_is_beside_the_first(out)
+
+
+def assert_second_test_set_is_beside_the_first(out: Path) -> None:
+    """Twelve images of `elsewhere.csv`, in every stage's files, and in none that training reads."""
+    assert len(pd.read_parquet(out / "manifest.parquet")) == sum(ROWS.values())
+    assert len(pd.read_parquet(out / "external.parquet")) == 12
+    external = json.loads((out / "evaluation/metrics.json").read_text())["external"]
+    predictions = pd.read_parquet(out / "evaluation/predictions.parquet").query("split == 'external'")
+    assert external["rows"] == len(predictions) == 12
+    accuracy = (predictions["hip_grade"] == predictions["hip_grade_predicted"]).mean()
+    assert external["zero_shot_hip"]["accuracy"] == pytest.approx(accuracy, abs=1e-4)
+    headline = json.loads((out / "headline.json").read_text())
+    assert headline["external_contrastive_accuracy"] == external["contrastive_accuracy"]
+    assert "a second test set with a csv of its own" in words(out / "evaluation/index.html")
+    assert (out / "evaluation/cases/external.html").is_file()
 
 
 def test_a_downloaded_set_goes_from_import_to_results_by_study(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,19 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from tracked_values import (  # noqa: E402
+    WandbRun,
+    differing,
+    differing_headline,
+    headline,
+    mlflow_curve,
+    mlflow_runs,
+    wandb_runs,
+    written,
+)
+
 MINIATURE = {
     "sample": {"patients": 40},
     "train": {"epochs": 12, "batch_size": 16},
@@ -139,20 +153,13 @@ def test_a_second_repro_does_nothing(clone):
 
 
 def test_trackers_hold_what_metrics_json_holds(clone):
-    from knee_siglip.core.nesting import flatten
-
-    metrics = flatten(clone.metrics("train")) | flatten(clone.metrics("evaluation"))
-    facts = ("dataset.", "parameters.")  # are shown as params
-    mlflow_values = _mlflow_metrics(clone)
-    wandb_values = _wandb_summary(clone)
-    for name, value in metrics.items():
-        if not name.startswith(facts):
-            assert mlflow_values[name.replace(".", "/")] == pytest.approx(value, rel=1e-3), name
-            assert wandb_values[name.replace(".", "/")] == pytest.approx(value, rel=1e-3), name
+    model, evaluation = _runs_of(clone)
+    assert model is evaluation
+    assert _differing(clone, model, evaluation) == []
 
 
 def test_predictions_and_results_grade_by_the_prompts_of_today(own):
-    """Swap two grades' prompts after the training: evaluation and inference both follow."""
+    """Swap two grades' prompts after the training: evaluation and inference both follow, and so do the trackers."""
     path, yaml = own.folder / "params.yaml", YAML()
     params = yaml.load(path.read_text())
     prompts = dict(yaml.load((own.folder / "tasks/knee.yaml").read_text())["label_prompts"])
@@ -165,10 +172,15 @@ def test_predictions_and_results_grade_by_the_prompts_of_today(own):
     both = predictions.merge(results, on="img_path", suffixes=("_evaluated", "_inferred"))
     assert len(both) == len(results)
     assert (both["kl_grade_predicted_evaluated"] == both["kl_grade_predicted_inferred"]).all()
-    assert len(_mlflow_runs(own)) == 2  # the evaluation with other prompts is a run of its own
-    assert own.run("knee-siglip", "sync", "--list").count("this workspace's evaluation: run") == 1
+    model, evaluation = _runs_of(own)
+    assert model is not evaluation  # the evaluation with other prompts is a run of its own
+    assert _differing(own, model, evaluation) == []
+
     assert "Running stage 'evaluate'" not in own.run("git", "checkout", "params.yaml") + own.repro()
-    assert len(_mlflow_runs(own)) == 2
+    assert len(mlflow_runs(own.folder)) == len(wandb_runs(own.folder)) == 2
+    model, evaluation = _runs_of(own)
+    assert model is evaluation
+    assert _differing(own, model, evaluation) == []
 
 
 def test_a_style_sheet_reruns_the_report_alone(own):
@@ -205,6 +217,10 @@ def test_a_training_goes_on_after_dvc_itself_was_killed(own, clone):
     assert "resuming at step" in own.run(*retrain)
     assert own.metrics("train") == clone.metrics("train")
     assert list(runs.iterdir()) == []
+    model, evaluation = _runs_of(own)
+    assert model is not evaluation  # DVC knows the evaluation of this model: it belongs to the first training
+    assert _differing(own, model, evaluation) == []
+    assert model.curves == _runs_of(clone)[0].curves  # no step is missing or there twice
 
 
 def test_a_bit_that_flips_behind_dvcs_back_is_named_with_a_way_out_that_works(own):
@@ -221,22 +237,32 @@ def test_a_bit_that_flips_behind_dvcs_back_is_named_with_a_way_out_that_works(ow
     own.repro("--single-item", "--force", "preprocess")
 
 
-def test_two_queued_experiments_share_the_store(own):
-    """Both need the same images in a size that the store lacks: they are decoded once."""
+def test_queued_experiments_share_the_store_and_keep_their_figures_and_the_page_of_what_failed(own):
+    """Two need the same images in a size that the store lacks: they are decoded once. A third has a leak."""
     folder = own.folder / ".store" / "pixels"
     before = {file: file.stat().st_size for file in folder.rglob("*.pixels")}
     for epochs, name in ((1, "short"), (2, "longer")):
         changes = ("-S", f"image_size={OTHER_SIZE}", "-S", f"train.epochs={epochs}")
         own.run("dvc", "exp", "run", "--queue", *changes, "--name", name, "train")
+    row, leak = _leak(own)
+    own.run("dvc", "exp", "run", "--queue", *leak, "--name", "leaky")
     own.run("dvc", "queue", "start", "--jobs", "2")
     _wait_for(lambda: not {"Queued", "Running"} & set(own.run("dvc", "queue", "status").split()), seconds=600, pause=2)
     assert own.run("dvc", "queue", "status").count("Success") == 2, own.run("dvc", "queue", "logs", "longer")
+    in_wandb = {run.name: run.summary for run in wandb_runs(own.folder).values()}
+    for name in ("short", "longer"):
+        (run,) = mlflow_runs(own.folder, DVC_EXP_NAME=name)
+        values = written(own.folder, ("train",), rev=name)
+        assert differing(values, run.data.metrics) == differing(values, in_wandb[name]) == []
     added = {file: file.stat().st_size for file in folder.rglob("*.pixels") if file not in before}
     assert before.items() <= {file: file.stat().st_size for file in before}.items()
     assert sum(added.values()) == OTHER_SIZE**2 * _images(own)
     shown = own.run("dvc", "exp", "show", "--csv")
     assert "short" in shown
     assert "longer" in shown
+    named = re.findall(r"(?:all in|see) (/\S+)", own.run("dvc", "queue", "logs", "leaky"))
+    assert [Path(name).name for name in named] == ["issues.csv", "index.html"]
+    assert all(f"patient {row['patient_id']} is in" in Path(name).read_text() for name in named)
 
 
 def test_a_fresh_clone_with_dvc_pull_evaluates_without_training(own, tmp_path):
@@ -250,6 +276,10 @@ def test_a_fresh_clone_with_dvc_pull_evaluates_without_training(own, tmp_path):
     expected = second.metrics("evaluation")
     second.repro("--single-item", "--force", "evaluate")
     assert second.metrics("evaluation") == expected
+    trained, evaluated = _runs_of(second)
+    assert trained is evaluated
+    assert _differing(second, None, evaluated) == []
+    assert {"model_sha256", "data_hash"} <= evaluated.tags.keys()
 
 
 def test_a_typing_error_in_params_stops_before_any_work(own):
@@ -264,19 +294,25 @@ def test_a_typing_error_in_params_stops_before_any_work(own):
 
 
 def test_a_leaking_patient_stops_the_pipeline(own):
-    folder = own.folder / "own"
-    shutil.copytree(own.folder / "data" / "sample", folder)
-    table = pd.read_csv(folder / "train.csv", dtype=str)
-    row = table.index[table["split"] == "test"][0]
-    table.loc[row, "split"] = "train"
-    table.to_csv(folder / "train.csv", index=False)
-    output = own.run("dvc", "exp", "run", "-S", "data.csv=own/train.csv", "-S", "data.images=own/images", code=255)
-    assert table.loc[row, "patient_id"] in output
+    row, changes = _leak(own)
+    output = own.run("dvc", "exp", "run", *changes, code=255)
+    assert row["patient_id"] in output
     assert "Traceback" not in output
     issues = pd.read_csv(own.folder / "reports/validation/issues.csv", dtype=str)
     assert set(issues.loc[issues["severity"] == "error", "check"]) == {"patient_leak"}
     page = (own.folder / "reports/validation/index.html").read_text()
-    assert f"patient {table.loc[row, 'patient_id']} is in" in page
+    assert f"patient {row['patient_id']} is in" in page
+
+
+def _leak(clone: Clone) -> tuple[pd.Series, tuple[str, ...]]:
+    """A test row that a copy of the sample has in train, and the changes that ask for the copy."""
+    folder = clone.folder / "own"
+    shutil.copytree(clone.folder / "data" / "sample", folder)
+    table = pd.read_csv(folder / "train.csv", dtype=str)
+    row = table.index[table["split"] == "test"][0]
+    table.loc[row, "split"] = "train"
+    table.to_csv(folder / "train.csv", index=False)
+    return table.loc[row], ("-S", f"data.csv={folder}/train.csv", "-S", f"data.images={folder}/images")
 
 
 def _images(clone: Clone) -> int:
@@ -290,26 +326,36 @@ def _wait_for(happened: Callable[[], object], seconds: int = 120, pause: float =
         time.sleep(pause)
 
 
-def _mlflow_metrics(clone: Clone) -> dict[str, float]:
-    (run,) = _mlflow_runs(clone)
-    return run.data.metrics
+class Tracked:
+    """A run as MLflow and W&B hold it: final values, and curves as their points."""
+
+    def __init__(self, clone: Clone, run_id: str, in_wandb: WandbRun) -> None:
+        (run,) = mlflow_runs(clone.folder, **{"knee_siglip.run": run_id})
+        self.tags = run.data.tags
+        self.values = {"MLflow": run.data.metrics, "W&B": in_wandb.summary}
+        rows = [row for row in in_wandb.history if "train/step_loss" in row]
+        self.curves = {
+            "MLflow": mlflow_curve(clone.folder, run, "train/step_loss"),
+            "W&B": [(int(row["_step"]), row["train/step_loss"]) for row in rows],
+        }
 
 
-def _mlflow_runs(clone: Clone) -> list:
-    from mlflow.tracking import MlflowClient
+def _runs_of(clone: Clone) -> tuple[Tracked, Tracked]:
+    """The runs of this workspace's model and evaluation, by the command that names them."""
+    shown = dict(re.findall(r"this workspace's (\w+): run (\S+)", clone.run("knee-siglip", "sync", "--list")))
+    in_wandb = wandb_runs(clone.folder)
+    runs = {run_id: Tracked(clone, run_id, in_wandb[run_id]) for run_id in set(shown.values())}
+    return runs[shown["model"]], runs[shown["evaluation"]]
 
-    client = MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("knee-siglip")
-    assert experiment is not None
-    return client.search_runs([experiment.experiment_id])
 
-
-def _wandb_summary(clone: Clone) -> dict[str, float]:
-    values: dict[str, float] = {}
-    files = sorted((clone.folder / "wandb").glob("offline-run-*/*.wandb"))
-    assert files
-    for file in files:
-        for line in clone.run("wandb", "leet", "inspect", "--json", str(file.parent)).splitlines():
-            record = json.loads(line) if line.startswith("{") else {}
-            values |= record["summary"]["update"] if record.get("type") == "summary" else {}
-    return values
+def _differing(clone: Clone, model: Tracked | None, evaluation: Tracked) -> list[str]:
+    """Values of this workspace's metrics.json that the runs lack or have otherwise; model: None where it is unknown."""
+    wrong = []
+    for tracker, evaluated in evaluation.values.items():
+        trained = model.values[tracker] if model else {}
+        names = differing(written(clone.folder, ("evaluation",)), evaluated)
+        if model:
+            names += differing(written(clone.folder, ("train",)), trained)
+            names += differing_headline(headline(clone.folder), {**trained, **evaluated})
+        wrong += [f"{tracker} {name}" for name in names]
+    return wrong

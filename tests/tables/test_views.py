@@ -22,7 +22,7 @@ def test_each_image_of_a_row_is_a_row_of_its_study():
     assert found.table["view"].tolist() == ["ap", "lateral", "ap", "lateral"]
     assert found.table["impression"].tolist() == ["first", "first", "second", "third"]
     assert found.table["study_id"].tolist() == ["row 2", "row 2", "row 3", "row 4"]
-    assert [found.csv_rows.get(row, row) for row in found.table.index] == [2, 2, 3, 4]
+    assert [found.name(row).row for row in found.table.index] == [2, 2, 3, 4]
     assert "img_path_ap" not in found.table
 
 

@@ -1,15 +1,21 @@
+import json
+import math
 import resource
 
 import numpy as np
 import pytest
 
-from knee_siglip.tracking.runlog import RunLog, Tail, decode_values, encode_values, last_id, last_step
+from knee_siglip.tracking.backend import points_of
+from knee_siglip.tracking.runlog import RunLog, Tail, encode_values, last_id, last_step
 
 
 def test_numbers_survive_the_log_and_everything_else_is_left_out():
     values = {"a": np.float32(0.5), "b": 3, "c": float("-inf"), "d": None, "e": "text", "f": [1], "g": True}
-    assert decode_values(encode_values(values)) == {"a": 0.5, "b": 3.0, "c": float("-inf"), "g": 1.0}
-    assert np.isnan(decode_values(encode_values({"a": float("nan")}))["a"])
+    encoded = encode_values(values | {"h": math.nan})
+    event = json.loads(json.dumps({"event": "metrics", "values": encoded, "step": 0, "time": 0}))
+    points = points_of([event])
+    assert {point.key: point.value for point in points[:-1]} == {"a": 0.5, "b": 3.0, "c": float("-inf"), "g": 1.0}
+    assert np.isnan(points[-1].value)
 
 
 def test_a_half_written_line_waits_and_a_torn_one_is_left_out(tmp_path):

@@ -158,7 +158,8 @@ def test_another_session_of_the_same_run_is_not_sent_twice(log, monkeypatch):
     backend = Scripted()
     assert follow(evaluation, backend, monkeypatch)
     assert backend.names == ["open", "summary", "close"]
-    assert backend.calls[1] == ("summary", {"test.loss": 0.5}, 2)
+    (summary,) = [event for event in log.read() if event["event"] == "summary" and event["session"] == "evaluate-1"]
+    assert backend.calls[1] == ("summary", [Point("test.loss", 0.5, 2, summary["time"])])
 
 
 def test_ctrl_c_while_the_end_is_waited_for_leaves_no_sender(log, tmp_path, monkeypatch):

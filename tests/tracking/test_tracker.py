@@ -23,12 +23,14 @@ from knee_siglip.core.files import sha256
 from knee_siglip.core.nesting import flatten
 from knee_siglip.params.files import parse_params
 from knee_siglip.params.sections import Params
+from knee_siglip.tracking import sync as sync_module
 from knee_siglip.tracking import tracker as tracker_module
+from knee_siglip.tracking.backend import Point
 from knee_siglip.tracking.mlflow_models import ENVIRONMENT
-from knee_siglip.tracking.mlflow_run import MlflowRun
+from knee_siglip.tracking.mlflow_run import RANKED_PER_CALL, MlflowRun
 from knee_siglip.tracking.runlog import RunLog, tracking_folder
 from knee_siglip.tracking.sync import deliver, find_logs, find_pending
-from knee_siglip.tracking.tracker import attach_tracker, open_tracker, orders_for, remember_run
+from knee_siglip.tracking.tracker import NICENESS, attach_tracker, open_tracker, orders_for, remember_run
 from knee_siglip.tracking.wandb_run import WandbRun
 from mute_server import MuteServer
 from tracking.conftest import Recorded
@@ -211,6 +213,12 @@ def test_the_machines_load_is_logged_on_request(recorded, monkeypatch):
     assert [orders.options["system_metrics"] for orders in orders_of({"system_metrics": True})] == [True, True]
 
 
+def test_only_a_training_makes_its_senders_stand_back():
+    log, tracking = RunLog(Path("run.jsonl"), "s"), parse_params({}).tracking
+    assert {orders.niceness for orders in orders_for(tracking, log, Path.cwd(), live=Path.cwd())} == {NICENESS}
+    assert {orders.niceness for orders in orders_for(tracking, log, Path.cwd())} == {0}
+
+
 def test_a_run_that_a_slow_server_made_twice_is_one_in_the_end(recorded, monkeypatch):
     for name, value in {**ENVIRONMENT, "MLFLOW_EXPERIMENT_NAME": "mine"}.items():  # the user's own settings win
         monkeypatch.setenv(name, value)
@@ -222,6 +230,26 @@ def test_a_run_that_a_slow_server_made_twice_is_one_in_the_end(recorded, monkeyp
     sending.close("FINISHED", complete=True)
     assert client.get_experiment(experiment).name == "mine"
     assert [found.info.run_id for found in client.search_runs([experiment])] == [run]
+
+
+def test_figures_that_arrive_twice_are_held_once(recorded, monkeypatch):
+    """An attempt that was given up arrives after all; an evaluation has hundreds of figures."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    start = {"project": "late", "run": "l", "name": "l", "stage": "evaluate", "source": "s", "session": "s", "time": 0}
+    start |= {"tags": {"model_sha256": "a" * 64}, "config": {}, "goes_on": True}
+    given_up, again = [MlflowRun(recorded.mlflow_uri, recorded.root.as_uri()) for _ in range(2)]
+    given_up.open(start | {"tags": {}}, [])
+    given_up.artifact({"kind": "model", "path": "best_model.pt", "how": "reference", "sha256": "a" * 64})
+    given_up.open(start, [])
+    run = again.open(start, [])
+    points = [Point(f"test.figure_{number}", number, 0, 1.0) for number in range(RANKED_PER_CALL + 1)]
+    for attempt in (again, given_up):
+        attempt.summary(points)
+    client = MlflowClient(recorded.mlflow_uri)
+    assert len(client.get_metric_history(run, "test/figure_0")) == 1
+    (model,) = client.search_logged_models([client.get_run(run).info.experiment_id])
+    assert len(model.metrics) == len({metric.key for metric in model.metrics}) == len(points)
 
 
 def orders_of(tracking):
@@ -343,6 +371,18 @@ def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, mon
     models = client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'")
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id for model in models]
     assert [(model.name, model.status) for model in models] == [("model", "READY")]
+
+
+def test_one_process_sends_all_sessions_of_a_run_in_order(project, monkeypatch):
+    started = []
+    monkeypatch.setattr(sync_module, "start_senders", lambda orders: started.extend(orders) or [])
+    for session in ("train-1", "evaluate-1"):
+        log = RunLog(tracking_folder() / "r.jsonl", session)
+        log.write("start", name="r", stage=session, backends=["mlflow"])
+    pending = find_pending([log.path])
+    assert deliver(pending, parse_params({}).tracking, project) == pending
+    assert [orders.session for orders in started] == ["evaluate-1"]
+    assert [event["session"] for event in log.read() if event["event"] == "failed"] == ["train-1"]
 
 
 def test_a_server_that_never_answers_is_given_up(project, monkeypatch, caplog):

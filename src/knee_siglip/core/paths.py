@@ -11,7 +11,6 @@ PARAMS_CHECKED = Path("data/params_checked.txt")
 SAMPLE = Path("data/sample")
 MANIFEST = Path("data/validated/manifest.parquet")
 EXTERNAL_MANIFEST = Path("data/validated/external.parquet")
-NO_EXTERNAL = Path("data/no_external.csv")
 CACHE_INDEX = Path("data/cache/index.parquet")
 CACHE_FACTS = Path("data/cache/cache.json")
 
@@ -36,12 +35,15 @@ def project_root() -> Path | None:
     return Path(root) if root else None
 
 
-def temporary_run() -> str | None:
-    """The experiment's name in a `--queue` or `--temp` run, whose folder DVC deletes at its end; None elsewhere."""
+def lasting_report(folder: Path) -> Path:
+    """Where a failed validation's report outlives the run: its folder, or one in the store.
+
+    DVC deletes the folder of a `--queue` or `--temp` run at its end.
+    """
     root = project_root()
     if root is None or Path.cwd().resolve() == root.resolve():
-        return None
-    return os.environ.get("DVC_EXP_NAME") or Path.cwd().name
+        return folder
+    return store_root() / FAILED / (os.environ.get("DVC_EXP_NAME") or Path.cwd().name)
 
 
 def store_root() -> Path:

@@ -1,13 +1,12 @@
 """Maps of single cases for the case browser: as rough numbers over the original picture, which the browser colours."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
-from knee_siglip.evaluation.regions import Region
-from knee_siglip.explain.overlays import LEAST, LOG_ODDS
+from knee_siglip.explain.overlays import LOG_ODDS, missing_reason
 from knee_siglip.imaging.fit.transform import Transform
 
 CELLS = 24
@@ -17,40 +16,52 @@ MISTAKES = 16
 """Worst wrong grades that are mapped: three seconds on two cores."""
 
 
-def worst_grades(split: EmbeddedSplit) -> list[int]:
-    """Rows of the most wrong grades, the furthest and then the surest first."""
-    if not len(split.graded):
-        return []
+def worst_grades(split: EmbeddedSplit, count: int) -> list[int]:
+    """At most so many rows of wrong grades, the furthest and then the surest first."""
     errors = np.abs(split.predicted[split.graded] - split.grades)
-    sure = split.grade_probabilities[split.graded].max(axis=1)
-    order = np.lexsort([-sure, -errors])
-    return [int(split.graded[place]) for place in order[:MISTAKES] if errors[place]]
+    sure = split.grade_probabilities[split.graded].max(axis=1, initial=0)
+    order = np.lexsort([-sure, -errors])[: min(count, np.count_nonzero(errors))]
+    return split.graded[order].tolist()
 
 
-def why_not_right(split: EmbeddedSplit, row: int) -> tuple[str, np.ndarray]:
-    """Title and direction (D,) of what speaks for the predicted grade rather than the right one."""
+@dataclass(frozen=True)
+class Question:
+    """What a map of an image asks: where does it speak for a phrase rather than for `against`?
+
+    row: of the split. direction: (D,) embedding of the phrase less that of `against`.
+    """
+
+    row: int
+    title: str
+    direction: np.ndarray
+    against: str
+
+    def missing_reason(self, split: EmbeddedSplit, heat: np.ndarray) -> str:
+        """Why the phrase is nowhere in the image, "" where it is somewhere. heat: the map, in cosines."""
+        margin = split.logit_scale * float(split.image_embeds[self.row] @ self.direction)
+        return missing_reason(split.logit_scale * heat, margin, self.against)
+
+
+def why_not_right(split: EmbeddedSplit, row: int) -> Question:
+    """What speaks for the predicted grade rather than the right one."""
     right = int(split.grades[np.flatnonzero(split.graded == row)[0]])
     said, labels, prompts = int(split.predicted[row]), split.task.labels, split.prompts.grade_ensembles
-    title = f"{split.task.label_short} {labels.values[said]} rather than {labels.values[right]}"
-    return title, prompts[said] - prompts[right]
+    short, value = split.task.label_short, labels.values
+    title = f"{short} {value[said]} rather than {value[right]}"
+    return Question(row, title, prompts[said] - prompts[right], f"{short} {value[right]}")
 
 
-def region_maps(
-    split: EmbeddedSplit, data: EmbeddedData, regions: Sequence[Region], heats: Sequence[np.ndarray]
-) -> list[dict[str, Any]]:
-    """Of each region the map of its finding, in cosines."""
-    return [
-        case_map(split, data, region.row, region.finding.replace("_", " "), heat)
-        for region, heat in zip(regions, heats, strict=True)
-    ]
-
-
-def case_map(split: EmbeddedSplit, data: EmbeddedData, row: int, title: str, heat: np.ndarray) -> dict[str, Any]:
-    """JSON of one map: `row` of the split, `title`, `heat` in log-odds, `found`: whether a place is worth enough."""
-    size = (int(split.rows["height"].iloc[row]), int(split.rows["width"].iloc[row]))
+def case_map(split: EmbeddedSplit, data: EmbeddedData, question: Question, heat: np.ndarray) -> dict[str, Any]:
+    """JSON of a map (S, S) in cosines: `row`, `title`, `heat` in log-odds, and `missing`: why it is nowhere, or ""."""
+    size = (int(split.rows["height"].iloc[question.row]), int(split.rows["width"].iloc[question.row]))
     cells = split.logit_scale * over_picture(heat, data.pixels.transform, *size)
-    found = bool(cells.max() >= LEAST)
-    return {"row": row, "title": title, "found": found, "heat": np.round(cells, 2).tolist(), "full": LOG_ODDS.full}
+    return {
+        "row": question.row,
+        "title": question.title,
+        "missing": question.missing_reason(split, heat),
+        "heat": np.round(cells, 2).tolist(),
+        "full": LOG_ODDS.full,
+    }
 
 
 def over_picture(heat: np.ndarray, transform: Transform, height: int, width: int) -> np.ndarray:

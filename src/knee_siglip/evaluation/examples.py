@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from knee_siglip.evaluation.case_maps import worst_grades
 from knee_siglip.evaluation.embedded import EmbeddedSplit
-from knee_siglip.metrics.matching.similarity import cosine_scores
+from knee_siglip.metrics.matching.similarity import similar_texts
 
-TEXTS_SHOWN = 5
 MISTAKES_SHOWN = 8
 SEED = 0
 
@@ -18,29 +18,11 @@ def gallery(split: EmbeddedSplit, count: int) -> list[Example]:
     """Draw `count` images by a fixed seed, half of them with a right text on top as far as there are enough of both.
 
     Returns:
-        of each its `row` in the split, `img_path`, `text`, and the texts `found` for it, the most similar first:
-        `text`, `similarity` (cosine), `right`, and the `count` of rows that have this text.
+        of each its `row` in the split, `img_path`, `text`, and the texts `found` for it, as `similar_texts` tells them.
     """
-    texts = np.array(split.texts, dtype=object)
-    distinct, firsts, counts = np.unique(texts, return_index=True, return_counts=True)
-    is_hit = split.searches["image_to_text"].recall_at(1) >= 0.5
-    drawn = _draw_halves(is_hit, count)
-    scores = cosine_scores(split.image_embeds[drawn], split.text_embeds[firsts])
-    examples = []
-    for row, similarities in zip(drawn, scores, strict=True):
-        right = set(texts[split.study_ids == split.study_ids[row]])
-        best = np.argsort(-similarities, kind="stable")[:TEXTS_SHOWN]
-        found = [
-            {
-                "text": distinct[place],
-                "right": distinct[place] in right,
-                "similarity": float(similarities[place]),
-                "count": int(counts[place]),
-            }
-            for place in best
-        ]
-        examples.append(_example(split, row) | {"found": found})
-    return examples
+    drawn = _draw_halves(split.searches["image_to_text"].recall_at(1) >= 0.5, count)
+    found = similar_texts(drawn, split.image_embeds, split.text_embeds, split.texts, split.text_ids, split.study_ids)
+    return [_example(split, row) | {"found": texts} for row, texts in zip(drawn, found, strict=True)]
 
 
 def worst_mistakes(split: EmbeddedSplit) -> list[Example]:
@@ -50,19 +32,15 @@ def worst_mistakes(split: EmbeddedSplit) -> list[Example]:
         of each its `row` in the split, `img_path`, `text`, the grades `actual` and `predicted`, and the `probability`
         of the predicted one.
     """
-    predicted = split.predicted[split.graded]
-    probabilities = split.grade_probabilities[split.graded, predicted]
-    errors = np.abs(predicted - split.grades)
-    wrong = np.flatnonzero(errors)
-    worst = wrong[np.lexsort((-probabilities[wrong], -errors[wrong]))][:MISTAKES_SHOWN]
+    grades = dict(zip(split.graded.tolist(), split.grades.tolist(), strict=True))
     return [
-        _example(split, split.graded[place])
+        _example(split, row)
         | {
-            "actual": int(split.grades[place]),
-            "predicted": int(predicted[place]),
-            "probability": float(probabilities[place]),
+            "actual": grades[row],
+            "predicted": int(split.predicted[row]),
+            "probability": float(split.grade_probabilities[row, split.predicted[row]]),
         }
-        for place in worst
+        for row in worst_grades(split, MISTAKES_SHOWN)
     ]
 
 

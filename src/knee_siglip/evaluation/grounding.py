@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from knee_siglip.evaluation.case_maps import case_map, region_maps, why_not_right, worst_grades
+from knee_siglip.evaluation.case_maps import MISTAKES, Question, case_map, why_not_right, worst_grades
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.evaluation.headline import interval_metrics
 from knee_siglip.evaluation.regions import Region, regions_of
@@ -67,11 +67,8 @@ def grounding_report(split: EmbeddedSplit, data: EmbeddedData) -> GroundingRepor
         return GroundingReport({}, [], [], _text_overlays(split, data, min(limit, OVERLAYS)), cases)
     rows = _draw(np.unique([region.row for region in regions]), limit)
     regions = [region for region in regions if region.row in set(rows.tolist())]
-    directions = finding_directions(split, data, {region.finding for region in regions})
-    wanted: dict[int, list[np.ndarray]] = {}
-    for region in regions:
-        wanted.setdefault(region.row, []).append(directions[region.finding])
-    maps = {method: list(_maps(split, data, wanted, method)) for method in METHODS}
+    questions = _questions(split, data, regions)
+    maps = {method: list(_maps(split, data, questions, method)) for method in METHODS}
     scores = _score(regions, maps, data.pixels.image_size)
     findings = _by_finding(regions, scores)
     means = _means(findings)
@@ -84,17 +81,16 @@ def grounding_report(split: EmbeddedSplit, data: EmbeddedData) -> GroundingRepor
     }
     metrics |= {"grounding.images": len(rows), "grounding.patients": len(np.unique(patients))}
     table = [{**row, **_intervals(str(row["method"]), scores, regions, patients)} for row in means]
-    overlays = _region_overlays(split, data, regions, maps[SHOWN])
-    cases += region_maps(split, data, regions, maps[SHOWN])
+    overlays = _region_overlays(split, data, regions, questions, maps[SHOWN])
+    cases += [case_map(split, data, *asked) for asked in zip(questions, maps[SHOWN], strict=True)]
     return GroundingReport(metrics, table, findings, overlays, cases)
 
 
 def _mistaken_grades(split: EmbeddedSplit, data: EmbeddedData) -> list[dict[str, Any]]:
     """Of the worst grades, what spoke for them."""
-    questions = {row: why_not_right(split, row) for row in worst_grades(split)}
-    heats = _maps(split, data, {row: [direction] for row, (_, direction) in questions.items()}, SHOWN)
-    pairs = zip(questions.items(), heats, strict=True)
-    return [case_map(split, data, row, title, heat) for (row, (title, _)), heat in pairs]
+    questions = [why_not_right(split, row) for row in worst_grades(split, MISTAKES)]
+    heats = _maps(split, data, questions, SHOWN)
+    return [case_map(split, data, *asked) for asked in zip(questions, heats, strict=True)]
 
 
 def _draw(rows: np.ndarray, count: int) -> np.ndarray:
@@ -113,12 +109,26 @@ def finding_directions(split: EmbeddedSplit, data: EmbeddedData, names: set[str]
     }
 
 
+def _questions(split: EmbeddedSplit, data: EmbeddedData, regions: Sequence[Region]) -> list[Question]:
+    """Where each region's finding is seen."""
+    directions = finding_directions(split, data, {region.finding for region in regions})
+    prompts = {name: finding.negative[0] for name, finding in split.task.findings.items()}
+    return [
+        Question(region.row, region.finding.replace("_", " "), directions[region.finding], against)
+        for region in regions
+        for against in [prompts.get(region.finding, split.task.normal)]
+    ]
+
+
 def _maps(
-    split: EmbeddedSplit, data: EmbeddedData, wanted: dict[int, list[np.ndarray]], method: Method
+    split: EmbeddedSplit, data: EmbeddedData, questions: Sequence[Question], method: Method
 ) -> Iterator[np.ndarray]:
-    """wanted: row to directions (D,). Yields (S, S) for each, row by row."""
+    """(S, S) for each question, in cosines; those of one row stand together."""
     checkpoint, window = data.checkpoint, data.params.grounding.window
     device = checkpoint.model.device
+    wanted: dict[int, list[np.ndarray]] = {}
+    for question in questions:
+        wanted.setdefault(question.row, []).append(question.direction)
     for chunk in split_groups(np.array(list(wanted)), images_at_once(device)):
         pixels = torch.from_numpy(data.pixels[split.numbers[chunk]]).to(device)
         phrases = [torch.from_numpy(np.stack(wanted[row])).to(device) for row in chunk.tolist()]
@@ -188,17 +198,19 @@ def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _region_overlays(
-    split: EmbeddedSplit, data: EmbeddedData, regions: Sequence[Region], maps: Sequence[np.ndarray]
+    split: EmbeddedSplit,
+    data: EmbeddedData,
+    regions: Sequence[Region],
+    questions: Sequence[Question],
+    maps: Sequence[np.ndarray],
 ) -> list[tuple[str, bytes]]:
     """One image of each finding, then a second one ..., as far as `OVERLAYS` goes; no image twice while it goes."""
     names = pd.Series([region.finding for region in regions], name="finding")
     in_turns = names.to_frame().assign(turn=names.groupby(names).cumcount()).sort_values(["turn", "finding"])
     return [
         (
-            f"{regions[place].finding.replace('_', ' ')}: {split.rows['img_path'].iloc[regions[place].row]}",
-            draw_overlay(
-                _pixels(split, data, regions[place].row), split.logit_scale * maps[place], regions[place].boxes
-            ),
+            f"{questions[place].title}: {split.rows['img_path'].iloc[regions[place].row]}",
+            _overlay(split, data, questions[place], maps[place], regions[place].boxes),
         )
         for place in in_turns.index[:OVERLAYS]
     ]
@@ -206,16 +218,21 @@ def _region_overlays(
 
 def _text_overlays(split: EmbeddedSplit, data: EmbeddedData, count: int) -> list[tuple[str, bytes]]:
     """Images with their own text, of which nobody knows where it should be seen."""
+    normal = embed_texts(data.checkpoint, [split.task.normal])[0]
     rows = _draw(np.arange(len(split)), count).tolist()
-    maps = _maps(split, data, {row: [split.text_embeds[row]] for row in rows}, SHOWN)
+    questions = [Question(row, split.texts[row], split.text_embeds[row] - normal, split.task.normal) for row in rows]
     return [
         (
-            f"{split.rows['img_path'].iloc[row]}, its own text, no boxes known: {split.texts[row]}",
-            draw_overlay(_pixels(split, data, row), split.logit_scale * heat, np.zeros((0, 4))),
+            f"{split.rows['img_path'].iloc[asked.row]}, its own text, no boxes known: {asked.title}",
+            _overlay(split, data, asked, heat, np.zeros((0, 4))),
         )
-        for row, heat in zip(rows, maps, strict=True)
+        for asked, heat in zip(questions, _maps(split, data, questions, SHOWN), strict=True)
     ]
 
 
-def _pixels(split: EmbeddedSplit, data: EmbeddedData, row: int) -> np.ndarray:
-    return np.asarray(data.pixels[split.numbers[[row]]])[0]
+def _overlay(
+    split: EmbeddedSplit, data: EmbeddedData, question: Question, heat: np.ndarray, boxes: np.ndarray
+) -> bytes:
+    pixels = np.asarray(data.pixels[split.numbers[[question.row]]])[0]
+    missing = bool(question.missing_reason(split, heat))
+    return draw_overlay(pixels, split.logit_scale * heat, boxes, missing=missing)

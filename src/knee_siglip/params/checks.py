@@ -6,7 +6,7 @@ from pathlib import Path
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.core.metrics_file import read_json
-from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, MANIFEST, NO_EXTERNAL, PARAMS, SAMPLE
+from knee_siglip.core.paths import BEST_MODEL, FINAL_MODEL, MANIFEST, PARAMS, SAMPLE
 from knee_siglip.params.sections import LARGEST_IMAGE, PATCH_SIZES, SMALL, EvaluateParams, Params, TaskParams
 from knee_siglip.task.knee import SUBJECT
 
@@ -89,10 +89,10 @@ def check_inputs(params: Params, source: str = str(PARAMS)) -> None:
     if Path(params.data.csv).exists() and not Path(params.data.csv).is_file():
         raise UsageError(f"{source}: data.csv = {params.data.csv!r}: is no file; name a CSV or Parquet file")
     external = params.data.external
-    if external not in (None, str(NO_EXTERNAL)) and not Path(external).is_file():
+    if external is not None and not Path(external).is_file():
         raise UsageError(
-            f"{source}: data.external = {external!r}: is no file; name the CSV of a second test set, or "
-            f"{NO_EXTERNAL} for none"
+            f"{source}: data.external = {external!r}: is no file; name the CSV of a second test set, or for none "
+            "data/no_external.csv, which comes with the project"
         )
     if params.task.subject != SUBJECT and Path(params.data.csv).is_relative_to(SAMPLE):
         raise UsageError(

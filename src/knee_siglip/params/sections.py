@@ -55,10 +55,13 @@ class Section(BaseModel):
 
 
 class DataParams(Section):
-    """Which rows and images are used. external: CSV of a second test set; one without rows, or null, is none."""
+    """Which rows and images are used. external: CSV of a second test set; null, or one without rows, is none.
+
+    DVC cannot depend on null: params.yaml names a CSV without rows.
+    """
 
     csv: Filled = "data/sample/train.csv"
-    external: Filled | None = "data/no_external.csv"
+    external: Filled | None = None
     images: Filled = "data/sample/images"
     patient_id_pattern: str | None = None
 
@@ -74,7 +77,7 @@ class DataParams(Section):
 class SampleParams(Section):
     """The synthetic knees of the embedded default."""
 
-    patients: Annotated[int, Field(ge=8, le=1_000_000)] = 960
+    patients: Annotated[int, Field(ge=8, le=1_000_000)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
     size: Annotated[int, Field(ge=512, le=4096)] = 512
 

@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from knee_siglip.tracking.runlog import Event, checksums, decode_values
+from knee_siglip.tracking.runlog import Event, checksums
 
 COMPLETE = "complete"
 """Tag of a run: whether the tracker holds everything of it."""
@@ -38,7 +38,7 @@ class Backend(Protocol):
     def metrics(self, points: Sequence[Point]) -> None:
         """Log points, in the order of their time."""
 
-    def summary(self, values: dict[str, float], step: int) -> None:
+    def summary(self, points: Sequence[Point]) -> None:
         """Log final values."""
 
     def tags(self, values: dict[str, str]) -> None:
@@ -64,13 +64,13 @@ def is_first_session(start: Event, earlier: list[Event], backend: str) -> bool:
     return not makers or makers[0] == start["session"]
 
 
-def points_of(events: list[Event]) -> list[Point]:
-    """Points of the `metrics` events among these."""
+def points_of(events: list[Event], kind: str = "metrics") -> list[Point]:
+    """Points of the events of that kind, `metrics` or `summary`, among these."""
     return [
-        Point(key, value, event["step"], event["time"])
+        Point(key, float(value), event["step"], event["time"])
         for event in events
-        if event["event"] == "metrics"
-        for key, value in decode_values(event["values"]).items()
+        if event["event"] == kind
+        for key, value in event["values"].items()
     ]
 
 

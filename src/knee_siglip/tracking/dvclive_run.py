@@ -52,13 +52,12 @@ class DvcliveRun:
                 self.live.log_metric(grouped(key), value)
         self._write_summary()
 
-    def summary(self, values: dict[str, float], step: int) -> None:
+    def summary(self, points: Sequence[Point]) -> None:
         """Write final values, except speeds, into `metrics.json`; the curves stay."""
-        self.live.step = step
-        for key, value in values.items():
-            if key.startswith(SPEED):
-                continue
-            self.live.log_metric(grouped(key), value, plot=False)
+        for point in points:
+            if not point.key.startswith(SPEED):
+                self.live.step = point.step
+                self.live.log_metric(grouped(point.key), point.value, plot=False)
         self._write_summary()
 
     def tags(self, values: dict[str, str]) -> None:

@@ -7,7 +7,6 @@ evaluation of it, so that `search_logged_models` ranks checkpoints. The data is 
 import getpass
 import json
 import math
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ RUN_TAG = "knee_siglip.run"
 
 METRICS_PER_CALL = 1000  # MLflow's limits for one log_batch
 TEXTS_PER_CALL = 100
+RANKED_PER_CALL = 100  # of more metrics of a model, MLflow refuses those that it has (3.17, _log_model_metrics)
 LONGEST_PARAM = 500  # characters; newer servers take 6000
 LONGEST_DIGEST = 36
 
@@ -52,7 +52,6 @@ class MlflowRun:
         """Key to the points (MLflow's `Metric`) that the run holds, by their step."""
         self.unread: set[str] = set()
         """Keys of a resumed run whose points were not asked for yet."""
-        self.last_time = 0
 
     def open(self, start: Event, earlier: list[Event]) -> str:
         """Create the run, or resume the one in `earlier` if the server still has it."""
@@ -84,19 +83,22 @@ class MlflowRun:
                 fresh.append(reached[point.step])
         self._log(fresh)
 
-    def summary(self, values: dict[str, float], step: int) -> None:
-        """Log final values as the latest metrics, where a curve does not end with them: MLflow orders by step, time."""
-        now = max(_milliseconds(time.time()), self.last_time + 1) / 1000
-        fresh = []
-        for key, value in values.items():
-            reached = self._reached(grouped(key))
-            if not reached or not _same(reached[max(reached)].value, value):
-                last = max([step, *reached])
-                reached[last] = _metric(Point(key, value, last, now))
-                fresh.append(reached[last])
+    def summary(self, points: Sequence[Point]) -> None:
+        """Log final values as the latest metrics, where a curve does not end with them: MLflow orders by step, time.
+
+        A point keeps the time of its event: MLflow takes it once, also when an attempt given up arrives after all.
+        """
+        fresh, last = [], []
+        for point in points:
+            reached = self._reached(grouped(point.key))
+            if not reached or not _same(reached[max(reached)].value, point.value):
+                metric = _metric(point._replace(step=max([point.step, *reached])))
+                reached[metric.step] = metric
+                fresh.append(metric)
+            last.append(reached[max(reached)])
         self._log(fresh)
         if self.evaluated:
-            self._rank(self.evaluated, [reached[max(reached)] for reached in map(self._reached, map(grouped, values))])
+            self._rank(self.evaluated, last)
 
     def tags(self, values: dict[str, str]) -> None:
         """Set the run's tags."""
@@ -161,12 +163,10 @@ class MlflowRun:
             history = self.client.get_metric_history(self.run_id, key)
             history.sort(key=lambda point: (point.step, point.timestamp))
             self.reached[key] = {point.step: point for point in history}
-            self.last_time = max([self.last_time, *(point.timestamp for point in history)])
         return self.reached.setdefault(key, {})
 
-    def _log(self, metrics: Sequence[Any]) -> None:
-        self.last_time = max([self.last_time, *(metric.timestamp for metric in metrics)])
-        for part in _parts(metrics, METRICS_PER_CALL):
+    def _log(self, metrics: Sequence[Any], size: int = METRICS_PER_CALL) -> None:
+        for part in _parts(metrics, size):
             self.client.log_batch(self.run_id, metrics=part)
 
     def _log_inputs(self, start: Event, made: bool) -> None:
@@ -204,7 +204,8 @@ class MlflowRun:
         from mlflow.entities import Metric
 
         name, digest = (self.dataset.name, self.dataset.digest) if self.dataset else (None, None)
-        self._log([Metric(m.key, m.value, m.timestamp, m.step, model_id, name, digest, self.run_id) for m in metrics])
+        ranked = [Metric(m.key, m.value, m.timestamp, m.step, model_id, name, digest, self.run_id) for m in metrics]
+        self._log(ranked, RANKED_PER_CALL)
 
     def _log_params(self, config: dict[str, Any], logged: set[str]) -> None:
         """MLflow refuses a second value for a parameter, so what the run has stays."""

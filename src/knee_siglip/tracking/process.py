@@ -32,6 +32,7 @@ class Orders:
 
     kinds: of artifacts that this tracker may get; of a model it otherwise gets the checksums, as of one with more bytes
     than `largest`.
+    niceness: how far the process stands back, where a training beside it needs the cores more.
     patience: seconds that it may take for one call, and after the run's end. A copied file may take longer.
     """
 
@@ -42,6 +43,7 @@ class Orders:
     options: dict[str, Any]
     patience: float = 30.0
     largest: float = math.inf
+    niceness: int = 0
 
 
 class SenderProcess:

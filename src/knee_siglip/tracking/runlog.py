@@ -138,7 +138,10 @@ def last_step(events: list[Event]) -> int:
 
 
 def encode_values(values: Mapping[str, Any]) -> dict[str, float | str]:
-    """Numbers as JSON holds them: nan and inf, which JSON lacks, become their names. None and text are left out."""
+    """Numbers as JSON holds them: nan and inf, which JSON lacks, become their names, which `float` reads.
+
+    None and text are left out.
+    """
     encoded: dict[str, float | str] = {}
     for key, value in values.items():
         if value is not None and not isinstance(value, str):
@@ -146,11 +149,6 @@ def encode_values(values: Mapping[str, Any]) -> dict[str, float | str]:
                 number = float(value)
                 encoded[key] = number if math.isfinite(number) else str(number)
     return encoded
-
-
-def decode_values(values: Mapping[str, float | str]) -> dict[str, float]:
-    """The inverse of `encode_values`."""
-    return {key: float(value) for key, value in values.items()}
 
 
 def checksums(path: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ from typing import Any
 from knee_siglip.tracking.backend import Backend, Postponed, points_of
 from knee_siglip.tracking.privacy import without_password, without_places
 from knee_siglip.tracking.process import Orders
-from knee_siglip.tracking.runlog import Event, RunLog, Tail, decode_values, in_use, last_id, undelivered
+from knee_siglip.tracking.runlog import Event, RunLog, Tail, in_use, last_id, undelivered
 
 POLL_SECONDS = 0.25
 LONGEST_CAUSE = 200  # characters
@@ -142,7 +142,7 @@ def _dispatch_one(backend: Backend, event: Event, orders: Orders) -> None:
     patience = orders.patience + event.get("bytes", 0) / SLOWEST_UPLOAD
     with _time_limit(patience):
         if event["event"] == "summary":
-            backend.summary(decode_values(event["values"]), event["step"])
+            backend.summary(points_of([event], "summary"))
         elif event["event"] == "tags":
             backend.tags(event["values"])
         elif event["event"] == "artifact" and (allowed or event["kind"] == "model"):
@@ -193,7 +193,6 @@ def _stdin_open() -> bool:
 
 def main() -> int:
     """Read the orders (the first line of stdin) and follow the log. What goes wrong is told on stdout, a line each."""
-    os.nice(10)  # training needs the cores more
     told = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the libraries print as they like
 
@@ -203,6 +202,7 @@ def main() -> int:
 
     with open(0, "rb", buffering=0, closefd=False) as stdin:  # unbuffered, so that `select` sees what follows
         orders = Orders(**json.loads(stdin.readline()))
+    os.nice(orders.niceness)
     with in_use(Path(orders.log)):
         return 0 if send(orders, _stdin_open, tell) else 1
 

@@ -86,10 +86,10 @@ class WandbRun:
         for step, values in by_step(fresh):
             self.run.log({grouped(key): value for key, value in values.items()}, step=step)
 
-    def summary(self, values: dict[str, float], step: int) -> None:  # noqa: ARG002
+    def summary(self, points: Sequence[Point]) -> None:
         """Final values replace the curves' last ones in the run's summary; the curves' last row must be out before."""
         self.run.log({}, commit=True)
-        self.run.summary.update({grouped(key): value for key, value in values.items()})
+        self.run.summary.update({grouped(point.key): point.value for point in points})
 
     def tags(self, values: dict[str, str]) -> None:
         """Add to the run's config."""

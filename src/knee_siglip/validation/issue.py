@@ -32,11 +32,13 @@ class Issue:
     related: tuple[int, ...] = ()
 
     def of_csv(self, expanded: ExpandedTable) -> "Issue":
-        """The issue with the CSV's rows, and with `3 (lateral)` in its sentence for a further image of row 3."""
-        numbers = expanded.csv_rows
-        related = tuple(dict.fromkeys(numbers.get(row, row) for row in self.related))
-        row = None if self.row is None else numbers.get(self.row, self.row)
-        return replace(self, row=row, message=expanded.in_words(self.message), related=related)
+        """The issue with the rows of their CSVs, a second one named, and with `3 (lateral)` for a further image."""
+        related = tuple(dict.fromkeys(expanded.name(row).row for row in self.related))
+        if self.row is None:
+            return replace(self, message=expanded.in_words(self.message), related=related)
+        name = expanded.name(self.row)
+        message = expanded.in_words(self.message, name.csv)
+        return replace(self, row=name.row, message=f"{name.csv}: {message}" if name.csv else message, related=related)
 
 
 def issues_of_rows(

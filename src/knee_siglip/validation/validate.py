@@ -20,7 +20,7 @@ from knee_siglip.tables.text import fitting_text_length, load_tokenizer, normali
 from knee_siglip.tables.views import expand_views
 from knee_siglip.task.task import Task
 from knee_siglip.validation import rows as checks
-from knee_siglip.validation.external import of_external, own_number, read_external
+from knee_siglip.validation.external import read_external
 from knee_siglip.validation.images.inspection import NO_FACTS, ImageFacts, Result, inspect_images
 from knee_siglip.validation.images.near_duplicates import near_duplicate_pairs
 from knee_siglip.validation.issue import Issue
@@ -76,11 +76,13 @@ def validate(
     remove_results(report_folder)
     outcome, external_path = _check(params, text_encoder), manifest_path.with_name(paths.EXTERNAL_MANIFEST.name)
     write_results(report_folder, outcome.table, outcome.issues, outcome.metrics, params.task.label_column)
-    show(outcome.issues, report_folder)
-    if errors := [issue for issue in outcome.issues if issue.severity == "error"]:
+    errors = [issue for issue in outcome.issues if issue.severity == "error"]
+    named = paths.lasting_report(report_folder) if errors else report_folder
+    show(outcome.issues, named)
+    if errors:
         for path in (manifest_path, external_path):
             path.unlink(missing_ok=True)  # an older one would pass for this CSV's
-        raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {report_folder / ISSUES}")
+        raise UserError(f"{params.data.csv}: {_summary(errors)}; all in {named / ISSUES}")
     manifest = outcome.table.drop(columns=[*WORKING_COLUMNS, CSV_ROW]).join(outcome.carried)
     is_external = manifest["split"] == EXTERNAL
     write_manifest(manifest[is_external], external_path)
@@ -120,11 +122,13 @@ def _check(params: Params, text_encoder: Path) -> Outcome:
         unusable = [Issue("error", "unreadable_csv", error.row, str(csv), str(error))]
     if unusable:
         return Outcome(NOTHING_READ, unusable, counts(NOTHING_READ), NOTHING_READ)
-    expanded = expand_views(table if external.empty else pd.concat([table, external]).fillna(""))
+    # a study or an image of both is found by checking them together
+    expanded = expand_views(
+        table if external.empty else pd.concat({"": table, str(params.data.external): external}).fillna("")
+    )
     outcome = _check_rows(expanded.table, csv, params, text_encoder)
-    numbers = expanded.csv_rows
-    rows = [own_number(numbers.get(row, row)) for row in outcome.table.index.tolist()]
-    issues = [of_external(issue.of_csv(expanded), str(params.data.external)) for issue in outcome.issues]
+    rows = [expanded.name(number).row for number in outcome.table.index.tolist()]
+    issues = [issue.of_csv(expanded) for issue in outcome.issues]
     foreign = [str(name) for name in external if name not in expand_views(table).table]
     return replace(outcome, table=outcome.table.assign(**{CSV_ROW: rows}), issues=issues, foreign=foreign)
 

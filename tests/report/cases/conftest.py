@@ -12,6 +12,7 @@ from knee_siglip.params.tasks import saved_task
 from knee_siglip.report.evaluation.results import SplitResults
 
 COUNT = 40
+NOWHERE = "no place changes its log-odds by 0.5"
 
 
 def make_predictions() -> pd.DataFrame:
@@ -64,8 +65,14 @@ def evaluation(tmp_path: Path) -> Path:
     make_embeddings(predictions).to_parquet(folder / "embeddings.parquet")
     hot_corner = [[2.5, 0.0], [0.0, -1.0]]
     maps = [
-        {"row": 10, "title": "effusion", "found": True, "heat": hot_corner, "full": 3.0},
-        {"row": 10, "title": "KL grade 4 rather than 2", "found": False, "heat": [[0.1] * 2] * 2, "full": 3.0},
+        {"row": 10, "title": "effusion", "missing": "", "heat": hot_corner, "full": 3.0},
+        {
+            "row": 10,
+            "title": "KL grade 4 rather than 2",
+            "missing": NOWHERE,
+            "heat": [[0.1] * 2] * 2,
+            "full": 3.0,
+        },
     ]
     (folder / "examples.json").write_text(json.dumps({"case_maps": maps}))
     return folder

@@ -91,7 +91,7 @@ def test_a_map_lies_over_the_picture_with_its_scale_and_says_where_nothing_is_fo
     assert browser.find_element(By.CSS_SELECTOR, ".scale").text.split() == ["0", "1", "2", "3"]
     missing.click()
     assert browser.find_elements(By.CSS_SELECTOR, "#picture canvas") == []
-    assert "Not found" in by_id(browser, "facts").text
+    assert "Not found: no place changes its log-odds by 0.5." in by_id(browser, "facts").text
     assert browser.get_log("browser") == []
 
 

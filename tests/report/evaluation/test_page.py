@@ -18,6 +18,15 @@ from toys import KNEE
 
 HOSTILE = '<script>alert("x")</script>\'"><img src=x onerror=y>'
 RESULTS = Path(__file__).with_name("results")
+YES_NO = {
+    "subject": "wrist",
+    "label_column": "kl",
+    "label_title": "fracture",
+    "label_short": "fracture",
+    "labels": {"0": "no fracture", "4": "fracture"},
+    "positive": {"name": "oa", "title": "fracture", "lowest": "4"},
+    "queries": ["A fracture."],
+}
 TABLES = sorted(path.stem for path in (RESULTS / "tables").iterdir())
 
 
@@ -67,6 +76,25 @@ def test_the_worst_slices_lead_to_their_cases(evaluation) -> None:
     assert "3 slices (by grade, finding and column, and by two of these) were tested" in first_lines(page)
 
 
+def test_of_two_labels_nothing_is_said_of_grades_and_their_distance(evaluation) -> None:
+    facts = evaluation.json("facts")
+    facts["params"] |= {"task": YES_NO, "evaluate": {"label_prompts": {"0": ["No fracture."], "4": ["A fracture."]}}}
+    evaluation.write("facts", facts)
+    (evaluation.folder / "plots/confusion.csv").write_text("actual,predicted\n0,0\n4,4\n4,0\n")
+    examples = evaluation.json("examples")
+    mistakes = [{**mistake, "actual": 0, "predicted": 1} for mistake in examples["mistakes"]]
+    evaluation.write("examples", {**examples, "mistakes": mistakes})
+    evaluation.set_cells("prompts", slice(None), grade="4")
+    evaluation.set_cells("slices", slice(1), filters="actual=4")
+    page = evaluation.page()
+    said = page.text[: page.text.index("Model card Intended use")]
+    assert re.findall(r".{30}grade.{30}", said, re.IGNORECASE) == []
+    assert "is right about fracture (0 or 4) for" in said
+    assert "Kappa (Cohen's) Agreement on the label beyond chance" in said
+    assert "1 of 3 images got a wrong label. Shading" in said
+    assert "fracture: 4: 12 of 31 images wrong" in said
+
+
 def test_a_collapsed_model_says_so_first(evaluation) -> None:
     confusion = evaluation.folder / "plots/confusion.csv"
     confusion.write_text("actual,predicted\n0,0\n3,0\n4,0\n")
@@ -83,7 +111,7 @@ def test_a_collapsed_model_says_so_first(evaluation) -> None:
     )
     said = first_lines(evaluation.page())
     assert "Unusable. This model has collapsed: all graded images of the test split get one grade." in said
-    assert "Before this training it graded better: quadratic weighted kappa 0.31, now 0.00." in said
+    assert "Before this training it did better: quadratic weighted kappa 0.31, now 0.00." in said
     assert "All 3 graded images of the test split get Kellgren-Lawrence grade 0." in said
     assert "kappa 0.57: the image encoder has learned it, the text side has not" in said
 
@@ -114,7 +142,7 @@ def test_the_same_results_give_the_same_bytes(evaluation, tmp_path: Path) -> Non
 def test_the_headline_table_has_intervals_and_all_baselines(evaluation) -> None:
     evaluation.set_metrics({"contrastive_accuracy_expected": 0.912})
     text = evaluation.page().section("headline").text
-    baselines = ("chance", "most frequent text or grade", "nearest neighbour by pixels", "before training")
+    baselines = ("chance", "most frequent text or label", "nearest neighbour by pixels", "before training")
     for words in (*baselines, "perfect reader"):
         assert words in text
     assert "of 32 texts for an image" in text
@@ -138,7 +166,7 @@ def test_no_name_of_metrics_json_is_in_the_text(evaluation) -> None:
 
 def test_the_confusion_matrix_counts_and_says_how_many_are_wrong(evaluation) -> None:
     page = evaluation.page().section("grades")
-    assert "5 of 20 images misgraded, 1 of them by more than one grade" in page.text
+    assert "5 of 20 images got a wrong grade, 1 of them by more than one grade" in page.text
     assert "0 none 4 0 0 0 1 1 doubtful" in page.text
     assert "--heat: 80%" in page.html
 
@@ -254,7 +282,7 @@ def test_a_probe_that_learnt_from_a_sample_says_so(evaluation) -> None:
     ("low", "said"),
     [
         (0.1, "contrast-to-noise ratio (CNR): occlusion; mean IoU with the box: none."),
-        (0.0, "every interval of the difference holds 0"),
+        (0.0, "no difference's interval is above 0"),
     ],
 )
 def test_maps_beat_the_middle_only_where_an_interval_says_so(evaluation, low, said) -> None:

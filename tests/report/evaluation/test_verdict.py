@@ -69,9 +69,9 @@ def test_a_collapsed_model_is_said_to_have_collapsed_first_of_all(evaluation) ->
     found = said(evaluation)
     assert (found.tone, found.word) == ("error", "Unusable")
     assert found.headline == "This model has collapsed: all graded images of the test split get one grade."
-    assert found.advice == "Before this training it graded better: quadratic weighted kappa 0.31, now 0.00."
+    assert found.advice == "Before this training it did better: quadratic weighted kappa 0.31, now 0.00."
     evaluation.set_metrics({"baseline.untrained.zero_shot_kl.quadratic_weighted_kappa": -0.1})
-    assert said(evaluation).advice.startswith("Before this training it graded no better")
+    assert said(evaluation).advice.startswith("Before this training it did no better")
 
 
 def test_texts_that_train_holds_are_no_new_wording(evaluation) -> None:
@@ -81,8 +81,17 @@ def test_texts_that_train_holds_are_no_new_wording(evaluation) -> None:
     assert told + "wording is understood (of 4 images with another text a right one comes first for 50.0 %)." in (
         said(evaluation).advice
     )
+    evaluation.set_metrics({"wordings.new.image_to_text.recall_at_1_ci_units": 3})
+    assert told + "wording is understood (4 images with another text are too few to tell)." in said(evaluation).advice
     evaluation.set_metrics({"wordings.in_train": 0.2})
     assert "word for word" not in said(evaluation).advice
+
+
+def test_confidence_is_judged_as_inference_tells_it(evaluation) -> None:
+    evaluation.set_metrics({"calibration.ece": 0.2})
+    assert "confidence in the grade is off by 20.0 %" in said(evaluation).advice
+    evaluation.set_metrics({"calibration.ece_scaled": 0.01})
+    assert "is off by" not in said(evaluation).advice
 
 
 def test_an_agreement_that_may_be_moderate_is_weak(evaluation) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from knee_siglip.report.cases.cases import Case, CaseList, list_cases
 from knee_siglip.report.evaluation.results import EvaluationResults, Row, SplitResults
-from knee_siglip.report.evaluation.wording import grade_names
+from knee_siglip.report.evaluation.wording import grade_names, noun
 from knee_siglip.report.html.numbers import readable
 from knee_siglip.report.html.pictures import Picture, write_pictures
 from knee_siglip.report.html.rendering import write_html
@@ -56,6 +56,7 @@ def write_case_browser(
         split=split.name,
         root=root,
         task=split.task,
+        noun=noun(split.task),
         total=shown.total,
         count=len(shown.cases),
         titles=_titles(shown),
@@ -80,6 +81,7 @@ def _content(shown: CaseList, split: SplitResults, pictures: dict[str, Picture],
     """What the script shows, as JSON that no text of the data can end."""
     content = {
         "labels": split.task.labels.values,
+        "noun": noun(split.task),
         "grades": grade_names(split.task),
         "columns": _titles(shown),
         "cases": [_with_picture(case, pictures, root) for case in shown.cases],

@@ -7,8 +7,19 @@ from typing import Any
 from markupsafe import Markup
 
 from knee_siglip.report.evaluation.results import EvaluationResults, SplitResults
+from knee_siglip.report.evaluation.sections import headline_cells
 from knee_siglip.report.evaluation.verdict import slice_name
-from knee_siglip.report.evaluation.wording import GRADING, at, grade_names, percentage, too_few_units
+from knee_siglip.report.evaluation.wording import (
+    GRADING,
+    at,
+    capital,
+    grade_names,
+    is_yes_no,
+    noun,
+    percentage,
+    positive_name,
+    said,
+)
 from knee_siglip.report.html.numbers import plural
 from knee_siglip.report.html.tables import Cell, Table
 from knee_siglip.tables.ids import describe_units
@@ -53,30 +64,25 @@ def _figures(split: SplitResults) -> Table | None:
         "retrieval.image_to_text.recall_at_1",
         "retrieval.text_to_image.recall_at_1",
     )
-    rows: list[list[Cell]] = []
-    for name in deciding:
-        metric, value = split.headline.get(name), at(split.metrics, name)
-        if metric is not None and value is not None:
-            interval = split.interval(name)
-            between = metric.between(*interval) if interval else too_few_units(split.too_few(name))
-            title = Markup('<b>{}</b><br><span class="soft">{}</span>').format(metric.title, metric.meaning)
-            rows.append([title, metric.shown(value), between])
+    rows = [headline_cells(split, name) for name in deciding if at(split.metrics, name) is not None]
     return Table("What decides.", ["", "Model", "95 % interval"], rows) if rows else None
 
 
 def _yes_no(split: SplitResults) -> Table | None:
-    """Sensitivity, specificity and positive predictive value."""
-    task = split.task
-    found: dict[str, Mapping[str, Any]] = {}
-    for label, name in zip(task.labels.values, grade_names(task), strict=True):
+    """Sensitivity, specificity and positive predictive value; of two labels those of the second."""
+    task, found = split.task, {}
+    for label, name in list(zip(task.labels.values, grade_names(task), strict=True))[is_yes_no(task) :]:
         if figures := split.grading(f"grade_{label}"):
             renamed = {metric.replace("recall", "sensitivity"): value for metric, value in figures.items()}
-            found[f"Grade {name}"] = renamed
-    caption = "In brackets: 95 % interval. A grade is that of the most similar prompt."
+            found[capital(said(task, name))] = renamed
+    caption = f"In brackets: 95 % interval. A {noun(task)} is that of the most similar prompt."
     if task.positive and (figures := split.grading(task.positive.name)):
-        lowest = task.labels.values[task.positive.lowest]
-        found[f"{task.positive.title.capitalize()} (grade {lowest} and above)"] = figures
-        caption += f" {task.positive.title.capitalize()}: at the threshold chosen on validation images."
+        title = capital(task.positive.title)
+        if figures.get("sensitivity") is None:
+            caption += f" {title}: on validation images, no threshold was better than a guess."
+        else:
+            found[capital(positive_name(task)) + ", at a threshold" * is_yes_no(task)] = figures
+            caption += f" {title}: at the threshold chosen on validation images."
     columns = {"sensitivity": "Sensitivity", "specificity": "Specificity", "ppv": "Positive predictive value"}
     rows: list[list[Cell]] = [
         [name, *(_share(figures, metric) for metric in columns)] for name, figures in found.items()
@@ -86,19 +92,18 @@ def _yes_no(split: SplitResults) -> Table | None:
 
 def _share(figures: Mapping[str, Any], name: str) -> Cell:
     """On two lines, so that three of them fit beside each other."""
-    value, low, high = (figures.get(f"{name}{end}") for end in ("", "_ci_low", "_ci_high"))
-    if value is None:
-        return percentage(None)
-    between = SHARE.between(low, high) or too_few_units(figures.get(f"{name}_ci_units"))
-    return Markup("{}<br>({})").format(percentage(value), between)
+    value, _, between = SHARE.of_figures(figures, name).partition(" (")
+    return Markup("{}<br>({}").format(value, between) if between else value
 
 
 def _slices(results: EvaluationResults) -> list[tuple[str, str]]:
-    rows = [row for row in results.shown.table("slices") if row.get("worst") is not None]
+    split = results.shown
+    rows = [row for row in split.table("slices") if row.get("worst") is not None]
     return [
         (
-            f"{slice_name(row)}: {row['mistakes']} of {plural(row['n'], 'image')} wrong, {percentage(row['risk'])} "
-            f"({SHARE.between(row['low'], row['high'])}); elsewhere {percentage(row['risk_outside'])}, adjusted p "
+            f"{slice_name(split.task, row)}: {row['mistakes']} of {plural(row['n'], 'image')} wrong, "
+            f"{SHARE.with_interval(row['risk'], row['low'], row['high'])}; elsewhere "
+            f"{percentage(row['risk_outside'])}, adjusted p "
             f"{'below 0.001' if row['p_holm'] < 0.001 else round(row['p_holm'], 3)}",
             f"cases.html#{row['filters']}" if results.has_cases else "",
         )
@@ -113,7 +118,7 @@ def _searched(split: SplitResults) -> str:
     smallest = min(rows, key=lambda row: int(row["n"]))
     found = "" if any(row.get("flagged") for row in rows) else " None was found to have more."
     return (
-        f"{plural(len(rows), 'slice')} (by grade, finding and column, and by two of these) were tested for more "
-        f"mistakes than elsewhere, with Holm's correction.{found} With {plural(smallest['n'], 'image')}, a share of "
-        f"{percentage(smallest['detectable'])} would have been found in four of five cases."
+        f"{plural(len(rows), 'slice')} (by {noun(split.task)}, finding and column, and by two of these) were tested "
+        f"for more mistakes than elsewhere, with Holm's correction.{found} With {plural(smallest['n'], 'image')}, a "
+        f"share of {percentage(smallest['detectable'])} would have been found in four of five cases."
     )

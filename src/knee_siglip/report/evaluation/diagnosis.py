@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from knee_siglip.report.evaluation.results import EvaluationResults, SplitResults
-from knee_siglip.report.evaluation.wording import at
+from knee_siglip.report.evaluation.wording import at, is_yes_no, labelled, noun
 from knee_siglip.report.html.numbers import plural
 
 PROBE = "linear_probe.share_100.quadratic_weighted_kappa"
@@ -41,14 +41,12 @@ def _grading(results: EvaluationResults) -> Iterator[Remark]:
     predicted = {guess for _, guess in results.confusion}
     kappa, probe = split.grading("quadratic_weighted_kappa"), at(split.metrics, PROBE)
     if len(predicted) == 1 and len({actual for actual, _ in results.confusion}) > 1:
-        label = split.task.labels.values[predicted.pop()]
-        title = split.task.label_title
-        sentence = (
-            f"All {plural(len(results.confusion), 'graded image')} of the {split.name} split get {title} {label}."
-        )
+        label, between = split.task.labels.values[predicted.pop()], ":" if is_yes_no(split.task) else ""
+        images = plural(len(results.confusion), f"{labelled(split.task)} image")
+        sentence = f"All {images} of the {split.name} split get {split.task.label_title}{between} {label}."
         yield Remark("error", sentence, _cause(split, kappa, probe))
     elif kappa is not None and probe is not None and (probe - kappa >= BEHIND or max(kappa, probe) < READABLE):
-        sentence = f"The prompts read the grade from the images at kappa {kappa:.2f}."
+        sentence = f"The prompts read the {noun(split.task)} from the images at kappa {kappa:.2f}."
         yield Remark("error" if kappa < READABLE else "warning", sentence, _cause(split, kappa, probe))
 
 
@@ -56,14 +54,14 @@ def _cause(split: SplitResults, kappa: float | None, probe: float | None) -> str
     """The likely cause, and what to try."""
     if probe is None:
         return (
-            "Whether the image embeddings hold the grade could not be measured: a linear probe needs grades in train "
-            "and val. Try twice the train.steps."
+            f"Whether the image embeddings hold the {noun(split.task)} could not be measured: a linear probe needs "
+            f"{noun(split.task)}s in train and val. Try twice the train.steps."
         )
     if probe < READABLE:
         return (
             f"A linear probe reads it from the image embeddings at kappa {probe:.2f} only: the image encoder has not "
             "learned it. Try twice the train.steps, a larger train.vision_learning_rate_scale, or more images, and "
-            "look at the images and grades in reports/validation/index.html."
+            f"look at the images and {noun(split.task)}s in reports/validation/index.html."
         )
     if probe - (kappa or 0.0) < BEHIND:
         return f"A linear probe reads it from the image embeddings at kappa {probe:.2f}. Try twice the train.steps."

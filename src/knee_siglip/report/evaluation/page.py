@@ -12,7 +12,7 @@ from knee_siglip.report.evaluation.diagnosis import remarks
 from knee_siglip.report.evaluation.examples import MAP_SIDE, cards, worst_mistakes
 from knee_siglip.report.evaluation.results import EvaluationResults
 from knee_siglip.report.evaluation.verdict import verdict
-from knee_siglip.report.evaluation.wording import BASELINE_MEANINGS, BASELINES, at
+from knee_siglip.report.evaluation.wording import BASELINE_MEANINGS, BASELINES, at, is_yes_no, labelled, noun
 from knee_siglip.report.html.numbers import leaves, number, readable
 from knee_siglip.report.html.rendering import write_html
 from knee_siglip.report.html.svg import clip
@@ -25,7 +25,6 @@ TILES = {
     "studies_of_unknown_patients": "studies of unknown patients",
     "images_of_unknown_patients": "images of unknown patients",
     "distinct_texts": "distinct texts",
-    "graded_rows": "graded images",
 }
 
 SECTIONS = {
@@ -47,6 +46,8 @@ SECTIONS = {
 }
 """Anchor to title, in page order. Sections without measurements are listed at the end instead."""
 
+YES_NO_SECTIONS = {"grades": "Zero-shot labels", "mistakes": "Surest mistakes"}
+
 VALUE_LENGTH = 240
 """Characters of a value that the table of params shows: prompts are long lists."""
 
@@ -58,6 +59,8 @@ def write_page(path: Path, results: EvaluationResults) -> None:
     """
     content = {**_measured(results), **_failures(results), "card": _fact_tables(results.facts)}
     split = results.shown
+    tiles = TILES | {"graded_rows": f"{labelled(split.task)} images"}
+    titles = SECTIONS | (YES_NO_SECTIONS if is_yes_no(split.task) else {})
     write_html(
         path,
         "knee_siglip.report.evaluation",
@@ -71,9 +74,11 @@ def write_page(path: Path, results: EvaluationResults) -> None:
         verdict=verdict(split),
         remarks=remarks(results),
         answer=answer_card(results),
-        tiles=[(at(split.metrics, key), name) for key, name in TILES.items() if at(split.metrics, key) is not None],
-        sections={anchor: title for anchor, title in SECTIONS.items() if _holds(content[anchor])},
-        absent=[title for anchor, title in SECTIONS.items() if not _holds(content[anchor])],
+        noun=noun(split.task),
+        tiles=[(value, name) for key, name in tiles.items() if (value := at(split.metrics, key)) is not None],
+        sections={anchor: title for anchor, title in titles.items() if _holds(content[anchor])},
+        absent=[title for anchor, title in titles.items() if not _holds(content[anchor])],
+        has_ceiling=at(split.metrics, "ceiling") is not None,
         content=content,
         baselines=[(BASELINES[name], text) for name, text in BASELINE_MEANINGS.items() if name in split.baselines()],
         params=_params_table(results.facts),

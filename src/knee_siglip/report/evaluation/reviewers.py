@@ -3,7 +3,7 @@
 from scipy.special import ndtri
 
 from knee_siglip.report.evaluation.results import EvaluationResults, SplitResults
-from knee_siglip.report.evaluation.wording import GRADING, at, percentage, too_few_units
+from knee_siglip.report.evaluation.wording import GRADING, at, capital, labelled, noun, percentage, said, too_few_units
 from knee_siglip.report.html.charts import Chart
 from knee_siglip.report.html.numbers import number, plural
 from knee_siglip.report.html.plots import Line, curves
@@ -25,7 +25,8 @@ def flow_table(results: EvaluationResults) -> Table | None:
     for split in results.splits:
         if (measured := at(split.metrics, "rows")) is not None:
             rows.append([f"measured on the {split.name} split", number(measured), ""])
-    return Table("Flow of rows.", ["", "Images", "graded / ungraded"], rows) if results.facts.get("counts") else None
+    given_or_not = f"{labelled(results.shown.task)} / un{labelled(results.shown.task)}"
+    return Table("Flow of rows.", ["", "Images", given_or_not], rows) if results.facts.get("counts") else None
 
 
 def detectable_table(split: SplitResults) -> Table | None:
@@ -50,9 +51,9 @@ def readers_sentence(split: SplitResults) -> str:
     told = []
     for name, words in (("between", "two readers agree"), ("model_to_second", "model and second reader agree")):
         key = f"readers.{name}.quadratic_weighted_kappa"
-        interval = split.interval(key)
-        sure = KAPPA.between(*interval) if interval else too_few_units(split.too_few(key))
-        told.append(f"{words} at kappa {KAPPA.shown(at(split.metrics, key))} ({sure})")
+        low, high = split.interval(key) or (None, None)
+        shown = KAPPA.with_interval(at(split.metrics, key), low, high, split.too_few(key))
+        told.append(f"{words} at kappa {shown}")
     return f"On {plural(at(split.metrics, 'readers.n'), 'image')} {', '.join(told)}."
 
 
@@ -79,10 +80,10 @@ def slope_sentence(split: SplitResults) -> str:
 def grade_calibration(split: SplitResults) -> Table | None:
     """Mean probability and frequency of each grade."""
     rows = [
-        [f"Grade {row['grade']}", percentage(row["probability"]), percentage(row["share"])]
+        [capital(said(split.task, row["grade"])), percentage(row["probability"]), percentage(row["share"])]
         for row in split.table("calibration_grades")
     ]
-    caption = "Mean probability (temperature-scaled) and frequency of each grade."
+    caption = f"Mean probability (temperature-scaled) and frequency of each {noun(split.task)}."
     return Table(caption, ["", "Mean probability", "Frequency"], rows) if rows else None
 
 

@@ -1,12 +1,13 @@
 """The measurements of one split as tables and charts. Whatever was not measured gives nothing."""
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from knee_siglip.report.evaluation.results import SplitResults
@@ -18,10 +19,15 @@ from knee_siglip.report.evaluation.wording import (
     GRADING,
     RETRIEVAL_FIGURES,
     at,
+    capital,
     cases_link,
     grade_names,
+    is_yes_no,
     named,
+    noun,
     percentage,
+    positive_name,
+    said,
     too_few_units,
 )
 from knee_siglip.report.html.charts import Chart
@@ -62,23 +68,28 @@ def headline_table(split: SplitResults) -> Table | None:
     ceilings = {name: at(split.metrics, f"ceiling.{name}") for name in names}
     columns = ["", "Model", "95 % interval", *(BASELINES.get(name, name) for name in known)]
     rows: list[list[Cell]] = []
-    size = at(split.metrics, "contrastive_batch_size")
     for name in names:
         metric, value, interval = split.headline[name], at(split.metrics, name), split.interval(name)
         levels = [baselines[baseline].get(name) for baseline in known]
-        meaning = metric.meaning.format(size="some" if size is None else number(size))
-        if (expected := at(split.metrics, f"{name}_expected")) is not None:
-            meaning += f" Over all groups, not those of one shuffle, {metric.shown(expected)} is expected."
-        title = Markup('<b>{}</b><br><span class="soft">{}</span>').format(metric.title, meaning)
-        between = metric.between(*interval) if interval else too_few_units(split.too_few(name))
-        row: list[Cell] = [title, metric.shown(value), between, *map(metric.shown, levels)]
+        row: list[Cell] = [*headline_cells(split, name), *map(metric.shown, levels)]
         row += [metric.shown(ceilings[name])] if any(ceilings.values()) else []
-        drawn = f"{metric.title}: {metric.shown(value)}, {between}"
         marks = [level for level in levels if level is not None]
-        rows.append([*row, strip(drawn, value, interval, marks, metric.ends)])
+        rows.append([*row, strip(f"{metric.title}: {row[1]}, {row[2]}", value, interval, marks, metric.ends)])
     reachable = [CEILING] if any(ceilings.values()) else []
     caption = "Dot: the model. Bar: its 95 % interval. Ticks: the baselines."
     return Table(caption, [*columns, *reachable, ""], rows)
+
+
+def headline_cells(split: SplitResults, name: str) -> list[Cell]:
+    """A headline metric in words, its value and its interval."""
+    metric, size = split.headline[name], at(split.metrics, "contrastive_batch_size")
+    meaning = metric.meaning.format(size="some" if size is None else number(size))
+    if (expected := at(split.metrics, f"{name}_expected")) is not None:
+        meaning += f" Over all groups, not those of one shuffle, {metric.shown(expected)} is expected."
+    title = Markup('<b>{}</b><br><span class="soft">{}</span>').format(metric.title, meaning)
+    interval = split.interval(name)
+    between = metric.between(*interval) if interval else too_few_units(split.too_few(name))
+    return [title, metric.shown(at(split.metrics, name)), between]
 
 
 def side_by_side_table(splits: Sequence[SplitResults]) -> Table | None:
@@ -95,9 +106,8 @@ def side_by_side_table(splits: Sequence[SplitResults]) -> Table | None:
 
 
 def _with_interval(split: SplitResults, name: str) -> str:
-    metric, value = split.headline[name], at(split.metrics, name)
-    between = metric.between(*(split.interval(name) or (None, None))) or too_few_units(split.too_few(name))
-    return metric.shown(value) if value is None else f"{metric.shown(value)} ({between})"
+    low, high = split.interval(name) or (None, None)
+    return split.headline[name].with_interval(at(split.metrics, name), low, high, split.too_few(name))
 
 
 def retrieval_table(split: SplitResults) -> Table | None:
@@ -128,10 +138,8 @@ def studies_table(split: SplitResults) -> Table | None:
     for group, count in groups:
         cells: list[Cell] = [Markup('<b>{}</b><br><span class="soft">n = {}</span>').format(group, number(count))]
         for name in names:
-            metric, row = split.headline[name], found.get((group, name))
-            shown = metric.shown(row["value"] if row else None)
-            between = metric.between(row["low"], row["high"]) if row else ""
-            cells.append(f"{shown} ({between})" if between else shown)
+            row = found.get((group, name), {})
+            cells.append(split.headline[name].with_interval(row.get("value"), row.get("low"), row.get("high")))
         rows.append(cells)
     caption = (
         "A study is read by the mean of its images' embeddings; its candidates are the other studies, an image's the "
@@ -141,11 +149,11 @@ def studies_table(split: SplitResults) -> Table | None:
 
 
 def grade_table(split: SplitResults) -> Table | None:
-    """What is known of the zero-shot grade beside the headline."""
+    """What is known of the zero-shot grade beside the headline; of two labels nothing else."""
     rows = [
         [metric.title, metric.shown(value)]
         for name, metric in GRADE_FIGURES.items()
-        if (value := split.grading(name)) is not None
+        if (value := split.grading(name)) is not None and not is_yes_no(split.task)
     ]
     return Table("Zero-shot grade, from the most similar prompts.", ["", "Model"], rows) if rows else None
 
@@ -153,17 +161,18 @@ def grade_table(split: SplitResults) -> Table | None:
 def each_grade_table(split: SplitResults) -> Table | None:
     """How well each grade, and the positive ones together, are told from the rest."""
     columns = {"recall": "recall", "auroc": "AUROC", "auprc": "AUPRC"}
-    rows = []
-    task = split.task
+    task, two = split.task, is_yes_no(split.task)
+    found: dict[str, Mapping[str, Any]] = {}
     for label, word in zip(task.labels.values, task.label_words, strict=True):
         if figures := split.grading(f"grade_{label}"):
-            cells = [percentage(figures.get("recall")), _area(figures, "auroc"), _area(figures, "auprc")]
-            rows.append([f"Grade {label} ({word})", *cells])
-    if task.positive and (found := split.grading(task.positive.name)):
-        cells = [percentage(found.get("sensitivity")), _area(found, "auroc"), _area(found, "auprc")]
-        lowest = task.labels.values[task.positive.lowest]
-        rows.append([f"{task.positive.title.capitalize()} (grade {lowest} and above)", *cells])
-    caption = "Each grade against all others."
+            found[f"{capital(said(task, label))} ({word})"] = figures
+    if task.positive and not two and (figures := split.grading(task.positive.name)):
+        found[capital(positive_name(task))] = {**figures, "recall": figures.get("sensitivity")}
+    rows = [
+        [name, percentage(figures.get("recall")), _area(figures, "auroc"), _area(figures, "auprc")]
+        for name, figures in found.items()
+    ]
+    caption = "Each label against the other." if two else "Each grade against all others."
     return Table(caption, ["", *columns.values()], rows) if rows else None
 
 
@@ -195,16 +204,11 @@ def read_curve(path: Path, column: str) -> list[tuple[int, float]]:
     """
     if not path.is_file():
         return []
-    points = []
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            try:
-                step, value = int(row["step"]), float(row[column])
-            except (KeyError, TypeError, ValueError):
-                continue
-            if math.isfinite(value):
-                points.append((step, value))
-    return points
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    points = pd.DataFrame(rows, columns=["step", column]).apply(pd.to_numeric, errors="coerce")
+    known = points[np.isfinite(points).all(axis=1)]
+    return list(zip(known["step"].astype(int).tolist(), known[column].tolist(), strict=True))
 
 
 def confusion_table(graded: Sequence[tuple[int, int]], task: Task, has_cases: bool = False) -> HeatTable | None:
@@ -219,10 +223,9 @@ def confusion_table(graded: Sequence[tuple[int, int]], task: Task, has_cases: bo
     for actual, predicted in graded:
         counts[actual][predicted] += 1
     errors = [abs(actual - predicted) for actual, predicted in graded]
-    caption = (
-        f"{sum(error > 0 for error in errors):,} of {plural(len(graded), 'image')} misgraded, "
-        f"{sum(error > 1 for error in errors):,} of them by more than one grade. Shading: share of the actual grade."
-    )
+    far = f", {sum(error > 1 for error in errors):,} of them by more than one grade" * (not is_yes_no(task))
+    wrong = f"{sum(error > 0 for error in errors):,} of {plural(len(graded), 'image')}"
+    caption = f"{wrong} got a wrong {noun(task)}{far}. Shading: share of the actual {noun(task)}."
     values = task.labels.values if has_cases else ()
     links = [[cases_link(actual=actual, predicted=predicted) for predicted in values] for actual in values]
     return HeatTable(caption, "actual ↓, predicted →", names, counts, links)
@@ -274,23 +277,15 @@ def abstaining_table(split: SplitResults) -> Table | None:
 
 def operating_table(split: SplitResults) -> Table | None:
     """Sensitivity, specificity and positive predictive value at the thresholds that validation images chose."""
-    asked = split.task.positive
     found: dict[str, Mapping[str, Any]] = {}
-    if asked and (figures := split.grading(asked.name)):
-        found[f"{asked.title} (grade {split.task.labels.values[asked.lowest]} and above)"] = figures
+    if split.task.positive and (figures := split.grading(split.task.positive.name)):
+        found[positive_name(split.task)] = figures
     found |= at(split.metrics, "zero_shot_findings") or {}
-    share = GRADING["accuracy"]
     rows: list[list[Cell]] = []
     for name, figures in found.items():
-        if figures.get("threshold") is None:
-            continue
-        cells = []
-        for metric in ("sensitivity", "specificity", "ppv"):
-            low, high = figures.get(f"{metric}_ci_low"), figures.get(f"{metric}_ci_high")
-            between = share.between(low, high) or too_few_units(figures.get(f"{metric}_ci_units"))
-            known = figures.get(metric) is not None
-            cells.append(f"{percentage(figures[metric])} ({between})" if known else percentage(None))
-        rows.append([named(name), number(figures["positives"]), *cells, number(figures["threshold"])])
+        if figures.get("threshold") is not None:
+            shares = [GRADING["accuracy"].of_figures(figures, rate) for rate in ("sensitivity", "specificity", "ppv")]
+            rows.append([named(name), number(figures["positives"]), *shares, number(figures["threshold"])])
     columns = ["", "Positives", "Sensitivity", "Specificity", "Positive predictive value", "Threshold"]
     caption = "In brackets: 95 % interval. The predictive value holds for the prevalence among these images."
     return Table(caption, columns, rows) if rows else None

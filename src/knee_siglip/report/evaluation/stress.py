@@ -4,8 +4,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from knee_siglip.report.evaluation.results import Row, SplitResults
-from knee_siglip.report.evaluation.verdict import worst_condition
-from knee_siglip.report.evaluation.wording import GRADING, Metric, at, group_name, named, percentage, too_few_units
+from knee_siglip.report.evaluation.verdict import group_gap, worst_condition
+from knee_siglip.report.evaluation.wording import (
+    GRADING,
+    Metric,
+    at,
+    capital,
+    group_name,
+    labelled,
+    named,
+    noun,
+    percentage,
+    too_few_units,
+)
 from knee_siglip.report.html.charts import Chart
 from knee_siglip.report.html.numbers import number, plural
 from knee_siglip.report.html.plots import Estimate, Line, curves, forest, strip
@@ -52,15 +63,9 @@ def grounding_table(split: SplitResults) -> Table | None:
     if not known:
         return None
     cells = [
-        [named(str(row["method"])), *(_with_between(metric, row, name) for name, metric in known.items())]
-        for row in rows
+        [named(str(row["method"])), *(metric.of_figures(row, name) for name, metric in known.items())] for row in rows
     ]
     return Table(_grounding_caption(split), ["Method", *(GROUNDING_FIGURES[name].title for name in known)], cells)
-
-
-def _with_between(metric: Metric, row: Row, name: str) -> str:
-    between = metric.between(row.get(f"{name}_ci_low"), row.get(f"{name}_ci_high"))
-    return metric.shown(row.get(name)) + (f" ({between})" if between else "")
 
 
 def _grounding_caption(split: SplitResults) -> str:
@@ -90,9 +95,7 @@ def grounding_verdict(split: SplitResults) -> str:
     if not better:
         return "There are too few patients with boxes to tell these maps from always pointing at the image centre."
     if not any(better.values()):
-        return (
-            "No method is shown to beat always pointing at the image centre: every interval of the difference holds 0."
-        )
+        return "No method is shown to beat always pointing at the image centre: no difference's interval is above 0."
     told = [f"{figure}: {' and '.join(methods) or 'none'}" for figure, methods in better.items()]
     return (
         f"Beat always pointing at the image centre (interval of the difference above 0), by metric: {'; '.join(told)}."
@@ -114,7 +117,7 @@ def subgroup_charts(split: SplitResults) -> list[Chart]:
                 float(row["value"]),
                 row.get("low"),
                 row.get("high"),
-                _with_interval(row, metric),
+                metric.with_interval(row.get("value"), row.get("low"), row.get("high")),
                 bool(row.get("flagged")),
             )
             for row in rows
@@ -129,12 +132,7 @@ def subgroup_charts(split: SplitResults) -> list[Chart]:
 
 def flagged_groups(split: SplitResults) -> list[str]:
     """Flagged gaps, each in words."""
-    return [
-        f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}): {metric.phrase} "
-        f"{metric.shown(row['value'])}, overall {metric.shown(at(split.metrics, row['metric']))}"
-        for row in _told(split)
-        if row.get("flagged") and (metric := split.headline.get(row["metric"]))
-    ]
+    return [group_gap(split, row) for row in _told(split) if row.get("flagged") and row["metric"] in split.headline]
 
 
 def undetected_gap(split: SplitResults) -> str:
@@ -176,7 +174,10 @@ def robustness_table(split: SplitResults) -> Table | None:
         cells = []
         for name in metrics:
             row, metric = figures.get(name, {}), split.headline[name]
-            cells += [_with_interval(row, metric), metric.change(row.get("difference"))]
+            cells += [
+                metric.with_interval(row.get("value"), row.get("low"), row.get("high")),
+                metric.change(row.get("difference")),
+            ]
         rows.append([named(str(condition)), "" if level is None else number(level), *cells])
     columns = [title for name in metrics for title in (split.headline[name].title, "change")]
     caption = "At most 200 images; 95 % intervals in brackets. Highlighted: the largest drop, inversion excluded."
@@ -185,26 +186,26 @@ def robustness_table(split: SplitResults) -> Table | None:
 
 def probe_table(split: SplitResults) -> Table | None:
     """Results of a linear probe on the frozen image embeddings, for each share of the labels."""
+    metrics = {name: split.headline[f"{split.task.labels.metrics}.{name}"] for name in PROBE_METRICS}
     rows = []
     for name, figures in _probes(split):
         cells = []
-        for metric in PROBE_METRICS:
-            shown = GRADING[metric].shown
-            spread = figures.get(f"{metric}_std")
-            between = GRADING[metric].between(figures.get(f"{metric}_ci_low"), figures.get(f"{metric}_ci_high"))
-            spread_or_interval = f" ± {shown(spread)}" if spread is not None else f" ({between})" if between else ""
-            cells.append(shown(figures.get(metric)) + spread_or_interval)
+        for key, metric in metrics.items():
+            spread = figures.get(f"{key}_std")
+            plain = metric.of_figures(figures, key)
+            cells.append(plain if spread is None else f"{metric.shown(figures[key])} ± {metric.shown(spread)}")
         rows.append([name, *cells])
-    columns = ["", *(GRADING[metric].title for metric in PROBE_METRICS)]
+    columns = ["", *(metric.title for metric in metrics.values())]
     caption = "Mean ± standard deviation over several random draws of the labels, or the 95 % interval of one fit."
     probe = at(split.metrics, "linear_probe") or {}
     if available := probe.get("train_rows_available"):
-        caption += f" All labels are {probe['train_rows']:,} of {available:,} graded training images, drawn by patient."
+        images = f"{available:,} {labelled(split.task)} training images"
+        caption += f" All labels are {probe['train_rows']:,} of {images}, drawn by patient."
     return Table(caption, columns, rows) if len(rows) > 1 else None
 
 
 def probe_chart(split: SplitResults) -> Chart | None:
-    """Accuracy over the share of labels, with the zero-shot grade, which needs none, as a level line."""
+    """Accuracy over the share of labels, with the zero-shot one, which needs none, as a level line."""
     points = [
         (float(place), figures["accuracy"])
         for place, (_, figures) in enumerate(_shares(split))
@@ -216,8 +217,9 @@ def probe_chart(split: SplitResults) -> Chart | None:
     if (level := split.grading("accuracy")) is not None:
         lines.append(Line("no labels (zero-shot)", "val", [(points[0][0], level), (points[-1][0], level)]))
     ticks = {float(place): f"{share} %" for place, (share, _) in enumerate(_shares(split))}
-    svg = curves("Grade accuracy by share of labels", lines, "share of labels used", (0, 1), ticks, True)
-    return Chart("Grade accuracy", svg, "Flat line: zero-shot, without labels.")
+    title = split.headline[f"{split.task.labels.metrics}.accuracy"].title
+    svg = curves(f"{title} by share of labels", lines, "share of labels used", (0, 1), ticks, True)
+    return Chart(title, svg, "Flat line: zero-shot, without labels.")
 
 
 def prompts_table(split: SplitResults, left_out: Sequence[str]) -> Table | None:
@@ -232,8 +234,9 @@ def prompts_table(split: SplitResults, left_out: Sequence[str]) -> Table | None:
         ]
         for row in split.table("prompts")
     ]
-    columns = ["Prompt", "Grade", "Accuracy", "Quadratic weighted kappa", "Change in kappa"]
-    caption = "Results if this prompt alone stands for its grade."
+    kappa = split.headline[f"{split.task.labels.metrics}.quadratic_weighted_kappa"].title
+    columns = ["Prompt", capital(noun(split.task)), "Accuracy", kappa, "Change in kappa"]
+    caption = f"Results if this prompt alone stands for its {noun(split.task)}."
     if left_out:
         quoted = ", ".join(f"“{text}”" for text in left_out)
         caption += f" Left out, since they hold words of no training text: {quoted}."
@@ -242,11 +245,6 @@ def prompts_table(split: SplitResults, left_out: Sequence[str]) -> Table | None:
 
 def _told(split: SplitResults) -> list[Row]:
     return [row for row in split.table("subgroups") if not row.get("suppressed") and row.get("value") is not None]
-
-
-def _with_interval(row: Row, metric: Metric) -> str:
-    between = metric.between(row.get("low"), row.get("high"))
-    return metric.shown(row.get("value")) + (f" ({between})" if between else "")
 
 
 def _shares(split: SplitResults) -> list[tuple[str, Mapping[str, Any]]]:

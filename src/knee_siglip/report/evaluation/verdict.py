@@ -11,12 +11,17 @@ from knee_siglip.report.evaluation.wording import (
     CHANCE,
     at,
     group_name,
+    is_yes_no,
+    labelled,
     named,
+    noun,
     of_hundred,
     percentage,
+    said,
 )
 from knee_siglip.report.html.numbers import number, plural, readable
 from knee_siglip.tables.ids import describe_units
+from knee_siglip.task.task import Task
 
 INVERSION = "inversion"
 
@@ -58,7 +63,8 @@ def verdict(split: SplitResults) -> Verdict:
         return Verdict("warning", headline, advice, "Not judged")
     beaten_by = not_beaten(split)
     if has_collapsed(split):
-        headline = f"This model has collapsed: all graded images of the {split.name} split get one grade."
+        images = f"all {labelled(split.task)} images of the {split.name} split"
+        headline = f"This model has collapsed: {images} get one {noun(split.task)}."
         return Verdict("error", headline, _before_training(split), "Unusable")
     judged = at(split.metrics, "verdict.beats_baselines")
     if judged == 0 or (judged is None and beaten_by):
@@ -67,7 +73,7 @@ def verdict(split: SplitResults) -> Verdict:
     kappa = split.interval(f"{split.task.labels.metrics}.quadratic_weighted_kappa")
     moderate = kappa is not None and kappa[0] < SUBSTANTIAL
     tone = "warning" if flagged or beaten_by or moderate else "good"
-    doubt = _moderate(kappa) if moderate and kappa else ""
+    doubt = _moderate(split, kappa) if moderate and kappa else ""
     parts = [_victory(split, beaten_by), doubt, templated(split), _weakest(split)]
     advice = " ".join(part for part in parts if part)
     return Verdict(tone, _ability(split), advice, "Weak" if tone == "warning" else "Usable")
@@ -84,26 +90,28 @@ def templated(split: SplitResults) -> str:
     share = at(split.metrics, "wordings.in_train")
     if share is None or share < TEMPLATED:
         return ""
-    new = at(split.metrics, "wordings.new.image_to_text.recall_at_1")
+    name = "wordings.new.image_to_text.recall_at_1"
+    new, count = at(split.metrics, name), plural(at(split.metrics, "wordings.new.n") or 0, "image")
     seen = f"{percentage(share)} of the texts also stand in train, word for word: retrieval shows them recognised"
-    count = plural(at(split.metrics, "wordings.new.n") or 0, "image")
-    other = f"of {count} with another text a right one comes first for {percentage(new)}" if new is not None else ""
-    return f"{seen}, not that new wording is understood{f' ({other})' if other else ''}."
+    other = f" (of {count} with another text a right one comes first for {percentage(new)})"
+    if new is None or split.too_few(name) is not None:
+        other = f" ({count} with another text are too few to tell)"
+    return f"{seen}, not that new wording is understood{other}."
 
 
 def _before_training(split: SplitResults) -> str:
-    """How the untrained model graded, beside this one."""
-    name = "quadratic_weighted_kappa"
-    before = at(split.metrics, f"baseline.untrained.{split.task.labels.metrics}.{name}")
-    now = split.grading(name)
+    """How the untrained model did, beside this one."""
+    name = f"{split.task.labels.metrics}.quadratic_weighted_kappa"
+    before, now = at(split.metrics, f"baseline.untrained.{name}"), at(split.metrics, name)
     if before is None or now is None:
-        return "Whether it graded better before this training is not known: that was not measured."
+        return "Whether it did better before this training is not known: that was not measured."
     word = "better" if before > now else "no better"
-    return f"Before this training it graded {word}: quadratic weighted kappa {before:.2f}, now {now:.2f}."
+    return f"Before this training it did {word}: {split.headline[name].phrase} {before:.2f}, now {now:.2f}."
 
 
-def _moderate(kappa: tuple[float, float]) -> str:
-    return f"Its agreement on the grade may be less than substantial: the interval of kappa begins at {kappa[0]:.2f}."
+def _moderate(split: SplitResults, kappa: tuple[float, float]) -> str:
+    agreement = f"Its agreement on the {noun(split.task)} may be less than substantial"
+    return f"{agreement}: the interval of kappa begins at {kappa[0]:.2f}."
 
 
 def not_beaten(split: SplitResults) -> dict[str, list[str]]:
@@ -151,7 +159,7 @@ def _baseline(name: str) -> str:
 def _ability(split: SplitResults) -> str:
     tasks = {
         "retrieval.image_to_text.recall_at_1": f"ranks a right text first for {{}} {_kind(split)}images",
-        f"{split.task.labels.metrics}.accuracy": f"predicts the right {split.task.label_title} for {{}}",
+        f"{split.task.labels.metrics}.accuracy": f"{_answers(split)} for {{}}",
     }
     said = []
     for metric, task in tasks.items():
@@ -162,6 +170,13 @@ def _ability(split: SplitResults) -> str:
     if not said:
         return "Neither retrieval nor grading was measured."
     return f"The model {' and '.join(said)}."
+
+
+def _answers(split: SplitResults) -> str:
+    task = split.task
+    if is_yes_no(task):
+        return f"is right about {task.label_title} ({' or '.join(task.labels.values)})"
+    return f"predicts the right {task.label_title}"
 
 
 def _kind(split: SplitResults) -> str:
@@ -200,12 +215,12 @@ def _detectable(split: SplitResults) -> str:
     return f" (a slice of {plural(smallest['n'], 'image')} would have been found {found})"
 
 
-def slice_name(row: Row) -> str:
+def slice_name(task: Task, row: Row) -> str:
     """`effusion, grade 2`, of a row of the table of slices."""
     parts = []
     for name, value in parse_qsl(row["filters"]):
         if name == "actual":
-            parts.append(f"grade {value}")
+            parts.append(said(task, value))
         else:
             parts.append(readable(value) if name == "finding" else group_name(name.removeprefix("in."), value))
     return ", ".join(parts)
@@ -217,7 +232,7 @@ def worst_slice(split: SplitResults) -> str:
     if row is None:
         return ""
     return (
-        f"{slice_name(row)} ({plural(row['n'], 'image')}): {percentage(row['risk'])} mistakes, "
+        f"{slice_name(split.task, row)} ({plural(row['n'], 'image')}): {percentage(row['risk'])} mistakes, "
         f"{percentage(row['risk_outside'])} elsewhere"
     )
 
@@ -230,7 +245,8 @@ def _weakest_prompt(split: SplitResults) -> str:
     if row is None or row[f"{name}_difference"] > -FALL or row["kappa_high"] >= 0:
         return ""
     before = row[name] - row[f"{name}_difference"]
-    return f"with “{row['prompt']}” alone for grade {row['grade']}, kappa falls from {before:.2f} to {row[name]:.2f}"
+    alone = f"with “{row['prompt']}” alone for {said(split.task, row['grade'])}"
+    return f"{alone}, kappa falls from {before:.2f} to {row[name]:.2f}"
 
 
 def _weakest_group(split: SplitResults) -> str:
@@ -242,12 +258,14 @@ def _weakest_group(split: SplitResults) -> str:
     known = [row for row in flagged if row["metric"] in split.headline and math.isfinite(gap(row))]
     if not known:
         return ""
-    row = min(known, key=gap)
+    return group_gap(split, min(known, key=gap))
+
+
+def group_gap(split: SplitResults, row: Row) -> str:
+    """What a metric is in a subgroup, and overall, in words."""
     metric, overall = split.headline[row["metric"]], at(split.metrics, row["metric"])
-    return (
-        f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')}): {metric.phrase} "
-        f"{metric.shown(row['value'])}, overall {metric.shown(overall)}"
-    )
+    group = f"{group_name(row['column'], row['group'])} ({plural(row['n'], 'image')})"
+    return f"{group}: {metric.phrase} {metric.shown(row['value'])}, overall {metric.shown(overall)}"
 
 
 def worst_condition(split: SplitResults) -> Row | None:
@@ -272,7 +290,9 @@ def _weakest_condition(split: SplitResults) -> str:
 
 
 def _miscalibration(split: SplitResults) -> str:
-    error = at(split.metrics, "calibration.ece")
+    """By the temperature-scaled probabilities, which inference gives, where there are any."""
+    raw, scaled = at(split.metrics, "calibration.ece"), at(split.metrics, "calibration.ece_scaled")
+    error = raw if scaled is None else scaled
     if error is None or error < CALIBRATION_ERROR:
         return ""
-    return f"confidence in the grade is off by {percentage(error)} on average (expected calibration error)"
+    return f"confidence in the {noun(split.task)} is off by {percentage(error)} on average (expected calibration error)"

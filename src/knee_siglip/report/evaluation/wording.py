@@ -37,6 +37,17 @@ class Metric:
         """An interval, without the unit, which stands at the figure; empty where there is none."""
         return "" if low is None or high is None else f"{self._bare(low)}–{self._bare(high)}"
 
+    def with_interval(
+        self, value: float | None, low: float | None, high: float | None, units: int | None = None
+    ) -> str:
+        """`0.981 (0.962–0.993)`; the figure alone where there is no interval, or why. units: of `too_few_units`."""
+        between = self.between(low, high) or (too_few_units(units) if units is not None else "")
+        return f"{self.shown(value)} ({between})" if between and value is not None else self.shown(value)
+
+    def of_figures(self, figures: Mapping[str, Any], name: str) -> str:
+        """The same of `name`, `name_ci_low` ... among figures."""
+        return self.with_interval(*(figures.get(f"{name}{end}") for end in ("", "_ci_low", "_ci_high", "_ci_units")))
+
     def change(self, difference: float | None) -> str:
         """A difference of two figures, with its sign and without the unit; empty where there is none."""
         if difference is None:
@@ -81,19 +92,62 @@ GRADING: dict[str, Metric] = {
         kind="score",
     ),
 }
+YES_NO: dict[str, Metric] = {
+    "accuracy": Metric("Accuracy", "Zero-shot: the label whose prompts are most similar to the image."),
+    "balanced_accuracy": Metric("Balanced accuracy", "Mean of sensitivity and specificity; 50 % is chance."),
+    "quadratic_weighted_kappa": Metric(
+        "Kappa (Cohen's)", "Agreement on the label beyond chance: 1 is perfect, 0 is chance.", kind="score"
+    ),
+    "macro_auroc": Metric(
+        "Area under the ROC curve (AUROC)",
+        "How often, of two images with different labels, the right one has the higher score: 0.5 is chance.",
+        kind="score",
+    ),
+}
+"""The same of two labels, which have no order: weighted and unweighted kappa are equal."""
+
+
+def is_yes_no(task: Task) -> bool:
+    """Whether there are two labels."""
+    return len(task.labels) == 2
+
+
+def noun(task: Task) -> str:
+    """What the task's labels are called."""
+    return "label" if is_yes_no(task) else "grade"
+
+
+def labelled(task: Task) -> str:
+    """What an image with a label is."""
+    return "labelled" if is_yes_no(task) else "graded"
+
+
+def said(task: Task, label: object) -> str:
+    """`grade 2`, or `fracture: yes`."""
+    return f"{task.label_short}: {label}" if is_yes_no(task) else f"grade {label}"
+
+
+def positive_name(task: Task) -> str:
+    """`osteoarthritis (grade 2 and above)`, or `fracture (yes)`."""
+    assert task.positive is not None
+    lowest, name = task.positive.lowest, task.labels.values[task.positive.lowest]
+    more = " and above" if lowest + 1 < len(task.labels) else ""
+    return f"{task.positive.title} ({name if is_yes_no(task) else f'grade {name}{more}'})"
+
+
+def capital(words: str) -> str:
+    """With a capital at the beginning."""
+    return words[:1].upper() + words[1:]
 
 
 def headline_words(task: Task) -> dict[str, Metric]:
     """The headline metrics by dotted name, in the order of the page. Intervals exist for these alone."""
-    labels = task.labels
-    if not labels:
+    if not task.labels:
         return MATCHING
-    chance = 100 / len(labels)
+    words = {"title": task.label_title, "chance": 100 / len(task.labels)}
     return MATCHING | {
-        f"{labels.metrics}.{name}": replace(
-            metric, meaning=metric.meaning.format(title=task.label_title, chance=chance)
-        )
-        for name, metric in GRADING.items()
+        f"{task.labels.metrics}.{name}": replace(metric, meaning=metric.meaning.format(**words))
+        for name, metric in (YES_NO if is_yes_no(task) else GRADING).items()
     }
 
 
@@ -116,9 +170,10 @@ GRADE_FIGURES = {
 
 
 def grade_names(task: Task) -> list[str]:
-    """`2 mild` of each label; a label that is its own word stands alone."""
+    """`2 mild` of each label, or `no (no fracture)`; a label that is its own word stands alone."""
     pairs = zip(task.labels.values, task.label_words, strict=True)
-    return [label if word == label else f"{label} {word}" for label, word in pairs]
+    shown = "{} {}" if task.labels.are_numbers else "{} ({})"
+    return [label if word == label else shown.format(label, word) for label, word in pairs]
 
 
 def cases_link(**filters: str | int) -> str:
@@ -130,7 +185,7 @@ CHANCE, CEILING = "constant", "perfect reader"
 
 BASELINES = {
     CHANCE: "chance",
-    "text_prior": "most frequent text or grade",
+    "text_prior": "most frequent text or label",
     "pixel_neighbour": "nearest neighbour by pixels",
     "untrained": "before training",
 }
@@ -138,8 +193,8 @@ BASELINES = {
 
 BASELINE_MEANINGS = {
     CHANCE: "the same answer for every image",
-    "text_prior": "the most frequent text and grade of the training data, without looking at the image",
-    "pixel_neighbour": "the text and grade of the training image with the most similar grey values",
+    "text_prior": "the most frequent text and label of the training data, without looking at the image",
+    "pixel_neighbour": "the text and label of the training image with the most similar grey values",
     "untrained": "the same model without this training",
 }
 
@@ -160,8 +215,7 @@ NAMES = {"jpeg": "JPEG compression", "none": "undisturbed"}
 
 def named(name: str) -> str:
     """A short name as words, with a capital."""
-    words = NAMES.get(name) or METHODS.get(name) or readable(name)
-    return words[:1].upper() + words[1:]
+    return capital(NAMES.get(name) or METHODS.get(name) or readable(name))
 
 
 def group_name(column: object, group: object) -> str:

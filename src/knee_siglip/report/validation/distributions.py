@@ -78,7 +78,7 @@ def _categories(title: str, rows: pd.DataFrame, feature: str, is_label: bool) ->
     values = values.where(values.isin(kept), "other")
     labels = sorted(kept) + (["other"] if len(ranked) > len(kept) else [])
     note = f"{len(ranked):,} values; the rarer ones are grouped as other." if len(ranked) > len(kept) else ""
-    note = f"Rows without a grade are excluded ({unknown:,})." if unknown else note
+    note = f"Rows without a value are excluded ({unknown:,})." if unknown else note
     svg = bars(f"{title}: share by split", labels, _shares(values, rows.loc[values.index, "split"], labels))
     return Chart(title, svg, note)
 

@@ -47,7 +47,7 @@ SHIFT = (
     "both large and significant (small corrected p)."
 )
 SHORTCUTS = (
-    "How well the grade or split of unseen patients can be predicted from file properties alone, without looking at "
+    "How well the {label} or split of unseen patients can be predicted from file properties alone, without looking at "
     "what the image shows: AUROC 0.5 is chance, 1 is perfect. The warning uses the lower bound of the best class."
 )
 
@@ -91,14 +91,23 @@ def write_page(
         examples={split: cards(spots, pictures) for split, spots in examples.items()},
         splits=splits,
         styles={split: split for split in SPLITS},
-        split_groups=side_by_side(metrics.get("splits", {})),
+        split_groups=side_by_side(_singular(metrics.get("splits", {}), task)),
         charts=distribution_charts(table, task),
-        comparisons=list(_comparisons(metrics)),
+        comparisons=list(_comparisons(metrics, task)),
         texts=_frequent_texts(table, splits),
         text_examples=_text_examples(table),
         text_figures=_text_figures(metrics),
         silent=_silent(issues) if len(table) else [],
     )
+
+
+def _singular(splits: Mapping[str, Mapping[str, Any]], task: Task) -> dict[str, dict[str, Any]]:
+    """The counts of each label under its column's own name."""
+    column = task.labels.column
+    return {
+        split: {column if name == f"{column}s" else name: value for name, value in counts.items()}
+        for split, counts in splits.items()
+    }
 
 
 def _verdict(table: pd.DataFrame, issues: Sequence[Issue], metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -134,11 +143,16 @@ def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _comparisons(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _comparisons(metrics: Mapping[str, Any], task: Task) -> Iterator[dict[str, Any]]:
     """The tables of shift and shortcuts, with a bar for the figure that the warning looks at."""
     for key, title, names, explanation in (
         ("shift", "Shift: val and test against train", ("Split", "Feature"), SHIFT),
-        ("shortcuts", "Shortcuts: what the file gives away", ("Target", "From"), SHORTCUTS),
+        (
+            "shortcuts",
+            "Shortcuts: what the file gives away",
+            ("Target", "From"),
+            SHORTCUTS.format(label=task.label_title),
+        ),
     ):
         rows = innermost(metrics.get(key, {}))
         if not rows:

@@ -1,5 +1,5 @@
 "use strict";
-const { labels, grades, columns, cases } = JSON.parse(document.getElementById("content").textContent);
+const { labels, noun, grades, columns, cases } = JSON.parse(document.getElementById("content").textContent);
 const byId = (id) => document.getElementById(id);
 const form = byId("filters"), list = byId("cases"), dialog = byId("case"), frame = byId("picture");
 const PAGE = 240;
@@ -13,7 +13,7 @@ function element(tag, text = "", attributes = {}) {
 }
 
 const words = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
-const percent = (share) => (share < 0.005 ? "<1" : share > 0.995 ? ">99" : (100 * share).toFixed(0)) + " %";
+const percent = (share) => (share < 0.005 ? "<1" : share >= 0.995 ? ">99" : (100 * share).toFixed(0)) + " %";
 const gradeName = (label) => grades[labels.indexOf(label)];
 
 function filters() {
@@ -168,9 +168,9 @@ function mapPanel(item) {
       frame.querySelector("canvas")?.remove();
       buttons.querySelectorAll("button").forEach((each) => each.setAttribute("aria-pressed", "false"));
       button.setAttribute("aria-pressed", String(on));
-      if (on && map.found) frame.querySelector(".stack")?.append(drawMap(map));
+      if (on && !map.missing) frame.querySelector(".stack")?.append(drawMap(map));
       const peak = Math.max(...map.heat.flat()).toFixed(1);
-      note.textContent = !on ? "" : map.found ? `Strongest place: ${peak} log-odds.` : "Not found: no place changes the log-odds by 0.5.";
+      note.textContent = !on ? "" : map.missing ? `Not found: ${map.missing}.` : `Strongest place: ${peak} log-odds.`;
     });
     buttons.append(button);
   });
@@ -184,10 +184,10 @@ function drawFacts(item) {
   if (item.maps.length) parts.push(element("h3", "Where the model sees it"), mapPanel(item));
   if (item.probabilities) {
     const agreed = item.error === null ? "" : item.error ? "wrong" : "right";
-    const said = `Reader: ${item.actual === null ? "no grade" : gradeName(item.actual)}. Model: ${gradeName(item.predicted)}.`;
-    parts.push(element("h3", "Grade"), element("p", said, { className: agreed }));
+    const said = `Reader: ${item.actual === null ? `no ${noun}` : gradeName(item.actual)}. Model: ${gradeName(item.predicted)}.`;
+    parts.push(element("h3", words(noun)), element("p", said, { className: agreed }));
     const rows = item.probabilities.map((value, place) => [grades[place], percent(value), meter(value, grades[place])]);
-    parts.push(table(rows, ["Grade", "Probability", ""]));
+    parts.push(table(rows, [words(noun), "Probability (uncalibrated)", ""]));
   }
   parts.push(element("h3", "Retrieved texts"));
   parts.push(table(
