@@ -194,6 +194,10 @@ def test_a_sole_writer_keeps_others_out_and_leaves_nothing(tmp_path, monkeypatch
 def test_a_sole_writer_does_without_locks_and_makes_no_folder(tmp_path, monkeypatch):
     with sole_writer(tmp_path / "none" / "table.csv"):
         assert names(tmp_path) == []
+    monkeypatch.chdir(tmp_path)
+    for odd in (".", "..", "/"):  # which the command refuses
+        with sole_writer(Path(odd)):
+            pass
 
     def flock(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

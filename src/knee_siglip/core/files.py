@@ -168,9 +168,10 @@ def sole_writer(path: Path, *, wait: float = 0) -> Iterator[None]:
     Raises:
         UserError: another process is writing it, and has not ended after `wait` seconds.
     """
-    file = path.with_name(f".{path.name}.lock")
+    place = path.absolute()
+    file = place.parent / f".{place.name}.lock"
     with ExitStack() as stack:
-        if path.parent.is_dir() and is_first_process():
+        if place.parent.is_dir() and is_first_process():
             with suppress(_NoLockError):
                 stack.enter_context(lock(file, f"writing {path}", wait=wait))
                 stack.callback(file.unlink, missing_ok=True)
