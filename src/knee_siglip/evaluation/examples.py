@@ -6,9 +6,8 @@ import numpy as np
 
 from knee_siglip.evaluation.case_maps import worst_grades
 from knee_siglip.evaluation.embedded import EmbeddedSplit
-from knee_siglip.metrics.matching.similarity import cosine_scores
+from knee_siglip.metrics.matching.similarity import similar_texts
 
-TEXTS_SHOWN = 5
 MISTAKES_SHOWN = 8
 SEED = 0
 
@@ -19,29 +18,11 @@ def gallery(split: EmbeddedSplit, count: int) -> list[Example]:
     """Draw `count` images by a fixed seed, half of them with a right text on top as far as there are enough of both.
 
     Returns:
-        of each its `row` in the split, `img_path`, `text`, and the texts `found` for it, the most similar first:
-        `text`, `similarity` (cosine), `right`, and the `count` of rows that have this text.
+        of each its `row` in the split, `img_path`, `text`, and the texts `found` for it, as `similar_texts` tells them.
     """
-    texts = np.array(split.texts, dtype=object)
-    distinct, firsts, counts = np.unique(texts, return_index=True, return_counts=True)
-    is_hit = split.searches["image_to_text"].recall_at(1) >= 0.5
-    drawn = _draw_halves(is_hit, count)
-    scores = cosine_scores(split.image_embeds[drawn], split.text_embeds[firsts])
-    examples = []
-    for row, similarities in zip(drawn, scores, strict=True):
-        right = set(texts[split.study_ids == split.study_ids[row]])
-        best = np.argsort(-similarities, kind="stable")[:TEXTS_SHOWN]
-        found = [
-            {
-                "text": distinct[place],
-                "right": distinct[place] in right,
-                "similarity": float(similarities[place]),
-                "count": int(counts[place]),
-            }
-            for place in best
-        ]
-        examples.append(_example(split, row) | {"found": found})
-    return examples
+    drawn = _draw_halves(split.searches["image_to_text"].recall_at(1) >= 0.5, count)
+    found = similar_texts(drawn, split.image_embeds, split.text_embeds, split.texts, split.text_ids, split.study_ids)
+    return [_example(split, row) | {"found": texts} for row, texts in zip(drawn, found, strict=True)]
 
 
 def worst_mistakes(split: EmbeddedSplit) -> list[Example]:

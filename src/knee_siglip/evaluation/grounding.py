@@ -112,7 +112,7 @@ def finding_directions(split: EmbeddedSplit, data: EmbeddedData, names: set[str]
 def _questions(split: EmbeddedSplit, data: EmbeddedData, regions: Sequence[Region]) -> list[Question]:
     """Where each region's finding is seen."""
     directions = finding_directions(split, data, {region.finding for region in regions})
-    prompts = {name: split.task.findings[name].negative[0] for name in split.prompts.findings}
+    prompts = {name: finding.negative[0] for name, finding in split.task.findings.items()}
     return [
         Question(region.row, region.finding.replace("_", " "), directions[region.finding], against)
         for region in regions

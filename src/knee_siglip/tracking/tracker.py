@@ -38,8 +38,10 @@ from knee_siglip.tracking.runlog import (
     write_pointer,
 )
 
-SECONDS_LOCAL, SECONDS_REMOTE = 120.0, 30.0
-"""A sender's patience: MLflow takes 8 s on two idle cores to create its database, and much longer on busy ones."""
+SECONDS_LOCAL, SECONDS_REMOTE, SECONDS_CURVES = 120.0, 30.0, 3600.0
+"""A sender's patience: MLflow takes 8 s on two idle cores to create its database, and much longer on busy ones. The
+curves of DVCLive are an out of the stage, so that a part of them would be wrong in silence.
+"""
 
 SECONDS_KILLED = 10.0
 """Of waiting at the end of a run that was told to stop: batch systems kill soon after. What is missed is sent later."""
@@ -247,7 +249,7 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
     )
     if live:
         live.mkdir(parents=True, exist_ok=True)  # a DVC out must exist even when DVCLive fails
-        orders.append(order("dvclive", kinds=[], options={"folder": str(live)}))
+        orders.append(order("dvclive", kinds=[], options={"folder": str(live)}, patience=SECONDS_CURVES))
     if tracking.mlflow != "none":
         place = mlflow_place(tracking, root)
         remote = is_remote(str(place["uri"]))

@@ -282,7 +282,7 @@ def test_a_probe_that_learnt_from_a_sample_says_so(evaluation) -> None:
     ("low", "said"),
     [
         (0.1, "contrast-to-noise ratio (CNR): occlusion; mean IoU with the box: none."),
-        (0.0, "every interval of the difference holds 0"),
+        (0.0, "no difference's interval is above 0"),
     ],
 )
 def test_maps_beat_the_middle_only_where_an_interval_says_so(evaluation, low, said) -> None:

@@ -81,8 +81,17 @@ def test_texts_that_train_holds_are_no_new_wording(evaluation) -> None:
     assert told + "wording is understood (of 4 images with another text a right one comes first for 50.0 %)." in (
         said(evaluation).advice
     )
+    evaluation.set_metrics({"wordings.new.image_to_text.recall_at_1_ci_units": 3})
+    assert told + "wording is understood (4 images with another text are too few to tell)." in said(evaluation).advice
     evaluation.set_metrics({"wordings.in_train": 0.2})
     assert "word for word" not in said(evaluation).advice
+
+
+def test_confidence_is_judged_as_inference_tells_it(evaluation) -> None:
+    evaluation.set_metrics({"calibration.ece": 0.2})
+    assert "confidence in the grade is off by 20.0 %" in said(evaluation).advice
+    evaluation.set_metrics({"calibration.ece_scaled": 0.01})
+    assert "is off by" not in said(evaluation).advice
 
 
 def test_an_agreement_that_may_be_moderate_is_weak(evaluation) -> None:

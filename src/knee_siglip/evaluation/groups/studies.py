@@ -69,9 +69,7 @@ def studies_table(split: EmbeddedSplit, images: pd.DataFrame, studies: pd.DataFr
     if len(studies):
         several = np.bincount(split.study_ids)[split.study_ids] > 1
         groups = {STUDIES: studies, IMAGES: images[several]}
-    views = list(find_subgroups(images, ["view"]))
-    if len(views) > 1:
-        groups |= {f"view {view.name}": images.iloc[view.rows] for view in views}
+    groups |= {f"view {view.name}": images.iloc[view.rows] for view in find_subgroups(images, ["view"])}
     return [
         {
             "group": name,

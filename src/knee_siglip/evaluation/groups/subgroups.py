@@ -74,13 +74,13 @@ def subgroups_table(table: pd.DataFrame, columns: Sequence[str], resamples: int 
 
 
 def find_subgroups(table: pd.DataFrame, columns: Sequence[str]) -> Iterator[Subgroup]:
-    """In the order of the columns and of their values; rows without a value are a group too."""
+    """In the order of the columns and of their values; rows without a value are a group too, all rows are none."""
     for column in dict.fromkeys(columns):
         if column not in table:
             continue
         values = table[column].astype("string").fillna("").str.strip().replace("", UNKNOWN)
         names = sorted(values.unique(), key=lambda name: (name == UNKNOWN, name))
-        if names == [UNKNOWN]:
+        if len(names) < 2:  # all rows: there is nothing to compare them with
             continue
         for name in names:
             yield Subgroup(column, name, np.flatnonzero((values == name).to_numpy()))

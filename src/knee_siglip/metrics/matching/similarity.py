@@ -1,12 +1,16 @@
 """Cosine scores in which equal means equal: rounded, and repeated candidates scored once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 SCORE_DECIMALS = 6
 """Finer differences of a cosine are float32 rounding noise: without this, a collapsed model is ranked by that noise."""
+
+TEXTS_SHOWN = 5
 
 
 def cosine_scores(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -14,6 +18,39 @@ def cosine_scores(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     assert queries.shape[1] == candidates.shape[1], (queries.shape, candidates.shape)
     cosines = queries.astype(np.float64, copy=False) @ candidates.astype(np.float64, copy=False).T
     return np.round(cosines, SCORE_DECIMALS, out=cosines)
+
+
+def similar_texts(
+    rows: np.ndarray,
+    image_embeds: np.ndarray,
+    text_embeds: np.ndarray,
+    texts: Sequence[str],
+    text_ids: np.ndarray,
+    study_ids: np.ndarray,
+) -> list[list[dict[str, Any]]]:
+    """Of each image in `rows` (R,) the distinct texts of all N rows that are most similar to it, best first.
+
+    image_embeds, text_embeds: (N, D). text_ids, study_ids: (N,), equal where text or study is.
+
+    Returns:
+        of each text `text`, `similarity` (cosine), `right` (one of the image's study) and its `count` of rows.
+    """
+    distinct, firsts, counts = np.unique(text_ids, return_index=True, return_counts=True)
+    found = []
+    for row, scores in zip(rows, cosine_scores(image_embeds[rows], text_embeds[firsts]), strict=True):
+        right = np.isin(distinct, text_ids[study_ids == study_ids[row]])
+        found.append(
+            [
+                {
+                    "text": texts[firsts[place]],
+                    "similarity": round(float(scores[place]), 3),
+                    "right": bool(right[place]),
+                    "count": int(counts[place]),
+                }
+                for place in np.argsort(-scores, kind="stable")[:TEXTS_SHOWN]
+            ]
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from knee_siglip.metrics.categories import category_columns
-from knee_siglip.metrics.matching.similarity import cosine_scores
+from knee_siglip.metrics.matching.similarity import similar_texts
+from knee_siglip.tables.manifest import number_groups
 from knee_siglip.task.task import Task
 
 CASES_SHOWN = 2000
 """Above so many images the browser shows every mistake, worst first, and a sample of the rest up to this number."""
 
-TEXTS_SHOWN = 5
 SEED = 0
 NOT_CATEGORIES = {"img_path", "image_id", "split", "patient_id", "text", "study_id", "text_id", "contrastive_batch"}
 
@@ -53,7 +53,9 @@ def list_cases(
     others = NOT_CATEGORIES | ({task.labels.column, task.labels.predicted} if task.labels else set())
     columns = category_columns(predictions, others)
     rows = predictions.iloc[shown]
-    found = _found_texts(predictions, embeddings, shown)
+    embeds = [np.stack(list(embeddings[name])) for name in ("image_embed", "text_embed")]
+    text_ids, studies = predictions["text_id"].to_numpy(), number_groups(predictions, "study_id")
+    found = similar_texts(shown, *embeds, predictions["text"].tolist(), text_ids, studies)
     findings = [match[1] for name in predictions if (match := re.fullmatch("finding_(.*)_score", str(name)))]
     cases = []
     for number, texts, cells in zip(shown.tolist(), found, rows.to_dict("records"), strict=True):
@@ -88,41 +90,6 @@ def _chosen(predictions: pd.DataFrame, task: Task) -> np.ndarray:
     drawn = np.random.default_rng(SEED).permutation(len(predictions))
     order = drawn[np.argsort(-severity[drawn], kind="stable")]
     return np.sort(order[:CASES_SHOWN])
-
-
-def _found_texts(predictions: pd.DataFrame, embeddings: pd.DataFrame, shown: np.ndarray) -> list[list[dict[str, Any]]]:
-    """For each shown row the most similar distinct texts of the split."""
-    texts = predictions["text"].to_numpy(object)
-    distinct, firsts, counts = np.unique(predictions["text_id"], return_index=True, return_counts=True)
-    images = np.stack(list(embeddings["image_embed"].iloc[shown]))
-    scores = cosine_scores(images, np.stack(list(embeddings["text_embed"].iloc[firsts])))
-    right = _right_texts(predictions)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :TEXTS_SHOWN]
-    return [
-        [
-            {
-                "text": texts[firsts[place]],
-                "similarity": round(float(scores[number, place]), 3),
-                "right": distinct[place] in right[row],
-                "count": int(counts[place]),
-            }
-            for place in places
-        ]
-        for number, (row, places) in enumerate(zip(shown, best, strict=True))
-    ]
-
-
-def _right_texts(predictions: pd.DataFrame) -> list[set[int]]:
-    """Of each row the texts that belong to it: its own, and those of the same study."""
-    own = [{text} for text in predictions["text_id"]]
-    if "study_id" not in predictions:
-        return own
-    known = predictions["study_id"].notna() & (predictions["study_id"].astype(str) != "")
-    of_study = predictions[known].groupby("study_id")["text_id"].agg(set)
-    return [
-        of_study[study] if has_study else text
-        for study, has_study, text in zip(predictions["study_id"], known, own, strict=True)
-    ]
 
 
 def _grading(record: dict[str, Any], task: Task) -> dict[str, Any]:

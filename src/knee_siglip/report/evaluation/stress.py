@@ -95,9 +95,7 @@ def grounding_verdict(split: SplitResults) -> str:
     if not better:
         return "There are too few patients with boxes to tell these maps from always pointing at the image centre."
     if not any(better.values()):
-        return (
-            "No method is shown to beat always pointing at the image centre: every interval of the difference holds 0."
-        )
+        return "No method is shown to beat always pointing at the image centre: no difference's interval is above 0."
     told = [f"{figure}: {' and '.join(methods) or 'none'}" for figure, methods in better.items()]
     return (
         f"Beat always pointing at the image centre (interval of the difference above 0), by metric: {'; '.join(told)}."

@@ -90,11 +90,13 @@ def templated(split: SplitResults) -> str:
     share = at(split.metrics, "wordings.in_train")
     if share is None or share < TEMPLATED:
         return ""
-    new = at(split.metrics, "wordings.new.image_to_text.recall_at_1")
+    name = "wordings.new.image_to_text.recall_at_1"
+    new, count = at(split.metrics, name), plural(at(split.metrics, "wordings.new.n") or 0, "image")
     seen = f"{percentage(share)} of the texts also stand in train, word for word: retrieval shows them recognised"
-    count = plural(at(split.metrics, "wordings.new.n") or 0, "image")
-    other = f"of {count} with another text a right one comes first for {percentage(new)}" if new is not None else ""
-    return f"{seen}, not that new wording is understood{f' ({other})' if other else ''}."
+    other = f" (of {count} with another text a right one comes first for {percentage(new)})"
+    if new is None or split.too_few(name) is not None:
+        other = f" ({count} with another text are too few to tell)"
+    return f"{seen}, not that new wording is understood{other}."
 
 
 def _before_training(split: SplitResults) -> str:
@@ -288,7 +290,9 @@ def _weakest_condition(split: SplitResults) -> str:
 
 
 def _miscalibration(split: SplitResults) -> str:
-    error = at(split.metrics, "calibration.ece")
+    """By the temperature-scaled probabilities, which inference gives, where there are any."""
+    raw, scaled = at(split.metrics, "calibration.ece"), at(split.metrics, "calibration.ece_scaled")
+    error = raw if scaled is None else scaled
     if error is None or error < CALIBRATION_ERROR:
         return ""
     return f"confidence in the {noun(split.task)} is off by {percentage(error)} on average (expected calibration error)"

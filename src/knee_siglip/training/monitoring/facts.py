@@ -29,8 +29,8 @@ IMAGES = 1024
 LEAST = 30
 """Validation images below which neither a temperature nor a limit is taken from them."""
 
-WITHIN = 0.99
-"""Share of the validation images that lie within the limit (`benchmarks/likeness.py`)."""
+WITHIN = 0.97
+"""Share of the validation images that lie within the limit: 0.99 let 9 % of chests pass (`benchmarks/likeness.py`)."""
 
 
 WORD_ROWS = 5

@@ -13,7 +13,7 @@ function element(tag, text = "", attributes = {}) {
 }
 
 const words = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
-const percent = (share) => (share < 0.005 ? "<1" : share > 0.995 ? ">99" : (100 * share).toFixed(0)) + " %";
+const percent = (share) => (share < 0.005 ? "<1" : share >= 0.995 ? ">99" : (100 * share).toFixed(0)) + " %";
 const gradeName = (label) => grades[labels.indexOf(label)];
 
 function filters() {
@@ -187,7 +187,7 @@ function drawFacts(item) {
     const said = `Reader: ${item.actual === null ? `no ${noun}` : gradeName(item.actual)}. Model: ${gradeName(item.predicted)}.`;
     parts.push(element("h3", words(noun)), element("p", said, { className: agreed }));
     const rows = item.probabilities.map((value, place) => [grades[place], percent(value), meter(value, grades[place])]);
-    parts.push(table(rows, [words(noun), "Probability", ""]));
+    parts.push(table(rows, [words(noun), "Probability (uncalibrated)", ""]));
   }
   parts.push(element("h3", "Retrieved texts"));
   parts.push(table(
