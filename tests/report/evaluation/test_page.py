@@ -236,7 +236,7 @@ def test_the_gallery_shows_which_text_is_right(evaluation) -> None:
 
 def test_a_mistake_says_what_reader_and_model_saw(evaluation) -> None:
     page = evaluation.page().section("mistakes")
-    assert "Reader: 0 (none). Model: 4 (severe), confidence 57.0 %. text number 7" in page.text
+    assert "Reader: 0 none. Model: 4 severe, confidence 57.0 %. text number 7" in page.text
     assert len(page.of("img")) == 1
 
 
