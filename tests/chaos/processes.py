@@ -139,6 +139,7 @@ def _become(project: Project, name: str, log: Path, prepare: Callable[[], None])
         else:
             runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
         code = 0
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows is this test's
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

@@ -112,6 +112,20 @@ def test_unreadable_images_get_a_row_with_their_error_and_the_run_goes_on(
     assert (summary.done.rows, summary.failed) == (5, 3)
 
 
+def test_an_unreadable_image_leaves_the_batch_as_large_as_it_is(
+    run: Run, grey_image: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BLAS adds in another order for fewer rows: the neighbours' last digits would depend on it."""
+    grey_image(0), grey_image(240)
+    embed, sizes = Predictor.embed_images, []
+    monkeypatch.setattr(
+        Predictor, "embed_images", lambda self, pixels: sizes.append(len(pixels)) or embed(self, pixels)
+    )
+    summary = run("img_path\n0.png\ngone.png\n240.png\n")
+    assert sorted(sizes) == [1, 2]  # two at a time
+    assert (summary.failed, summary.done.unlike) == (1, 0)
+
+
 def test_images_that_look_wrong_are_named_and_graded_all_the_same(
     run: Run, grey_image: Callable[[int], Path], tmp_path: Path
 ) -> None:

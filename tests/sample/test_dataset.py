@@ -104,8 +104,8 @@ def test_writing_again_leaves_nothing_of_the_old_sample(tmp_path: Path) -> None:
 
 
 def test_patients_are_split_75_10_15_and_differently_by_seed() -> None:
-    splits = assign_splits(960, 42)
+    splits = assign_splits(1000, 42)
     counts = pd.Series(splits).value_counts()
     assert dict(counts) == {"train": 720, "test": 144, "val": 96}
-    assert assign_splits(960, 42) == splits
-    assert assign_splits(960, 43) != splits
+    assert assign_splits(1000, 42) == splits
+    assert assign_splits(1000, 43) != splits

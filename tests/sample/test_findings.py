@@ -5,7 +5,7 @@ import numpy as np
 from knee_siglip.sample.dataset import iter_cases
 from knee_siglip.sample.findings import SPECIAL_RATES, Labels, draw_labels
 
-PATIENTS, SEED = 960, 42
+PATIENTS, SEED = 1000, 42
 
 
 def _labels() -> list[Labels]:

@@ -75,11 +75,12 @@ def test_varus_is_overstretched_and_valgus_bent() -> None:
     assert places[0] < places[1] < places[2]
 
 
-def test_effusion_fills_the_pouch_above_the_patella() -> None:
+def test_effusion_fills_the_pouch_above_the_patella_and_the_recess_behind() -> None:
     labels = Labels("left", 0, None, "normal", True, None)
     knee, warp = _bones(labels)
     lesions.add(knee, warp, np.random.default_rng(0), labels, reach_mm=60)
-    (pouch,) = knee.effusion
+    pouch, behind = knee.effusion
+    assert behind[:, 0].max() > knee.femur[np.abs(knee.femur[:, 1] + 25) < 20, 0].max() + 2
     assert pouch[:, 1].mean() < knee.patella[:, 1].min()
     assert pouch[:, 0].mean() < knee.femur[np.abs(knee.femur[:, 1] + 65) < 10, 0].mean()
 

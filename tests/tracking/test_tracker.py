@@ -23,6 +23,7 @@ from knee_siglip.core.files import sha256
 from knee_siglip.core.nesting import flatten
 from knee_siglip.params.files import parse_params
 from knee_siglip.params.sections import Params
+from knee_siglip.tracking import sync as sync_module
 from knee_siglip.tracking import tracker as tracker_module
 from knee_siglip.tracking.backend import Point
 from knee_siglip.tracking.mlflow_models import ENVIRONMENT
@@ -370,6 +371,18 @@ def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, mon
     models = client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'")
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id for model in models]
     assert [(model.name, model.status) for model in models] == [("model", "READY")]
+
+
+def test_one_process_sends_all_sessions_of_a_run_in_order(project, monkeypatch):
+    started = []
+    monkeypatch.setattr(sync_module, "start_senders", lambda orders: started.extend(orders) or [])
+    for session in ("train-1", "evaluate-1"):
+        log = RunLog(tracking_folder() / "r.jsonl", session)
+        log.write("start", name="r", stage=session, backends=["mlflow"])
+    pending = find_pending([log.path])
+    assert deliver(pending, parse_params({}).tracking, project) == pending
+    assert [orders.session for orders in started] == ["evaluate-1"]
+    assert [event["session"] for event in log.read() if event["event"] == "failed"] == ["train-1"]
 
 
 def test_a_server_that_never_answers_is_given_up(project, monkeypatch, caplog):

@@ -35,18 +35,15 @@ def project_root() -> Path | None:
     return Path(root) if root else None
 
 
-def temporary_run() -> str | None:
-    """The experiment's name in a `--queue` or `--temp` run, whose folder DVC deletes at its end; None elsewhere."""
+def lasting_report(folder: Path) -> Path:
+    """Where a failed validation's report outlives the run: its folder, or one in the store.
+
+    DVC deletes the folder of a `--queue` or `--temp` run at its end.
+    """
     root = project_root()
     if root is None or Path.cwd().resolve() == root.resolve():
-        return None
-    return os.environ.get("DVC_EXP_NAME") or Path.cwd().name
-
-
-def lasting_report(folder: Path) -> Path:
-    """Where a failed validation's report outlives the run: its folder, or of a `temporary_run` one in the store."""
-    name = temporary_run()
-    return store_root() / FAILED / name if name else folder
+        return folder
+    return store_root() / FAILED / (os.environ.get("DVC_EXP_NAME") or Path.cwd().name)
 
 
 def store_root() -> Path:

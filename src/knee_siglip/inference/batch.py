@@ -268,21 +268,26 @@ class _Scorer:
             predictor.grade_embeds  # noqa: B018 computed once, before the threads ask for it
 
     def score(self, rows: Sequence[Row], images: Sequence[PreparedImage]) -> BatchResult:
-        """Encode B rows and their images."""
+        """Encode B rows and their images.
+
+        Black images stand for unreadable ones: in a smaller batch the others' last digits would be others.
+        """
         results = [[*self.blank, image.error, "", ""] for image in images]
         embeds = np.full((len(images), self.width), np.nan, dtype=np.float32)
-        readable = {row: image.pixels for row, image in enumerate(images) if image.pixels is not None}
+        readable = [place for place, image in enumerate(images) if image.pixels is not None]
         counts = Counts(len(images), failed=len(images) - len(readable))
         if readable:
-            places = list(readable)
-            embeds[places] = self.predictor.embed_images(np.stack(list(readable.values())))
-            distances = self.predictor.distances(embeds[places]).tolist()
-            counts.unlike = sum(distance > 1 for distance in distances)
-            for place, cells, distance in zip(places, self.cells(embeds[places]), distances, strict=True):
+            black = np.zeros_like(images[readable[0]].pixels)
+            found = self.predictor.embed_images(np.stack([black if i.pixels is None else i.pixels for i in images]))
+            embeds[readable] = found[readable]
+            distances, all_cells = self.predictor.distances(found).tolist(), list(self.cells(found))
+            for place in readable:
+                cells, distance = all_cells[place], distances[place]
                 warnings = f"{images[place].warnings} {UNLIKE_WARNING * (distance > 1)}".strip()
                 cautions = CAUTIONS_BETWEEN.join(self.predictor.cautions_at(distance))
                 shown = "" if math.isnan(distance) else f"{distance:.4f}"
                 results[place] = [*cells, shown, OK, warnings, cautions]
+                counts.unlike += distance > 1
                 if self.predictor.task.labels:
                     label = cells[LABEL_CELL]
                     counts.grades[label] = counts.grades.get(label, 0) + 1

@@ -77,7 +77,7 @@ class DataParams(Section):
 class SampleParams(Section):
     """The synthetic knees of the embedded default."""
 
-    patients: Annotated[int, Field(ge=8, le=1_000_000)] = 960
+    patients: Annotated[int, Field(ge=8, le=1_000_000)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
     size: Annotated[int, Field(ge=512, le=4096)] = 512
 

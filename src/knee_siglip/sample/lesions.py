@@ -38,25 +38,17 @@ def add(knee: Knee, warp: Warp, rng: np.random.Generator, labels: Labels, reach_
 def _add_effusion(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
     """The distended recesses: lenses of fluid beside both condyles, reaching up to the suprapatellar pouch.
 
-    From the side the pouch lies between the femur and the quadriceps tendon, above the patella.
+    From the side behind the condyles and, in front, the pouch itself between femur and quadriceps tendon.
     """
-    if knee.from_side:
-        _add_pouch(knee, warp, rng)
-        return
     for s in (-1, 1):
         out = rng.uniform(11, 15)
         lens = [(40, -72), (46 + 0.5 * out, -55), (44 + out, -34), (43 + 0.8 * out, -14), (42, -1), (38.5, -12),
                 (36, -48)]  # fmt: skip
-        knee.effusion.append(warp.femur(smooth(np.array(lens, dtype=float) * (s, 1), 4)))
-        knee.findings.append(("effusion", warp.femur(np.array([(s * 40, -66), (s * (44 + out), -3)]))))
-
-
-def _add_pouch(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:
-    thick = rng.uniform(11, 15)
-    pouch = [(-44, -40), (-47 - thick, -56), (-38 - thick, -72), (-30 - 0.6 * thick, -86), (-26, -92), (-27, -74),
-             (-34, -56)]  # fmt: skip
-    knee.effusion.append(warp.femur(smooth(np.array(pouch, dtype=float), 4)))
-    knee.findings.append(("effusion", knee.effusion[-1]))
+        pouch = [(44, -40), (47 + out, -56), (38 + out, -72), (30 + 0.6 * out, -86), (26, -92), (27, -74), (34, -56)]
+        shape = pouch if knee.from_side and s < 0 else lens
+        knee.effusion.append(warp.femur(smooth(np.array(shape, dtype=float) * (s, 1), 4)))
+        place = shape if shape is pouch else [(40, -66), (44 + out, -3)]
+        knee.findings.append(("effusion", warp.femur(np.array(place) * (s, 1))))
 
 
 def _add_chondrocalcinosis(knee: Knee, warp: Warp, rng: np.random.Generator) -> None:

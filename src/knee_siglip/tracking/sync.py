@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from knee_siglip.core.errors import UsageError
@@ -62,13 +63,13 @@ def deliver(pending: Sequence[Pending], tracking: TrackingParams, root: Path) ->
 
     root: folder of the local trackers. What a tracker has already is not sent again.
     """
-    failed = []
-    for one in pending:
-        orders = orders_for(tracking, RunLog(one.log, one.session), root)
-        senders = start_senders([order for order in orders if order.backend == one.backend])
-        if not senders or end_senders(senders, SECONDS_TO_SEND):
-            failed.append(one)
-    return failed
+    for (log, backend), sessions in groupby(pending, key=lambda one: (one.log, one.backend)):
+        *earlier, last = sessions
+        for one in earlier:  # the sender of the last one sends those first that are known to have failed
+            RunLog(log, one.session).write("failed", backend=backend, cause=one.cause)
+        orders = orders_for(tracking, RunLog(log, last.session), root)
+        end_senders(start_senders([order for order in orders if order.backend == backend]), SECONDS_TO_SEND)
+    return [one for one in pending if one.session in undelivered(RunLog(one.log, "").read(), one.backend)]
 
 
 def tracker_ids(log: Path) -> dict[str, str]:

@@ -5,13 +5,14 @@ follows it. What a tracker missed is sent later by `sync`, for which the log's f
 """
 
 import logging
-import math
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,8 +37,10 @@ from knee_siglip.tracking.runlog import (
     write_pointer,
 )
 
-SECONDS_LOCAL, SECONDS_REMOTE = 120.0, 30.0
-"""A sender's patience: MLflow takes 8 s on two idle cores to create its database, and much longer on busy ones."""
+SECONDS_LOCAL, SECONDS_REMOTE, SECONDS_CURVES = 120.0, 30.0, 3600.0
+"""A sender's patience: MLflow takes 8 s on two idle cores to create its database, and much longer on busy ones. The
+curves of DVCLive are an out of the stage, so that a part of them would be wrong in silence.
+"""
 
 NICENESS = 5
 """Of the senders beside a training. Other stages log when their work is done, and wait for theirs."""
@@ -233,34 +236,27 @@ def _start(
 
 
 def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | None = None) -> list[Orders]:
-    """One sender's orders for each tracker that is on."""
-    options: dict[str, dict[str, Any]] = {}
-    kinds: dict[str, list[str]] = {}
-    remote, watched = False, tracking.system_metrics and live is not None
+    """One sender's orders for each tracker that is on; live: folder of a training's curves."""
+    orders: list[Orders] = []
+    watched, limit = tracking.system_metrics and live is not None, tracking.upload_limit_mb * 1e6
+    order = partial(
+        Orders, log=str(log.path), session=log.session, patience=SECONDS_LOCAL, niceness=NICENESS if live else 0
+    )
     if live:
         live.mkdir(parents=True, exist_ok=True)  # a DVC out must exist even when DVCLive fails
-        options["dvclive"] = {"folder": str(live)}
+        orders.append(order("dvclive", kinds=[], options={"folder": str(live)}, patience=SECONDS_CURVES))
     if tracking.mlflow != "none":
-        options["mlflow"] = {**mlflow_place(tracking, root), "system_metrics": watched}
-        remote = is_remote(options["mlflow"]["uri"])
-        kinds["mlflow"] = KINDS[level_for(tracking.send, remote)]
+        place = mlflow_place(tracking, root)
+        remote = is_remote(str(place["uri"]))
+        options = {**place, "system_metrics": watched}
+        local = order("mlflow", kinds=KINDS[level_for(tracking.send, remote)], options=options)
+        orders.append(replace(local, patience=SECONDS_REMOTE, largest=limit) if remote else local)
     if tracking.wandb != "none":
-        kinds["wandb"] = KINDS[level_for(tracking.send, remote=True)]
-        options["wandb"] = {"folder": str(root), "mode": wandb_mode(tracking), "system_metrics": watched}
-    limit, niceness = tracking.upload_limit_mb * 1e6, NICENESS if live else 0
-    return [
-        Orders(
-            name,
-            str(log.path),
-            log.session,
-            kinds.get(name, []),
-            settings,
-            patience=SECONDS_REMOTE if remote and name == "mlflow" else SECONDS_LOCAL,
-            largest=limit if name == "wandb" or remote else math.inf,
-            niceness=niceness,
+        options = {"folder": str(root), "mode": wandb_mode(tracking), "system_metrics": watched}
+        orders.append(
+            order("wandb", kinds=KINDS[level_for(tracking.send, remote=True)], options=options, largest=limit)
         )
-        for name, settings in options.items()
-    ]
+    return orders
 
 
 def mlflow_place(tracking: TrackingParams, root: Path) -> dict[str, str | None]:

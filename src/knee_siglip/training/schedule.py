@@ -16,7 +16,7 @@ VALIDATIONS = 16
 
 LEAST_EPOCHS = 8
 SMALL_EPOCHS, LEAST_STEPS, SMALL_STEPS = 64, 400, 1600
-DRAWN_STEPS = 200
+DRAWN_STEPS = 350
 """`steps: auto`, all of it measured on real knees (docs/decisions.md): small sets see each pair often, the smallest in
 no fewer than `LEAST_STEPS`, before which all images may get one grade, and none in more than `SMALL_STEPS`; large sets
 see each pair `LEAST_EPOCHS` times. Drawn images are learnt sooner."""
