@@ -87,9 +87,8 @@ class Project:
         return found
 
     def half_written(self) -> list[Path]:
-        """Unfinished files outside of the store, which removes them itself, and what keeps other commands out."""
-        files = [path for path in files_of(self.folder) if path.suffix == ".partial" or path.name.endswith(".lock")]
-        return [path for path in files if not {STORE, ".dvc"} & {*path.parts} and path.name != "dvc.lock"]
+        """Unfinished files outside of the store, which removes them itself."""
+        return [path for path in files_of(self.folder) if path.suffix == ".partial" and STORE not in path.parts]
 
     def _stored_rows(self) -> dict[str, str]:
         """sha256 of the pixels of each image, read without the project's own code."""

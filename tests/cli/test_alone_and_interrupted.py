@@ -94,7 +94,6 @@ def held(store: Path) -> dict[tuple[str, ...], Callable[[], AbstractContextManag
         ("train", "--data_path", "in.csv", "--output_dir", "out"): lambda: sole_writer(Path("out")),
         ("release", "main"): lambda: lock(store / "release.lock", "releasing a model"),
         ("sync",): lambda: lock(store / "tracking/sync.lock", "sending runs"),
-        ("store", "unpack", "in.tar"): lambda: lock(store / "unpack.lock", "unpacking pixels"),
     }
 
 

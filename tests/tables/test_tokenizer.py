@@ -64,3 +64,8 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
     (tmp_path / SENTENCEPIECE_FILE).write_bytes(b"no pieces")
     with pytest.raises(UserError, match=r"holds no tokenizer \(spiece\.model"):
         load_tokenizer(tmp_path)
+    shutil.copyfile(FOLDER / SENTENCEPIECE_FILE, tmp_path / SENTENCEPIECE_FILE)
+    for config in ("[]", "null", "[" * 9_999):
+        (tmp_path / TOKENIZER_CONFIG).write_text(config)
+        with pytest.raises(UserError, match=r"holds no tokenizer"):
+            load_tokenizer(tmp_path)

@@ -94,14 +94,14 @@ class Canvas:
             draw.line(self.to_pixels(points).ravel().tolist(), fill=round(255 * strength), width=width, joint="curve")
         return to_float(image, blur)
 
-    def discs(self, specks: np.ndarray, blur: float = 0) -> np.ndarray:
+    def discs(self, specks: np.ndarray) -> np.ndarray:
         """specks: (K, 3) x, y, radius in mm -> float32 (H, W)."""
         image = Image.new("L", (self.size, self.size))
         draw = ImageDraw.Draw(image)
         centres, radii = self.to_pixels(specks[:, :2]), specks[:, 2] * self.scale
         for (x, y), r in zip(centres, radii, strict=True):
             draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
-        return to_float(image, blur)
+        return to_float(image)
 
     def enlarge(self, field: np.ndarray) -> np.ndarray:
         """Coarse field -> float32 (H, W), bilinear."""

@@ -52,6 +52,8 @@ class SiglipTokenizer:
         self._files = {name: (folder / name).read_bytes() for name in names}
         self._pieces = SentencePieceProcessor(model_proto=self._files[SENTENCEPIECE_FILE])
         config = json.loads(self._files.get(TOKENIZER_CONFIG, b"{}"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{TOKENIZER_CONFIG} holds no object")
         ids = {role: self._special(config.get(role) or default) for role, default in SPECIAL_TOKENS.items()}
         self.eos_token_id, self.pad_token_id = ids["eos_token"], ids["pad_token"]
         self.unk_token_id = ids["unk_token"]

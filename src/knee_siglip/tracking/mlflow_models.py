@@ -2,6 +2,7 @@
 
 import logging
 import os
+import uuid
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from knee_siglip.core.files import link_or_copy, lock
+from knee_siglip.core.files import PARTIAL, link_or_copy, lock
 from knee_siglip.tracking.packaging import write_model
 
 ENVIRONMENT = {
@@ -42,6 +43,7 @@ def connect(uri: str, project: str, artifacts: str | None) -> tuple[Any, str]:
     from mlflow.tracking import MlflowClient
 
     with _creation_lock(uri):
+        _create_database(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if own := os.environ.get("MLFLOW_EXPERIMENT_ID"):
             return client, own
@@ -57,6 +59,25 @@ def _creation_lock(uri: str) -> AbstractContextManager[None]:
         return nullcontext()
     database = uri.removeprefix("sqlite:///")
     return lock(Path(f"{database}.lock"), f"creating {database}", wait=SECONDS_FOR_LOCK)
+
+
+def _create_database(uri: str) -> None:
+    """Make a SQLite database that is not there beside its place, then rename it.
+
+    MLflow migrates it from version to version, which takes seconds; one that was killed meanwhile would be broken for
+    good.
+    """
+    from mlflow.tracking import MlflowClient
+
+    database = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or database.exists():
+        return
+    for left in database.parent.glob(f"{database.name}.*{PARTIAL}"):
+        left.unlink(missing_ok=True)
+    partial = database.with_name(f"{database.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
+    made = f"sqlite:///{partial}"
+    MlflowClient(tracking_uri=made, registry_uri=made).search_experiments(max_results=1)
+    partial.replace(database)
 
 
 class LoggedModels:

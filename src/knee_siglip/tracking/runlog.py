@@ -107,7 +107,7 @@ class Tail:
         self.offset += len(whole)
         events = []
         for line in whole.splitlines():
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 event = json.loads(line)
                 if isinstance(event, dict) and "event" in event:
                     events.append(event)
@@ -172,5 +172,5 @@ def read_pointer(key: str, folder: Path | None = None) -> str | None:
     """The run that `key` belongs to, None where it is not known. folder: of the logs."""
     try:
         return str(json.loads(((folder or tracking_folder()) / f"{key}.json").read_text())["run"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from knee_siglip.cli.store import travel
 from knee_siglip.cli.store.travel import CacheFiles, pack, unpack
 from knee_siglip.core.errors import UserError
 from knee_siglip.imaging.fit.transform import Transform, load_pixels
@@ -124,6 +125,20 @@ def test_files_that_differ_are_not_overwritten_unasked(packed, away):
     assert not cache_files(away).facts.exists()
     assert len(bring(packed, away, on_difference="overwrite").files) == 3
     assert len(read_manifest(manifest)) == IMAGES + 1
+
+
+def test_two_at_once_do_not_mix_their_files(packed, away, monkeypatch):
+    real = travel._unpack_pixels
+
+    def while_another_ends(*arguments):
+        cache_files(away).manifest.parent.mkdir(parents=True)
+        cache_files(away).manifest.write_bytes(b"of the other one")
+        return real(*arguments)
+
+    monkeypatch.setattr(travel, "_unpack_pixels", while_another_ends)
+    with pytest.raises(UserError, match=r"manifest\.parquet differ from those that were packed"):
+        bring(packed, away)
+    assert not cache_files(away).facts.exists()
 
 
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.9])
