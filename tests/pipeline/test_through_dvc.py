@@ -30,7 +30,7 @@ from tracked_values import (  # noqa: E402
 )
 
 MINIATURE = {
-    "sample": {"patients": 40},
+    "sample": {"patients": 41},  # of 40 no test study has a lateral view
     "train": {"epochs": 12, "batch_size": 16},
     "tracking": {"experiment_name": "miniature"},
 }

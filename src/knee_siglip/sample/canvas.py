@@ -37,7 +37,7 @@ def draw_pose(rng: np.random.Generator, side: Side, view: View = "ap") -> Pose:
     side; from the side, whose outer one faces the tube, its back.
     """
     if view == "lateral":
-        field_mm, centre = rng.uniform(112, 158), (rng.uniform(-14, 4), rng.uniform(-26, -8))
+        field_mm, centre = rng.uniform(108, 145), (rng.uniform(-13, -1), rng.uniform(-24, -6))
         return Pose(field_mm, np.deg2rad(rng.uniform(-8, 8)), centre, -1 if side == "right" else 1)
     field_mm = rng.uniform(100, 118) if rng.random() < 0.45 else rng.uniform(118, 166)
     slack = 0.5 * (field_mm - 76)
