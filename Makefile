@@ -5,15 +5,16 @@ VENV := .venv
 # DVC starts the stages through the shell: the environment must be on PATH for them too.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup repro verify test lint lock
+.PHONY: setup repro verify test lint style types pytest lock
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("knee-siglip needs Python >= 3.11, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/pip install --quiet --no-compile --requirement requirements.lock
 	$(VENV)/bin/pip install --quiet --no-deps --editable .
+	$(VENV)/bin/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true   # pip compiles on one core only
 	touch $@
 
 repro: setup
@@ -23,14 +24,22 @@ repro: setup
 verify: setup
 	$(VENV)/bin/python benchmarks/verify.py
 
-lint: setup
+lint: style types
+
+style: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+# Types beside the tests: each mostly waits for one core.
+test: style
+	$(MAKE) --no-print-directory --jobs 2 types pytest
+
 # A file's tests stay together: they share what its fixtures make. The longest come first (tests/conftest.py). One thread each, since the processes fill the cores.
-test: lint
+pytest: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # Resolve pyproject.toml anew. The CPU build's local version is cut off, so that the pin also fits the CUDA build.

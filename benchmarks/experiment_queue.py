@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from claims import Claim, conclude
+from dvc_queue import queue_states, run_queue
 from pipeline_run import Clone
 from ruamel.yaml import YAML
 from tracked_values import Values, differing, differing_headline, headline, mlflow_runs, wandb_runs, written
@@ -55,20 +56,12 @@ def prepare(folder: Path) -> Clone:
     return clone
 
 
-def run_queue(clone: Clone) -> float:
-    """Run the grid to its end; seconds."""
+def run_grid(clone: Clone) -> dict[str, Any]:
+    """Run the grid to its end; what was seen of the queue."""
     started = time.perf_counter()
     clone.run("dvc", "exp", "run", "--queue", *GRID)
-    clone.run("dvc", "queue", "start", "--jobs", str(JOBS))
-    while {"Queued", "Running"} & set(queue_states(clone).values()):
-        time.sleep(5)
-    return time.perf_counter() - started
-
-
-def queue_states(clone: Clone) -> dict[str, str]:
-    """Name to state, from the rows `task name created state` of `dvc queue status`."""
-    rows = [line.split() for line in clone.run("dvc", "queue", "status")[1].splitlines()[1:]]
-    return {row[1]: row[-1] for row in rows if row and row[-1] in ("Queued", "Running", "Success", "Failed")}
+    starts = run_queue(clone.folder, lambda: clone.run("dvc", "queue", "start", "--jobs", str(JOBS)))
+    return {"seconds in the queue": round(time.perf_counter() - started), "times the workers were started": starts}
 
 
 def training_times(clone: Clone) -> dict[str, tuple[float, float]]:
@@ -91,7 +84,7 @@ def most_at_once(times: Iterable[tuple[float, float]]) -> int:
 
 def judge(clone: Clone) -> tuple[list[Claim], dict[str, Any]]:
     """The claims, and what of each experiment differs."""
-    states = queue_states(clone)
+    states = queue_states(clone.folder)
     done = [name for name, state in states.items() if state == "Success"]
     in_wandb = list(wandb_runs(clone.folder).values())
     tracked: dict[str, dict[str, list[Values]]] = {
@@ -135,16 +128,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         clone = prepare(args.folder or Path(temporary))
-        seconds = round(run_queue(clone))
+        queue = run_grid(clone)
         claims, facts = judge(clone)
-        conclude(
-            claims,
-            {"seconds in the queue": seconds, "load": os.getloadavg()} | facts,
-            args.output,
-            "dvc",
-            "mlflow",
-            "wandb",
-        )
+        facts = queue | {"load": os.getloadavg()} | facts
+        conclude(claims, facts, args.output, "dvc", "kombu", "mlflow", "wandb")
 
 
 if __name__ == "__main__":

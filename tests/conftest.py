@@ -17,9 +17,14 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+LONGEST = ("test_through_dvc", "test_kills", "test_run", "test_distributed", "test_tracker")
+"""Files of a minute and more."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: one process has it while the others do the rest, and none waits for it at the end."""
-    items.sort(key=lambda item: "pipeline" not in item.path.parts)
+    """The longest files first: one process has one while the others do the rest, and none waits for it at the end."""
+    ranks = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)

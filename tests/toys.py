@@ -11,6 +11,7 @@ from knee_siglip.model.modeling import KneeRadDinoSigLIPConfig, KneeRadDinoSigLI
 from knee_siglip.pairs.batches import PairDataset
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
+from knee_siglip.tracking.tracker import Tracker, open_tracker
 from knee_siglip.training.accumulation import GradientCache
 from knee_siglip.training.contrastive import contrastive_loss
 from knee_siglip.training.distributed import Ranks
@@ -115,3 +116,8 @@ def add_gradients(
     loss.backward()
     cache.backward(encoded)
     return loss.detach(), accuracy
+
+
+def open_without_dvclive(params: Params, *, facts: dict, run_key: str | None = None, **_: object) -> Tracker:
+    """`open_tracker` of a training, without the process of DVCLive, which takes longer to start than toys to train."""
+    return open_tracker(params, stage="sweep", facts=facts, run_key=run_key)

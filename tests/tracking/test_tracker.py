@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,7 +31,14 @@ from knee_siglip.tracking.mlflow_models import ENVIRONMENT
 from knee_siglip.tracking.mlflow_run import RANKED_PER_CALL, MlflowRun
 from knee_siglip.tracking.runlog import RunLog, tracking_folder
 from knee_siglip.tracking.sync import deliver, find_logs, find_pending
-from knee_siglip.tracking.tracker import NICENESS, attach_tracker, open_tracker, orders_for, remember_run
+from knee_siglip.tracking.tracker import (
+    NICENESS,
+    SECONDS_REMOTE,
+    attach_tracker,
+    open_tracker,
+    orders_for,
+    remember_run,
+)
 from knee_siglip.tracking.wandb_run import WandbRun
 from mute_server import MuteServer
 from tracking.conftest import Recorded
@@ -385,15 +393,22 @@ def test_one_process_sends_all_sessions_of_a_run_in_order(project, monkeypatch):
     assert [event["session"] for event in log.read() if event["event"] == "failed"] == ["train-1"]
 
 
-def test_a_server_that_never_answers_is_given_up(project, monkeypatch, caplog):
-    monkeypatch.setattr(tracker_module, "SECONDS_REMOTE", 0.0)
-    with socket.create_server(("127.0.0.1", 0)) as mute:
+@pytest.mark.parametrize(("limit", "error"), [("SECONDS_REMOTE", None), ("SECONDS_KILLED", KeyboardInterrupt)])
+def test_a_server_that_never_answers_is_given_up_soon_if_the_run_was_told_to_stop(
+    project, monkeypatch, caplog, limit, error
+):
+    monkeypatch.setattr(tracker_module, limit, 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as mute, suppress(KeyboardInterrupt):
         tracking = {"mlflow": f"http://127.0.0.1:{mute.getsockname()[1]}", "wandb": "none"}
         with open_tracker(parse_params({"tracking": tracking}), stage="evaluate", facts={}) as tracker:
             assert len(senders()) == 1
             tracker.log_metrics({"test.loss": 1.0}, step=0)
+            if error:
+                raise error
     assert len(caplog.records) == 1
-    assert "MLflow does not hold all of this run (not done" in caplog.text
+    waited = re.search(r"MLflow does not hold all of this run \(not done (\d+) s", caplog.text)
+    assert waited
+    assert int(waited[1]) < SECONDS_REMOTE
     assert senders() == []
 
 

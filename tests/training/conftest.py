@@ -14,10 +14,24 @@ from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.params.sections import ModelParams, Params
 from knee_siglip.store.pixels import build_cache
 from knee_siglip.tables.manifest import write_manifest
+from knee_siglip.tracking.tracker import open_tracker
+from knee_siglip.training import run
 from knee_siglip.training.run import TrainFiles
+from toys import open_without_dvclive
 
 SIZE = 28
 WORDS = ("normal", "mild", "moderate", "severe")
+
+
+@pytest.fixture(autouse=True)
+def _without_dvclive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "open_tracker", open_without_dvclive)
+
+
+@pytest.fixture
+def dvclive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that reads the curves in `reports/train/live`."""
+    monkeypatch.setattr(run, "open_tracker", open_tracker)
 
 
 @pytest.fixture(scope="session")

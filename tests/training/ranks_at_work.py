@@ -102,8 +102,7 @@ def main() -> None:
     with open_ranks("cpu") as (ranks, _):
         found: dict = {
             (count, micro, exchange, multi): group_gradients(ranks, count, micro, exchange, multi)
-            for count in (23, 1)
-            for micro in (3, 100)
+            for count, micro in ((23, 3), (23, 100), (1, 3))
             for exchange in ("ring", "gathered")
             for multi in (True, False)
         }

@@ -110,7 +110,7 @@ def test_a_training_killed_before_its_first_state_says_that_it_starts_again(file
 
 @pytest.mark.parametrize("patience", [None, 1], ids=["all-rounds", "stopped-early"])
 def test_a_training_killed_after_its_last_step_leaves_what_an_undisturbed_one_does(
-    files, make_params, monkeypatch, patience
+    files, make_params, monkeypatch, dvclive, patience
 ):
     def left():
         found = [files.final_model, *(files.report / "live").rglob("*.tsv")]

@@ -25,11 +25,11 @@ class NoDraws(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def read_config(folder: Path, part: str = "text_config") -> dict[str, Any]:
-    """Config of an encoder, or that of the `part` of a whole image-text model."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """Config of an encoder, or that of the text part of a whole image-text model."""
     values: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    found = values.get(part, values)
-    assert isinstance(found, dict), f"{part} of {CONFIG} is no object"
+    found = values.get("text_config", values)
+    assert isinstance(found, dict), f"text_config of {CONFIG} is no object"
     return found
 
 

@@ -98,15 +98,13 @@ def headline_from_predictions(table: pd.DataFrame, names: Iterable[str] | None =
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def headline_estimates(
-    table: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0, names: Iterable[str] | None = None
-) -> dict[str, Estimate]:
+def headline_estimates(table: pd.DataFrame, resamples: int = RESAMPLES) -> dict[str, Estimate]:
     """As `headline_from_predictions`, with intervals from one set of draws of patients for all metrics."""
-    values = headline_from_predictions(table, names)
+    values = headline_from_predictions(table)
     known = headlines_of(table)
     statistics = {name: known[name](table) for name in values}
     patients = independent_units(table).numbers
-    drawn = resample(list(statistics.values()), patients, resamples, seed)
+    drawn = resample(list(statistics.values()), patients, resamples)
     estimates = {}
     for (name, statistic), row in zip(statistics.items(), drawn, strict=True):
         estimates[name] = Estimate(values[name], statistic.interval(row, patients), statistic.units(patients))

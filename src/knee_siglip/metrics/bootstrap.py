@@ -200,13 +200,11 @@ def auroc_statistic(scores: np.ndarray, truth: np.ndarray) -> Statistic:
     return macro_auroc_statistic(np.stack([-scores, scores], axis=1), truth.astype(np.int64))  # both classes' are equal
 
 
-def interval_of(
-    statistic: Statistic, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval | None:
+def interval_of(statistic: Statistic, patients: np.ndarray, resamples: int = RESAMPLES) -> Interval | None:
     """Interval of one statistic, rows belonging to patients (N,); None where they are too few to define it."""
     if not statistic.has_enough(patients):
         return None
-    return statistic.interval(resample([statistic], patients, resamples, seed)[0], patients)
+    return statistic.interval(resample([statistic], patients, resamples)[0], patients)
 
 
 def _at_the_edge(

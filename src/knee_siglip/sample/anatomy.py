@@ -97,6 +97,9 @@ def below(points: np.ndarray, distance_mm: float) -> np.ndarray:
 class Warp:
     """Maps the standard knee to this one: joint space, alignment, size and individual shape."""
 
+    width = 1.0
+    """Of the joint in this view, as a share of the frontal one's."""
+
     def __init__(self, rng: np.random.Generator, labels: Labels):
         grade = labels.kl_grade or 0
         narrow = JOINT_SPACE_MM[grade] + rng.normal(0, 0.13)
@@ -190,12 +193,12 @@ def add_osteoarthritis(knee: Knee, warp: Warp, rng: np.random.Generator, labels:
 
 def _add_spurs(knee: Knee, warp: Warp, s: int, length: float, reported: bool) -> None:
     """One beak on the femoral and one on the tibial margin of side `s`."""
-    n = length
+    n = length / warp.width
     tibial = np.array(
         [(38, 0.3), (41 + 0.5 * n, -0.4 - 0.12 * n), (41 + n, -0.2 - 0.3 * n), (41 + 0.8 * n, 2.5), (40, 8)]
     )
     knee.tibia_spurs.append(warp.tibia(smooth(tibial * (s, 1), 4)))
-    knee.femur_spurs.append(warp.femur(smooth(warp.femoral_spur(s, n), 4)))
+    knee.femur_spurs.append(warp.femur(smooth(warp.femoral_spur(s, length), 4)))
     if reported:
         knee.findings.append(("osteophytes", knee.tibia_spurs[-1]))
         knee.findings.append(("osteophytes", knee.femur_spurs[-1]))

@@ -37,7 +37,7 @@ def draw_pose(rng: np.random.Generator, side: Side, view: View = "ap") -> Pose:
     side; from the side, whose outer one faces the tube, its back.
     """
     if view == "lateral":
-        field_mm, centre = rng.uniform(112, 158), (rng.uniform(-14, 4), rng.uniform(-26, -8))
+        field_mm, centre = rng.uniform(108, 145), (rng.uniform(-13, -1), rng.uniform(-24, -6))
         return Pose(field_mm, np.deg2rad(rng.uniform(-8, 8)), centre, -1 if side == "right" else 1)
     field_mm = rng.uniform(100, 118) if rng.random() < 0.45 else rng.uniform(118, 166)
     slack = 0.5 * (field_mm - 76)
@@ -94,14 +94,14 @@ class Canvas:
             draw.line(self.to_pixels(points).ravel().tolist(), fill=round(255 * strength), width=width, joint="curve")
         return to_float(image, blur)
 
-    def discs(self, specks: np.ndarray, blur: float = 0) -> np.ndarray:
+    def discs(self, specks: np.ndarray) -> np.ndarray:
         """specks: (K, 3) x, y, radius in mm -> float32 (H, W)."""
         image = Image.new("L", (self.size, self.size))
         draw = ImageDraw.Draw(image)
         centres, radii = self.to_pixels(specks[:, :2]), specks[:, 2] * self.scale
         for (x, y), r in zip(centres, radii, strict=True):
             draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
-        return to_float(image, blur)
+        return to_float(image)
 
     def enlarge(self, field: np.ndarray) -> np.ndarray:
         """Coarse field -> float32 (H, W), bilinear."""

@@ -15,8 +15,8 @@ DEPTH = 0.7
 """Depth of a knee's joint surfaces as a share of their width."""
 
 FEMUR = np.array([
-    (-16, -220), (-16, -115), (-17, -80), (-20, -62), (-25, -50), (-29.5, -39), (-30.5, -28), (-29, -16), (-24, -5.5),
-    (-15.4, 0), (-4, 0.3), (6, 0.3), (15.4, 0), (24, -5), (30.5, -14), (33, -25), (31, -36), (24, -43), (17, -48),
+    (-16, -220), (-16, -115), (-17, -80), (-20, -62), (-25, -50), (-29.5, -39), (-30.5, -28), (-29.5, -14), (-25, -3.8),
+    (-15.4, 0), (-4, 0.3), (6, 0.3), (15.4, 0), (25.5, -3.5), (31, -13), (33, -25), (31, -36), (24, -43), (17, -48),
     (13, -58), (12, -80), (13, -115), (13, -220),
 ]) / (DEPTH, 1)  # fmt: skip
 
@@ -44,6 +44,8 @@ PATELLA = np.array([
 class LateralWarp(Warp):
     """Drawn from the same stream as the frontal `Warp`, and so the same joint space, size and angle of the leg."""
 
+    width = DEPTH
+
     def __init__(self, rng: np.random.Generator, labels: Labels):
         super().__init__(rng, labels)
         self.scale = self.scale * (DEPTH, 1)
@@ -51,8 +53,8 @@ class LateralWarp(Warp):
 
     def femoral_spur(self, s: int, n: float) -> np.ndarray:
         """At the upper edge of the trochlea (s = -1), and at the upper edge of the condyles behind."""
-        front, front_tip = [(-25, -52), (-28, -48), (-29.5, -47), (-31, -41), (-29, -34)], (-0.55, -0.5)
-        back, back_tip = [(23, -40), (28, -43), (31, -42), (32.5, -36), (31, -28)], (0.8, -0.5)
+        front, front_tip = [(-25, -52), (-28, -48), (-29.5, -47), (-31, -41), (-29, -34)], (-0.8, -0.6)
+        back, back_tip = [(23, -40), (28, -43), (31, -42), (32.5, -36), (31, -28)], (1.0, -0.6)
         outline, tip = (back, back_tip) if s > 0 else (front, front_tip)
         growth = np.array([0, 0.6, 1, 0.5, 0])[:, None] * n
         return (np.array(outline) + growth * tip) / (DEPTH, 1)
@@ -65,7 +67,7 @@ def build_bones(rng: np.random.Generator, labels: Labels) -> tuple[Knee, Lateral
     tibia = TIBIA + rng.normal(0, 0.4, TIBIA.shape)
     femur[CONDYLES, 1] = 0.0  # the lowest points define the joint space
     tibia[PLATEAU, 1] = 0.4
-    tibia[EMINENCE, 1] *= rng.uniform(0.8, 1.1)
+    tibia[EMINENCE, 1] *= rng.uniform(0.5, 0.9)
     deform(femur, tibia, labels)
     fibula = FIBULA + rng.normal(0, 0.4, FIBULA.shape) + (rng.normal(0, 1.5), rng.normal(0, 2))
     patella = PATELLA + rng.normal(0, 0.5, PATELLA.shape) + (0, rng.normal(0, 3))

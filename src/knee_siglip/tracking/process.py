@@ -84,16 +84,16 @@ class SenderProcess:
                 return str(event["cause"])
         return f"its process ended with exit code {code}"
 
-    def end(self, ended: float, extra: float) -> bool:
-        """Wait, then kill; returns whether all was delivered.
+    def end(self, ended: float, extra: float, most: float) -> None:
+        """Wait, then kill; what was not delivered is noted and told.
 
-        ended: when the run ended, in monotonic seconds. extra: seconds for files that are copied.
+        ended: when the run ended, in monotonic seconds. extra: seconds for files that are copied. most: of seconds.
         """
         began = time.monotonic()
         self.hear()
         patience = SECONDS_IN_TROUBLE if self.in_trouble else self.orders.patience + extra
         try:
-            self.process.wait(timeout=max(ended + patience - began, 0))
+            self.process.wait(timeout=max(ended + min(patience, most) - began, 0))
         except subprocess.TimeoutExpired:
             self.kill()
             self._give_up(f"not done {time.monotonic() - ended:.0f} s after the run's end")
@@ -101,7 +101,6 @@ class SenderProcess:
             if cause := self.failure():
                 self._give_up(cause)
         self.stdout.close()
-        return self.process.returncode == 0
 
     def kill(self) -> None:
         """End it at once, and its group: W&B has a service process of its own."""
@@ -147,17 +146,15 @@ def start_senders(all_orders: list[Orders]) -> list[SenderProcess]:
     return senders
 
 
-def end_senders(senders: list[SenderProcess], extra: float = 0) -> int:
-    """Wait for all in parallel, each for its patience and `extra` seconds; returns how many failed.
-
-    Ctrl-C, which they do not get themselves, ends them.
-    """
+def end_senders(senders: list[SenderProcess], extra: float = 0, most: float = math.inf) -> None:
+    """Wait for all in parallel, each for its patience and `extra` seconds, or `most`; Ctrl-C, too, ends them."""
     for sender in senders:
         with contextlib.suppress(OSError):
             sender.stdin.close()  # tells it that nothing more will come
     ended = time.monotonic()
     try:
-        return [sender.end(ended, extra) for sender in senders].count(False)
+        for sender in senders:
+            sender.end(ended, extra, most)
     except KeyboardInterrupt:
         for sender in senders:
             sender.kill()

@@ -12,6 +12,7 @@ from knee_siglip.tracking.runlog import RunLog, is_in_use, last_id, session_star
 from knee_siglip.tracking.tracker import orders_for
 
 SECONDS_TO_SEND = 600.0
+UNKNOWN = "its process was killed"
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,9 @@ def _pending_of(log: Path) -> list[Pending]:
     starts = session_starts(events)
     causes = {(e["session"], e["backend"]): e["cause"] for e in events if e["event"] == "failed"}
     return [
-        Pending(
-            log,
-            starts[session]["name"],
-            session,
-            starts[session]["stage"],
-            backend,
-            causes.get((session, backend), "its process was killed"),
-        )
+        Pending(log, starts[key]["name"], key, starts[key]["stage"], backend, causes.get((key, backend), UNKNOWN))
         for backend in ("mlflow", "wandb")
-        for session in undelivered(events, backend)
+        for key in undelivered(events, backend)
     ]
 
 

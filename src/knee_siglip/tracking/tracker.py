@@ -5,6 +5,7 @@ follows it. What a tracker missed is sent later by `sync`, for which the log's f
 """
 
 import logging
+import math
 import os
 import re
 import secrets
@@ -41,6 +42,9 @@ SECONDS_LOCAL, SECONDS_REMOTE, SECONDS_CURVES = 120.0, 30.0, 3600.0
 """A sender's patience: MLflow takes 8 s on two idle cores to create its database, and much longer on busy ones. The
 curves of DVCLive are an out of the stage, so that a part of them would be wrong in silence.
 """
+
+SECONDS_KILLED = 10.0
+"""Of waiting at the end of a run that was told to stop: batch systems kill soon after. What is missed is sent later."""
 
 NICENESS = 5
 """Of the senders beside a training. Other stages log when their work is done, and wait for theirs."""
@@ -112,7 +116,8 @@ class Tracker:
             self._closed = True
             if not self._write("end", status=status):
                 _logger.warning("%s lacks the end of this run, and so do the trackers", self._log.path)
-            end_senders(self._senders, self._copied_bytes / COPIED_BYTES_PER_SECOND)
+            most = SECONDS_KILLED if status == "KILLED" else math.inf
+            end_senders(self._senders, self._copied_bytes / COPIED_BYTES_PER_SECOND, most)
             self._in_use.close()
 
     def __enter__(self) -> Self:

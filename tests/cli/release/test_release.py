@@ -20,10 +20,10 @@ from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.params.sections import Params
 from knee_siglip.store.pixels import build_cache
 from knee_siglip.tables.manifest import write_manifest
-from knee_siglip.tracking.tracker import Tracker, open_tracker
 from knee_siglip.training import run as training
 from knee_siglip.training.run import TrainFiles, train
 from processes import run_in
+from toys import open_without_dvclive
 
 ARTIFACTS = f"artifacts:\n  model:\n    path: {paths.BEST_MODEL}\n    type: model\n"
 STEPS = {"short": 1, "long": 60}
@@ -76,11 +76,6 @@ def params_of(steps: int) -> Params:
     )
 
 
-def untracked(params: Params, *, stage: str, facts: dict, **_: object) -> Tracker:
-    """Without DVCLive, whose process each training would wait for."""
-    return open_tracker(params, stage="sweep", facts=facts)
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A commit for each of `STEPS`, tagged with its name."""
@@ -95,7 +90,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("KNEE_SIGLIP_STORE", str(folder / ".store"))
-        patch.setattr(training, "open_tracker", untracked)
+        patch.setattr(training, "open_tracker", open_without_dvclive)
         for_training, for_evaluation = prepare(tmp_path_factory.mktemp("data"))
         for name, steps in STEPS.items():
             train(params_of(steps), for_training, "cpu")

@@ -122,7 +122,9 @@ def test_one_patient_is_no_basis_for_a_verdict(evaluation) -> None:
     flat = {name: value for name, value in flatten(metrics).items() if "_ci_" not in name}
     evaluation.write("metrics", {"test": nest(flat | few | {"patients": 1})})
     shutil.rmtree(evaluation.folder / "tables")
-    said = first_lines(evaluation.page())
+    page = evaluation.page()
+    said = first_lines(page)
+    assert "40 images 1 patient " in page.text
     assert "Not judged. The test split is too small to judge the model: it holds 1 patient" in said
     assert "too few units (1 of 10)" in said
     assert "Usable" not in said
@@ -234,7 +236,7 @@ def test_the_gallery_shows_which_text_is_right(evaluation) -> None:
 
 def test_a_mistake_says_what_reader_and_model_saw(evaluation) -> None:
     page = evaluation.page().section("mistakes")
-    assert "Reader: 0 (none). Model: 4 (severe), confidence 57.0 %. text number 7" in page.text
+    assert "Reader: 0 none. Model: 4 severe, confidence 57.0 %. text number 7" in page.text
     assert len(page.of("img")) == 1
 
 

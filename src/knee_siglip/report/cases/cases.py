@@ -53,9 +53,9 @@ def list_cases(
     others = NOT_CATEGORIES | ({task.labels.column, task.labels.predicted} if task.labels else set())
     columns = category_columns(predictions, others)
     rows = predictions.iloc[shown]
-    embeds = [np.stack(list(embeddings[name])) for name in ("image_embed", "text_embed")]
+    images, embeds = np.stack(list(embeddings["image_embed"])), np.stack(list(embeddings["text_embed"]))
     text_ids, studies = predictions["text_id"].to_numpy(), number_groups(predictions, "study_id")
-    found = similar_texts(shown, *embeds, predictions["text"].tolist(), text_ids, studies)
+    found = similar_texts(shown, images, embeds, predictions["text"].tolist(), text_ids, studies)
     findings = [match[1] for name in predictions if (match := re.fullmatch("finding_(.*)_score", str(name)))]
     cases = []
     for number, texts, cells in zip(shown.tolist(), found, rows.to_dict("records"), strict=True):

@@ -1,7 +1,6 @@
 """The answer card: on one screen what the verdict stands on, and where the mistakes are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -27,25 +26,20 @@ from knee_siglip.tables.ids import describe_units
 SHARE = GRADING["accuracy"]
 
 
-@dataclass(frozen=True)
-class AnswerCard:
-    """basis: what the figures rest on. yes_no: each grade, and the positive ones together, as yes or no.
+def answer_card(results: EvaluationResults) -> dict[str, Any]:
+    """Of the split that is shown, as the page's template takes it.
 
-    slices: (what was found, link to its cases, empty without a case browser), the worst first. searched: what was
-    looked through, and what would have been found.
+    basis: what the figures rest on. yes_no: each grade, and the positive ones together, as yes or no. slices: (what was
+    found, link to its cases, empty without a case browser), the worst first. searched: what was looked through.
     """
-
-    basis: str
-    figures: Table | None
-    yes_no: Table | None
-    slices: list[tuple[str, str]]
-    searched: str
-
-
-def answer_card(results: EvaluationResults) -> AnswerCard:
-    """Of the split that is shown."""
     split = results.shown
-    return AnswerCard(_basis(results), _figures(split), _yes_no(split), _slices(results), _searched(split))
+    return {
+        "basis": _basis(results),
+        "figures": _figures(split),
+        "yes_no": _yes_no(split),
+        "slices": _slices(results),
+        "searched": _searched(split),
+    }
 
 
 def _basis(results: EvaluationResults) -> str:

@@ -6,9 +6,8 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from knee_siglip.report.evaluation.results import EvaluationResults
-from knee_siglip.report.evaluation.wording import cases_link, percentage
+from knee_siglip.report.evaluation.wording import cases_link, grade_names, percentage
 from knee_siglip.report.html.pictures import SIDE, Picture, picture_of
-from knee_siglip.task.task import Task
 
 MAP_SIDE = 2 * SIDE
 """A map is two images beside each other, the one without and the one with it."""
@@ -27,16 +26,12 @@ def cards(results: EvaluationResults, kind: str, side: int = SIDE) -> list[Card]
 
 def worst_mistakes(results: EvaluationResults) -> list[Card]:
     """Images whose grade the model mistook, with a `title` that says how."""
-    task, mistakes = results.shown.task, []
+    names, mistakes = grade_names(results.shown.task), []
     for card in cards(results, "mistakes"):
-        reader, model = _grade(card["actual"], task), _grade(card["predicted"], task)
-        title = f"Reader: {reader}. Model: {model}, confidence {percentage(card['probability'])}."
+        sure = percentage(card["probability"])
+        title = f"Reader: {names[card['actual']]}. Model: {names[card['predicted']]}, confidence {sure}."
         mistakes.append(card | {"title": title, "link": cases_link(case=card["row"])})
     return mistakes
-
-
-def _grade(grade: int, task: Task) -> str:
-    return f"{task.labels.values[grade]} ({task.label_words[grade]})"
 
 
 def _load(path: Path, side: int) -> Picture:

@@ -20,11 +20,11 @@ from knee_siglip.report.html.tables import Table
 from knee_siglip.tables.ids import describe_units
 
 TILES = {
-    "rows": "images",
-    "patients": "patients",
-    "studies_of_unknown_patients": "studies of unknown patients",
-    "images_of_unknown_patients": "images of unknown patients",
-    "distinct_texts": "distinct texts",
+    "rows": ("image", "images"),
+    "patients": ("patient", "patients"),
+    "studies_of_unknown_patients": ("study of an unknown patient", "studies of unknown patients"),
+    "images_of_unknown_patients": ("image of an unknown patient", "images of unknown patients"),
+    "distinct_texts": ("distinct text", "distinct texts"),
 }
 
 SECTIONS = {
@@ -59,7 +59,7 @@ def write_page(path: Path, results: EvaluationResults) -> None:
     """
     content = {**_measured(results), **_failures(results), "card": _fact_tables(results.facts)}
     split = results.shown
-    tiles = TILES | {"graded_rows": f"{labelled(split.task)} images"}
+    tiles = TILES | {"graded_rows": (f"{labelled(split.task)} image", f"{labelled(split.task)} images")}
     titles = SECTIONS | (YES_NO_SECTIONS if is_yes_no(split.task) else {})
     write_html(
         path,
@@ -75,7 +75,9 @@ def write_page(path: Path, results: EvaluationResults) -> None:
         remarks=remarks(results),
         answer=answer_card(results),
         noun=noun(split.task),
-        tiles=[(value, name) for key, name in tiles.items() if (value := at(split.metrics, key)) is not None],
+        tiles=[
+            (value, names[value != 1]) for key, names in tiles.items() if (value := at(split.metrics, key)) is not None
+        ],
         sections={anchor: title for anchor, title in titles.items() if _holds(content[anchor])},
         absent=[title for anchor, title in titles.items() if not _holds(content[anchor])],
         has_ceiling=at(split.metrics, "ceiling") is not None,

@@ -157,8 +157,9 @@ def _baseline(name: str) -> str:
 
 
 def _ability(split: SplitResults) -> str:
+    unseen = "" if split.name == "train" else "unseen "
     tasks = {
-        "retrieval.image_to_text.recall_at_1": f"ranks a right text first for {{}} {_kind(split)}images",
+        "retrieval.image_to_text.recall_at_1": f"ranks a right text first for {{}} {unseen}images",
         f"{split.task.labels.metrics}.accuracy": f"{_answers(split)} for {{}}",
     }
     said = []
@@ -177,10 +178,6 @@ def _answers(split: SplitResults) -> str:
     if is_yes_no(task):
         return f"is right about {task.label_title} ({' or '.join(task.labels.values)})"
     return f"predicts the right {task.label_title}"
-
-
-def _kind(split: SplitResults) -> str:
-    return "" if split.name == "train" else "unseen "
 
 
 def _weakest(split: SplitResults) -> str:
