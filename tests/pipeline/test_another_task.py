@@ -138,6 +138,7 @@ def test_hips_with_three_grades_in_words(project: Path) -> None:
     assert "zero_shot_kl" not in metrics
     predictions = pd.read_parquet(out / "evaluation/predictions.parquet")
     assert {"hip_score_none", "hip_probability_mild", "hip_grade", "hip_grade_predicted"} <= set(predictions)
+    predictions = predictions[predictions["split"] == "test"]
     accuracy = (predictions["hip_grade"] == predictions["hip_grade_predicted"]).mean()
     assert grading["accuracy"] == pytest.approx(accuracy, abs=1e-4)
     assert "hip_grade" in set(pd.read_csv(out / "evaluation/tables/subgroups.csv")["column"])
