@@ -1,9 +1,16 @@
 """The sender's loop in this process, on a tracker that does as it is told."""
 
 import csv
+import json
+import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from dataclasses import asdict
 
+import psutil
 import pytest
 
 from knee_siglip.tracking import sender
@@ -217,3 +224,30 @@ def test_a_curve_has_one_value_per_step_however_many_points_come_at_once(tmp_pat
     for start in range(0, len(points), at_once):
         run.metrics(points[start : start + at_once])
     assert (tmp_path / "plots/metrics/learning_rate.tsv").read_text() == "step\tlearning_rate\n10\t3.0\n20\t2.0\n"
+
+
+TRAINING = """
+import subprocess, sys
+sender = subprocess.Popen([sys.executable, "-m", "knee_siglip.tracking.sender"], start_new_session=True)
+print(sender.pid, flush=True)
+sender.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is told that its parent has died")
+def test_curves_of_a_killed_training_are_written_no_further(log, tmp_path):
+    """The next training writes into the same folder. The sender's stdin stays open, so only the death can end it."""
+    orders = Orders("dvclive", str(log.path), log.session, [], {"folder": str(tmp_path / "live")})
+    training = subprocess.Popen([sys.executable, "-c", TRAINING], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    training.stdin.write(json.dumps(asdict(orders)).encode() + b"\n")
+    training.stdin.flush()
+    sender_process = psutil.Process(int(training.stdout.readline()))
+    try:
+        while not (tmp_path / "live/metrics.json").exists():
+            assert sender_process.is_running()
+            time.sleep(0.05)
+        os.kill(training.pid, signal.SIGKILL)
+        training.wait()
+        assert sender_process.wait(10) in (None, -signal.SIGKILL)
+    finally:
+        training.stdin.close()

@@ -19,6 +19,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from knee_siglip.core.running import die_with_parent
 from knee_siglip.tracking.backend import Backend, Postponed, points_of
 from knee_siglip.tracking.privacy import without_password, without_places
 from knee_siglip.tracking.process import Orders
@@ -203,6 +204,8 @@ def main() -> int:
     with open(0, "rb", buffering=0, closefd=False) as stdin:  # unbuffered, so that `select` sees what follows
         orders = Orders(**json.loads(stdin.readline()))
     os.nice(orders.niceness)
+    if orders.backend == "dvclive":  # the folder of a killed training belongs to the one that is started next
+        die_with_parent(signal.SIGKILL)
     with in_use(Path(orders.log)):
         return 0 if send(orders, _stdin_open, tell) else 1
 
