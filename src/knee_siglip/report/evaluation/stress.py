@@ -186,9 +186,12 @@ def robustness_table(split: SplitResults) -> Table | None:
 
 def probe_table(split: SplitResults) -> Table | None:
     """Results of a linear probe on the frozen image embeddings, for each share of the labels."""
+    probes = list(_probes(split))
+    if len(probes) < 2:
+        return None
     metrics = {name: split.headline[f"{split.task.labels.metrics}.{name}"] for name in PROBE_METRICS}
     rows = []
-    for name, figures in _probes(split):
+    for name, figures in probes:
         cells = []
         for key, metric in metrics.items():
             spread = figures.get(f"{key}_std")
@@ -201,7 +204,7 @@ def probe_table(split: SplitResults) -> Table | None:
     if available := probe.get("train_rows_available"):
         images = f"{available:,} {labelled(split.task)} training images"
         caption += f" All labels are {probe['train_rows']:,} of {images}, drawn by patient."
-    return Table(caption, columns, rows) if len(rows) > 1 else None
+    return Table(caption, columns, rows)
 
 
 def probe_chart(split: SplitResults) -> Chart | None:
@@ -234,13 +237,15 @@ def prompts_table(split: SplitResults, left_out: Sequence[str]) -> Table | None:
         ]
         for row in split.table("prompts")
     ]
+    if not rows:  # a task without labels has none of their metrics either
+        return None
     kappa = split.headline[f"{split.task.labels.metrics}.quadratic_weighted_kappa"].title
     columns = ["Prompt", capital(noun(split.task)), "Accuracy", kappa, "Change in kappa"]
     caption = f"Results if this prompt alone stands for its {noun(split.task)}."
     if left_out:
         quoted = ", ".join(f"“{text}”" for text in left_out)
         caption += f" Left out, since they hold words of no training text: {quoted}."
-    return Table(caption, columns, rows) if rows else None
+    return Table(caption, columns, rows)
 
 
 def _told(split: SplitResults) -> list[Row]:
