@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -136,6 +137,8 @@ def test_a_stage_that_may_write_nothing_says_so(stage: str, tmp_path: Path) -> N
     root = Path(__file__).parents[2]
     (tmp_path / "params.yaml").write_bytes((root / "params.yaml").read_bytes())
     (tmp_path / "tasks").symlink_to(root / "tasks")
+    (tmp_path / "data").mkdir()
+    shutil.copy(root / "data/no_external.csv", tmp_path / "data")
     (tmp_path / "reports/validation").mkdir(parents=True)
     (tmp_path / "reports/evaluation").mkdir(parents=True)
     (tmp_path / "reports/evaluation/metrics.json").write_text('{"test": {"loss": 1.0}}')

@@ -216,19 +216,19 @@ def test_another_image_size_reruns_only_what_depends_on_it(untracked):
     assert (untracked.folder / "plots_page" / "index.html").is_file()
 
 
-def test_a_training_goes_on_after_dvc_itself_was_killed(untracked, clone):
+def test_a_training_goes_on_after_dvc_itself_was_killed(own, clone):
     """No orphan trains on, the next repro goes on at the last step, and ends as if nothing had happened."""
     retrain = ("dvc", "repro", "--single-item", "train")
-    (untracked.folder / "dvc.lock").unlink()
-    shutil.rmtree(untracked.folder / ".dvc" / "cache" / "runs")  # or DVC would take the outs that it has
-    dvc = subprocess.Popen(retrain, cwd=untracked.folder, env=untracked.env)
-    runs = untracked.folder / ".store" / "runs"
+    (own.folder / "dvc.lock").unlink()
+    shutil.rmtree(own.folder / ".dvc" / "cache" / "runs")  # or DVC would take the outs that it has
+    dvc = subprocess.Popen(retrain, cwd=own.folder, env=own.env)
+    runs = own.folder / ".store" / "runs"
     _wait_for(lambda: list(runs.glob("*/best_model.pt")))  # the first of twelve epochs is over
     dvc.kill()
     dvc.wait()
     _wait_for(lambda: list(runs.glob("*/*.sha256")))  # the trainer was told, and has saved its state
-    assert "resuming at step" in untracked.run(*retrain)
-    assert untracked.metrics("train") == clone.metrics("train")
+    assert "resuming at step" in own.run(*retrain)
+    assert own.metrics("train") == clone.metrics("train")
     assert list(runs.iterdir()) == []
     model, evaluation = _runs_of(own)
     assert model is not evaluation  # DVC knows the evaluation of this model: it belongs to the first training
@@ -278,11 +278,11 @@ def test_queued_experiments_share_the_store_and_keep_their_figures_and_the_page_
     assert all(f"patient {row['patient_id']} is in" in Path(name).read_text() for name in named)
 
 
-def test_a_fresh_clone_with_dvc_pull_evaluates_without_training(untracked, tmp_path):
-    untracked.run("dvc", "remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
-    untracked.run("dvc", "push", "--quiet")
-    untracked.commit("remote")
-    untracked.run("git", "clone", "-q", ".", str(tmp_path / "second"))
+def test_a_fresh_clone_with_dvc_pull_evaluates_without_training(own, tmp_path):
+    own.run("dvc", "remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
+    own.run("dvc", "push", "--quiet")
+    own.commit("remote")
+    own.run("git", "clone", "-q", ".", str(tmp_path / "second"))
     second = Clone(tmp_path / "second")
     second.run("dvc", "pull", "--quiet")
     assert "up to date" in second.repro()

@@ -176,7 +176,7 @@ def test_the_average_of_the_weights_is_kept_where_it_is_what_counts(files, make_
 
 
 def test_features_of_a_frozen_tower_are_computed_once_and_give_what_the_tower_gives(files, make_params, caplog):
-    still = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "gamma", "noise"), 0.0)
+    still = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "gamma", "noise", "mirror"), 0.0)
     found = []
     for cached in (False, True):
         train(make_params(freeze={"vision": "all"}, augment=still, cache_frozen_features=cached), files, "cpu")

@@ -178,7 +178,7 @@ def test_wrong_options_are_refused(run_split: Run, knees: Path, arguments: list[
 def test_wrong_inputs_are_refused(run_split: Run, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     code, _, said = run_split(tmp_path / "missing.csv", out)
-    assert (code, "does not exist" in said) == (2, True)
+    assert (code, "missing.csv is no file" in said) == (2, True)
     code, _, said = run_split(_write_rows(tmp_path / "a.csv", [["path", "text"], ["x", "y"]]), out)
     assert (code, "has no column img_path; its columns are path, text" in said) == (2, True)
     code, _, said = run_split(_write_rows(tmp_path / "b.csv", [["img_path"]]), out)

@@ -55,7 +55,7 @@ def test_a_mistake_is_found_opened_and_zoomed(browser: Chrome, page: Path) -> No
     set_width(browser, 1280)
     visit(browser, page)
     assert count(browser) == "40 of 40 cases, 4 of them mistakes."
-    choose(browser, "graded", "wrong by more than one")
+    choose(browser, "graded", "wrong by more than one grade")
     assert count(browser) == "1 of 40 cases, 1 of them mistakes."
     browser.find_element(By.CSS_SELECTOR, "#cases button").click()
     assert title(browser) == "images/<b>10.png · reader 2, model 4 (60 %) · 1 of 1"

@@ -34,7 +34,7 @@ def test_shares_are_of_the_split() -> None:
 def test_unknown_grades_are_told_and_not_counted() -> None:
     (chart,) = distribution_charts(make(kl_grade=pd.array([0, 1, None, 1], dtype="Int64")), KNEE)
     assert ">50 %<" in chart.svg
-    assert chart.note == "Rows without a grade are excluded (1)."
+    assert chart.note == "Rows without a value are excluded (1)."
 
 
 def test_a_value_that_all_share_needs_no_chart() -> None:

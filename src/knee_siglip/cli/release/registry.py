@@ -33,6 +33,9 @@ class Registry:
         self.uri, self.root, self.name = str(place["uri"]), root, tracking.project_name
         self.may_copy = "model" in KINDS[level_for(tracking.send, is_remote(self.uri))]
         self.client, experiment = connect(self.uri, self.name, place["artifacts"])
+        import mlflow
+
+        mlflow.set_tracking_uri(self.uri)  # where a version's source is looked for, whatever the client's own URI
         self.models = LoggedModels(self.client, experiment)
 
     @classmethod
