@@ -255,8 +255,9 @@ def test_queued_experiments_share_the_store_and_keep_their_figures_and_the_page_
     folder = own.folder / ".store" / "pixels"
     before = {file: file.stat().st_size for file in folder.rglob("*.pixels")}
     for epochs, name in ((1, "short"), (2, "longer")):
-        changes = ("-S", f"image_size={OTHER_SIZE}", "-S", f"train.epochs={epochs}")
-        own.run("dvc", "exp", "run", "--queue", *changes, "--name", name, "train")
+        changes = [f"image_size={OTHER_SIZE}", f"train.epochs={epochs}", "tracking.experiment_name=null"]
+        options = [option for change in changes for option in ("-S", change)]
+        own.run("dvc", "exp", "run", "--queue", *options, "--name", name, "train")
     row, leak = _leak(own)
     own.run("dvc", "exp", "run", "--queue", *leak, "--name", "leaky")
     run_queue(own.folder, lambda: own.run("dvc", "queue", "start", "--jobs", "2"))
