@@ -2,6 +2,7 @@
 # make verify: the committed figures again, from the committed revision.
 PYTHON ?= python3
 VENV := .venv
+WORKERS := $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 # DVC starts the stages through the shell: the environment must be on PATH for them too.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -38,9 +39,10 @@ types: setup
 test: style
 	$(MAKE) --no-print-directory --jobs 2 types pytest
 
-# A file's tests stay together: they share what its fixtures make. The longest come first (tests/conftest.py). One thread each, since the processes fill the cores.
+# A file's tests stay together: they share what its fixtures make. The longest come first (tests/conftest.py). One thread each, since
+# the processes fill the cores: one more than there are, because tests of processes mostly wait for them.
 pytest: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Resolve pyproject.toml anew. The CPU build's local version is cut off, so that the pin also fits the CUDA build.
 lock:

@@ -137,7 +137,8 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
     assert (code, "not the champion: against version 2 surely worse by" in said) == (1, True), said
     assert card.read_text() == second
 
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    uri = f"sqlite:///{project}/mlflow.db"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     champion = client.get_model_version_by_alias("knee-siglip", "champion")
     assert (str(champion.version), champion.tags["experiment"]) == ("2", "long")
     assert champion.tags["runs"] == champion.tags["commit"]
@@ -148,7 +149,8 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
         run_in(project, *get, "--force", "-o", str(had))
         assert sha256(had) == champion.tags["sha256"]
     assert champion.tags["get"].replace(" . ", " REPOSITORY ") in second
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     loaded = mlflow.pyfunc.load_model("models:/knee-siglip@champion")  # checks its reference
     assert loaded.predict(loaded.input_example)["status"].tolist() == ["ok"]
 
