@@ -34,7 +34,9 @@ from knee_siglip.tracking.runlog import (
     in_use,
     last_step,
     read_pointer,
+    session_starts,
     tracking_folder,
+    undelivered,
     write_pointer,
 )
 
@@ -71,7 +73,8 @@ class Tracker:
     def start(self, description: Event, orders: list[Orders]) -> None:
         """Write the first event, which the senders look for, and start them."""
         backends = [order.backend for order in orders if order.backend != "dvclive"]
-        if self._write("start", backends=backends, **description):
+        in_wandb = any(order.backend == "wandb" and order.kinds for order in orders)
+        if self._write("start", backends=backends, keeps_files=in_wandb, **description):
             if self._log.path != Path(os.devnull):
                 self._in_use.enter_context(in_use(self._log.path))
             self._senders = start_senders(orders)
@@ -118,6 +121,7 @@ class Tracker:
                 _logger.warning("%s lacks the end of this run, and so do the trackers", self._log.path)
             most = SECONDS_KILLED if status == "KILLED" else math.inf
             end_senders(self._senders, self._copied_bytes / COPIED_BYTES_PER_SECOND, most)
+            forget_files(self._log)
             self._in_use.close()
 
     def __enter__(self) -> Self:
@@ -168,6 +172,15 @@ class Tracker:
 def kept_files(log: RunLog) -> Path:
     """Folder of the files that a run logged."""
     return log.path.parent / "files" / log.run_id
+
+
+def forget_files(log: RunLog) -> None:
+    """Remove the files of sessions that every tracker holds; W&B's offline runs refer to theirs."""
+    events = log.read()
+    missing = {session for backend in ("mlflow", "wandb") for session in undelivered(events, backend)}
+    for session, start in session_starts(events).items():
+        if session not in missing and not start.get("keeps_files", True):
+            shutil.rmtree(kept_files(log) / session, ignore_errors=True)
 
 
 def open_tracker(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,9 +78,10 @@ def params_of(steps: int) -> Params:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
     """A commit for each of `STEPS`, tagged with its name."""
     folder = tmp_path_factory.mktemp("project")
+    shutil.copy(mlflow_database, folder / "mlflow.db")
     run_in(folder, "git", "init", "-q", "-b", "main")
     for key, value in (("user.name", "A User"), ("user.email", "user@example.org")):
         run_in(folder, "git", "config", key, value)
