@@ -88,6 +88,7 @@ def held(store: Path) -> dict[tuple[str, ...], Callable[[], AbstractContextManag
     out = Path("out.csv")
     return {
         BATCH: lambda: sole_writer(out),
+        COMPARE: lambda: sole_writer(out),
         ("import", "in.csv", "out.csv", "--overwrite"): lambda: sole_writer(out),
         ("split", "in.csv", "out.csv", "--force"): lambda: sole_writer(out),
         (*MAP, "--overwrite"): lambda: sole_writer(Path("map.jpg")),

@@ -29,6 +29,7 @@ from knee_siglip.tracking import tracker as tracker_module
 from knee_siglip.tracking.backend import Point
 from knee_siglip.tracking.mlflow_models import ENVIRONMENT
 from knee_siglip.tracking.mlflow_run import RANKED_PER_CALL, MlflowRun
+from knee_siglip.tracking.privacy import KINDS
 from knee_siglip.tracking.runlog import RunLog, tracking_folder
 from knee_siglip.tracking.sync import deliver, find_logs, find_pending
 from knee_siglip.tracking.tracker import (
@@ -41,6 +42,7 @@ from knee_siglip.tracking.tracker import (
 )
 from knee_siglip.tracking.wandb_run import WandbRun
 from mute_server import MuteServer
+from processes import twice_at_once
 from tracking.conftest import Recorded
 
 SILENT = {"mlflow": "none", "wandb": "none"}
@@ -148,7 +150,7 @@ def test_a_checkpoint_is_a_model_of_its_run_that_mlflow_can_load_and_w_and_b_get
     assert (model.name, model.status, model.source_run_id) == ("model", "READY", run.info.run_id)
     assert model.model_id in [output.model_id for output in run.outputs.model_outputs]
     assert model.tags["sha256"] == sha256(recorded.root / "model.pt")
-    assert model.tags["get"] == "dvc exp apply sunny-knee && dvc pull model.pt"
+    assert model.tags["get"].endswith(f"{model.tags['md5']} -- dvc.lock | tail -1 | xargs dvc get . model.pt --rev")
     folder = Path(model.artifact_location.removeprefix("file://"))
     assert folder.is_relative_to(recorded.root / "mlartifacts")
     kept = folder / "artifacts/model.pt"
@@ -240,6 +242,33 @@ def test_a_run_that_a_slow_server_made_twice_is_one_in_the_end(recorded, monkeyp
     assert [found.info.run_id for found in client.search_runs([experiment])] == [run]
 
 
+def begun(uri, folder, run="r", project="begun"):
+    """An MLflow client of ours, and the first event of a run."""
+    start = {"project": project, "run": run, "name": run, "stage": "train", "source": "s", "session": "s", "time": 0}
+    return MlflowRun(uri, folder.as_uri()), {**start, "tags": {}, "config": {}, "goes_on": True}
+
+
+def test_a_run_that_was_deleted_is_not_written_to_and_one_whose_experiment_was_renamed_goes_on(recorded, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    client = MlflowClient(recorded.mlflow_uri)
+    sending, start = begun(recorded.mlflow_uri, recorded.root)
+    model = {"kind": "model", "path": "best_model.pt", "how": "reference", "sha256": "b" * 64}
+    run = sending.open(start, [])
+    sending.artifact(model)
+    earlier = [{"event": "opened", "session": "other", "backend": "mlflow", "id": run}]
+    experiment = client.get_run(run).info.experiment_id
+    client.rename_experiment(experiment, "renamed")
+    again, start = begun(recorded.mlflow_uri, recorded.root)
+    evaluation = start | {"tags": {"model_sha256": "b" * 64}}
+    assert again.open(evaluation, earlier) == run
+    again.summary([Point("test.loss", 0.5, 0, 1.0)])
+    assert [metric.key for metric in client.search_logged_models([experiment])[0].metrics] == ["test/loss"]
+    client.delete_run(run)
+    anew = MlflowRun(recorded.mlflow_uri, recorded.root.as_uri()).open(evaluation, earlier)
+    assert client.get_run(anew).info.lifecycle_stage == "active"
+
+
 def test_figures_that_arrive_twice_are_held_once(recorded, monkeypatch):
     """An attempt that was given up arrives after all; an evaluation has hundreds of figures."""
     for name, value in ENVIRONMENT.items():
@@ -264,6 +293,20 @@ def orders_of(tracking):
     log = RunLog(Path("run.jsonl"), "s")
     orders = orders_for(parse_params({"tracking": tracking}).tracking, log, Path("/root-of-it"), live=Path.cwd())
     return [order for order in orders if order.backend != "dvclive"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "uri"),
+    [
+        ("auto", "sqlite:////root-of-it/mlflow.db"),
+        ("sqlite:///own.db", "sqlite:////root-of-it/own.db"),  # a temporary run's folder is deleted
+        ("sqlite:////elsewhere/own.db", "sqlite:////elsewhere/own.db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_files_stay_on_this_machine_in_a_database_that_lasts(asked, uri):
+    options = {order.options.get("uri"): order.kinds for order in orders_of({"mlflow": asked, "wandb": "none"})}
+    assert options == {uri: [] if asked == "databricks" else KINDS["all"]}
 
 
 def test_only_servers_limit_the_size_of_what_they_get():
@@ -344,7 +387,7 @@ def test_nothing_leaves_the_machine_or_touches_the_home_folder_or_the_seeded_gen
     assert recorded.random_state_kept
 
 
-def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, monkeypatch, caplog):
+def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, monkeypatch, caplog, knee_siglip):
     """The server is down for all of the run; a last attempt at its end is not told as another failure."""
     dead = MuteServer()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dead.url)
@@ -366,7 +409,15 @@ def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, mon
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     (pending,) = find_pending(find_logs(tracking_folder(), []))
     assert (pending.run, pending.backend) == (tracker.run_id, "mlflow")
-    assert deliver([pending], tracking, project) == []
+    params, inside = project / "params.yaml", project / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)  # the project's params count there too
+    params.write_text("tracking: {mlflow: none}")
+    assert knee_siglip("sync")[:2] == (1, f"{pending}\nMLflow is off now (tracking.mlflow: none)\n0 of 1 sent\n")
+    params.write_text("tracking: {wandb: none, project_name: later}")
+    (code, said), (_, also_said) = twice_at_once(project, "sync")
+    assert (code, said.splitlines()[-1]) == (0, "1 of 1 sent")
+    assert also_said.startswith(("error: another process is sending runs", "nothing is pending"))
     assert find_pending(find_logs(tracking_folder(), [tracker.run_id])) == []
     assert deliver([pending], tracking, project) == []  # as if the note of it were lost
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")

@@ -103,7 +103,7 @@ class Tracker:
         size = path.stat().st_size
         event: Event = {"kind": kind, "folder": folder or kind, "how": how, "bytes": size}
         if kind == "model":
-            event |= _command_for(path)
+            event |= {"out": str(path)} if project_root() and not path.is_absolute() else {}
             event |= checksums(path) if how == "reference" else {}  # of a kept file the sender computes them
         kept = self._keep(path, event["folder"]) if how == "copy" else path
         if kept:
@@ -272,24 +272,16 @@ def mlflow_place(tracking: TrackingParams, root: Path) -> dict[str, str | None]:
 
 
 def mlflow_uri(tracking: TrackingParams, root: Path) -> str:
-    """The tracking URI that `tracking.mlflow` stands for."""
-    if tracking.mlflow != "auto":
-        return tracking.mlflow
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
+    """The tracking URI that `tracking.mlflow` stands for; DVC deletes the folder that a `--temp` run works in."""
+    own = os.environ.get("MLFLOW_TRACKING_URI") if tracking.mlflow == "auto" else tracking.mlflow
+    uri = own or "sqlite:///mlflow.db"
+    relative = uri.startswith("sqlite:///") and not uri.startswith("sqlite:////")
+    return uri.replace("sqlite:///", f"sqlite:///{root}/", 1) if relative else uri
 
 
 def wandb_mode(tracking: TrackingParams) -> str:
     """offline, online or disabled; the user's own WANDB_MODE wins."""
     return os.environ.get("WANDB_MODE") or tracking.wandb
-
-
-def _command_for(path: Path) -> dict[str, str]:
-    """How to bring a stage's file back from DVC."""
-    if path.is_absolute() or not project_root():
-        return {}
-    name = os.environ.get("DVC_EXP_NAME")
-    apply = f"dvc exp apply {name} && " if name else ""
-    return {"get": f"{apply}dvc pull {path}"}
 
 
 def _finished(run_id: str) -> bool:
