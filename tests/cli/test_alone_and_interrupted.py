@@ -87,7 +87,7 @@ def held(store: Path) -> dict[tuple[str, ...], Callable[[], AbstractContextManag
     """What another process holds that runs this command."""
     out = Path("out.csv")
     return {
-        BATCH: lambda: sole_writer(out),
+        BATCH: lambda: sole_writer(Path("out_embeddings.npy")),
         COMPARE: lambda: sole_writer(out),
         ("import", "in.csv", "out.csv", "--overwrite"): lambda: sole_writer(out),
         ("split", "in.csv", "out.csv", "--force"): lambda: sole_writer(out),

@@ -1,16 +1,26 @@
-"""Downloads of public data sets, in miniature, each to a CSV that validation takes, by the command a user types."""
+"""Downloads of public data sets, in miniature, each by the commands a user types to a trained and evaluated model.
+
+As typed: `knee-siglip import`, with and without `--split`, and the params that it prints for the next command. Not as
+typed: the stages run in this process in place of `dvc exp run`, with one prepared pair of encoders for all layouts, an
+image size of 28, two steps, no trackers and the shortest evaluation. One layout's commands are typed exactly in
+tests/pipeline/test_through_dvc.py, those of all in benchmarks/layouts.py.
+"""
 
 import json
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from importing_layouts import MINIATURES, PATIENTS, chen_kl, gornale_kl, oai, vindr_cxr
-from knee_siglip.params.files import parse_params
+from knee_siglip.encoders import backbones
+from knee_siglip.params.sections import ModelParams
 from knee_siglip.tables.table import read_table
-from knee_siglip.validation.validate import validate
+from stages_in_process import ROOT, run_stages
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -70,14 +80,32 @@ SHIPPED = {
 }
 """Splits that a set ships, where they are not all three."""
 
+KNEES = ("oai", "most", "chen-kl", "gornale-kl")
+OTHER_JOINTS = ("mura",)
+"""Sets for which no task ships; all that are in neither tuple are chests."""
+
+SHORTEST = {
+    "image_size": 28,
+    "train": {"steps": 2, "batch_size": 8},
+    "evaluate": {"grounding": {"images": 0}, "gallery": 1, "robustness": False},
+}
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stage `backbones` writes with the default params."""
+    folder = tmp_path_factory.mktemp("encoders") / "backbones"
+    backbones.write_backbones(ModelParams(), folder)
+    return folder
+
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_a_download_becomes_a_csv_that_validation_takes(
-    name: str, tmp_path: Path, knee_siglip: Run, monkeypatch: pytest.MonkeyPatch
+def test_a_download_becomes_an_evaluated_model(
+    name: str, tmp_path: Path, knee_siglip: Run, monkeypatch: pytest.MonkeyPatch, encoders: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = tmp_path / "download"
@@ -98,10 +126,45 @@ def test_a_download_becomes_a_csv_that_validation_takes(
     assert table["img_path"].is_unique
     assert len(table) >= PATIENTS - 1
 
-    params = parse_params({"data": {"csv": "rows.csv", "images": "download"}})
-    manifest = validate(params, Path("manifest.parquet"), Path("validation"), Path("none"))
-    assert len(manifest) == len(table)
+    params = params_of_the_next_command(printed)
+    assert params.get("task") == (None if name in (*KNEES, *OTHER_JOINTS) else "tasks/chest.yaml")
+    monkeypatch.setattr(backbones, "write_backbones", lambda _, folder: shutil.copytree(encoders, folder))
+    metrics = run_stages(tmp_path / "run", _with_params(params))
+    assert_every_row_arrived(tmp_path / "run", table, metrics)
+
+
+def params_of_the_next_command(printed: str) -> dict[str, str]:
+    """What `-S` sets in the command that the import prints last."""
+    words = shlex.split(printed.rpartition("Next: dvc exp run ")[2])
+    return dict(word.split("=", 1) for word in words if word != "-S")
+
+
+def _with_params(named: dict[str, str]) -> dict[str, Any]:
+    data = {name.removeprefix("data."): value for name, value in named.items() if name.startswith("data.")}
+    return SHORTEST | {"data": data} | ({"task": str(ROOT / named["task"])} if "task" in named else {})
+
+
+def assert_every_row_arrived(run: Path, table: pd.DataFrame, metrics: dict[str, Any]) -> None:
+    """Each row of the CSV, and each study, in every stage's files; grades where the layout has them."""
+    manifest = pd.read_parquet(run / "manifest.parquet")
+    assert manifest["img_path"].tolist() == table["img_path"].tolist()
     assert manifest["split"].value_counts().min() >= 2
+    tested = table[table["split"] == "test"]
+    results = pd.read_csv(run / "results.csv", dtype=str, keep_default_na=False)
+    assert results["img_path"].tolist() == tested["img_path"].tolist()
+    assert set(results["status"]) == {"ok"}
+    assert metrics["rows"] == len(tested)
+    if "study_id" in table:
+        assert manifest.groupby("study_id")["text"].nunique().eq(1).all()
+        studies = pd.read_csv(run / "studies.csv", dtype=str)
+        images = tested.groupby("study_id", sort=False).size()
+        assert studies["study_id"].tolist() == images.index.tolist()
+        if images.max() > 1:  # else a study is its image, and the evaluation measures nothing twice
+            assert pd.read_parquet(run / "evaluation/studies.parquet")["images"].tolist() == images.tolist()
+    graded = int((tested.get("kl_grade", pd.Series("", tested.index)) != "").sum())
+    assert metrics["graded_rows"] == graded
+    assert ("zero_shot_kl" in metrics) == (graded > 0)
+    assert (run / "evaluation/index.html").stat().st_size > 10_000
 
 
 def test_official_test_rows_never_move(tmp_path: Path, knee_siglip: Run) -> None:

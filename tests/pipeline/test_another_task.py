@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from importing_layouts import PATIENTS, mimic_cxr_jpg
-from knee_siglip.cli.train import prepare, train_in
-from knee_siglip.evaluation.evaluate import EvaluateFiles, evaluate
-from knee_siglip.inference.batch import infer_batch
-from knee_siglip.inference.outputs import Outputs
-from knee_siglip.inference.predictor import Predictor
-from knee_siglip.inference.rows import read_rows
 from knee_siglip.params.files import parse_params
-from knee_siglip.report.write import ReportFiles, write_report
+from stages_in_process import ROOT, run_stages
 
 ROWS = {"train": 36, "val": 24, "test": 24}
 
 SMALL: dict[str, Any] = {
     "image_size": 56,
-    "data": {"csv": "rows.csv", "images": "images"},
+    "data": {"csv": "rows.csv", "images": "images", "external": "elsewhere.csv"},
     "train": {"epochs": 1, "batch_size": 12},
-    "tracking": {"mlflow": "none", "wandb": "none"},
 }
 
 HIP = {
@@ -53,10 +44,7 @@ HIP = {
     },
 }
 
-CHEST = {
-    "task": str(Path(__file__).parents[2] / "tasks/chest.yaml"),
-    "evaluate": {"grounding": {"images": 2}, "gallery": 2},
-}
+CHEST = {"task": str(ROOT / "tasks/chest.yaml"), "evaluate": {"grounding": {"images": 2}, "gallery": 2}}
 
 
 def hip_row(number: int) -> dict[str, str]:
@@ -95,23 +83,7 @@ def run(folder: Path, task: dict[str, Any], row: Any, external: int = 0) -> dict
     table = pd.DataFrame(rows)
     table[table["split"] != "external"].to_csv(folder / "rows.csv", index=False)
     table[table["split"] == "external"].drop(columns="split").to_csv(folder / "elsewhere.csv", index=False)
-    return run_stages(folder / "run", SMALL | task | {"data": SMALL["data"] | {"external": "elsewhere.csv"}})
-
-
-def run_stages(out: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Run every stage into a folder; the metrics of the test split."""
-    params = parse_params(values)
-    prepare(params, out)
-    train_in(out, "cpu")
-    model = out / "best_model.pt"
-    report = ReportFiles(out / "reports/validation", out / "reports/train", out / "evaluation", out / "headline.json")
-    cache = out / "cache/cache.json"
-    evaluate(params, EvaluateFiles(out / "manifest.parquet", cache, model, out / "backbones", report.evaluation), "cpu")
-    write_report(params, report)
-    predictor = Predictor(model, device="cpu")
-    table = read_rows(out / "manifest.parquet", "test")
-    infer_batch(predictor, table, predictor.task.queries, Outputs.beside(out / "results.csv"), 8)
-    return json.loads((out / "evaluation/metrics.json").read_text())["test"]
+    return run_stages(folder / "run", SMALL | task)
 
 
 def words(page: Path) -> str:
@@ -180,27 +152,6 @@ def assert_second_test_set_is_beside_the_first(out: Path) -> None:
     assert headline["external_contrastive_accuracy"] == external["contrastive_accuracy"]
     assert "a second test set with a csv of its own" in words(out / "evaluation/index.html")
     assert (out / "evaluation/cases/external.html").is_file()
-
-
-def test_a_downloaded_set_goes_from_import_to_results_by_study(
-    project: Path, knee_siglip: Callable[..., tuple[int, str, str]]
-) -> None:
-    """The other layouts end at validation: tests/importing; benchmarks/layouts.py runs them all through DVC."""
-    mimic_cxr_jpg(project / "images")
-    code, *_ = knee_siglip("import", "images", "rows.csv", "--split")
-    assert code == 0
-    out = project / "run"
-    metrics = run_stages(out, SMALL | CHEST)
-    manifest = pd.read_parquet(out / "manifest.parquet")
-    assert len(manifest) == 2 * PATIENTS
-    assert manifest.groupby("study_id")["text"].nunique().eq(1).all()
-    tested = manifest[manifest["split"] == "test"]
-    studies = pd.read_csv(out / "studies.csv", dtype=str)
-    assert studies["study_id"].tolist() == tested["study_id"].unique().tolist()
-    assert set(studies["view"]) == {"lateral+pa"}
-    measured = pd.read_parquet(out / "evaluation/studies.parquet")
-    assert measured["images"].tolist() == [2] * len(studies)
-    assert metrics["rows"] == len(tested) == 2 * len(studies)
 
 
 def test_chests_without_grades_and_sides(project: Path) -> None:

@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from importing_layouts import gornale_kl
+
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -311,6 +313,16 @@ def test_a_typing_error_in_params_stops_before_any_work(own):
     assert "Traceback" not in output
     path.write_text(original)
     assert "Running stage" not in own.repro()
+
+
+def test_a_download_is_imported_and_the_command_that_this_prints_evaluates_it(untracked, tmp_path):
+    """As a user types it; only image_size and train.epochs of the clone's params.yaml are small."""
+    gornale_kl(tmp_path / "download")
+    printed = untracked.run("knee-siglip", "import", f"{tmp_path}/download", f"{tmp_path}/rows.csv", "--split")
+    untracked.run("sh", "-c", printed.rpartition("Next: ")[2])
+    test_rows = (pd.read_csv(tmp_path / "rows.csv")["split"] == "test").sum()
+    assert untracked.metrics("evaluation")["test"]["rows"] == test_rows
+    assert len(pd.read_csv(untracked.folder / "reports/inference/results.csv")) == test_rows
 
 
 def test_a_leaking_patient_stops_the_pipeline(own):

@@ -83,7 +83,7 @@ def _import(options: "Options", split_seed: int | None) -> None:
     table = table.assign(img_path=_seen_from(table["img_path"].tolist(), files, out_csv.parent))
     if split_seed is not None:
         table = _fill_splits(table, split_seed, outcome)
-    outcome.next = _next_steps(table, out_csv, files)
+    outcome.next = _next_steps(table, out_csv, outcome.task)
     write_outcome(outcome, out_csv)
     with atomic_text(out_csv) as file:  # last: where it is, so is its report
         table.to_csv(file, index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -156,12 +156,15 @@ def _fill_splits(table: "pd.DataFrame", seed: int, outcome: "Outcome") -> "pd.Da
     return table[[*first, *(name for name in table.columns if name not in first)]]
 
 
-def _next_steps(table: "pd.DataFrame", out_csv: Path, files: "Files") -> list[str]:
+def _next_steps(table: "pd.DataFrame", out_csv: Path, task: str | None) -> list[str]:
     from knee_siglip.tables.manifest import SPLITS
 
-    csv_path = shlex.quote(str(out_csv))
     missing = [name for name in SPLITS if "split" not in table or not (table["split"] == name).any()]
     if missing:
         lacking = "no split" if len(missing) == len(SPLITS) else f"no row in {' and '.join(missing)}"
         return [f"Next: it has {lacking}; give the same command with --split --overwrite (or: knee-siglip split)."]
-    return [f"Next: dvc exp run -S data.csv={csv_path} -S data.images={shlex.quote(str(files.root))}"]
+    images = os.path.commonpath([(out_csv.parent / name).absolute().parent for name in table["img_path"]])
+    in_project = Path("dvc.yaml").is_file()  # else the command is typed in another folder
+    named = {"data.csv": out_csv if in_project else out_csv.absolute(), "data.images": images}
+    settings = [f"-S {name}={shlex.quote(str(path))}" for name, path in named.items()]
+    return [f"Next: dvc exp run {' '.join([*settings, *([f'-S task=tasks/{task}.yaml'] if task else [])])}"]

@@ -147,9 +147,12 @@ def infer(
     if image_path:
         _rank(load, image_path, query, as_json)
         return
-    with sole_writer(results):
-        _check_results(results, csv_path, overwrite)
-        _infer_batch(load, csv_path, folder_path, query, results, batch_size or BATCH_SIZE, as_json)
+    from knee_siglip.inference.outputs import Outputs
+
+    outputs = Outputs.beside(results)
+    with sole_writer(outputs.embeddings):  # results.csv and results.parquet have the same
+        _check_outputs(outputs, csv_path, overwrite)
+        _infer_batch(load, csv_path, folder_path, query, outputs, batch_size or BATCH_SIZE, as_json)
 
 
 def _load(model_path: Path, image_size: int | None, device: str, precision: str) -> "Predictor":
@@ -184,16 +187,15 @@ def _infer_batch(
     csv_path: Path | None,
     folder_path: Path | None,
     query: list[str] | None,
-    results: Path,
+    outputs: "Outputs",
     batch_size: int,
     as_json: bool,
 ) -> None:
     from knee_siglip.inference.batch import infer_batch
-    from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.rows import read_folder, read_rows
 
     table = read_rows(csv_path) if csv_path else read_folder(cast(Path, folder_path))
-    predictor, outputs = load(), Outputs.beside(results)
+    predictor = load()
     summary = infer_batch(predictor, table, query or predictor.task.queries, outputs, batch_size)
     if is_first_process():
         _show_summary(summary, outputs, as_json)
@@ -201,13 +203,17 @@ def _infer_batch(
         raise typer.Exit(EXIT_ROWS_FAILED)
 
 
-def _check_results(output_path: Path, csv_path: Path | None, overwrite: bool) -> None:
-    if output_path.is_dir() or (csv_path and output_path.resolve() == csv_path.resolve()):
-        raise UsageError(f"--output_path {output_path} is a folder or the input itself; name a new file")
-    if output_path.suffix not in RESULT_SUFFIXES:
-        raise UsageError(f"--output_path {output_path}: its name must end with {' or '.join(RESULT_SUFFIXES)}")
-    if output_path.exists() and not overwrite:
-        raise UsageError(f"{output_path} exists; name another --output_path or add --overwrite")
+def _check_outputs(outputs: "Outputs", csv_path: Path | None, overwrite: bool) -> None:
+    """Raise `UsageError` where a batch would replace its input, or a file that no interrupted run of it has written."""
+    if outputs.results.suffix not in RESULT_SUFFIXES:
+        raise UsageError(f"--output_path {outputs.results}: its name must end with {' or '.join(RESULT_SUFFIXES)}")
+    for path in (outputs.results, outputs.embeddings, outputs.ids, outputs.studies):
+        if path.is_dir() or (csv_path and path.resolve() == csv_path.resolve()):
+            raise UsageError(
+                f"{path} would be written, and is a folder or the input itself; name another --output_path"
+            )
+        if path.exists() and not overwrite and not outputs.partial.exists():
+            raise UsageError(f"{path} exists; name another --output_path or add --overwrite")
 
 
 def _show_summary(summary: "Summary", outputs: "Outputs", as_json: bool) -> None:

@@ -80,15 +80,15 @@ def mapped(cells: pd.Series, values: Mapping[str, str]) -> pd.Series:
 def our_value(name: str, cell: str) -> str:
     """A cell of one of our columns as the project writes it; a text that is unknown there stays as it is.
 
-    side: left, right, both. split: train, val, test. view: in lower case. kl_grade: 0-4, '' for what is no grade.
+    side: left, right, both. split: train, val, test. view: in lower case, without dots. kl_grade: 0-4, '' for what is no grade.
     """
     key = " ".join(cell.casefold().split())
     if name == "side":
-        return SIDES.get(key, cell.strip())
+        return SIDES.get(key.rstrip("."), cell.strip())
     if name == "split":
         return SPLIT_SYNONYMS.get(key, cell.strip())
     if name == "view":
-        return VIEWS.get(key, key)
+        return VIEWS.get(key.replace(".", ""), key.replace(".", ""))
     if name == "kl_grade":
         return grade_of(key)
     return cell.strip()

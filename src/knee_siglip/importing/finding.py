@@ -1,4 +1,4 @@
-"""The rows of a source and their images: by a known layout, a table, DICOM headers, or folders of classes."""
+"""The rows of a source and their images: by a known layout, a table, DICOM headers, reports or folders of classes."""
 
 import re
 from collections.abc import Sequence
@@ -7,18 +7,25 @@ from pathlib import Path
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.importing import joining, proposals
+from knee_siglip.importing import impressions, joining, proposals
 from knee_siglip.importing.columns import IMAGE, ROW, TABLE, WORDS, fields, fill, grade_of, mapped
 from knee_siglip.importing.dicoms import dicom_rows
 from knee_siglip.importing.files import Files, is_dicom_name, is_table_name
 from knee_siglip.importing.layout import Layout, Texts, detect_layout, named_layout
 from knee_siglip.importing.outcome import Outcome
+from knee_siglip.importing.paths import image_names, path_groups, study_folders, told_by_paths, with_told
 from knee_siglip.importing.reading import read_any, read_tables
 from knee_siglip.importing.work import Import
 from knee_siglip.validation.rows import SPLIT_SYNONYMS
 
 CLASSES = (2, 60)
 """Fewest and most classes that a folder of classes may have."""
+
+NUMBERED = re.compile(r"\d{3}")
+"""In every folder's name: they are patients, studies or dates, no classes."""
+
+REPORTS = 20
+"""Text files from which they are reports, and are not read as tables."""
 
 
 def find_rows(work: Import) -> tuple[Layout, pd.DataFrame]:
@@ -29,14 +36,42 @@ def find_rows(work: Import) -> tuple[Layout, pd.DataFrame]:
         layout = named_layout(name)
         work.outcome.layout = name
         return layout, _layout_rows(layout, work)
-    tables = [options.source.name] if options.source.is_file() else [n for n in files.names if is_table_name(n)]
+    tables = [options.source.name] if options.source.is_file() else _table_names(files)
     if options.source.is_file() or (tables := _with_images(tables, work)):
         return _table_rows(tables, work)
     if dicoms := _dicom_names(work.images):
         work.outcome.layout = "DICOM headers"
-        return _dicom_layout(), dicom_rows(work.images.root, dicoms, work.outcome)
+        return _dicom_layout(work.outcome), dicom_rows(work.images.root, dicoms, work.outcome)
+    rows = pd.DataFrame({IMAGE: work.images.images, TABLE: "", ROW: ""})
+    folder = Files(options.reports) if options.reports and options.reports.is_dir() else files
+    key = impressions.report_key(rows, folder) if not rows.empty else None
+    if key or options.reports:
+        work.outcome.layout = "images and reports"
+        return _reported_rows(rows, key, work)
     work.outcome.layout = "folders of classes"
     return _class_rows(work)
+
+
+def _table_names(files: Files) -> list[str]:
+    """Files that may be tables: not a report for each study."""
+    names = [name for name in files.names if is_table_name(name)]
+    others = [name for name in names if not name.lower().endswith(".txt")]
+    return names if len(names) - len(others) < REPORTS else others
+
+
+def _reported_rows(rows: pd.DataFrame, key: str | None, work: Import) -> tuple[Layout, pd.DataFrame]:
+    """All images, to be joined with reports that are named by `key`, or with the table of --reports at once."""
+    work.outcome.read("images by their paths", len(rows))
+    reports = work.options.reports
+    if reports and reports.is_file():
+        rows = join_given(join_table(rows, reports, None, work), work)
+        return proposals.propose(rows, work.outcome, {"img_path": IMAGE, **work.options.maps}), rows
+    told = told_by_paths(rows, set(work.options.maps), work.outcome)
+    if key == "(folder 1)":
+        told = study_folders(rows).combine_first(told)
+        work.outcome.mapped(" and ".join(study_folders(rows)), "(folder)", "the reports are named like the folders")
+    rows, columns = with_told(rows, told)
+    return Layout(title="images and reports", columns=columns), rows
 
 
 def _detected(work: Import) -> str | None:
@@ -126,6 +161,8 @@ def _table_rows(tables: Sequence[str], work: Import) -> tuple[Layout, pd.DataFra
             rows = joining.join(rows, other, {keys[0]: keys[1]}, {}, outcome)
     rows = join_given(rows, work)
     layout = proposals.propose(rows, outcome, {"img_path": image, **given})
+    rows, told = with_told(rows, told_by_paths(rows, set(layout.columns), outcome))
+    layout = layout.model_copy(update={"columns": layout.columns | told})
     if "img_path" not in given:
         outcome.mapped("img_path", image, "its cells name images that are there")
     return layout, rows
@@ -151,8 +188,10 @@ def _dicom_names(files: Files) -> list[str]:
     return dicoms if len(dicoms) > len(files.images) / 2 else []
 
 
-def _dicom_layout() -> Layout:
+def _dicom_layout(outcome: Outcome) -> Layout:
     columns = {"patient_id": "PatientID", "study_id": "StudyInstanceUID", "side": "side", "view": "view"}
+    for name, source in columns.items():
+        outcome.mapped(name, source, "the DICOM headers")
     return Layout(title="DICOM headers", columns=columns)
 
 
@@ -160,17 +199,17 @@ def _class_rows(work: Import) -> tuple[Layout, pd.DataFrame]:
     """Images in a folder for each class; a folder above it may be the split."""
     names = [name for name in work.images.images if "/" in name]
     classes = sorted({name.split("/")[-2] for name in names} - set(SPLIT_SYNONYMS))
-    if not CLASSES[0] <= len(classes) <= CLASSES[1]:
-        found = f"{len(work.images.images):,} images in {len(classes)} folders"
-        raise UserError(
-            f"{work.options.source} holds {found} and no table that names them: give the table, with --images for the "
-            f"folder of its images; folders of classes are {CLASSES[0]} to {CLASSES[1]}"
+    if not CLASSES[0] <= len(classes) <= CLASSES[1] or all(NUMBERED.search(name) for name in classes):
+        found = f"{len(work.images.images):,} images in {len(classes)} folders" + (
+            f" such as {classes[0]}" if classes else ""
         )
-    folders = [name.split("/")[:-1] for name in names]
-    splits = ["".join(SPLIT_SYNONYMS.get(part.casefold(), "") for part in parts[:-1]) for parts in folders]
-    rows = pd.DataFrame({IMAGE: names, TABLE: "", ROW: "", "class": [parts[-1] for parts in folders]})
-    columns = {"split": "(split)"} if any(splits) else {}
-    rows = rows.assign(**({"(split)": splits} if any(splits) else {}))
+        raise UserError(
+            f"{work.options.source} holds {found}, and no table or text files that name them: give the table, with "
+            "--images for the folder of its images, or --reports; folders of classes are named by the classes, "
+            f"{CLASSES[0]} to {CLASSES[1]}"
+        )
+    rows = pd.DataFrame({IMAGE: names, TABLE: "", ROW: "", "class": [name.split("/")[-2] for name in names]})
+    rows, columns = with_told(rows, told_by_paths(rows, set(work.options.maps), work.outcome))
     work.outcome.read("images by their folders", len(rows))
     work.outcome.mapped("impression", "class", "the image's folder")
     grades = {name: _class_grade(name) for name in classes}
@@ -206,10 +245,10 @@ def join_table(rows: pd.DataFrame, path: Path, keys: tuple[str, str] | None, wor
     """The rows with the columns of another table; keys: the rows' and its column, None: those that fit."""
     other = read_any(path, work.outcome, work.options.encoding, work.options.sheet)
     work.outcome.read(path.name, len(other))
-    named = rows.join(joining.image_names(rows))
+    named = rows.join(image_names(rows))
     ours, theirs = joining.require_join(named, other, keys)
     joined = joining.join(named, other, {ours: theirs}, {}, work.outcome)
-    extra = [name for name in joining.image_names(rows).columns if name in joined]
+    extra = [name for name in image_names(rows).columns if name in joined]
     return joined.drop(columns=extra)
 
 
@@ -233,17 +272,3 @@ def _valued(rows: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     """The rows with the source's values as the layout maps them; those of our own columns are mapped later."""
     named = {name: values for name, values in layout.values.items() if name in rows and name not in layout.columns}
     return rows.assign(**{name: mapped(rows[name], values) for name, values in named.items()})
-
-
-def path_groups(cells: pd.Series, *patterns: str) -> pd.DataFrame:
-    """Named groups of the first pattern that is found in each cell, '' where none is."""
-    compiled = [re.compile(pattern) for pattern in patterns]
-    names = list(dict.fromkeys(name for pattern in compiled for name in pattern.groupindex))
-    records = []
-    for cell in cells:
-        match = next((found for pattern in compiled if (found := pattern.search(cell))), None)
-        records.append(
-            dict.fromkeys(names, "")
-            | {name: value or "" for name, value in (match.groupdict() if match else {}).items()}
-        )
-    return pd.DataFrame(records, index=cells.index, columns=names, dtype=object)

@@ -27,9 +27,10 @@ from knee_siglip.importing.columns import (
 )
 from knee_siglip.importing.dicoms import IDS, pseudonym_key, pseudonyms
 from knee_siglip.importing.files import Files
-from knee_siglip.importing.finding import find_rows, join_given, join_table, path_groups
+from knee_siglip.importing.finding import find_rows, join_given, join_table
 from knee_siglip.importing.layout import Layout
 from knee_siglip.importing.outcome import Outcome
+from knee_siglip.importing.paths import image_names, path_groups
 from knee_siglip.importing.reading import read_list
 from knee_siglip.importing.work import Import, Options
 from knee_siglip.tables.manifest import MADE_COLUMNS, SPLITS, TOKENS_COLUMN
@@ -59,7 +60,7 @@ def import_data(options: Options) -> tuple[pd.DataFrame, Outcome, Files]:
     layout = _with_maps(layout, options)
     rows = _with_pattern(rows, options.pattern)
     rows = join_given(rows, work)
-    if options.reports or layout.reports:
+    if not layout.impression:
         rows = _with_reports(rows, layout, work)
     rows = _map_columns(rows, layout, work)
     rows = _one_row_each(rows, layout, work)
@@ -68,6 +69,7 @@ def import_data(options: Options) -> tuple[pd.DataFrame, Outcome, Files]:
         reasons = "; ".join(f"{count:,} x {reason}" for reason, count in work.outcome.reasons().items())
         raise UserError(f"{source}: no row is left: {reasons or 'there is none'}")
     work.outcome.notes += layout.notes
+    work.outcome.task = layout.task
     return (
         _finish(rows, [c.source for c in work.outcome.columns if c.name == "impression"], work),
         work.outcome,
@@ -102,7 +104,7 @@ def _with_pattern(rows: pd.DataFrame, pattern: str | None) -> pd.DataFrame:
 
 
 def _with_reports(rows: pd.DataFrame, layout: Layout, work: Import) -> pd.DataFrame:
-    """The rows with their reports: text files of a folder, or the column of a table."""
+    """The rows with their reports: the column of a table, or text files; unasked where nothing else tells a text."""
     path = work.options.reports
     if path and not path.exists():
         raise UsageError(f"--reports {path} does not exist")
@@ -111,11 +113,16 @@ def _with_reports(rows: pd.DataFrame, layout: Layout, work: Import) -> pd.DataFr
     folder = Files(path) if path else work.files
     if layout.reports:
         return impressions.read_texts(rows, layout.reports, folder, work.outcome)
-    named = rows.join(joining.image_names(rows))
-    stems = pd.DataFrame({"report": [PurePosixPath(name).stem for name in folder.names], TABLE: str(path), ROW: ""})
-    ours, _ = joining.require_join(named, stems, None)
-    found = impressions.read_texts(named, f"{{{ours}}}", folder, work.outcome)
-    return found.drop(columns=[name for name in joining.image_names(rows).columns if name in found])
+    if not path and (layout.labels or layout.texts or "impression" in work.options.maps or work.options.template):
+        return rows
+    key = impressions.report_key(rows, folder)
+    if not key and path:
+        raise UserError(f"{path}: no text file is named like an image, a folder of images or an id of the rows")
+    if not key:
+        return rows
+    names = image_names(rows)
+    found = impressions.read_texts(rows.join(names), f"{{{key}}}", folder, work.outcome)
+    return found.drop(columns=list(names))
 
 
 def _map_columns(rows: pd.DataFrame, layout: Layout, work: Import) -> pd.DataFrame:

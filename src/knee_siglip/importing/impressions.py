@@ -8,10 +8,12 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.importing.columns import FIELD, REPORT, column, fill, fill_template
+from knee_siglip.importing.columns import FIELD, REPORT, ROW, TABLE, column, fill, fill_template
 from knee_siglip.importing.files import Files
 from knee_siglip.importing.layout import Labels, Texts
+from knee_siglip.importing.joining import common_id
 from knee_siglip.importing.outcome import Outcome
+from knee_siglip.importing.paths import image_names
 from knee_siglip.tables.sections import impression_of, sections_of
 
 TEXT_FILES = (".txt", ".text", ".md")
@@ -20,6 +22,13 @@ LEAST_LABELS = 0.5
 
 HEADINGS_IN = 0.05
 """Share of a column's texts with headings from which it holds whole reports, of which the impression is taken."""
+
+
+def report_key(rows: pd.DataFrame, folder: Files) -> str | None:
+    """The column of the rows, or part of their images' paths, by which most reports are named; None: there are none."""
+    stems = [path.stem for path in map(PurePosixPath, folder.names) if path.suffix.lower() in TEXT_FILES]
+    found = common_id(rows.join(image_names(rows)), pd.DataFrame({"report": stems, TABLE: "", ROW: ""}, dtype=object))
+    return found[0] if found else None
 
 
 def read_texts(rows: pd.DataFrame, template: str, folder: Files, outcome: Outcome) -> pd.DataFrame:

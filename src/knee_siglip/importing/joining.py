@@ -77,15 +77,6 @@ def parse_join(text: str) -> tuple[str, tuple[str, str] | None]:
     return file, (ours, theirs or ours)
 
 
-def image_names(rows: pd.DataFrame) -> pd.DataFrame:
-    """What an image's path tells, as columns by which a table may be joined: its name, and the folders above it."""
-    parts = rows[IMAGE].str.split("/")
-    names = {"(file name)": rows[IMAGE].map(lambda name: name.rpartition("/")[2])}
-    names["(name)"] = rows[IMAGE].map(bare_name)
-    names |= {f"(folder {up})": parts.map(lambda part, up=up: part[-1 - up] if len(part) > up else "") for up in (1, 2)}
-    return pd.DataFrame(names, rows.index)
-
-
 def require_join(rows: pd.DataFrame, other: pd.DataFrame, keys: tuple[str, str] | None) -> tuple[str, str]:
     """The given keys, if both tables have them, else the common id.
 

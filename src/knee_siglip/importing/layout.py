@@ -80,7 +80,8 @@ class Layout(Strict):
     empty counts. labels, texts: what it is composed from where the set has none. values: column to what each of its
     values becomes. lists: split to the file that lists its images. vote_by: rows of one image by several readers are
     one, by majority. main_reader: column and value of the reader whose grade counts where an image was graded twice.
-    sides_in_one: several rows of one image are its two knees. notes: for the report.
+    sides_in_one: several rows of one image are its two knees. task: the file in tasks/ that fits
+    the set; None: the knee's. notes: for the report.
     """
 
     title: str
@@ -101,6 +102,7 @@ class Layout(Strict):
     vote_by: str | None = None
     main_reader: dict[str, str] = {}
     sides_in_one: bool = False
+    task: str | None = None
     notes: list[str] = []
 
 

@@ -46,6 +46,7 @@ class Outcome:
 
     source: str
     layout: str = "none"
+    task: str | None = None
     tables: dict[str, int] = field(default_factory=dict)
     columns: list[Mapped] = field(default_factory=list)
     values: dict[str, dict[str, int]] = field(default_factory=dict)

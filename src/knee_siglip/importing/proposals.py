@@ -1,6 +1,7 @@
 """What the columns of an unknown table mean, by their names and their contents."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -23,17 +24,31 @@ LOOKED_AT = 300
 FOUND_IMAGES, FITTING_VALUES = 0.5, 0.9
 """Shares of those from which a column names images, or holds what it must."""
 
+CODED = ("split", "side", "kl_grade")
+"""Ours whose values must fit."""
+
+SHOWN_VALUES = 3
+
 WORDS_OF_TEXT = 4
 """Mean number of words from which a column without a known name may be an impression."""
 
 
 def propose(table: pd.DataFrame, outcome: Outcome, given: dict[str, str]) -> Layout:
-    """A layout for a table; given: columns that are known, `img_path` among them."""
+    """A layout for a table; given: columns that are known, `img_path` among them.
+
+    A column that is named like one of ours and holds other values is carried, and told.
+    """
     chosen = dict(given)
     for name in ("split", "patient_id", "study_id", "side", "view", "kl_grade"):
-        if name not in chosen and (source := _by_name(table, name, set(chosen.values()))):
+        if name in chosen:
+            continue
+        if source := _by_name(table, name, set(chosen.values())):
             chosen[name] = source
             outcome.mapped(name, source, "its name and its values")
+        elif name in CODED and (others := _named(table, name, set(chosen.values()))):
+            shown = ", ".join(map(repr, _sample(table[others[0]])[:SHOWN_VALUES]))
+            if shown:
+                outcome.note(f"column {others[0]!r} is named like {name} and holds other values, {shown}: not mapped")
     texts = [chosen.pop("impression")] if "impression" in chosen else text_columns(table, set(chosen.values()))
     if "impression" not in given and texts:
         outcome.mapped("impression", ", else ".join(texts), "its name" if _key_in(texts[0]) else "it holds sentences")
@@ -127,9 +142,13 @@ def _sample(cells: pd.Series) -> list[str]:
 
 def _by_name(table: pd.DataFrame, ours: str, taken: set[str]) -> str | None:
     """The column with the best of the known names whose values fit."""
+    return next((name for name in _named(table, ours, taken) if _fits(ours, table[name])), None)
+
+
+def _named(table: pd.DataFrame, ours: str, taken: set[str]) -> list[str]:
+    """The columns with one of the known names, the best first."""
     named = [name for name in table.columns if name not in (*taken, *WORKING) and _rank(name, ours) < len(NAMES[ours])]
-    fitting = [name for name in named if _fits(ours, table[name])]
-    return min(fitting, key=lambda name: _rank(name, ours), default=None)
+    return sorted(named, key=lambda name: _rank(name, ours))
 
 
 def _fits(ours: str, cells: pd.Series) -> bool:
@@ -139,10 +158,10 @@ def _fits(ours: str, cells: pd.Series) -> bool:
     if ours == "split":
         return all(cell in SPLIT_SYNONYMS or cell in SPLITS for cell in sample)
     if ours == "side":
-        return sum(cell in SIDES for cell in sample) >= FITTING_VALUES * len(sample)
+        return sum(cell.rstrip(".") in SIDES for cell in sample) >= FITTING_VALUES * len(sample)
     if ours == "kl_grade":
         return sum(grade_of(cell) != "" for cell in sample) >= FITTING_VALUES * len(sample)
-    return True
+    return ours != "patient_id" or _key(cells.name) != "id" or cells.nunique() < len(cells)  # else of the row
 
 
 def text_columns(table: pd.DataFrame, taken: set[str]) -> list[str]:
@@ -166,7 +185,8 @@ def _words(cells: pd.Series) -> float:
 
 
 def _key(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
+    """Letters and digits without accents: `Proyección` is `proyeccion`, `Nº` is `no`."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", name.casefold()).encode("ascii", "ignore").decode())
 
 
 def _key_in(name: str) -> bool:

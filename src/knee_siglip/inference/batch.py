@@ -286,7 +286,7 @@ class _Scorer:
         self.width = self.query_embeds.shape[1]
         self.blank = [""] * (len(result_columns(queries, predictor.task.labels)) - 3)
         if predictor.task.labels:
-            predictor.grade_embeds  # noqa: B018 computed once, before the threads ask for it
+            predictor.prompt_embeds  # noqa: B018 computed once, before the threads ask for it
 
     def score(self, rows: Sequence[Row], batch: PreparedBatch) -> BatchResult:
         """Encode B rows and their images."""

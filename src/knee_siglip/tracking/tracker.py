@@ -189,15 +189,17 @@ def open_tracker(
     stage: str,
     facts: Mapping[str, Any],
     run_key: str | None = None,
+    has_states: bool = False,
     live_folder: Path = TRAIN_REPORT / "live",
 ) -> Tracker:
     """Start a run; the trackers of `params.tracking` start beside it, DVCLive for the stage `train` only.
 
     `facts` (dataset statistics, parameter counts, `data_hash`) are shown beside the params. `run_key`: opening
-    with the key of an unfinished run resumes it.
+    with the key of an unfinished run resumes it. `has_states`: of this key are saved, so that it is unfinished whatever
+    its log says: it was killed after its end, before its states were removed.
     """
     run_id = read_pointer(run_key) if run_key else None
-    if run_id is None or _finished(run_id):
+    if run_id is None or (_finished(run_id) and not has_states):
         run_id = new_run_id()
         if run_key:
             _remember(run_key, run_id)
