@@ -10,8 +10,8 @@ import pandas as pd
 from knee_siglip.core.errors import UserError
 from knee_siglip.importing.columns import FIELD, REPORT, ROW, TABLE, column, fill, fill_template
 from knee_siglip.importing.files import Files
-from knee_siglip.importing.layout import Labels, Texts
 from knee_siglip.importing.joining import common_id
+from knee_siglip.importing.layout import Labels, Texts
 from knee_siglip.importing.outcome import Outcome
 from knee_siglip.importing.paths import image_names
 from knee_siglip.tables.sections import impression_of, sections_of
