@@ -32,7 +32,7 @@ from knee_siglip.evaluation.grounding import grounding_report
 from knee_siglip.evaluation.regions import regions_of
 from knee_siglip.explain.maps import occlusion_drops
 from knee_siglip.explain.overlays import LEAST, MARGIN, enlarge
-from knee_siglip.model.embedding import embed_texts
+from knee_siglip.model.embedding import embed_texts, ensemble
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.params.files import load_params
 
@@ -73,7 +73,7 @@ Table = list[dict[str, Any]]
 def measure(split: EmbeddedSplit, data: EmbeddedData) -> tuple[Table, Table]:
     """Rows (finding, method, figures) with the right phrases, and with each wrong one."""
     names = sorted({region.finding for region in regions_of(split, data.pixels.transform)})
-    normal = split.prompts.grade_ensembles[0]
+    normal = ensemble(split.prompts.grades[0])
     told = embed_texts(data.checkpoint, [name.replace("_", " ") for name in names])
     phrases = [
         split.prompts.findings.get(name, np.stack([text, normal])) for name, text in zip(names, told, strict=True)

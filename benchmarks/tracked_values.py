@@ -53,9 +53,14 @@ def differing_headline(expected: Values, tracked: Values) -> list[str]:
     return [f"headline {name}" for name in expected.keys() & again.keys() if expected[name] != again[name]]
 
 
+def mlflow_client(project: Path) -> MlflowClient:
+    """Of the local database."""
+    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+
+
 def mlflow_runs(project: Path, **tags: str) -> list[Any]:
     """MLflow's runs with these tags in the local database."""
-    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    client = mlflow_client(project)
     experiment = client.get_experiment_by_name("knee-siglip")
     assert experiment is not None
     wanted = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
@@ -64,7 +69,7 @@ def mlflow_runs(project: Path, **tags: str) -> list[Any]:
 
 def mlflow_curve(project: Path, run: Any, key: str) -> list[tuple[int, float]]:
     """Points of a curve as (step, value), by step."""
-    history = MlflowClient(f"sqlite:///{project / 'mlflow.db'}").get_metric_history(run.info.run_id, key)
+    history = mlflow_client(project).get_metric_history(run.info.run_id, key)
     return sorted((point.step, point.value) for point in history)
 
 

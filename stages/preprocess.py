@@ -11,16 +11,17 @@ A shard writes pixels only.
 import sys
 
 from knee_siglip.core.running import run_stage
-from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.params.files import load_params
-from knee_siglip.store.pixels import build_cache, fill_shard
-from knee_siglip.tables.manifest import read_manifest
-from knee_siglip.tables.shards import asked_shard
 
 
 def main() -> None:
     """Fill the store for `image_size` and `preprocess` of params.yaml."""
     params = load_params()
+    from knee_siglip.imaging.fit.transform import Transform
+    from knee_siglip.store.pixels import build_cache, fill_shard
+    from knee_siglip.tables.manifest import read_manifest
+    from knee_siglip.tables.shards import asked_shard
+
     transform = Transform(params.image_size, **params.preprocess.model_dump())
     shard = asked_shard(sys.argv[1:])
     if shard is None:

@@ -22,9 +22,6 @@ from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
-from knee_siglip.report.validation.page import write_validation_page
-from knee_siglip.report.write import ReportFiles, write_report
-from knee_siglip.validation.outputs import ISSUES
 
 
 def main() -> None:
@@ -32,6 +29,8 @@ def main() -> None:
     params = load_params()
     if "--failed-validation" in sys.argv:
         fail_with_page(params)
+    from knee_siglip.report.write import ReportFiles, write_report
+
     files = ReportFiles(paths.VALIDATION_REPORT, paths.TRAIN_REPORT, paths.EVALUATION_REPORT, paths.HEADLINE_METRICS)
     print(write_report(params, files))
 
@@ -42,6 +41,9 @@ def fail_with_page(params: Params) -> None:
     Raises:
         UserError: always.
     """
+    from knee_siglip.report.validation.page import write_validation_page
+    from knee_siglip.validation.outputs import ISSUES
+
     page = write_validation_page(paths.VALIDATION_REPORT, Path(params.data.csv), task_of(params))
     if page is None:
         raise UserError("validation failed before it checked anything")

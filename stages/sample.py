@@ -6,12 +6,13 @@ Reads `sample` of params.yaml; draws the synthetic knees of the embedded default
 from knee_siglip.core.paths import SAMPLE
 from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
-from knee_siglip.sample.dataset import write_sample
 
 
 def main() -> None:
     """Draw the sample data."""
     sample = load_params().sample
+    from knee_siglip.sample.dataset import write_sample
+
     write_sample(SAMPLE, patients=sample.patients, seed=sample.seed, size=sample.size)
 
 

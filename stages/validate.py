@@ -18,21 +18,25 @@ from knee_siglip.core.errors import UserError
 from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import Params
-from knee_siglip.tables.shards import asked_shard
-from knee_siglip.validation.validate import inspect_shard, validate
 
 
 def main() -> None:
     """Validate the rows that params.yaml names."""
+    params = load_params()
+    from knee_siglip.tables.shards import asked_shard
+    from knee_siglip.validation.validate import inspect_shard
+
     shard = asked_shard(sys.argv[1:])
     if shard is None:
-        validate_or_show_why_not(load_params())
+        validate_or_show_why_not(params)
     else:
-        print(f"shard {shard}: {inspect_shard(load_params(), shard)} images inspected")
+        print(f"shard {shard}: {inspect_shard(params, shard)} images inspected")
 
 
 def validate_or_show_why_not(params: Params) -> None:
     """Validate; on errors say so and draw the page, whose code is no dependency of this stage."""
+    from knee_siglip.validation.validate import validate
+
     try:
         validate(params)
     except UserError as error:

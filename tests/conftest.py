@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from knee_siglip.cli import main as cli
+from knee_siglip.core.files import lock
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 from knee_siglip.pairs.batches import PairDataset
 from toys import toy_model, toy_pairs
@@ -33,6 +34,20 @@ def _own_store(tmp_path, monkeypatch):
     monkeypatch.setenv("KNEE_SIGLIP_STORE", str(tmp_path / "store"))
     for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of MLflow, to be copied: making one takes 8 s. All of pytest's processes share it."""
+    from knee_siglip.tracking.mlflow_models import ENVIRONMENT, _create_database  # slow: few tests need it
+
+    folder = tmp_path_factory.getbasetemp()
+    database = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "mlflow.db"
+    with lock(database.with_suffix(".lock"), "making a database"), pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        _create_database(f"sqlite:///{database}")
+    return database
 
 
 @pytest.fixture

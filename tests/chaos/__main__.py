@@ -1,4 +1,5 @@
-"""python -m tests.chaos [--trials N] [--seed S] [--jobs N] [--parts LIST] [--only KIND] [--trials_file F] [--output F]
+"""python -m tests.chaos [--trials N | --numbers LIST] [--seed S] [--jobs N] [--parts LIST] [--only KIND]
+                      [--trials_file F] [--output F]
 
 Does to a miniature project what happens to real ones, and looks at what it then holds: kills at random and at named
 moments (a whole group, the process alone, the `dvc` above it alone), disks that refuse, flipped bits in every kind of
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -31,6 +32,7 @@ def main() -> None:
     """Run the trials and show the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--numbers", default="", help="these trials alone, such as 78,116: to repeat them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--parts", default=",".join(PARTS), help="stages and commands, in order, after those they read")
@@ -44,7 +46,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         bench = Bench(Path(folder), tuple(args.parts.split(",")))
         file = args.trials_file or Path(folder) / "trials.jsonl"
-        run(bench, args.trials, args.seed, args.jobs, args.only, file)
+        numbers = list(map(int, args.numbers.split(","))) if args.numbers else range(args.trials)
+        run(bench, numbers, args.seed, args.jobs, args.only, file)
         trials = [trial for _, trial in sorted(read(file).items())]
     print(table_of(trials))
     bad = [trial for trial in trials if trial.outcome not in (IDENTICAL, REFUSED)]
@@ -55,9 +58,9 @@ def main() -> None:
     sys.exit(bool(bad))
 
 
-def run(bench: Bench, count: int, seed: int, jobs: int, only: str, file: Path) -> None:
-    """`count` trials of all kinds, by chance; the same for the same seed, whatever the number of jobs."""
-    todo = [number for number in range(count) if number not in read(file)]
+def run(bench: Bench, numbers: Sequence[int], seed: int, jobs: int, only: str, file: Path) -> None:
+    """Trials of all kinds, by chance; the same for the same seed and number, whatever the number of jobs."""
+    todo = [number for number in numbers if number not in read(file)]
     kinds = _possible_kinds(bench, only)
     gc.freeze()  # else each child's first collection copies all memory
     children = []

@@ -124,7 +124,7 @@ def _become(project: Project, name: str, log: Path, prepare: Callable[[], None])
     code = 1
     try:
         os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows is this test's
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
@@ -132,9 +132,10 @@ def _become(project: Project, name: str, log: Path, prepare: Callable[[], None])
         os.environ.update(environment(project.folder, name))
         sys.argv = ["knee-siglip", *COMMANDS[name][0].split()] if name in COMMANDS else [name]
         prepare()
-        if name in COMMANDS:
-            from knee_siglip.cli.main import main
+        from knee_siglip.cli.main import main
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if name in COMMANDS:
             main()
         else:
             runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")

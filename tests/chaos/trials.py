@@ -133,14 +133,16 @@ def interrupt(bench: Bench, rng: Random) -> Trial:
     with bench.copy(bench.done) as project:
         first, moment = _stopped(bench, project, part, "Ctrl-C", rng)
         ended = first.wait()
+        said, left = ended.last_line, project.half_written()
         if ended.hung or "Traceback" in ended.said:
             outcome = HUNG if ended.hung else TRACEBACK
-        elif (ended.code and not (ended.code == 130 and ended.sentence)) or project.half_written():
-            outcome = WRONG
+        elif left or (ended.code and not (ended.code == 130 and ended.sentence)):
+            outcome, said = WRONG, f"{said}; half-written: {', '.join(file.name for file in left)}"
         else:
             again = Process(project, part).wait()
             outcome = bench.judge_again(project, part, bench.judge(project, part, again))
-        return Trial("Ctrl-C", f"{part} at {moment}", outcome, ended.last_line)
+            said += f", then: {again.last_line}"
+        return Trial("Ctrl-C", f"{part} at {moment}", outcome, said)
 
 
 def _stopped(bench: Bench, project: Project, part: str, whom: str, rng: Random) -> tuple[Process, str]:

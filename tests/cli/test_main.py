@@ -98,6 +98,8 @@ def test_batch_writes_its_files_and_exits_3_when_an_image_failed(
     csv.write_text("img_path\nknee.png\n")
     code, _, err = knee_siglip(*batch)
     assert (code, f"{results} exists" in err, len(pd.read_csv(results))) == (2, True, 2)
+    code, _, err = knee_siglip(*batch, "--output_path", results.with_suffix(".parquet"))
+    assert (code, f"{results.with_name('embeddings.npy')} exists" in err) == (2, True)
     assert knee_siglip(*batch, "--overwrite")[0] == 0
     assert len(pd.read_csv(results)) == 1
 
@@ -109,6 +111,7 @@ def test_batch_writes_its_files_and_exits_3_when_an_image_failed(
         (["infer", "--model_path", "m.pt", "--image_path", "a.png", "--csv_path", "b.csv"], "exactly one"),
         (["infer", "--model_path", "m.pt", "--image_path", "a.png", "--output_path", "r.csv"], "--output_path"),
         (["infer", "--model_path", "m.pt", "--csv_path", "b.csv", "--output_path", "b.csv"], "input itself"),
+        (["infer", "--model_path", "m.pt", "--csv_path", "studies.csv"], "studies.csv would be written"),
         (["infer", "--model_path", "m.pt", "--csv_path", "b.csv"], "b.csv does not exist"),
         (["infer", "--model_path", "m.pt", "--folder_path", "gone"], "gone is no folder"),
         (["infer", "--model_path", "m.pt", "--csv_path", "b.csv", "--output_path", "r.xlsx"], ".csv or .parquet"),

@@ -114,6 +114,17 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+def test_a_disk_that_refuses_the_cleaning_too_is_still_named_by_the_file(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("fsync", "unlink"):
+        monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(UserError, match=r"cannot write .*/map\.jpg: Read-only file system; make the"):  # noqa: SIM117
+        with atomic_file(tmp_path / "map.jpg"):
+            pass
+
+
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     target = tmp_path / "images"
     with atomic_folder(target) as folder:

@@ -1,3 +1,6 @@
+import errno
+import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -70,6 +73,23 @@ def test_an_error_ends_the_work(workers):
 def test_a_killed_worker_is_one_sentence():
     with pytest.raises(UserError, match="a worker process died"):
         list(work_in_chunks(crash_on_seven, range(50), 5, "Adding", 2))
+
+
+def test_where_not_all_workers_can_start_none_is_left(monkeypatch):
+    calls = itertools.count()
+
+    def fork():
+        if next(calls) == 1:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return real()
+
+    real = os.fork
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(OSError, match="temporarily unavailable"):
+        list(work_in_chunks(total, range(50), 5, "Adding", 2))
+    for worker in multiprocessing.active_children():
+        worker.join(10)
+    assert not multiprocessing.active_children()
 
 
 ORPHANS = """

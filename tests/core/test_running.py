@@ -50,6 +50,13 @@ WRAPPED = [
 ]
 
 
+def test_full_memory_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(MemoryError("Unable to allocate 9 GiB for an array"), capsys) == (
+        1,
+        f"error: Cannot allocate memory; {REFUSALS[errno.ENOMEM]}, then run the same command again\n",
+    )
+
+
 @pytest.mark.parametrize("error", WRAPPED, ids=["rust", "numpy", "sqlite", "arrow"])
 def test_libraries_tell_a_full_disk_in_their_own_ways(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(error, capsys) == (

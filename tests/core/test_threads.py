@@ -47,3 +47,18 @@ def test_without_a_quota_file_every_core_counts(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(threads, "CPU_QUOTA", tmp_path / "missing")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     assert threads.available_cores() == 3
+
+
+MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("1048576\n", 2**20), ("max\n", MACHINE), (None, MACHINE)],
+    ids=["limit", "none", "no file"],
+)
+def test_a_containers_limit_bounds_the_memory(monkeypatch, tmp_path, content, expected) -> None:
+    monkeypatch.setattr(threads, "MEMORY_LIMIT", tmp_path / "memory.max")
+    if content is not None:
+        threads.MEMORY_LIMIT.write_text(content)
+    assert threads.available_memory() == expected

@@ -77,7 +77,8 @@ def test_evaluation_and_inference_grade_with_the_prompts_whose_words_the_trainin
     assert "No significant bony abnormality of the left knee." in left_out
     assert not {"Normal left knee joint.", "Severe OA of medial compartment of left knee joint."} & set(left_out)
     predictor = Predictor(files.model, device="cpu", task=task_of(Params()))
-    np.testing.assert_array_equal(predictor.grade_embeds, test.prompts.grade_ensembles)
+    for asked, measured in zip(predictor.prompt_embeds, test.prompts.grades, strict=True):
+        np.testing.assert_array_equal(asked, measured)
 
 
 def test_every_split_has_its_rows_in_the_order_of_the_manifest(files):

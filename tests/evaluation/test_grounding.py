@@ -19,6 +19,7 @@ from knee_siglip.explain.maps import METHODS
 from knee_siglip.explain.overlays import draw_overlay, missing_reason
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.metrics.grounding import centre_prior, grounding_metrics
+from knee_siglip.model.embedding import ensemble
 
 FIGURES = {"cnr", "cnr_signed", "pointing_game", "miou"}
 
@@ -152,7 +153,7 @@ def test_a_finding_is_looked_for_with_its_prompts_else_by_its_name(boxed, data):
     positive, negative = boxed.prompts.findings["effusion"]
     np.testing.assert_allclose(directions["effusion"], positive - negative)
     named = grounding.embed_texts(data.checkpoint, ["loose body"])[0]
-    np.testing.assert_allclose(directions["loose_body"], named - boxed.prompts.grade_ensembles[0])
+    np.testing.assert_allclose(directions["loose_body"], named - ensemble(boxed.prompts.grades[0]))
 
 
 def test_at_most_so_many_images_are_measured(boxed, data):

@@ -27,7 +27,7 @@ def split(make_split):
     split.rows["side"] = ["left", "right"] * 75
     split.rows["scanner"] = "A"
     split.rows["kl_grade"] = split.rows["kl_grade"].where(np.arange(150) % 10 > 0)
-    axes = split.prompts.grade_ensembles
+    axes = np.concatenate(split.prompts.grades)
     return replace(split, prompts=PromptEmbeds(split.prompts.grades, {"severe": np.stack([axes[4], axes[0]])}))
 
 

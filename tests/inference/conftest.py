@@ -52,8 +52,6 @@ def predictor(monkeypatch: pytest.MonkeyPatch) -> Predictor:
     monkeypatch.setattr(predictor_module, "load_checkpoint", lambda path, device, precision: checkpoint)
     monkeypatch.setattr(predictor_module, "embed_pixels", embed_pixels)
     monkeypatch.setattr(predictor_module, "embed_texts", embed_texts)
-    prompts = lambda checkpoint, ensembles: np.concatenate([embed_texts(checkpoint, texts) for texts in ensembles])  # noqa: E731
-    monkeypatch.setattr(predictor_module, "prompt_embeddings", prompts)
     monkeypatch.setattr(Predictor, "digest", "of the fake")
     return Predictor(Path("fake.pt"), device="cpu")
 

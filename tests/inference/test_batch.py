@@ -381,7 +381,8 @@ def test_only_a_few_batches_are_ahead_of_the_writer(monkeypatch: pytest.MonkeyPa
     scored: list[int] = []
     monkeypatch.setattr(batch_module, "available_cores", lambda: 2)
     scorer: Any = SimpleNamespace(
-        predictor=SimpleNamespace(transform=None), score=lambda rows, images: scored.append(len(images))
+        predictor=SimpleNamespace(transform=SimpleNamespace(image_size=4)),
+        score=lambda rows, batch: scored.append(len(batch.images)),
     )
     batches = scored_batches(scorer, iter([([""], None)] * 1000), batch_size=10)
     next(batches)

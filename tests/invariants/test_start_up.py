@@ -51,6 +51,12 @@ def test_what_the_store_holds_is_listed_without_torch() -> None:
     assert loaded_by("import knee_siglip.cli.store.care, knee_siglip.training.unfinished") == set()
 
 
+def test_stages_load_heavy_libraries_after_they_can_tell_of_ctrl_c() -> None:
+    """Seconds in which Ctrl-C, or a wrong param, would wait or end in a traceback."""
+    scripts = [str(ROOT / f"stages/{stage}.py") for stage in (*TABLES_ALONE, *NETWORKS)]
+    assert loaded_by(f"import runpy\nfor script in {scripts}: runpy.run_path(script)") == set()
+
+
 def test_every_stage_is_looked_at() -> None:
     stages = {path.stem for path in (ROOT / "stages").glob("*.py")}
     assert stages == {"params", *TABLES_ALONE, *NETWORKS}

@@ -15,6 +15,7 @@ from sklearn.metrics import (
 from knee_siglip.metrics.grading import (
     grade_metrics,
     kappa_from_confusion,
+    label_scores,
     weighted_macro_auroc,
     youden_threshold,
     zero_shot_metrics,
@@ -25,6 +26,36 @@ def graded_scores(count=200, seed=0, skill=1.0):
     rng = np.random.default_rng(seed)
     grades = rng.integers(0, 5, count)
     return skill * np.eye(5)[grades] + rng.normal(size=(count, 5)).round(1), grades
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def test_a_label_has_the_mean_share_of_its_prompts_in_the_softmax_over_all_of_them():
+    rng, scale = np.random.default_rng(0), 12.0
+    images, prompts = unit(rng.normal(size=(5, 8))), [unit(rng.normal(size=(count, 8))) for count in (1, 4, 2)]
+    shares = [np.exp(scale * images @ each.T).mean(axis=1) for each in prompts]
+    logits = scale * label_scores(images, prompts, scale)
+    expected = np.stack(shares, axis=1)
+    np.testing.assert_allclose(
+        np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True),
+        expected / expected.sum(axis=1, keepdims=True),
+        atol=1e-4,
+    )
+
+
+def test_scores_lie_between_the_mean_and_the_largest_cosine_and_prompts_that_are_repeated_change_nothing():
+    rng = np.random.default_rng(1)
+    images, prompts = unit(rng.normal(size=(6, 8))), unit(rng.normal(size=(3, 8)))
+    cosines = images @ prompts.T
+    for scale in (0.01, 10.0, 1e4):
+        (scores,) = label_scores(images, [prompts], scale).T
+        assert (cosines.mean(axis=1) - 1e-5 <= scores).all()
+        assert (scores <= cosines.max(axis=1) + 1e-5).all()
+        np.testing.assert_array_equal(label_scores(images, [np.repeat(prompts, 2, axis=0)], scale)[:, 0], scores)
+    np.testing.assert_allclose(label_scores(images, [prompts[:1]], 10.0)[:, 0], cosines[:, 0], atol=1e-6)
+    assert label_scores(images, [], 10.0).shape == (6, 0)
 
 
 def test_figures_equal_scikit_learn():

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import pickle
 
 import numpy as np
@@ -107,6 +108,7 @@ class Trap:
     ("write", "sentence"),
     [
         (lambda path: None, "does not exist"),
+        (os.mkfifo, "is no file"),
         (lambda path: path.write_bytes(b"PNG"), "not a knee-siglip checkpoint"),
         (lambda path: path.write_bytes(b""), "not a knee-siglip checkpoint"),
         (lambda path: path.write_bytes(pickle.dumps(Trap())), "not a knee-siglip checkpoint"),

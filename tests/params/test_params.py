@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,12 @@ def test_an_unreadable_file_is_one_sentence(tmp_path, text, sentence):
         path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match=sentence):
         load_params(path)
+
+
+def test_a_params_file_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "params.yaml")
+    with pytest.raises(UsageError, match="is no file; name a YAML file"):
+        load_params(tmp_path / "params.yaml")
 
 
 def test_params_cannot_be_changed_after_the_check():

@@ -1,5 +1,6 @@
 """The real pipeline through DVC, on a miniature in a clone of its own: what a user types on the first day."""
 
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
@@ -25,6 +28,7 @@ from tracked_values import (  # noqa: E402
     differing,
     differing_headline,
     headline,
+    mlflow_client,
     mlflow_curve,
     mlflow_runs,
     wandb_runs,
@@ -82,10 +86,11 @@ def _copy_tree(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def clone(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Clone:
     """A clone after its first `dvc repro`, committed. No test changes it."""
     folder = tmp_path_factory.mktemp("clone")
     _copy_tree(folder)
+    shutil.copy(mlflow_database, folder / "mlflow.db")
     yaml = YAML()
     params = yaml.load((folder / "params.yaml").read_text())
     params["image_size"] = IMAGE_SIZE
@@ -107,18 +112,6 @@ def own(clone: Clone, tmp_path: Path) -> Clone:
     """A copy of the clone with all that the first run left, for one test to change."""
     shutil.copytree(clone.folder, tmp_path / "own", symlinks=True)
     return Clone(tmp_path / "own")
-
-
-@pytest.fixture
-def untracked(own: Clone) -> Clone:
-    """Without MLflow and W&B, whose processes take longer than the stages of a miniature."""
-    path, yaml = own.folder / "params.yaml", YAML()
-    params = yaml.load(path.read_text())
-    params["tracking"].update(mlflow="none", wandb="none")
-    yaml.dump(params, path)
-    own.repro("params")
-    own.commit("no trackers")
-    return own
 
 
 def test_every_stage_leaves_its_files(clone):
@@ -204,20 +197,6 @@ def test_a_style_sheet_reruns_the_report_alone(own):
     assert list(json.loads(own.run("dvc", "status", "--json"))) == ["report"]
 
 
-def test_another_image_size_reruns_only_what_depends_on_it(untracked):
-    output = untracked.run("dvc", "exp", "run", "--set-param", f"image_size={OTHER_SIZE}", "--name", "smaller")
-    for stage in ("sample", "validate", "backbones"):
-        assert f"Stage '{stage}' didn't change" in output
-        assert f"Running stage '{stage}'" not in output
-    for stage in ("preprocess", "train", "evaluate", "report", "infer"):
-        assert f"Running stage '{stage}'" in output
-    assert json.loads((untracked.folder / "data/cache/cache.json").read_text())["image_size"] == OTHER_SIZE
-    assert "contrastive_accuracy" in untracked.run("dvc", "metrics", "diff")
-    assert "smaller" in untracked.run("dvc", "exp", "show", "--csv")
-    untracked.run("dvc", "plots", "diff", "HEAD", "--out", "plots_page")
-    assert (untracked.folder / "plots_page" / "index.html").is_file()
-
-
 def test_a_training_goes_on_after_dvc_itself_was_killed(own, clone):
     """No orphan trains on, the next repro goes on at the last step, and ends as if nothing had happened."""
     retrain = ("dvc", "repro", "--single-item", "train")
@@ -252,33 +231,60 @@ def test_a_bit_that_flips_behind_dvcs_back_is_named_with_a_way_out_that_works(ow
     own.repro("--single-item", "--force", "preprocess")
 
 
-def test_queued_experiments_share_the_store_and_keep_their_figures_and_the_page_of_what_failed(own):
+def test_queued_experiments_of_another_size_share_pixels_and_rerun_only_what_depends_on_it(own):
     """Two need the same images in a size that the store lacks: they are decoded once. A third has a leak."""
-    folder = own.folder / ".store" / "pixels"
+    folder, images = own.folder / ".store" / "pixels", _images(own)
     before = {file: file.stat().st_size for file in folder.rglob("*.pixels")}
-    for epochs, name in ((1, "short"), (2, "longer")):
+    for epochs, name, target in ((1, "whole", "report"), (2, "trained", "train")):
         changes = [f"image_size={OTHER_SIZE}", f"train.epochs={epochs}", "tracking.experiment_name=null"]
         options = [option for change in changes for option in ("-S", change)]
-        own.run("dvc", "exp", "run", "--queue", *options, "--name", name, "train")
+        own.run("dvc", "exp", "run", "--queue", *options, "--name", name, target)
     row, leak = _leak(own)
     own.run("dvc", "exp", "run", "--queue", *leak, "--name", "leaky")
     run_queue(own.folder, lambda: own.run("dvc", "queue", "start", "--jobs", "2"))
-    assert queue_states(own.folder) == {"short": "Success", "longer": "Success", "leaky": "Failed"}
-    _delivered(own)
-    in_wandb = {run.name: run.summary for run in wandb_runs(own.folder).values()}
-    for name in ("short", "longer"):
-        (run,) = mlflow_runs(own.folder, DVC_EXP_NAME=name)
-        values = written(own.folder, ("train",), rev=name)
-        assert differing(values, run.data.metrics) == differing(values, in_wandb[name]) == []
+    assert queue_states(own.folder) == {"whole": "Success", "trained": "Success", "leaky": "Failed"}
     added = {file: file.stat().st_size for file in folder.rglob("*.pixels") if file not in before}
     assert before.items() <= {file: file.stat().st_size for file in before}.items()
-    assert sum(added.values()) == OTHER_SIZE**2 * _images(own)
-    shown = own.run("dvc", "exp", "show", "--csv")
-    assert "short" in shown
-    assert "longer" in shown
+    assert sum(added.values()) == OTHER_SIZE**2 * images
     named = re.findall(r"(?:all in|see) (/\S+)", own.run("dvc", "queue", "logs", "leaky"))
     assert [Path(name).name for name in named] == ["issues.csv", "index.html"]
     assert all(f"patient {row['patient_id']} is in" in Path(name).read_text() for name in named)
+
+    output = own.run("dvc", "queue", "logs", "whole")
+    for stage in ("sample", "validate", "backbones"):
+        assert f"Stage '{stage}' didn't change" in output
+        assert f"Running stage '{stage}'" not in output
+    for stage in ("preprocess", "train", "evaluate", "report"):
+        assert f"Running stage '{stage}'" in output
+    own.run("dvc", "exp", "apply", "whole")
+    assert list(json.loads(own.run("dvc", "status", "--json"))) == ["infer"]  # which was not asked for
+    assert json.loads((own.folder / "data/cache/cache.json").read_text())["image_size"] == OTHER_SIZE
+    assert "contrastive_accuracy" in own.run("dvc", "metrics", "diff")
+    assert {"whole", "trained"} <= set(re.findall(r"\w+", own.run("dvc", "exp", "show", "--csv")))
+    own.run("dvc", "plots", "diff", "HEAD", "--out", "plots_page")
+    assert (own.folder / "plots_page" / "index.html").is_file()
+
+    model, evaluation = _runs_of(own)  # of the applied experiment
+    assert model is evaluation
+    assert model.tags["DVC_EXP_NAME"] == "whole"
+    assert _differing(own, model, evaluation) == []
+    (run,) = mlflow_runs(own.folder, DVC_EXP_NAME="trained")
+    values = written(own.folder, ("train",), rev="trained")
+    (in_wandb,) = [run.summary for run in wandb_runs(own.folder).values() if run.name == "trained"]
+    assert differing(values, run.data.metrics) == differing(values, in_wandb) == []
+    _check_kept_model(own, run)
+
+
+def _check_kept_model(clone: Clone, run: Any) -> None:
+    """A queued run's folder is gone: its checkpoint is where MLflow says, and comes by the command in its tag."""
+    client = mlflow_client(clone.folder)
+    (model,) = client.search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", max_results=1
+    )
+    kept = Path(urlsplit(model.artifact_location).path) / "artifacts" / f"{model.name}.pt"
+    clone.run("sh", "-c", model.tags["get"])
+    for path in (kept, clone.folder / kept.name):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == model.tags["sha256"]
 
 
 def test_a_fresh_clone_with_dvc_pull_evaluates_without_training(own, tmp_path):

@@ -15,6 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from knee_siglip.core.errors import UserError
@@ -104,14 +105,18 @@ def test_rows_are_answered_in_their_order_and_wrong_ones_say_so(packed):
         {"image": b"no image", "queries": QUERIES[:1]},
         {"image": base64.b64encode(example).decode(), "queries": QUERIES[::-1]},
         {"queries": QUERIES},
+        {"image": example, "queries": [""]},
     ]
     answers = model.predict(pd.DataFrame(rows))
     assert answers["cautions"][0][0] == "not for clinical use"
     assert answers["cautions"][1] is None
-    assert answers["status"].tolist()[::2] == ["ok", "ok"]
+    assert answers["status"].tolist()[:3:2] == ["ok", "ok"]
     assert answers["similarities"][0] == pytest.approx(answers["similarities"][2][::-1])
     assert "no image of a known format" in answers["status"][1]
     assert answers["status"][3].startswith("give either image")
+    assert answers["status"][4].startswith("a query is empty")
+    with pytest.raises(MlflowException, match="no row has image or image_path"):
+        model.predict(pd.DataFrame([{"img": "a.png"}]))
 
 
 def test_a_model_that_embeds_its_reference_otherwise_is_not_loaded(packed, checkpoint_path):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.store import segments
+from knee_siglip.store import rows, segments
 from knee_siglip.store.features import FeatureStore
-from knee_siglip.store.rows import CachedRows, remove_damaged
+from knee_siglip.store.rows import CachedRows, RowStore, remove_damaged
 
 WIDTH = 4
 IDS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(8)]
@@ -116,3 +116,19 @@ def test_threads_that_read_meanwhile_get_the_right_rows(store):
     stop.set()
     thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize(("memory", "rounds"), [(10**9, 1), (1, 2)])
+def test_rows_that_may_not_be_in_memory_are_asked_for_at_once(store, monkeypatch, memory, rounds):
+    together, asked = threading.Barrier(len(IDS), timeout=20), []
+    monkeypatch.setattr(rows, "available_memory", lambda: memory)
+    cached = open_rows(store, [])
+
+    def copy_row(_self: RowStore, number: int, row: int) -> None:
+        asked.append((number, row))
+        together.wait()  # breaks where one is waited for before the next is asked for
+
+    monkeypatch.setattr(RowStore, "_copy_row", copy_row)
+    for _ in range(2):
+        np.testing.assert_array_equal(cached[np.arange(len(IDS))], expected(IDS))
+    assert sorted(asked) == sorted(rounds * [tuple(place) for place in store.locate(IDS).tolist()])

@@ -1,4 +1,4 @@
-"""One real run through all three trackers, shared: creating MLflow's database alone takes 8 s."""
+"""One real run through all three trackers, shared: its processes take many seconds to start."""
 
 import json
 import logging
@@ -63,9 +63,10 @@ class Warnings(logging.Handler):
 
 
 @pytest.fixture(scope="session")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+def recorded(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[Recorded]:
     """A training of three epochs and an evaluation that attaches to it, with the default settings."""
     root = tmp_path_factory.mktemp("project")
+    shutil.copy(mlflow_database, root / "mlflow.db")
     warnings, proxy = Warnings(), MuteServer()  # stands where every HTTP client looks for the way out
     logging.getLogger().addHandler(warnings)
     with pytest.MonkeyPatch.context() as patch:

@@ -29,6 +29,7 @@ from knee_siglip.tracking import tracker as tracker_module
 from knee_siglip.tracking.backend import Point
 from knee_siglip.tracking.mlflow_models import ENVIRONMENT
 from knee_siglip.tracking.mlflow_run import RANKED_PER_CALL, MlflowRun
+from knee_siglip.tracking.privacy import KINDS
 from knee_siglip.tracking.runlog import RunLog, tracking_folder
 from knee_siglip.tracking.sync import deliver, find_logs, find_pending
 from knee_siglip.tracking.tracker import (
@@ -41,6 +42,7 @@ from knee_siglip.tracking.tracker import (
 )
 from knee_siglip.tracking.wandb_run import WandbRun
 from mute_server import MuteServer
+from processes import twice_at_once
 from tracking.conftest import Recorded
 
 SILENT = {"mlflow": "none", "wandb": "none"}
@@ -55,8 +57,9 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def silent_tracker(stage="sweep", **kwargs):
-    return open_tracker(parse_params({"tracking": SILENT}), stage=stage, facts={}, **kwargs)
+def silent_tracker(**kwargs):
+    """Of a stage without DVCLive, whose process takes seconds."""
+    return open_tracker(parse_params({"tracking": SILENT}), stage="sweep", facts={}, **kwargs)
 
 
 def events_of(tracker):
@@ -148,11 +151,12 @@ def test_a_checkpoint_is_a_model_of_its_run_that_mlflow_can_load_and_w_and_b_get
     assert (model.name, model.status, model.source_run_id) == ("model", "READY", run.info.run_id)
     assert model.model_id in [output.model_id for output in run.outputs.model_outputs]
     assert model.tags["sha256"] == sha256(recorded.root / "model.pt")
-    assert model.tags["get"] == "dvc exp apply sunny-knee && dvc pull model.pt"
+    assert model.tags["get"].endswith(f"{model.tags['md5']} -- dvc.lock | tail -1 | xargs dvc get . model.pt --rev")
     folder = Path(model.artifact_location.removeprefix("file://"))
     assert folder.is_relative_to(recorded.root / "mlartifacts")
     kept = folder / "artifacts/model.pt"
     assert kept.stat().st_ino == (recorded.root / "model.pt").stat().st_ino  # linked: no second copy
+    assert not list((recorded.root / ".store/tracking/files").rglob("*.pt"))  # what MLflow holds is kept nowhere else
     assert str(recorded.root) not in (folder / "MLmodel").read_text()
     assert [file.path for file in client.list_artifacts(run.info.run_id) if file.path != "model"] == ["figures"]
     records = recorded.wandb_records(0)
@@ -240,6 +244,33 @@ def test_a_run_that_a_slow_server_made_twice_is_one_in_the_end(recorded, monkeyp
     assert [found.info.run_id for found in client.search_runs([experiment])] == [run]
 
 
+def begun(uri, folder, run="r", project="begun"):
+    """An MLflow client of ours, and the first event of a run."""
+    start = {"project": project, "run": run, "name": run, "stage": "train", "source": "s", "session": "s", "time": 0}
+    return MlflowRun(uri, folder.as_uri()), {**start, "tags": {}, "config": {}, "goes_on": True}
+
+
+def test_a_run_that_was_deleted_is_not_written_to_and_one_whose_experiment_was_renamed_goes_on(recorded, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    client = MlflowClient(recorded.mlflow_uri)
+    sending, start = begun(recorded.mlflow_uri, recorded.root)
+    model = {"kind": "model", "path": "best_model.pt", "how": "reference", "sha256": "b" * 64}
+    run = sending.open(start, [])
+    sending.artifact(model)
+    earlier = [{"event": "opened", "session": "other", "backend": "mlflow", "id": run}]
+    experiment = client.get_run(run).info.experiment_id
+    client.rename_experiment(experiment, "renamed")
+    again, start = begun(recorded.mlflow_uri, recorded.root)
+    evaluation = start | {"tags": {"model_sha256": "b" * 64}}
+    assert again.open(evaluation, earlier) == run
+    again.summary([Point("test.loss", 0.5, 0, 1.0)])
+    assert [metric.key for metric in client.search_logged_models([experiment])[0].metrics] == ["test/loss"]
+    client.delete_run(run)
+    anew = MlflowRun(recorded.mlflow_uri, recorded.root.as_uri()).open(evaluation, earlier)
+    assert client.get_run(anew).info.lifecycle_stage == "active"
+
+
 def test_figures_that_arrive_twice_are_held_once(recorded, monkeypatch):
     """An attempt that was given up arrives after all; an evaluation has hundreds of figures."""
     for name, value in ENVIRONMENT.items():
@@ -266,6 +297,20 @@ def orders_of(tracking):
     return [order for order in orders if order.backend != "dvclive"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "uri"),
+    [
+        ("auto", "sqlite:////root-of-it/mlflow.db"),
+        ("sqlite:///own.db", "sqlite:////root-of-it/own.db"),  # a temporary run's folder is deleted
+        ("sqlite:////elsewhere/own.db", "sqlite:////elsewhere/own.db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_files_stay_on_this_machine_in_a_database_that_lasts(asked, uri):
+    options = {order.options.get("uri"): order.kinds for order in orders_of({"mlflow": asked, "wandb": "none"})}
+    assert options == {uri: [] if asked == "databricks" else KINDS["all"]}
+
+
 def test_only_servers_limit_the_size_of_what_they_get():
     local, wandb = orders_of({"upload_limit_mb": 2})
     (server,) = orders_of({"upload_limit_mb": 2, "mlflow": "http://127.0.0.1:5000", "wandb": "none"})
@@ -290,6 +335,7 @@ def test_w_and_b_keeps_cases_and_reports_when_asked_offline_where_there_is_no_co
     assert [item["tables/cases"]["nrows"] for item in shown if "tables/cases" in item] == [1]
     assert "predictions" not in json.dumps(records)
     assert {record["run"]["project"] for record in records if record["type"] == "run"} == {"mine"}
+    assert list((tracking_folder() / "files").rglob("cases.csv"))  # which the offline run refers to
     (pending,) = find_pending(find_logs(tracking_folder(), []))
     assert pending.cause.endswith("the run was written offline")
 
@@ -344,13 +390,15 @@ def test_nothing_leaves_the_machine_or_touches_the_home_folder_or_the_seeded_gen
     assert recorded.random_state_kept
 
 
-def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, monkeypatch, caplog):
+def test_what_a_dead_server_missed_is_sent_later_and_once(
+    recorded, project, tmp_path, monkeypatch, caplog, knee_siglip
+):
     """The server is down for all of the run; a last attempt at its end is not told as another failure."""
     dead = MuteServer()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead.url)
+    tracking = {"wandb": "none", "mlflow": dead.url.replace("//", "//me:secret@")}
     figure = project / "figure.csv"
     figure.write_text("a")
-    with open_tracker(parse_params({"tracking": {"wandb": "none"}}), stage="train", facts={}) as tracker:
+    with open_tracker(parse_params({"tracking": tracking}), stage="sweep", facts={}) as tracker:
         for step in range(3):
             tracker.log_metrics({"train.loss": 3.0 - step}, step)
         tracker.log_summary({"train.loss": 1.0, "val.loss": 0.5})
@@ -358,16 +406,28 @@ def test_what_a_dead_server_missed_is_sent_later_and_once(recorded, project, mon
         tracker.log_artifact(Path(shutil.copy(recorded.root / "model.pt", project)), "model")
     assert "MLflow does not hold all of this run" in caplog.text
     assert "knee-siglip sync" in caplog.text
+    assert "secret" not in json.dumps(events_of(tracker)) + caplog.text
     assert dead.visitors > 0
     figure.unlink()  # as the folder of a queued experiment is
+    (kept,) = (tracking_folder() / "files" / tracker.run_id).iterdir()
+    shutil.copytree(kept, tmp_path / "spare")
 
     shutil.copy(recorded.root / "mlflow.db", project)
     tracking = parse_params({"tracking": {"wandb": "none", "project_name": "later"}}).tracking
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     (pending,) = find_pending(find_logs(tracking_folder(), []))
     assert (pending.run, pending.backend) == (tracker.run_id, "mlflow")
-    assert deliver([pending], tracking, project) == []
+    params, inside = project / "params.yaml", project / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)  # the project's params count there too
+    params.write_text("tracking: {mlflow: none}")
+    assert knee_siglip("sync")[:2] == (1, f"{pending}\nMLflow is off now (tracking.mlflow: none)\n0 of 1 sent\n")
+    params.write_text("tracking: {wandb: none, project_name: later}")
+    (code, said), (_, also_said) = twice_at_once(project, "sync")
+    assert (code, said.splitlines()[-1]) == (0, "1 of 1 sent")
+    assert also_said.startswith(("error: another process is sending runs", "nothing is pending"))
     assert find_pending(find_logs(tracking_folder(), [tracker.run_id])) == []
+    assert not kept.exists()  # MLflow has them
+    shutil.copytree(tmp_path / "spare", kept)
     assert deliver([pending], tracking, project) == []  # as if the note of it were lost
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     experiment = client.get_experiment_by_name("knee-siglip").experiment_id
@@ -474,7 +534,7 @@ def trained(project):
     """A model file and the run that trained it."""
     model = project / "model.pt"
     model.write_bytes(b"a")
-    with silent_tracker("train") as tracker:
+    with silent_tracker() as tracker:
         remember_run(tracker, model)
     return model, tracker.run_id
 
@@ -495,7 +555,7 @@ def test_another_evaluation_of_a_model_is_a_run_of_its_own_and_going_back_is_the
 
 def test_a_training_that_makes_a_known_model_names_the_run_with_its_figures(trained):
     model, run = trained
-    with silent_tracker("train") as again:
+    with silent_tracker() as again:
         remember_run(again, model)
     tags = [event["values"] for event in events_of(again) if event["event"] == "tags"]
     assert tags == [{"model_sha256": sha256(model), "same_model_as": run}]
@@ -543,13 +603,6 @@ def test_only_the_first_of_several_processes_logs(project, monkeypatch):
         tracker.log_metrics({"train.loss": 1.0}, step=0)
         assert senders() == []
     assert not tracking_folder().exists()
-
-
-def test_a_password_in_a_uri_is_written_nowhere(project):
-    tracking = {"mlflow": f"http://me:secret@127.0.0.1:{closed_port()}", "wandb": "none"}
-    with open_tracker(parse_params({"tracking": tracking}), stage="evaluate", facts={}) as tracker:
-        pass
-    assert "secret" not in json.dumps(events_of(tracker))
 
 
 KILLED_TRAINING = """

@@ -108,9 +108,13 @@ def test_a_training_killed_before_its_first_state_says_that_it_starts_again(file
     assert "interrupted, and no saved state can be used: it starts again from the beginning" in caplog.text
 
 
-@pytest.mark.parametrize("patience", [None, 1], ids=["all-rounds", "stopped-early"])
+@pytest.mark.parametrize(
+    ("killed_in", "patience"),
+    [((run, "_report"), None), ((StateSaver, "remove"), 1)],
+    ids=["all-rounds-before-its-report", "stopped-early-after-its-end"],
+)
 def test_a_training_killed_after_its_last_step_leaves_what_an_undisturbed_one_does(
-    files, make_params, monkeypatch, dvclive, patience
+    files, make_params, monkeypatch, dvclive, killed_in, patience
 ):
     def left():
         found = [files.final_model, *(files.report / "live").rglob("*.tsv")]
@@ -125,7 +129,7 @@ def test_a_training_killed_after_its_last_step_leaves_what_an_undisturbed_one_do
     shutil.rmtree(files.report)
     files.final_model.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_report", stop)
+        patch.setattr(*killed_in, stop)
         with pytest.raises(KeyboardInterrupt):
             train(params, files, "cpu")
     shutil.rmtree(files.report)

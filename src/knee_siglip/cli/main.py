@@ -17,6 +17,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or params, 3 done with some rows fai
 
 import io
 import json
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
 
 from knee_siglip import __version__
 from knee_siglip.cli.compare.command import ListedRuns, compare
@@ -45,25 +45,14 @@ if TYPE_CHECKING:
     from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.predictor import Prediction, Predictor
 
+INTERRUPTED = 128 + signal.SIGINT
 BATCH_SIZE = 64
 RESULTS = Path("results.csv")
 RESULT_SUFFIXES = (".csv", ".parquet")
 STATE_STYLES = {"ready": "green", "note": "yellow", "broken": "bold red"}
 
 
-class Commands(TyperGroup):
-    """Commands that tell Ctrl-C in a sentence: typer's own end in silence."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise ctrl_c() from None
-
-
 app = typer.Typer(
-    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -82,7 +71,17 @@ def main() -> None:
     """Entry point of the console script: a user's mistake is one sentence, not a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name of undecodable bytes, as stderr shows it
-    run_stage(app)
+    run_stage(_run_app)
+
+
+def _run_app() -> None:
+    """The app, whose Ctrl-C is a sentence: typer's own is silence and an exit code."""
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            raise ctrl_c() from None
+        raise
 
 
 def _show_version(wanted: bool) -> None:
@@ -147,9 +146,12 @@ def infer(
     if image_path:
         _rank(load, image_path, query, as_json)
         return
-    with sole_writer(results):
-        _check_results(results, csv_path, overwrite)
-        _infer_batch(load, csv_path, folder_path, query, results, batch_size or BATCH_SIZE, as_json)
+    from knee_siglip.inference.outputs import Outputs
+
+    outputs = Outputs.beside(results)
+    with sole_writer(outputs.embeddings):  # results.csv and results.parquet have the same
+        _check_outputs(outputs, csv_path, overwrite)
+        _infer_batch(load, csv_path, folder_path, query, outputs, batch_size or BATCH_SIZE, as_json)
 
 
 def _load(model_path: Path, image_size: int | None, device: str, precision: str) -> "Predictor":
@@ -184,16 +186,15 @@ def _infer_batch(
     csv_path: Path | None,
     folder_path: Path | None,
     query: list[str] | None,
-    results: Path,
+    outputs: "Outputs",
     batch_size: int,
     as_json: bool,
 ) -> None:
     from knee_siglip.inference.batch import infer_batch
-    from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.rows import read_folder, read_rows
 
     table = read_rows(csv_path) if csv_path else read_folder(cast(Path, folder_path))
-    predictor, outputs = load(), Outputs.beside(results)
+    predictor = load()
     summary = infer_batch(predictor, table, query or predictor.task.queries, outputs, batch_size)
     if is_first_process():
         _show_summary(summary, outputs, as_json)
@@ -201,13 +202,17 @@ def _infer_batch(
         raise typer.Exit(EXIT_ROWS_FAILED)
 
 
-def _check_results(output_path: Path, csv_path: Path | None, overwrite: bool) -> None:
-    if output_path.is_dir() or (csv_path and output_path.resolve() == csv_path.resolve()):
-        raise UsageError(f"--output_path {output_path} is a folder or the input itself; name a new file")
-    if output_path.suffix not in RESULT_SUFFIXES:
-        raise UsageError(f"--output_path {output_path}: its name must end with {' or '.join(RESULT_SUFFIXES)}")
-    if output_path.exists() and not overwrite:
-        raise UsageError(f"{output_path} exists; name another --output_path or add --overwrite")
+def _check_outputs(outputs: "Outputs", csv_path: Path | None, overwrite: bool) -> None:
+    """Raise `UsageError` where a batch would replace its input, or a file that no interrupted run of it has written."""
+    if outputs.results.suffix not in RESULT_SUFFIXES:
+        raise UsageError(f"--output_path {outputs.results}: its name must end with {' or '.join(RESULT_SUFFIXES)}")
+    for path in (outputs.results, outputs.embeddings, outputs.ids, outputs.studies):
+        if path.is_dir() or (csv_path and path.resolve() == csv_path.resolve()):
+            raise UsageError(
+                f"{path} would be written, and is a folder or the input itself; name another --output_path"
+            )
+        if path.exists() and not overwrite and not outputs.partial.exists():
+            raise UsageError(f"{path} exists; name another --output_path or add --overwrite")
 
 
 def _show_summary(summary: "Summary", outputs: "Outputs", as_json: bool) -> None:

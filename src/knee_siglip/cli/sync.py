@@ -12,6 +12,7 @@ from knee_siglip.core.files import lock
 from knee_siglip.core.metrics_file import read_json
 from knee_siglip.params.files import load_params
 from knee_siglip.params.sections import Params
+from knee_siglip.tracking.process import TITLES
 from knee_siglip.tracking.records import Record
 from knee_siglip.tracking.runlog import read_pointer, tracking_folder
 from knee_siglip.tracking.sync import Pending, deliver, find_logs, find_pending, tracker_ids
@@ -30,16 +31,18 @@ def sync(
     Nothing is sent twice. Runs of `dvc exp run --queue` and `--temp` and killed runs count too.
     """
     folder = tracking_folder(paths.find_store_root())
+    root = (paths.find_project_root() or Path.cwd()).resolve()
     if only_list:
         pending = _show_pending(folder, runs or [])
         echo(f"{len(pending)} pending" if pending else "nothing is pending")
-        _show_workspace(folder)
+        _show_workspace(root / paths.EVALUATION_REPORT, folder)
         return
-    params = load_params() if paths.PARAMS.is_file() else Params()
-    root = (paths.find_project_root() or Path.cwd()).resolve()
+    tracking = (load_params(root / paths.PARAMS) if (root / paths.PARAMS).is_file() else Params()).tracking
     with lock(folder / "sync.lock", "sending runs to the trackers", wait=0):
         pending = _show_pending(folder, runs or [])
-        failed = deliver(pending, params.tracking, root)
+        failed = deliver(pending, tracking, root)
+    for backend in {one.backend for one in failed if getattr(tracking, one.backend) == "none"}:
+        echo(f"{TITLES[backend]} is off now (tracking.{backend}: none)")
     echo(f"{len(pending) - len(failed)} of {len(pending)} sent" if pending else "nothing is pending")
     if failed:
         raise typer.Exit(EXIT_FAILED)
@@ -52,10 +55,9 @@ def _show_pending(folder: Path, runs: list[str]) -> list[Pending]:
     return pending
 
 
-def _show_workspace(folder: Path) -> None:
+def _show_workspace(report: Path, folder: Path) -> None:
     """Show which run the figures in reports/evaluation/ are, also after `dvc exp apply` or from the run cache."""
-    facts = read_json(paths.EVALUATION_REPORT / "facts.json")
-    figures = read_json(paths.EVALUATION_REPORT / "metrics.json")
+    facts, figures = read_json(report / "facts.json"), read_json(report / "metrics.json")
     if not facts or not figures:
         return
     record = Record.of("evaluate", facts["model_sha256"], facts["params"], figures)

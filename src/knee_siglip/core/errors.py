@@ -20,6 +20,8 @@ REFUSALS = {
     errno.ESTALE: "the network drive has changed: mount it again",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "the machine has too many open files: end some programs",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or end some",
+    errno.ENOMEM: "end some programs, or make the batch or the images smaller",
     errno.EISDIR: "a folder has the name of a file: remove or rename it",
     errno.ELOOP: "a link leads to itself: remove it",
     errno.ENAMETOOLONG: "choose a shorter name",

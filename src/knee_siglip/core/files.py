@@ -47,11 +47,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         partial.replace(path)
         flush_to_disk(path.parent)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise unwritable(path, error) from None
-        raise
+    except OSError as error:
+        raise unwritable(path, error) from None
+    finally:
+        _remove(partial)
 
 
 @contextmanager
@@ -96,7 +95,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         with atomic_file(target) as copy, source.open("rb") as original:
             shutil.copyfileobj(original, copy)
     finally:
-        partial.unlink(missing_ok=True)  # rename does nothing where both names are already the same file
+        _remove(partial)  # rename does nothing where both names are already the same file
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -214,9 +213,7 @@ def _try_lock(path: Path) -> int | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise _NoLockError(
-            f"cannot write {path.parent}: {error.strerror}; make it writable, or set KNEE_SIGLIP_STORE to another one"
-        ) from None
+        raise _NoLockError(f"{unwritable(path.parent, error)} (KNEE_SIGLIP_STORE moves the store)") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_still(path, descriptor):
@@ -240,6 +237,12 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _remove(partial: Path) -> None:
+    """Take an unfinished file away, if it is there; a disk that refuses that too has said why before."""
+    with suppress(OSError):
+        partial.unlink()
 
 
 def _partial_name(path: Path) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import active_children
 from typing import TypeVar
 
 from rich.console import Console
@@ -79,9 +80,13 @@ def worker_processes(count: int, description: str) -> Iterator[ProcessPoolExecut
     """
     # fork starts at once and does not import the caller's script (and torch with it) once per worker
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_set_up_worker)
+    pool, others = ProcessPoolExecutor(count, mp_context=context, initializer=_set_up_worker), active_children()
     try:
         yield pool
+    except OSError:  # where the system refuses the second process, the pool forgets the first one, which waits for ever
+        for worker in set(active_children()).difference(others):
+            worker.kill()
+        raise
     except BrokenProcessPool:
         raise UserError(
             f"{description}: a worker process died; out of memory, or a decoder crashed on a damaged file"

@@ -111,6 +111,8 @@ def _system_error(error: BaseException) -> int:
     """The system's number of an error, also where a library tells it in words only; 0 where there is none."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
     if found := RUST_ERROR.search(str(error)):
         return int(found[1])
     if isinstance(error, sqlite3.OperationalError) and "full" in str(error):

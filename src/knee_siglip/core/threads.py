@@ -1,15 +1,15 @@
-"""Threads of the numerical libraries: how many, and how they wait.
+"""What a process may use of its machine: memory, cores, and how many threads of the numerical libraries wait how.
 
-Set before the first of these libraries is loaded, since OpenMP reads its environment only then.
+The threads are set before the first of these libraries is loaded, since OpenMP reads its environment only then.
 """
 
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""`quota period` in microseconds, or `max period`: https://docs.kernel.org/admin-guide/cgroup-v2.html"""
-
+CPU_QUOTA, MEMORY_LIMIT = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/memory.max")
+"""`quota period` in microseconds, or `max period`; bytes, or `max`: https://docs.kernel.org/admin-guide/cgroup-v2.html"""
 
 SPIN_COUNT = "1000"
 """How often a waiting thread looks before it sleeps: long enough for the gap between two operators, too short to take a
@@ -21,6 +21,14 @@ def available_cores() -> int:
     """Cores that this process may use, which in a container are fewer than the machine's."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _quota() or cores)
+
+
+def available_memory() -> int:
+    """Bytes for this process and what the system keeps of its files, in a container fewer than the machine's."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # no such file, or no limit in it
+        memory = min(memory, int(MEMORY_LIMIT.read_text(encoding="ascii")))
+    return memory
 
 
 def set_up_threads() -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from knee_siglip.evaluation.embedded import EmbeddedData, EmbeddedSplit
 from knee_siglip.explain.overlays import LOG_ODDS, missing_reason
@@ -45,10 +46,17 @@ class Question:
 def why_not_right(split: EmbeddedSplit, row: int) -> Question:
     """What speaks for the predicted grade rather than the right one."""
     right = int(split.grades[np.flatnonzero(split.graded == row)[0]])
-    said, labels, prompts = int(split.predicted[row]), split.task.labels, split.prompts.grade_ensembles
+    said, labels = int(split.predicted[row]), split.task.labels
     short, value = split.task.label_short, labels.values
     title = f"{short} {value[said]} rather than {value[right]}"
-    return Question(row, title, prompts[said] - prompts[right], f"{short} {value[right]}")
+    direction = _prompts_as_they_count(split, row, said) - _prompts_as_they_count(split, row, right)
+    return Question(row, title, direction, f"{short} {value[right]}")
+
+
+def _prompts_as_they_count(split: EmbeddedSplit, row: int, grade: int) -> np.ndarray:
+    """(D,): the grade's prompts by their weights for this image, which is the gradient of its score."""
+    prompts = split.prompts.grades[grade]
+    return np.asarray(softmax(split.logit_scale * (prompts @ split.image_embeds[row])) @ prompts)
 
 
 def case_map(split: EmbeddedSplit, data: EmbeddedData, question: Question, heat: np.ndarray) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from rich.progress import track
 from scipy.special import softmax
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.metrics.grading import predicted_grades
+from knee_siglip.metrics.grading import label_scores, predicted_grades
 from knee_siglip.metrics.matching.retrieval import Correct, FirstCorrect, find_first_correct, number_texts
-from knee_siglip.metrics.matching.similarity import cosine_scores
 from knee_siglip.model.checkpoint import Checkpoint
 from knee_siglip.model.device import images_at_once
-from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
+from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.params.sections import EvaluateParams
 from knee_siglip.store.pixels import CachedPixels
@@ -34,11 +33,6 @@ class PromptEmbeds:
 
     grades: list[np.ndarray]
     findings: dict[str, np.ndarray]
-
-    @cached_property
-    def grade_ensembles(self) -> np.ndarray:
-        """(C, D), one for each grade."""
-        return np.stack([ensemble(prompts) for prompts in self.grades])
 
 
 @dataclass(frozen=True)
@@ -118,10 +112,8 @@ class EmbeddedSplit:
 
     @cached_property
     def grade_scores(self) -> np.ndarray:
-        """(N, C) cosine of each image with each grade's prompts."""
-        if not self.task.labels:
-            return np.zeros((len(self), 0))
-        return cosine_scores(self.image_embeds, self.prompts.grade_ensembles)
+        """(N, C) `label_scores` of the grades' prompts."""
+        return label_scores(self.image_embeds, self.prompts.grades, self.logit_scale)
 
     @cached_property
     def grade_probabilities(self) -> np.ndarray:
@@ -208,7 +200,7 @@ def embed_split(
 def embed_prompts(checkpoint: Checkpoint, task: Task) -> PromptEmbeds:
     """The prompts of grades and findings."""
     findings = {
-        name: prompt_embeddings(checkpoint, [finding.positive, finding.negative])
+        name: np.stack([ensemble(embed_texts(checkpoint, texts)) for texts in (finding.positive, finding.negative)])
         for name, finding in task.findings.items()
     }
     return PromptEmbeds([embed_texts(checkpoint, prompts) for prompts in task.label_prompts], findings)

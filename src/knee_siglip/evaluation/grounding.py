@@ -21,7 +21,7 @@ from knee_siglip.explain.overlays import draw_overlay, enlarge
 from knee_siglip.metrics.bootstrap import interval_of, value_of
 from knee_siglip.metrics.grounding import centre_prior, finding_mean_statistic, grounding_metrics
 from knee_siglip.model.device import images_at_once
-from knee_siglip.model.embedding import embed_texts
+from knee_siglip.model.embedding import embed_texts, ensemble
 from knee_siglip.pairs.batches import split_groups
 
 SHOWN: Method = "occlusion"
@@ -103,7 +103,7 @@ def finding_directions(split: EmbeddedSplit, data: EmbeddedData, names: set[str]
     unknown = sorted(names - set(known))
     texts = embed_texts(data.checkpoint, [name.replace("_", " ") for name in unknown])
     graded = bool(split.task.labels)
-    normal = split.prompts.grade_ensembles[0] if graded else embed_texts(data.checkpoint, [split.task.normal])[0]
+    normal = ensemble(split.prompts.grades[0]) if graded else embed_texts(data.checkpoint, [split.task.normal])[0]
     return {name: positive - negative for name, (positive, negative) in known.items()} | {
         name: text - normal for name, text in zip(unknown, texts, strict=True)
     }

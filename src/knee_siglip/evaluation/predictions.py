@@ -35,7 +35,7 @@ def predictions_of(split: EmbeddedSplit, params: EvaluateParams) -> pd.DataFrame
     """One row per image of a split.
 
     What is known of it (manifest, with every column of few values, such as a device; `text_id`: equal where the texts
-    are); for each label of the task, such as 3 of `kl_grade`, `kl_score_3`: cosine with its prompts, and
+    are); for each label of the task, such as 3 of `kl_grade`, `kl_score_3`: its `label_scores`, and
     `kl_probability_3`; `kl_grade_predicted`; `FOUND_COLUMNS` of each search and, as `strict_...`, of those where only
     the very pair is correct; `contrastive_image_to_text`, `contrastive_text_to_image`: credit inside the batch of
     number `contrastive_batch`, all three empty for rows left over; `finding_<name>_score`: cosine with the prompts for

@@ -136,14 +136,14 @@ def measure_zero_shot(split: EmbeddedSplit, _: EmbeddedData) -> Metrics:
 def prompts_table(split: EmbeddedSplit) -> list[dict[str, str | int | float]]:
     """One row per prompt of a grade: the metrics when it alone describes its grade, the other grades as they are.
 
-    `<metric>_difference`: to the metric of all ensembles; `kappa_low` and `kappa_high`: paired interval of that of
+    `<metric>_difference`: to the metric of all prompts; `kappa_low` and `kappa_high`: paired interval of that of
     kappa over patients, where there are enough. What is undefined is left out; no rows without grades.
     """
     if not len(split.grades):
         return []
     scores, images = split.grade_scores[split.graded], split.image_embeds[split.graded]
     task, classes = split.task, len(split.task.labels)
-    ensembles = agreement_metrics(split.grades, predicted_grades(scores), classes)
+    together = agreement_metrics(split.grades, predicted_grades(scores), classes)
     table: list[dict[str, str | int | float]] = []
     replacements: list[np.ndarray] = []
     for grade, embeds in enumerate(split.prompts.grades):
@@ -154,7 +154,7 @@ def prompts_table(split: EmbeddedSplit) -> list[dict[str, str | int | float]]:
             metrics = agreement_metrics(split.grades, predicted_grades(replaced), classes)
             shown = {name: metrics[name] for name in OF_PROMPTS if name in metrics}
             changes = {
-                f"{name}_difference": value - ensembles[name] for name, value in shown.items() if name in ensembles
+                f"{name}_difference": value - together[name] for name, value in shown.items() if name in together
             }
             table.append({"grade": task.labels.cell(grade), "prompt": prompt, **shown, **changes})
             replacements.append(predicted_grades(replaced))
@@ -162,7 +162,7 @@ def prompts_table(split: EmbeddedSplit) -> list[dict[str, str | int | float]]:
 
 
 def _paired_bounds(split: EmbeddedSplit, replacements: Sequence[np.ndarray]) -> list[dict[str, float]]:
-    """`kappa_low`, `kappa_high` of the change in kappa where other predictions (G,) take the ensembles' place."""
+    """`kappa_low`, `kappa_high` of the change in kappa where other predictions (G,) take the place of the split's."""
     patients = split.patients[split.graded]
     own = kappa_statistic(split.grades, split.predicted[split.graded])
     if not own.has_enough(patients):

@@ -18,9 +18,10 @@ import torch
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.core.files import sha256
 from knee_siglip.imaging.fit.transform import load_pixels
+from knee_siglip.metrics.grading import label_scores
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
-from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble, prompt_embeddings
+from knee_siglip.model.embedding import embed_pixels, embed_texts, ensemble
 from knee_siglip.model.training_facts import NOT_CLINICAL, UNCALIBRATED, UNKNOWN, UNLIKE, heard, prompts_digest
 from knee_siglip.params.checks import check_divisible
 from knee_siglip.params.tasks import saved_task
@@ -103,9 +104,9 @@ class Predictor:
         return sha256(self._path)
 
     @cached_property
-    def grade_embeds(self) -> np.ndarray:
-        """(C, D) L2-normalised prompt ensembles of the labels."""
-        return self._finite(prompt_embeddings(self.checkpoint, self.task.label_prompts))
+    def prompt_embeds(self) -> list[np.ndarray]:
+        """Of each of C labels its prompts, (P, D), L2-normalised."""
+        return [self.embed_queries(prompts) for prompts in self.task.label_prompts]
 
     @cached_property
     def temperature(self) -> float | None:
@@ -156,14 +157,14 @@ class Predictor:
         return torch.from_numpy(logits).sigmoid().numpy()
 
     def grade_probabilities(self, image_embeds: np.ndarray) -> np.ndarray:
-        """(B, D) to (B, C): softmax over the logits of the labels' prompt ensembles; the bias cancels out.
+        """(B, D) to (B, C): softmax over the logits of `label_scores`; the bias cancels out.
 
         The logits are divided by the `temperature`, where there is one (Guo et al. 2017, arXiv:1706.04599).
         """
         if not self.task.labels:
             return np.zeros((len(image_embeds), 0))
-        logits = self._logit_scale * (image_embeds @ self.grade_embeds.T).astype(np.float64) / (self.temperature or 1.0)
-        return torch.from_numpy(logits).softmax(dim=1).numpy()
+        logits = self._logit_scale * label_scores(image_embeds, self.prompt_embeds, self._logit_scale)
+        return torch.from_numpy(logits / (self.temperature or 1.0)).softmax(dim=1).numpy()
 
     def rank_queries(self, image_path: Path, queries: Sequence[str] | None = None) -> Prediction:
         """Compare one image with texts, best first, and grade it; without `queries` with the task's.

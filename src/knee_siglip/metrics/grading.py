@@ -7,7 +7,31 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from knee_siglip.metrics.matching.similarity import SCORE_DECIMALS, cosine_scores
+
 # scikit-learn takes a second to import: here it is inside the functions, so that a stage starts without it.
+
+
+def label_scores(image_embeds: np.ndarray, prompts: Sequence[np.ndarray], scale: float) -> np.ndarray:
+    """How well N images fit C labels, each of which has several prompts: a smooth maximum of their cosines.
+
+    log(mean(exp(scale * cosine))) / scale, between mean and maximum, so that an image need not resemble every way to
+    say a thing. The softmax of `scale` times the scores is the one over all prompts, of which each label's count as
+    one. A single prompt's score is its cosine.
+
+    Args:
+        image_embeds: (N, D), L2-normalised.
+        prompts: C arrays (P, D), L2-normalised.
+        scale: the model's logit scale, above 0.
+
+    Returns:
+        (N, C) float64, rounded to `SCORE_DECIMALS`.
+    """
+    scores = np.empty((len(image_embeds), len(prompts)))
+    for label, embeds in enumerate(prompts):
+        logits = scale * cosine_scores(image_embeds, embeds)
+        scores[:, label] = (np.logaddexp.reduce(logits, axis=1) - np.log(len(embeds))) / scale
+    return np.round(scores, SCORE_DECIMALS, out=scores)
 
 
 def zero_shot_metrics(scores: np.ndarray, grades: np.ndarray) -> dict[str, float]:

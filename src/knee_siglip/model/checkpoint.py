@@ -251,8 +251,10 @@ def check_archive(path: Path) -> None:
     """Check the file's own checksums, which torch does not: one flipped bit would silently be another model.
 
     Raises:
-        UserError: naming the entry that is damaged.
+        UserError: naming the entry that is damaged; it is a folder, pipe or device, which may have no end.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file; give a checkpoint such as models/best_model.pt")
     if not zipfile.is_zipfile(path):
         return  # missing, or no checkpoint at all: loading says so
     try:

@@ -57,11 +57,6 @@ def embed_texts(checkpoint: Checkpoint, texts: Sequence[str], batch_size: int = 
     return _joined(checkpoint, (fitting.embed(input_ids) for input_ids in tokens))[[numbers[text] for text in texts]]
 
 
-def prompt_embeddings(checkpoint: Checkpoint, prompts: Sequence[Sequence[str]]) -> np.ndarray:
-    """Prompt ensembles of C classes to (C, D)."""
-    return np.stack([ensemble(embed_texts(checkpoint, texts)) for texts in prompts])
-
-
 def ensemble(prompt_embeds: np.ndarray) -> np.ndarray:
     """(P, D) L2-normalised prompts to (D,): averaged, and normalised again.
 

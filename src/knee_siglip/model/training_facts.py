@@ -146,6 +146,10 @@ def mahalanobis(image_embeds: np.ndarray, mean: np.ndarray, precision: np.ndarra
 
 
 def prompts_digest(task: Task) -> str:
-    """Changes with the labels and with the prompts that stand for them: a temperature is of these alone."""
+    """Changes with the labels, with the prompts that stand for them, and with how they are pooled.
+
+    A temperature is of these alone.
+    """
     prompts: Sequence[Sequence[str]] = [list(texts) for texts in task.label_prompts]
-    return hashlib.sha256(json.dumps([task.labels.column, task.labels.values, prompts]).encode()).hexdigest()
+    facts = ["smooth maximum", task.labels.column, task.labels.values, prompts]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -41,6 +41,8 @@ def check_stated(path: Path = PARAMS) -> None:
 
 
 def _read_yaml(path: Path) -> Any:
+    if path.exists() and not path.is_file():  # a pipe would hang, a device fill the memory
+        raise UsageError(f"{path} is no file; name a YAML file")
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -136,7 +136,7 @@ class TaskParams(Section):
     `label_patterns`: label to the regular expression by which an impression names it, or `kellgren-lawrence`, which
     reads impressions of knees. `side_words`: regular expression of the anatomy that has a left and a right; null: no
     sides. `normal`: a text for an image without findings, to contrast a phrase with. `queries`: the default texts.
-    `label_prompts`: texts whose mean embedding stands for each label. `findings`: zero-shot findings.
+    `label_prompts`: texts that stand for each label. `findings`: zero-shot findings.
     """
 
     subject: Annotated[str, Field(min_length=1)] = knee.SUBJECT

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
@@ -44,13 +45,20 @@ class ServedModel(PythonModel):
         """One answer a row; rows with the same queries are embedded together.
 
         Raises:
-            UsageError: a row has an empty query.
+            MlflowException: there is no column that the signature names; MLflow drops all others, and the rows too.
         """
+        from knee_siglip.core.errors import UsageError
+
+        if not len(model_input.columns):
+            raise MlflowException.invalid_parameter_value("no row has image or image_path")
         rows = model_input.to_dict("records")
         answers: list[dict[str, Any]] = [{} for _ in rows]
         asked: dict[tuple[str, ...], list[int]] = {}
         for number, row in enumerate(rows):
-            asked.setdefault(self._queries(row), []).append(number)
+            try:
+                asked.setdefault(self._queries(row), []).append(number)
+            except UsageError as error:
+                answers[number] = _answer(str(error), (), None)
         for queries, numbers in asked.items():
             for first in range(0, len(numbers), IMAGES_AT_ONCE):
                 part = numbers[first : first + IMAGES_AT_ONCE]

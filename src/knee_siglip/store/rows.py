@@ -11,8 +11,11 @@ import json
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import numpy as np
 from knee_siglip.core import paths
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_file
+from knee_siglip.core.threads import available_memory
 from knee_siglip.store.filling import locked
 from knee_siglip.store.segments import (
     DAMAGED_ID,
@@ -37,6 +41,12 @@ logger = logging.getLogger(__name__)
 
 FACTS = {paths.PIXELS: "transform.json", paths.FEATURES: "features.json"}
 """What the rows are, for people and `store show`; its time is that of the last use."""
+
+READERS = 32
+"""Rows that are awaited at once where they may not be in memory."""
+
+MEMORY_SHARE = 0.5
+"""Of the memory: rows that take no more stay there once they are read."""
 
 FEATURE_VERSION = 1
 """Version of everything between pixels and features. Raise it when the same pixels and weights would give others."""
@@ -131,6 +141,13 @@ class RowStore:
             rows[positions] = self.segments[number].rows[places[positions, 1]]
         return rows
 
+    def await_rows(self, places: np.ndarray) -> None:
+        """Have the rows at places (B, 2) in memory: many are asked for at once, since a disk may be slow to answer."""
+        deque(_readers(os.getpid()).map(self._copy_row, *places.T.tolist()), maxlen=0)
+
+    def _copy_row(self, number: int, row: int) -> None:
+        self.segments[number].rows[row].copy()  # a copy lets other threads run while it waits, a sum of some bytes not
+
     def gather(self, image_ids: Sequence[str]) -> np.ndarray:
         """Rows of the ids, repeats allowed: (B, *shape)."""
         return self.read(self.locate(image_ids))
@@ -139,9 +156,12 @@ class RowStore:
         """sha256 of each image's row, as noted when it was made."""
         return [row_hash.decode() for row_hash in self._hashes[self.numbers(image_ids)].tolist()]
 
-    def read_numbers(self, numbers: np.ndarray) -> np.ndarray:
+    def read_numbers(self, numbers: np.ndarray, are_in_memory: bool = True) -> np.ndarray:
         """Rows of the records `numbers` (B,): (B, *shape)."""
-        return self.read(self._places[numbers])
+        places = self._places[numbers]
+        if not are_in_memory:
+            self.await_rows(places)
+        return self.read(places)
 
     def sound(self, numbers: np.ndarray, rows: Iterable[np.ndarray]) -> np.ndarray:
         """(B,) whether B rows are those whose hashes the records `numbers` (B,) hold."""
@@ -185,6 +205,7 @@ class CachedRows:
     ) -> None:
         self._store, self._image_ids, self._restore = store, image_ids, restore
         self._known = np.arange(len(image_ids)) if known is None else known
+        self._fits_in_memory = len(self._known) * store.layout.nbytes < MEMORY_SHARE * available_memory()
         self._is_checked = np.zeros(len(image_ids), dtype=bool)
         self._restoring = threading.Lock()
         self._view = self._open()
@@ -215,8 +236,8 @@ class CachedRows:
         store, numbers = self._view
         wanted = numbers[rows]
         assert (wanted >= 0).all(), "rows that were not asked for when this was opened"
-        values = store.read_numbers(wanted)
         new = np.flatnonzero(~self._is_checked[rows])
+        values = store.read_numbers(wanted, are_in_memory=self._fits_in_memory and not len(new))
         sound = store.sound(wanted[new], (values[at] for at in new))  # views: a copy costs more than its hash
         self._is_checked[rows[new[sound]]] = True
         return values, rows[new[~sound]]
@@ -267,6 +288,12 @@ def remove_damaged(folder: Path, layout: RowLayout, image_ids: Sequence[str]) ->
                 rewrite_log(segment.file, records)
         clean_folder(folder, read_segments(folder, layout), layout)
     return removed
+
+
+@cache
+def _readers(process: int) -> ThreadPoolExecutor:
+    """Of this process: threads do not live on in a fork."""
+    return ThreadPoolExecutor(READERS, f"rows of {process}")
 
 
 def content_hash(values: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ class Labels:
 
     @property
     def scores(self) -> list[str]:
-        """Columns of the cosine with every label's prompts: `kl_score_0` ..."""
+        """Columns of how well an image fits every label's prompts: `kl_score_0` ..."""
         return [f"{self.prefix}_score_{value}" for value in self.values]
 
     @cached_property
@@ -121,7 +121,7 @@ class Task:
     """One anatomical question, such as osteoarthritis of the knee. C labels, in order of severity.
 
     subject: what an image shows (`knee`). label_title and label_short name the grade. label_words: (C,) a word for each
-    label. label_prompts: (C,) the texts whose mean embedding stands for each. label_patterns: `kellgren-lawrence`, or
+    label. label_prompts: (C,) the texts that stand for each. label_patterns: `kellgren-lawrence`, or
     label to the regular expression by which an impression names it. side_words: regular expression of the anatomy that
     has a left and a right; None: no sides. normal: a text for an image without findings. queries: the default texts.
     """

@@ -86,6 +86,13 @@ def grouped(name: str) -> str:
 
 
 def checksum_tags(event: Event) -> dict[str, str]:
-    """What a tracker says of a model's file: how to get it, and how to know it."""
-    known: dict[str, str] = {kind: event[kind] for kind in ("sha256", "md5", "get") if kind in event}
-    return known | ({} if "sha256" in known else checksums(Path(event["path"])))
+    """What a tracker says of a model's file: how to know it, and, of an out of DVC, how to get it.
+
+    By its md5 in dvc.lock it is found once it is committed, under any name of the experiment, and after later runs.
+    """
+    sums: dict[str, str] = {kind: event[kind] for kind in ("sha256", "md5") if kind in event}
+    sums = sums or checksums(Path(event["path"]))
+    if "out" not in event:
+        return sums
+    commits = f"git log --all --format=%h -S {sums['md5']} -- dvc.lock"
+    return sums | {"get": f"{commits} | tail -1 | xargs dvc get . {event['out']} --rev"}

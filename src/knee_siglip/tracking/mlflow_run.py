@@ -56,9 +56,10 @@ class MlflowRun:
     def open(self, start: Event, earlier: list[Event]) -> str:
         """Create the run, or resume the one in `earlier` if the server still has it."""
         self.client, experiment = connect(self.uri, start["project"], self.artifacts)
-        self.models = LoggedModels(self.client, experiment)
         self.ours = [experiment], f"tags.`{RUN_TAG}` = '{start['run']}'"
         run = self._find(last_id(earlier, "mlflow"))
+        experiment = run.info.experiment_id if run else experiment  # its own, which may have another name by now
+        self.models = LoggedModels(self.client, experiment)
         tags = own_tags(start, earlier, "mlflow") | {COMPLETE: INCOMPLETE}
         if run:
             self._reopen(run, start, tags)
@@ -128,12 +129,13 @@ class MlflowRun:
         self.client.set_terminated(self.run_id, status)
 
     def _find(self, run_id: str | None) -> Any:
-        """The run as the server has it: by its id, else by our own."""
+        """The run as the server has it: by its id, else by our own; None where it was deleted."""
         from mlflow.exceptions import MlflowException
 
         if run_id:
             try:
-                return self.client.get_run(run_id)
+                run = self.client.get_run(run_id)
+                return run if run.info.lifecycle_stage == "active" else None
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise

@@ -32,7 +32,7 @@ def without_password(text: str) -> str:
 
 def is_remote(uri: str) -> bool:
     """Whether what goes to an MLflow tracking URI leaves this machine: a server does, on loopback too."""
-    return urlsplit(uri).scheme not in ("sqlite", "file", "")
+    return urlsplit(uri).scheme not in ("sqlite", "file", "") or uri.startswith("databricks")
 
 
 def level_for(asked: str, remote: bool) -> Level:

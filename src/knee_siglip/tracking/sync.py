@@ -9,7 +9,7 @@ from knee_siglip.core.errors import UsageError
 from knee_siglip.params.sections import TrackingParams
 from knee_siglip.tracking.process import TITLES, end_senders, start_senders
 from knee_siglip.tracking.runlog import RunLog, is_in_use, last_id, session_starts, undelivered
-from knee_siglip.tracking.tracker import orders_for
+from knee_siglip.tracking.tracker import forget_files, orders_for
 
 SECONDS_TO_SEND = 600.0
 UNKNOWN = "its process was killed"
@@ -70,6 +70,7 @@ def deliver(pending: Sequence[Pending], tracking: TrackingParams, root: Path) ->
             RunLog(log, one.session).write("failed", backend=backend, cause=one.cause)
         orders = orders_for(tracking, RunLog(log, last.session), root)
         end_senders(start_senders([order for order in orders if order.backend == backend]), SECONDS_TO_SEND)
+        forget_files(RunLog(log, last.session))
     return [one for one in pending if one.session in undelivered(RunLog(one.log, "").read(), one.backend)]
 
 

@@ -34,7 +34,9 @@ from knee_siglip.tracking.runlog import (
     in_use,
     last_step,
     read_pointer,
+    session_starts,
     tracking_folder,
+    undelivered,
     write_pointer,
 )
 
@@ -71,7 +73,8 @@ class Tracker:
     def start(self, description: Event, orders: list[Orders]) -> None:
         """Write the first event, which the senders look for, and start them."""
         backends = [order.backend for order in orders if order.backend != "dvclive"]
-        if self._write("start", backends=backends, **description):
+        in_wandb = any(order.backend == "wandb" and order.kinds for order in orders)
+        if self._write("start", backends=backends, keeps_files=in_wandb, **description):
             if self._log.path != Path(os.devnull):
                 self._in_use.enter_context(in_use(self._log.path))
             self._senders = start_senders(orders)
@@ -103,7 +106,7 @@ class Tracker:
         size = path.stat().st_size
         event: Event = {"kind": kind, "folder": folder or kind, "how": how, "bytes": size}
         if kind == "model":
-            event |= _command_for(path)
+            event |= {"out": str(path)} if project_root() and not path.is_absolute() else {}
             event |= checksums(path) if how == "reference" else {}  # of a kept file the sender computes them
         kept = self._keep(path, event["folder"]) if how == "copy" else path
         if kept:
@@ -118,6 +121,7 @@ class Tracker:
                 _logger.warning("%s lacks the end of this run, and so do the trackers", self._log.path)
             most = SECONDS_KILLED if status == "KILLED" else math.inf
             end_senders(self._senders, self._copied_bytes / COPIED_BYTES_PER_SECOND, most)
+            forget_files(self._log)
             self._in_use.close()
 
     def __enter__(self) -> Self:
@@ -170,21 +174,32 @@ def kept_files(log: RunLog) -> Path:
     return log.path.parent / "files" / log.run_id
 
 
+def forget_files(log: RunLog) -> None:
+    """Remove the files of sessions that every tracker holds; W&B's offline runs refer to theirs."""
+    events = log.read()
+    missing = {session for backend in ("mlflow", "wandb") for session in undelivered(events, backend)}
+    for session, start in session_starts(events).items():
+        if session not in missing and not start.get("keeps_files", True):
+            shutil.rmtree(kept_files(log) / session, ignore_errors=True)
+
+
 def open_tracker(
     params: Params,
     *,
     stage: str,
     facts: Mapping[str, Any],
     run_key: str | None = None,
+    has_states: bool = False,
     live_folder: Path = TRAIN_REPORT / "live",
 ) -> Tracker:
     """Start a run; the trackers of `params.tracking` start beside it, DVCLive for the stage `train` only.
 
     `facts` (dataset statistics, parameter counts, `data_hash`) are shown beside the params. `run_key`: opening
-    with the key of an unfinished run resumes it.
+    with the key of an unfinished run resumes it. `has_states`: of this key are saved, so that it is unfinished whatever
+    its log says: it was killed after its end, before its states were removed.
     """
     run_id = read_pointer(run_key) if run_key else None
-    if run_id is None or _finished(run_id):
+    if run_id is None or (_finished(run_id) and not has_states):
         run_id = new_run_id()
         if run_key:
             _remember(run_key, run_id)
@@ -272,24 +287,16 @@ def mlflow_place(tracking: TrackingParams, root: Path) -> dict[str, str | None]:
 
 
 def mlflow_uri(tracking: TrackingParams, root: Path) -> str:
-    """The tracking URI that `tracking.mlflow` stands for."""
-    if tracking.mlflow != "auto":
-        return tracking.mlflow
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
+    """The tracking URI that `tracking.mlflow` stands for; DVC deletes the folder that a `--temp` run works in."""
+    own = os.environ.get("MLFLOW_TRACKING_URI") if tracking.mlflow == "auto" else tracking.mlflow
+    uri = own or "sqlite:///mlflow.db"
+    relative = uri.startswith("sqlite:///") and not uri.startswith("sqlite:////")
+    return uri.replace("sqlite:///", f"sqlite:///{root}/", 1) if relative else uri
 
 
 def wandb_mode(tracking: TrackingParams) -> str:
     """offline, online or disabled; the user's own WANDB_MODE wins."""
     return os.environ.get("WANDB_MODE") or tracking.wandb
-
-
-def _command_for(path: Path) -> dict[str, str]:
-    """How to bring a stage's file back from DVC."""
-    if path.is_absolute() or not project_root():
-        return {}
-    name = os.environ.get("DVC_EXP_NAME")
-    apply = f"dvc exp apply {name} && " if name else ""
-    return {"get": f"{apply}dvc pull {path}"}
 
 
 def _finished(run_id: str) -> bool:

@@ -186,10 +186,12 @@ def _train(job: Job, key: str, saver: StateSaver | None) -> None:
             _save(checkpoint, metrics, saver.best_model)
             _publish(saver, files.best_model)
 
-    live = files.report / "live"
+    live, has_states = files.report / "live", saver is not None and saver.begun is not None
     with (
         stop_on_signals() as stop,
-        open_tracker(params, stage="train", facts=facts, run_key=key, live_folder=live) as tracker,
+        open_tracker(
+            params, stage="train", facts=facts, run_key=key, has_states=has_states, live_folder=live
+        ) as tracker,
     ):
         trainer = Trainer(
             checkpoint.model,

@@ -12,7 +12,7 @@ import pytest
 from knee_siglip.core.paths import PREDICTIONS
 from knee_siglip.evaluation.headline import headlines
 from knee_siglip.metrics.bootstrap import RESAMPLES
-from processes import run_in
+from processes import run_in, twice_at_once
 from toys import KNEE
 
 STAGE = f"""
@@ -158,6 +158,18 @@ def test_metrics_and_split_are_chosen_and_a_csv_written(compare: Run, tmp_path: 
     assert table[["low", "high", "p", "p_holm"]].isna().all(axis=None)
     assert table["metric"].tolist() == names
     assert (table["difference"] == table["value_b"] - table["value_a"]).all()
+
+
+def test_two_at_once_into_one_file_leave_it_whole(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(project)
+    target = tmp_path / "difference.csv"
+    first, second = twice_at_once(tmp_path, "compare", "v1", "poorer", "--csv", str(target))
+    assert first[0] == 0, first
+    assert second == first or second[1].startswith(f"error: another process is writing {target}"), second
+    assert len(pd.read_csv(target)) == 7
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".txt", ".txt"]
 
 
 def test_the_project_is_found_from_a_folder_in_it(compare: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

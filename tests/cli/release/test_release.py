@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from knee_siglip.store.pixels import build_cache
 from knee_siglip.tables.manifest import write_manifest
 from knee_siglip.training import run as training
 from knee_siglip.training.run import TrainFiles, train
-from processes import run_in
+from processes import run_in, twice_at_once
 from toys import open_without_dvclive
 
 ARTIFACTS = f"artifacts:\n  model:\n    path: {paths.BEST_MODEL}\n    type: model\n"
@@ -77,9 +78,10 @@ def params_of(steps: int) -> Params:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
     """A commit for each of `STEPS`, tagged with its name."""
     folder = tmp_path_factory.mktemp("project")
+    shutil.copy(mlflow_database, folder / "mlflow.db")
     run_in(folder, "git", "init", "-q", "-b", "main")
     for key, value in (("user.name", "A User"), ("user.email", "user@example.org")):
         run_in(folder, "git", "config", key, value)
@@ -114,9 +116,11 @@ def release(monkeypatch: pytest.MonkeyPatch, knee_siglip: Run, project: Path) ->
     return run
 
 
-def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, project, tmp_path):
-    code, said = release("short")
+def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, project, tmp_path, monkeypatch):
+    monkeypatch.chdir(project)
+    (code, said), (_, also_said) = twice_at_once(tmp_path, "release", "short")
     assert (code, "the champion: there was none before" in said) == (0, True), said
+    assert also_said.startswith(("error: another process is releasing a model", "short is the champion already"))
     card = project / "MODEL_CARD.md"
     first = card.read_text()
     measured = run_in(project, "git", "show", f"short:{paths.EVALUATION_REPORT}/metrics.json")

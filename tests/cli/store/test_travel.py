@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -170,8 +171,10 @@ def test_a_truncated_file_and_a_foreign_one_are_one_sentence(packed, away):
         packed.write_bytes(content)
         with pytest.raises(UserError, match="is damaged or was not written by `store pack`"):
             bring(packed, away)
-    with pytest.raises(UserError, match=r"nothing\.tar does not exist"):
-        bring(packed.with_name("nothing.tar"), away)
+    os.mkfifo(packed.with_name("pipe.tar"))
+    for name in ("nothing.tar", "pipe.tar"):
+        with pytest.raises(UserError, match=rf"{name} does not exist, or is no file"):
+            bring(packed.with_name(name), away)
 
 
 def test_hostile_members_are_not_followed(packed, away, tmp_path):

@@ -5,8 +5,9 @@ import json
 import numpy as np
 
 from knee_siglip.metrics.calibration import fit_temperature
+from knee_siglip.metrics.grading import label_scores
 from knee_siglip.model.checkpoint import load_checkpoint
-from knee_siglip.model.embedding import prompt_embeddings
+from knee_siglip.model.embedding import embed_texts, ensemble
 from knee_siglip.params.tasks import task_of
 from knee_siglip.tables.manifest import read_manifest, write_manifest
 from knee_siglip.training.monitoring import facts
@@ -74,11 +75,12 @@ def test_the_temperature_is_fitted_on_the_graded_images(files, make_params, monk
     train(params, files, "cpu")
     model, task = load_checkpoint(files.best_model), task_of(params)
     rows = read_manifest(files.manifest).iloc[:4].assign(kl_grade=["0", "3", "", "4"])
-    prompts = prompt_embeddings(model, task.label_prompts)
-    embeds = prompts[[0, 3, 1, 2]]  # the last one is graded wrongly
+    prompts = [embed_texts(model, texts) for texts in task.label_prompts]
+    embeds = np.stack([ensemble(prompts[grade]) for grade in (0, 3, 1, 2)])  # the last one is graded wrongly
     temperature, graded = fitted_temperature(model, task, rows, embeds)
-    logits = model.model.logit_scale.exp().item() * embeds @ prompts.T
-    assert (temperature, graded) == (fit_temperature(logits[[0, 1, 3]], np.array([0, 3, 4])), 3)
+    scale = model.model.logit_scale.exp().item()
+    logits = scale * label_scores(embeds[[0, 1, 3]], prompts, scale)
+    assert (temperature, graded) == (fit_temperature(logits, np.array([0, 3, 4])), 3)
 
 
 def test_without_enough_grades_there_is_no_temperature(files, make_params):

@@ -8,6 +8,7 @@ knee-siglip compare --a s0 s1 s2 --b t0 t1 t2
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from typer.core import TyperCommand
 from knee_siglip.core import paths
 from knee_siglip.core.cells import echo
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.core.files import atomic_text
+from knee_siglip.core.files import atomic_text, sole_writer
 
 # pandas and dvc are imported inside the functions: `--help` must not wait for them.
 if TYPE_CHECKING:
@@ -78,13 +79,14 @@ def compare(
     sides = _asked_sides((rev_a, rev_b), (runs_a, runs_b))
     if csv and (csv.is_dir() or not csv.absolute().parent.is_dir()):
         raise UsageError(f"--csv {csv} is a folder, or lies in one that does not exist; name a file")
-    a, b = [[rows_of_split(rev, split) for rev in side] for side in sides]
-    comparisons = compare_tables(a, b, metric or ())
-    if csv:
-        import pandas as pd
+    with sole_writer(csv) if csv else nullcontext():
+        a, b = [[rows_of_split(rev, split) for rev in side] for side in sides]
+        comparisons = compare_tables(a, b, metric or ())
+        if csv:
+            import pandas as pd
 
-        with atomic_text(csv) as file:
-            pd.DataFrame([asdict(row) for row in comparisons]).to_csv(file, index=False, lineterminator="\n")
+            with atomic_text(csv) as file:
+                pd.DataFrame([asdict(row) for row in comparisons]).to_csv(file, index=False, lineterminator="\n")
     facts = _facts(a[0], split)
     if as_json:
         named = {name: side if len(side) > 1 else side[0] for name, side in zip("ab", sides, strict=True)}

@@ -96,14 +96,14 @@ def unpack(source: Path, root: Path, files: CacheFiles, on_difference: OnDiffere
     Raises:
         UserError: no such file, or damaged, or of another version; files that differ; a full disk.
     """
+    if not source.is_file():
+        raise UserError(f"{source} does not exist, or is no file")
     try:
         with tarfile.open(source, "r:") as tar:
             facts = _header(tar)
             found = {path: _checked(tar, FILES + name, facts) for name, path in files.by_name().items()}
             _changed(found, on_difference)
             added = _unpack_pixels(tar, PixelStore(root, Transform.from_dict(facts["transform"])), facts)
-    except FileNotFoundError:
-        raise UserError(f"{source} does not exist") from None
     except (tarfile.TarError, KeyError, TypeError, ValueError, EOFError, RecursionError) as error:
         raise UserError(f"{source} is damaged or was not written by `store pack` ({error}); copy it again") from None
     with lock(root.with_name("unpack.lock"), "unpacking"):

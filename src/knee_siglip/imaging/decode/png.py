@@ -66,7 +66,7 @@ def read_chunks(data: bytes, path: Path) -> Content:
         length, name = struct.unpack(">I4s", header)
         end = position + 8 + length
         critical = not name[0] & 0x20  # PNG specification, 5.4: a lower-case letter marks an ancillary chunk
-        if critical and data[end : end + 4] != struct.pack(">I", zlib.crc32(view[position + 4 : end])):
+        if critical and data[end : end + 4] != struct.pack(">I", isal_zlib.crc32(view[position + 4 : end])):
             raise ImageError(f"{shown(path)}: is damaged: {'truncated' if end + 4 > len(data) else 'wrong checksum'}")
         content.names.append(name)
         if name == b"IDAT":
@@ -121,11 +121,16 @@ def _stored(content: Content, size: int) -> bytes:
     for start in range(0, size, STORED):
         block = pixels[start : start + STORED]
         parts += [struct.pack("<?HH", start + STORED >= size, len(block), len(block) ^ 0xFFFF), block]
-    return b"".join([*parts, struct.pack(">I", zlib.adler32(pixels))])
+    return b"".join([*parts, struct.pack(">I", isal_zlib.adler32(pixels))])
 
 
 def _chunk(name: bytes, content: bytes = b"") -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", isal_zlib.crc32(content, isal_zlib.crc32(name)))
+    )
 
 
 def _is_plain(names: list[bytes]) -> bool:

@@ -69,7 +69,7 @@ def _yes_no(split: SplitResults) -> Table | None:
         if figures := split.grading(f"grade_{label}"):
             renamed = {metric.replace("recall", "sensitivity"): value for metric, value in figures.items()}
             found[capital(said(task, name))] = renamed
-    caption = f"In brackets: 95 % interval. A {noun(task)} is that of the most similar prompt."
+    caption = f"In brackets: 95 % interval. A {noun(task)} is that of the most similar prompts."
     if task.positive and (figures := split.grading(task.positive.name)):
         title = capital(task.positive.title)
         if figures.get("sensitivity") is None:

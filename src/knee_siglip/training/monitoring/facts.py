@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 
 from knee_siglip.metrics.calibration import fit_temperature
+from knee_siglip.metrics.grading import label_scores
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.model.device import images_at_once
-from knee_siglip.model.embedding import embed_pixels, prompt_embeddings
+from knee_siglip.model.embedding import embed_pixels, embed_texts
 from knee_siglip.model.training_facts import Likeness, TrainingFacts, heard, mahalanobis, prompts_digest, words_of
 from knee_siglip.pairs.batches import split_groups
 from knee_siglip.store.pixels import CachedPixels
@@ -84,8 +85,9 @@ def fitted_temperature(
     graded = labels >= 0
     if graded.sum() < LEAST or not np.isfinite(image_embeds).all():
         return None, int(graded.sum())
-    scores = image_embeds[graded] @ prompt_embeddings(checkpoint, task.label_prompts).T
-    temperature = fit_temperature(checkpoint.model.logit_scale.exp().item() * scores, labels[graded])
+    prompts = [embed_texts(checkpoint, texts) for texts in task.label_prompts]
+    scale = checkpoint.model.logit_scale.exp().item()
+    temperature = fit_temperature(scale * label_scores(image_embeds[graded], prompts, scale), labels[graded])
     return (temperature if np.isfinite(temperature) else None), int(graded.sum())
 
 
