@@ -83,6 +83,12 @@ def test_ctrl_c_is_a_sentence_and_leaves_nothing(
     assert files_in(folder) == before
 
 
+def test_ctrl_c_before_a_command_begins_is_a_sentence_too(knee_siglip: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.core.TyperGroup.make_context", interrupt)
+    code, _, told = knee_siglip("doctor")
+    assert (code, told) == (130, "error: interrupted; no file is half-written, so run the same command again\n")
+
+
 def held(store: Path) -> dict[tuple[str, ...], Callable[[], AbstractContextManager[None]]]:
     """What another process holds that runs this command."""
     out = Path("out.csv")

@@ -103,6 +103,14 @@ def test_reports_in_files_named_by_the_accession(pacs: Path, run_import: Import,
     assert "report_file" not in table  # its name is the accession number
 
 
+def test_reports_beside_the_dicoms_are_found_unasked(pacs: Path, run_import: Import, tmp_path: Path) -> None:
+    for number in range(6):
+        write_text(tmp_path / f"pacs/reports/ACC{number}.txt", f"IMPRESSION: Mild OA, study {number}.")
+    table = run_import(pacs)
+    assert table["impression"].tolist() == [f"Mild OA, study {number}." for number in range(6) for _ in range(2)]
+    assert "report_file" not in table
+
+
 def test_dicoms_without_reports_are_told(pacs: Path, tmp_path: Path, knee_siglip: Run) -> None:
     code, _, error = knee_siglip("import", pacs, tmp_path / "rows.csv")
     assert (code, "name a table or folder of reports with --reports" in error) == (1, True)

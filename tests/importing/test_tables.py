@@ -33,7 +33,7 @@ def write(path: Path, lines: list[str], encoding: str = "utf-8") -> Path:
 def test_columns_are_found_by_names_and_contents(
     images: Path, tmp_path: Path, run_import: Import, encoding: str
 ) -> None:
-    source = write(images / "export.csv", [HEADER.replace("KL-Grad", "KL"), *GERMAN], encoding)
+    source = write(images / "export.csv", [HEADER, *GERMAN], encoding)
     row = run_import(source).iloc[1]
     assert row.to_dict() == {
         "img_path": "data/scans/100_R.png",
@@ -48,10 +48,70 @@ def test_columns_are_found_by_names_and_contents(
     assert told(tmp_path)["values"]["side"] == {"links -> left": 6, "rechts -> right": 6}
 
 
+SPANISH = "Nº historia;Lateralidad;Proyección;Fichero;Conclusión"
+
+
+@pytest.mark.parametrize(("side", "view"), [("izda.", "A.P."), ("I", "anteroposterior")])
+def test_accents_and_abbreviations_are_read(images: Path, run_import: Import, side: str, view: str) -> None:
+    lines = [f"{patient};{side};{view};{patient}_L.png;Gonartrosis leve {patient}." for patient in range(100, 106)]
+    row = run_import(write(images / "informes.csv", [SPANISH, *lines], "cp1252")).iloc[0]
+    assert row[["patient_id", "side", "view", "impression"]].tolist() == ["100", "left", "ap", "Gonartrosis leve 100."]
+
+
+def test_a_column_with_a_known_name_and_other_values_is_told(images: Path, tmp_path: Path, run_import: Import) -> None:
+    lines = [f"{patient}_L.png,{patient % 3},No fracture of {patient}." for patient in range(100, 106)]
+    table = run_import(write(images / "a.csv", ["file,split,text", *lines]))
+    assert table["source_split"].tolist() == ["1", "2", "0", "1", "2", "0"]
+    assert "column 'split' is named like split and holds other values, '1', '2', '0'" in told(tmp_path)["notes"][0]
+
+
+def test_an_id_that_several_images_have_is_a_patient(images: Path, run_import: Import) -> None:
+    names = [f"{patient}_{side}.png" for patient in range(100, 106) for side in "LR"]
+    lines = [f"{name},{name[:3]}.0,No fracture {name}." for name in names]
+    table = run_import(write(images / "a.csv", ["file,id,text", *lines]))
+    assert table["patient_id"].tolist() == [f"{name[:3]}.0" for name in names]
+    lines = [f"{name},{number},No fracture {name}." for number, name in enumerate(names)]
+    assert run_import(write(images / "a.csv", ["file,id,text", *lines]))["id"][2] == "0"
+
+
+def test_splits_patients_and_sides_are_read_from_paths_where_no_column_tells_them(
+    tmp_path: Path, run_import: Import
+) -> None:
+    for number in range(4):
+        for side in "LR":
+            picture(tmp_path / f"data/{('train', 'val', 'test', 'train')[number]}/P{number}{side}.png")
+    lines = [f"P{number}{side}.png,Text {number}{side}." for number in range(4) for side in "LR"]
+    table = run_import(write(tmp_path / "data/a.csv", ["file,text", *lines]))
+    told_by_paths = table[["patient_id", "side", "split"]].values.tolist()
+    assert told_by_paths[:3] == [["p0", "left", "train"], ["p0", "right", "train"], ["p1", "left", "val"]]
+    table = run_import(write(tmp_path / "data/a.csv", ["file,text,split", *(f"{line},test" for line in lines)]))
+    assert set(table["split"]) == {"test"}
+
+
+def test_reports_named_like_the_images_folders_are_found_unasked(
+    tmp_path: Path, run_import: Import, knee_siglip: Run
+) -> None:
+    for number in range(12):
+        folder = tmp_path / f"set/files/p{number // 6}/p{number // 2:04d}"
+        for image in "ab":
+            picture(folder / f"s{number:04d}/{number}{image}.png")
+    code, _, error = knee_siglip("import", tmp_path / "set", tmp_path / "rows.csv")
+    assert (code, "12 folders such as s0000, and no table or text files that name them" in error) == (1, True)
+    for number in range(12):
+        folder = tmp_path / f"set/files/p{number // 6}/p{number // 2:04d}"
+        (folder / f"s{number:04d}.txt").write_text(f"FINDINGS: Seen.\n\nIMPRESSION: Mild OA, number {number}.")
+    row = run_import(tmp_path / "set").iloc[-1]
+    assert row[["impression", "study_id", "patient_id"]].tolist() == ["Mild OA, number 11.", "s0011", "p0005"]
+    lines = [f"s{number:04d},M{number // 2},Severe OA {number}." for number in range(12)]
+    write(tmp_path / "reports.csv", ["study,mrn,conclusion", *lines])
+    row = run_import(tmp_path / "set/files", "--reports", tmp_path / "reports.csv").iloc[-1]
+    assert row[["impression", "study_id", "patient_id"]].tolist() == ["Severe OA 11.", "s0011", "M5"]
+
+
 def test_map_names_what_is_not_found(images: Path, run_import: Import) -> None:
-    source = write(images / "export.csv", [HEADER, *GERMAN])
+    source = write(images / "export.csv", [HEADER.replace("KL-Grad", "Stufe"), *GERMAN])
     assert "kl_grade" not in run_import(source)
-    table = run_import(source, "--map", "kl_grade=KL-Grad", "--map", "study_id={Patientennummer}/{Seite}")
+    table = run_import(source, "--map", "kl_grade=Stufe", "--map", "study_id={Patientennummer}/{Seite}")
     assert (table["kl_grade"][2], table["study_id"][2]) == ("0", "100/links")
 
 

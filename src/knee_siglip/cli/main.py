@@ -17,6 +17,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or params, 3 done with some rows fai
 
 import io
 import json
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
 
 from knee_siglip import __version__
 from knee_siglip.cli.compare.command import ListedRuns, compare
@@ -45,25 +45,14 @@ if TYPE_CHECKING:
     from knee_siglip.inference.outputs import Outputs
     from knee_siglip.inference.predictor import Prediction, Predictor
 
+INTERRUPTED = 128 + signal.SIGINT
 BATCH_SIZE = 64
 RESULTS = Path("results.csv")
 RESULT_SUFFIXES = (".csv", ".parquet")
 STATE_STYLES = {"ready": "green", "note": "yellow", "broken": "bold red"}
 
 
-class Commands(TyperGroup):
-    """Commands that tell Ctrl-C in a sentence: typer's own end in silence."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise ctrl_c() from None
-
-
 app = typer.Typer(
-    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -82,7 +71,17 @@ def main() -> None:
     """Entry point of the console script: a user's mistake is one sentence, not a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name of undecodable bytes, as stderr shows it
-    run_stage(app)
+    run_stage(_run_app)
+
+
+def _run_app() -> None:
+    """The app, whose Ctrl-C is a sentence: typer's own is silence and an exit code."""
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            raise ctrl_c() from None
+        raise
 
 
 def _show_version(wanted: bool) -> None:

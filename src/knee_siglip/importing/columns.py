@@ -80,7 +80,8 @@ def mapped(cells: pd.Series, values: Mapping[str, str]) -> pd.Series:
 def our_value(name: str, cell: str) -> str:
     """A cell of one of our columns as the project writes it; a text that is unknown there stays as it is.
 
-    side: left, right, both. split: train, val, test. view: in lower case, without dots. kl_grade: 0-4, '' for what is no grade.
+    side: left, right, both. split: train, val, test. view: in lower case, without dots. kl_grade: 0-4, '' for what is
+    none.
     """
     key = " ".join(cell.casefold().split())
     if name == "side":

@@ -66,11 +66,11 @@ def _reported_rows(rows: pd.DataFrame, key: str | None, work: Import) -> tuple[L
     if reports and reports.is_file():
         rows = join_given(join_table(rows, reports, None, work), work)
         return proposals.propose(rows, work.outcome, {"img_path": IMAGE, **work.options.maps}), rows
-    told = told_by_paths(rows, set(work.options.maps), work.outcome)
-    if key == "(folder 1)":
-        told = study_folders(rows).combine_first(told)
-        work.outcome.mapped(" and ".join(study_folders(rows)), "(folder)", "the reports are named like the folders")
-    rows, columns = with_told(rows, told)
+    ids = study_folders(rows) if key == "(folder 1)" else pd.DataFrame(index=rows.index)
+    for name in ids.columns:
+        work.outcome.mapped(name, "(folder)", "the reports are named like the images' folders")
+    told = told_by_paths(rows, {*work.options.maps, *ids}, work.outcome)
+    rows, columns = with_told(rows, ids.join(told))
     return Layout(title="images and reports", columns=columns), rows
 
 
@@ -161,7 +161,7 @@ def _table_rows(tables: Sequence[str], work: Import) -> tuple[Layout, pd.DataFra
             rows = joining.join(rows, other, {keys[0]: keys[1]}, {}, outcome)
     rows = join_given(rows, work)
     layout = proposals.propose(rows, outcome, {"img_path": image, **given})
-    rows, told = with_told(rows, told_by_paths(rows, set(layout.columns), outcome))
+    rows, told = with_told(rows, told_by_paths(rows, {*layout.columns, *(["side"] if by_view else [])}, outcome))
     layout = layout.model_copy(update={"columns": layout.columns | told})
     if "img_path" not in given:
         outcome.mapped("img_path", image, "its cells name images that are there")

@@ -11,13 +11,11 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from knee_siglip.core.errors import UsageError, UserError
-from knee_siglip.importing import grouping, impressions, joining, proposals
+from knee_siglip.importing import grouping, impressions, proposals
 from knee_siglip.importing.columns import (
     IMAGE,
     OURS,
     REPORT,
-    ROW,
-    TABLE,
     WORKING,
     fields,
     fill,

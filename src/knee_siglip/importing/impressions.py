@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.importing.columns import FIELD, REPORT, ROW, TABLE, column, fill, fill_template
+from knee_siglip.importing.columns import FIELD, IMAGE, REPORT, ROW, TABLE, column, fill, fill_template
 from knee_siglip.importing.files import Files
-from knee_siglip.importing.layout import Labels, Texts
 from knee_siglip.importing.joining import common_id
+from knee_siglip.importing.layout import Labels, Texts
 from knee_siglip.importing.outcome import Outcome
 from knee_siglip.importing.paths import image_names
 from knee_siglip.tables.sections import impression_of, sections_of
@@ -27,7 +27,8 @@ HEADINGS_IN = 0.05
 def report_key(rows: pd.DataFrame, folder: Files) -> str | None:
     """The column of the rows, or part of their images' paths, by which most reports are named; None: there are none."""
     stems = [path.stem for path in map(PurePosixPath, folder.names) if path.suffix.lower() in TEXT_FILES]
-    found = common_id(rows.join(image_names(rows)), pd.DataFrame({"report": stems, TABLE: "", ROW: ""}, dtype=object))
+    named = rows.drop(columns=[name for name in rows.columns if name.startswith("(") and name != IMAGE])
+    found = common_id(named.join(image_names(rows)), pd.DataFrame({"report": stems, TABLE: "", ROW: ""}, dtype=object))
     return found[0] if found else None
 
 
@@ -47,7 +48,7 @@ def read_texts(rows: pd.DataFrame, template: str, folder: Files, outcome: Outcom
     wanted = fill(rows, template, "the name of the reports").str.casefold()
     found = {name: files[0] for name in wanted.unique() if len(files := by_name.get(name, [])) == 1}
     texts = {name: _read_text(folder.root / file) for name, file in found.items()}
-    outcome.read(f"reports {template}.txt", len(texts))
+    outcome.read(f"reports named by {template}", len(texts))
     return rows.assign(**{REPORT: wanted.map(texts).fillna(""), "report_file": wanted.map(found).fillna("")})
 
 

@@ -6,8 +6,7 @@ from itertools import product
 import pandas as pd
 
 from knee_siglip.core.errors import UserError
-from knee_siglip.importing.columns import IMAGE, ROW, TABLE, WORKING, column, fill, our_value
-from knee_siglip.importing.files import bare_name
+from knee_siglip.importing.columns import ROW, TABLE, WORKING, column, fill, our_value
 from knee_siglip.importing.outcome import Join, Outcome
 from knee_siglip.tables.ids import id_keys
 

@@ -44,14 +44,14 @@ def image_names(rows: pd.DataFrame) -> pd.DataFrame:
 
 def with_told(rows: pd.DataFrame, told: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """The rows with what their paths tell, in working columns such as `(side)`; and ours to these."""
-    columns = {name: f"({name})" for name in told}
+    columns = {str(name): f"({name})" for name in told}
     return rows.join(told.rename(columns=columns)), columns
 
 
 def told_by_paths(rows: pd.DataFrame, known: set[str], outcome: Outcome) -> pd.DataFrame:
     """The columns of ours that no table names (`known` are those that one does) and that all images' paths tell.
 
-    split: a folder `train`, `valid` or `test`. patient_id and side: names such as `9001104L`, most with their other side.
+    split: a folder `train`, `valid` or `test`. patient_id and side: names such as `9001104L`, most with both sides.
     """
     found = pd.DataFrame(index=rows.index)
     folders = rows[IMAGE].str.split("/").map(lambda parts: [SPLIT_SYNONYMS.get(part.casefold(), "") for part in parts])
@@ -60,19 +60,19 @@ def told_by_paths(rows: pd.DataFrame, known: set[str], outcome: Outcome) -> pd.D
         found["split"] = splits
         outcome.mapped("split", "(folder)", "the images lie in folders of splits")
     named = rows[IMAGE].map(lambda name: NUMBER_AND_SIDE.fullmatch(bare_name(name)))
-    if "patient_id" not in known and not rows.empty and named.notna().all():
+    if not known >= {"patient_id", "side"} and not rows.empty and named.notna().all():
         patients, sides = (named.map(lambda match, of=of: match[of].casefold()) for of in ("patient_id", "side"))
         both = sides.map(lambda side: side[0]).groupby(patients).nunique() == len("lr")
         if both.mean() >= PAIRED:
             told = {"patient_id": patients, "side": sides.map(SIDES)}
-            for name in told.keys() - known:
+            for name in [name for name in told if name not in known]:
                 found[name] = told[name]
                 outcome.mapped(name, "(file name)", f"{bare_name(rows[IMAGE].iloc[0])}: a number and a side")
     return found
 
 
 def study_folders(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of images in a folder for each study: the folder as study_id, and the one above it as patient_id if it can be one."""
+    """Of images in a folder for each study: it as study_id, and the folder above as patient_id if it can be one."""
     names = image_names(rows)
     studies, above = names["(folder 1)"], names["(folder 2)"]
     ids = studies.to_frame("study_id")

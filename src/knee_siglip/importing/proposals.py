@@ -161,7 +161,7 @@ def _fits(ours: str, cells: pd.Series) -> bool:
         return sum(cell.rstrip(".") in SIDES for cell in sample) >= FITTING_VALUES * len(sample)
     if ours == "kl_grade":
         return sum(grade_of(cell) != "" for cell in sample) >= FITTING_VALUES * len(sample)
-    return ours != "patient_id" or _key(cells.name) != "id" or cells.nunique() < len(cells)  # else of the row
+    return ours != "patient_id" or _key(str(cells.name)) != "id" or cells.nunique() < len(cells)  # else of the row
 
 
 def text_columns(table: pd.DataFrame, taken: set[str]) -> list[str]:
