@@ -132,15 +132,14 @@ def _become(project: Project, name: str, log: Path, prepare: Callable[[], None])
         os.environ.update(environment(project.folder, name))
         sys.argv = ["knee-siglip", *COMMANDS[name][0].split()] if name in COMMANDS else [name]
         prepare()
-        from knee_siglip.cli.main import main
-
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _let_interrupt()
         if name in COMMANDS:
+            from knee_siglip.cli.main import main
+
             main()
         else:
             runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
         code = 0
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows is this test's
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
@@ -153,6 +152,22 @@ def _become(project: Project, name: str, log: Path, prepare: Callable[[], None])
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _let_interrupt() -> None:
+    """Ctrl-C is for the stage or command itself, not for what this test or Python does before and after it."""
+    from knee_siglip.cli import main as cli
+    from knee_siglip.core import running
+
+    def run_stage(main: Callable[[], None]) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            real(main)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    real = running.run_stage
+    running.run_stage = cli.run_stage = run_stage  # type: ignore[attr-defined]
 
 
 def preload() -> None:

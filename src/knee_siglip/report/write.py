@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
-
 from knee_siglip.core.metrics_file import read_json, write_metrics
 from knee_siglip.params.sections import Params
 from knee_siglip.params.tasks import task_of
@@ -16,6 +14,7 @@ from knee_siglip.report.evaluation.verdict import verdict
 from knee_siglip.report.headline import headline_metrics
 from knee_siglip.report.html.numbers import plural
 from knee_siglip.report.validation.page import write_validation_page
+from knee_siglip.tables.manifest import read_own_parquet
 from knee_siglip.validation.outputs import ROWS
 
 
@@ -65,5 +64,5 @@ def _image_files(validation: Path) -> dict[str, str]:
     """image_id to a file that has its bytes, from what validation wrote; empty where it wrote nothing."""
     if not (path := validation / ROWS).is_file():
         return {}
-    rows = pd.read_parquet(path, columns=["image_id", "image_file"])
+    rows = read_own_parquet(path, columns=["image_id", "image_file"])
     return dict(zip(rows["image_id"], rows["image_file"], strict=True))

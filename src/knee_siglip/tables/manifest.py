@@ -1,6 +1,7 @@
 """The manifest: the checked table of all rows, from which every later stage reads."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,22 @@ that draws images can know it.
 """
 
 
+def read_own_parquet(path: Path, **options: Any) -> pd.DataFrame:
+    """A table that a stage of ours wrote; options: of `pandas.read_parquet`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is damaged.
+    """
+    try:
+        return pd.read_parquet(path, **options)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        what = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged or no such table ({what}); remove it, then run dvc repro") from None
+
+
 def read_manifest(path: Path = MANIFEST) -> pd.DataFrame:
     """Rows in the input's order; input columns as text, labels that are numbers as nullable Int64.
 
@@ -40,11 +57,9 @@ def read_manifest(path: Path = MANIFEST) -> pd.DataFrame:
         UserError: there is no manifest, or the file is none.
     """
     try:
-        manifest = pd.read_parquet(path)
+        manifest = read_own_parquet(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the validate stage first: dvc repro validate") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a manifest: {error}") from None
     missing = [name for name in ("img_path", "split", *MADE_COLUMNS) if name not in manifest.columns]
     if missing:
         raise UserError(f"{path} is no manifest: it lacks {', '.join(missing)}; run dvc repro validate")

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from knee_siglip.core.cells import as_meant, defanged, printable
+from knee_siglip.core.errors import UserError
 from knee_siglip.core.files import atomic_file, atomic_text
 from knee_siglip.core.metrics_file import write_metrics
 from knee_siglip.core.terminal import Terminal
@@ -62,11 +63,17 @@ def write_results(
 
 
 def read_issues(folder: Path) -> list[Issue]:
-    """Read issues.csv as it was written."""
+    """Read issues.csv as it was written.
+
+    Raises:
+        UserError: it is damaged.
+    """
     limit = csv.field_size_limit(sys.maxsize)  # a sentence around a file name may be longer than csv's default
     try:
         with (folder / ISSUES).open(encoding="utf-8", newline="") as file:
             return [_issue(cells) for cells in csv.DictReader(file)]
+    except (KeyError, AttributeError, ValueError, csv.Error) as error:  # cut rows have None for what is missing
+        raise UserError(f"{folder / ISSUES} is damaged ({error}); remove it, then run dvc repro") from None
     finally:
         csv.field_size_limit(limit)
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from knee_siglip.core.errors import UserError
 from knee_siglip.report.validation import pictured_issues as pictured_issues
 from knee_siglip.report.validation.glossary import GLOSSARY
 from knee_siglip.report.validation.page import write_page, write_validation_page
@@ -102,6 +103,9 @@ def test_what_validation_leaves_on_disk_gives_the_same_page(table: pd.DataFrame)
     metrics = METRICS | {"errors": 2, "warnings": 2}
     page = write_validation_page(folder, CSV, KNEE)
     assert page == folder / "index.html"
+    (folder / "issues.csv").write_text("severity,check,row\nerror,patient_leak")
+    with pytest.raises(UserError, match=r"issues\.csv is damaged"):
+        read_issues(folder)
     drawn = page.read_text(encoding="utf-8")
     assert drawn == page_of(table, issues, metrics).html
 

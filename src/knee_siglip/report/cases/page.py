@@ -9,14 +9,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from knee_siglip.report.cases.cases import Case, CaseList, list_cases
 from knee_siglip.report.evaluation.results import EvaluationResults, Row, SplitResults
 from knee_siglip.report.evaluation.wording import grade_names, noun
 from knee_siglip.report.html.numbers import readable
 from knee_siglip.report.html.pictures import Picture, write_pictures
 from knee_siglip.report.html.rendering import write_html
+from knee_siglip.tables.manifest import read_own_parquet
 
 PAGE, PICTURES = "cases.html", "cases"
 EXTERNAL_PAGE = f"{PICTURES}/external.html"
@@ -72,8 +71,8 @@ def write_case_browser(
 
 def _read_cases(evaluation: Path, split: SplitResults, maps: Sequence[Row]) -> CaseList:
     of_split = [("split", "==", split.name)]
-    predictions = pd.read_parquet(evaluation / "predictions.parquet", filters=of_split)
-    embeddings = pd.read_parquet(evaluation / "embeddings.parquet", filters=of_split)
+    predictions = read_own_parquet(evaluation / "predictions.parquet", filters=of_split)
+    embeddings = read_own_parquet(evaluation / "embeddings.parquet", filters=of_split)
     return list_cases(predictions, embeddings, split.task, maps)
 
 

@@ -16,7 +16,7 @@ from knee_siglip.report.html.rendering import write_html
 from knee_siglip.report.validation.distributions import distribution_charts
 from knee_siglip.report.validation.glossary import GLOSSARY, NEEDS_TOKENIZER, Entry
 from knee_siglip.report.validation.pictured_issues import cards, example_spots, group_issues
-from knee_siglip.tables.manifest import SPLITS
+from knee_siglip.tables.manifest import SPLITS, read_own_parquet
 from knee_siglip.task.task import Task
 from knee_siglip.validation.issue import Issue
 from knee_siglip.validation.outputs import METRICS, ROWS, read_issues
@@ -62,7 +62,7 @@ def write_validation_page(folder: Path, csv: Path, task: Task) -> Path | None:
     if not (folder / ROWS).is_file():
         return None
     path = folder / "index.html"
-    write_page(path, csv, pd.read_parquet(folder / ROWS), read_issues(folder), read_json(folder / METRICS), task)
+    write_page(path, csv, read_own_parquet(folder / ROWS), read_issues(folder), read_json(folder / METRICS), task)
     return path
 
 
