@@ -83,7 +83,8 @@ class Project:
                 continue
             for path in files_of(self.folder / name):
                 if path.name not in VARYING:
-                    found[str(path.relative_to(self.folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+                    content = path.read_bytes().replace(bytes(self.folder), b"")  # an import's report names it
+                    found[str(path.relative_to(self.folder))] = hashlib.sha256(content).hexdigest()
         return found
 
     def half_written(self) -> list[Path]:

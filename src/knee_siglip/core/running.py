@@ -39,9 +39,9 @@ def run_stage(main: Callable[[], None]) -> None:
     DVC stage the process ends with the `dvc` that started it, and does not start on damaged inputs. New files are for
     their owner alone (`UMASK`): pixels, impressions and results are data of patients.
     """
-    die_with_dvc()
-    escape_warnings()
     try:
+        die_with_dvc()
+        escape_warnings()
         _keep_private()
         with _alone():
             check_inputs_undamaged()
