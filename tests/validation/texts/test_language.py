@@ -109,3 +109,10 @@ def test_one_warning_tells_what_the_tokenizer_makes_of_a_foreign_corpus(project)
         issue["message"],
     )
     assert "model.text: google/siglip-base-patch16-256-multilingual" in issue["message"]
+    assert "no grade and no finding is asked for in German before its file says them so" in issue["message"]
+
+
+def test_prompts_in_the_language_of_the_impressions_are_right():
+    table = pd.DataFrame({"impression": CORPORA["German"].split("|")})
+    (issue,) = check_language(table, prompts=CORPORA["German"].split("|"))
+    assert "prompts are English" not in issue.message

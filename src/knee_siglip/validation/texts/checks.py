@@ -38,7 +38,7 @@ def check_texts(table: pd.DataFrame, tokens: Tokens | None, task: Task) -> list[
         *check_missing(table),
         *check_boilerplate(table, task),
         *check_damage(table),
-        *check_language(table, tokens),
+        *check_language(table, tokens, [text for prompts in task.label_prompts for text in prompts] or task.queries),
         *check_personal_data(table),
         *check_side(table, task),
         *check_grade(table, task),

@@ -49,10 +49,11 @@ LANGUAGES |= {"no": "Norwegian", "pl": "Polish", "pt": "Portuguese", "ro": "Roma
 LANGUAGES |= {"tr": "Turkish", "vi": "Vietnamese"}
 
 
-def check_language(table: pd.DataFrame, tokens: Tokens | None = None) -> list[Issue]:
+def check_language(table: pd.DataFrame, tokens: Tokens | None = None, prompts: Sequence[str] = ()) -> list[Issue]:
     """Warnings for texts in another script, or in Latin script and another language; one if that is so of all together.
 
-    tokens: what the tokenizer makes of them is told beside what it makes of English.
+    tokens: what the tokenizer makes of them is told beside what it makes of English. prompts: the task's; whether they
+    are in the language of the texts is told.
     """
     texts = list(table["impression"].unique())
     if (spoken := corpus_language(texts)) is not None:
@@ -61,6 +62,11 @@ def check_language(table: pd.DataFrame, tokens: Tokens | None = None) -> list[Is
             f"the impressions, judged together, seem to be in {spoken}; the text encoder knows English:{made} "
             f"translate them, or take a multilingual encoder (model.text: {MULTILINGUAL})"
         )
+        if prompts and corpus_language(prompts) is None:
+            message += (
+                f"; the task's prompts are English: no grade and no finding is asked for in {spoken} before its file "
+                "says them so (docs/another-task.md)"
+            )
         return [Issue("warning", "foreign_corpus", None, "", message)]
     return [
         *issues_of_texts(table, "foreign_script", _script_message, "are not written in Latin script"),
