@@ -47,8 +47,9 @@ def differing(values: Values, tracked: Values) -> list[str]:
 
 
 def differing_headline(expected: Values, tracked: Values) -> list[str]:
-    """Names of headline values that come out otherwise from what a tracker holds."""
-    values = nest({name.replace("/", "."): value for name, value in tracked.items() if not isinstance(value, dict)})
+    """Names of headline values that come out otherwise from what a tracker holds, rounded as the files are."""
+    numbers = {name.replace("/", "."): value for name, value in tracked.items() if not isinstance(value, dict)}
+    values = nest(rounded(numbers))
     again = rounded(headline_metrics({"test": values.get("test", {})}, values, {}, task_of(Params())))
     return [f"headline {name}" for name in expected.keys() & again.keys() if expected[name] != again[name]]
 

@@ -139,6 +139,37 @@ def test_a_stage_ends_with_the_dvc_that_started_it() -> None:
         time.sleep(0.05)
 
 
+STAGE = """
+from knee_siglip.core.running import run_stage
+run_stage(lambda: print("on", flush=True) or input())
+"""
+
+
+def test_a_second_process_of_a_stage_waits_for_the_first_and_another_stage_does_not(tmp_path: Path) -> None:
+    """Out and error are one stream, so that their order is known."""
+    (tmp_path / ".dvc").mkdir()
+
+    def start(stage: str) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        env = os.environ | {"DVC_STAGE": stage, "DVC_ROOT": str(tmp_path)}
+        return subprocess.Popen([sys.executable, "-c", STAGE], cwd=tmp_path, env=env, **pipes)  # type: ignore[call-overload]
+
+    def hear(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline()
+
+    first = start("train")
+    assert hear(first) == "on\n"
+    second, other = start("train"), start("evaluate")
+    assert "another process is running the stage train; waiting up to 60 s" in hear(second)
+    assert hear(other) == "on\n"
+    first.communicate("\n")
+    assert hear(second) == "on\n"
+    for process in (second, other):
+        process.communicate("\n")
+    assert [process.returncode for process in (first, second, other)] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("stage", ["sample", "report", "params"])
 def test_a_stage_that_may_write_nothing_says_so(stage: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]

@@ -152,9 +152,20 @@ def _bytes_of_floats(content):
     content["tokenizer"]["x.json"] = torch.zeros(3)
 
 
+def _change_weight(change):
+    def apply(content):
+        content["weights"]["visual_projection.bias"] = change(content["weights"]["visual_projection.bias"])
+
+    return apply
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        (_change_weight(torch.Tensor.to_sparse), "visual_projection.bias has shape None for"),
+        (_change_weight(lambda weight: weight.to(torch.complex64)), "visual_projection.bias has shape None for"),
+        (_change_weight(lambda weight: weight.to("meta")), "visual_projection.bias has shape None for"),
+        (_change_weight(torch.Tensor.tolist), "visual_projection.bias has shape None for"),
         (_drop_a_weight, "config and weights do not fit: visual_projection.bias has shape None for"),
         (_bend_a_weight, r"visual_projection.bias has shape \(3,\) for"),
         (_name_a_folder_above, "its tokenizer has a file named '..'"),

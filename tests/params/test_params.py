@@ -65,6 +65,8 @@ def test_a_checkpoint_with_prompts_for_another_grade_describes_no_task():
         saved_task({"evaluate": {"kl_prompts": {"0": ["none"], "5": ["beyond"]}}})
     with pytest.raises(UserError, match="describe no task: labels"):
         saved_task({"task": {"labels": 3}})
+    with pytest.raises(UserError, match="describe no task"):
+        saved_task({"evaluate": 7})
 
 
 FINDING = {"positive": ["x"], "negative": ["y"]}

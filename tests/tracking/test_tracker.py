@@ -267,8 +267,9 @@ def test_a_run_that_was_deleted_is_not_written_to_and_one_whose_experiment_was_r
     again.summary([Point("test.loss", 0.5, 0, 1.0)])
     assert [metric.key for metric in client.search_logged_models([experiment])[0].metrics] == ["test/loss"]
     client.delete_run(run)
-    anew = MlflowRun(recorded.mlflow_uri, recorded.root.as_uri()).open(evaluation, earlier)
+    anew = MlflowRun(recorded.mlflow_uri, recorded.root.as_uri()).open(evaluation | {"parent_id": run}, earlier)
     assert client.get_run(anew).info.lifecycle_stage == "active"
+    assert "mlflow.parentRunId" not in client.get_run(anew).data.tags
 
 
 def test_figures_that_arrive_twice_are_held_once(recorded, monkeypatch):

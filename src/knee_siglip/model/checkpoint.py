@@ -140,6 +140,7 @@ def _build_model(values: dict[str, Any], weights: dict[str, torch.Tensor]) -> Kn
         raise _WrongPart(f"its config builds no model ({type(error).__name__}: {_first_line(error)})") from None
     if model.image_mean.numel() != 3 or model.image_std.numel() != 3 or not (model.image_std > 0).all():
         raise _WrongPart("image_mean and image_std of its config must be three numbers each, image_std above 0")
+    weights = {name: weight for name, weight in weights.items() if _is_plain(weight)}
     if difference := _difference(weights, model.state_dict()):
         raise _WrongPart(f"config and weights do not fit: {difference}")
     model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
@@ -164,9 +165,14 @@ def _difference(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Ten
     return found + (f", and {len(odd) - 1} others differ" if len(odd) > 1 else "")
 
 
+def _is_plain(weight: Any) -> bool:
+    """Dense real numbers: the imaginary part of others would be dropped in silence."""
+    is_dense = isinstance(weight, torch.Tensor) and weight.layout == torch.strided and not weight.is_meta
+    return is_dense and weight.is_floating_point()
+
+
 def _shape(weights: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
-    weight = weights.get(name)
-    return tuple(weight.shape) if isinstance(weight, torch.Tensor) else None
+    return tuple(weights[name].shape) if name in weights else None
 
 
 def _checked_transform(values: dict[str, Any], patch: int) -> Transform:

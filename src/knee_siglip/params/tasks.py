@@ -23,7 +23,9 @@ def saved_task(saved: Mapping[str, Any]) -> Task:
         UserError: the params describe no task.
     """
     needed = ("label_prompts", "kl_prompts", "findings")  # others may be of another version
-    evaluate = {name: value for name, value in saved.get("evaluate", {}).items() if name in needed}
+    evaluate = saved.get("evaluate", {})
+    if isinstance(evaluate, dict):
+        evaluate = {name: value for name, value in evaluate.items() if name in needed}
     try:
         known = EvaluateParams.model_validate(evaluate)
         task = TaskParams.model_validate(saved.get("task", {}))

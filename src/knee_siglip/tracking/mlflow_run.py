@@ -57,7 +57,7 @@ class MlflowRun:
         """Create the run, or resume the one in `earlier` if the server still has it."""
         self.client, experiment = connect(self.uri, start["project"], self.artifacts)
         self.ours = [experiment], f"tags.`{RUN_TAG}` = '{start['run']}'"
-        run = self._find(last_id(earlier, "mlflow"))
+        run = self._held(last_id(earlier, "mlflow")) or self._first(*self.ours)
         experiment = run.info.experiment_id if run else experiment  # its own, which may have another name by now
         self.models = LoggedModels(self.client, experiment)
         tags = own_tags(start, earlier, "mlflow") | {COMPLETE: INCOMPLETE}
@@ -128,28 +128,28 @@ class MlflowRun:
             self.client.set_tag(self.run_id, COMPLETE, "yes")
         self.client.set_terminated(self.run_id, status)
 
-    def _find(self, run_id: str | None) -> Any:
-        """The run as the server has it: by its id, else by our own; None where it was deleted."""
+    def _held(self, run_id: str | None) -> Any:
+        """The run of this id; None where it was deleted, or is another server's."""
         from mlflow.exceptions import MlflowException
 
-        if run_id:
-            try:
-                run = self.client.get_run(run_id)
-                return run if run.info.lifecycle_stage == "active" else None
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-        found = self.client.search_runs(*self.ours, max_results=1)
+        try:
+            run = self.client.get_run(run_id) if run_id else None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return run if run and run.info.lifecycle_stage == "active" else None
+
+    def _first(self, experiments: list[str], query: str) -> Any:
+        found = self.client.search_runs(experiments, query, max_results=1)
         return found[0] if found else None
 
     def _parent(self, start: Event, experiment: str) -> dict[str, str]:
         """Tag of the run that trained the model: known from its log, else another machine's on the same server."""
-        parent, model = start.get("parent_id"), start["tags"].get("model_sha256")
+        parent, model = self._held(start.get("parent_id")), start["tags"].get("model_sha256")
         if not parent and model:
-            query = f"tags.model_sha256 = '{model}' and tags.stage = 'train'"
-            found = self.client.search_runs([experiment], query, max_results=1)
-            parent = found[0].info.run_id if found else None
-        return {"mlflow.parentRunId": parent} if parent else {}
+            parent = self._first([experiment], f"tags.model_sha256 = '{model}' and tags.stage = 'train'")
+        return {"mlflow.parentRunId": parent.info.run_id} if parent else {}
 
     def _reopen(self, run: Any, start: Event, tags: dict[str, str]) -> None:
         self.run_id = run.info.run_id

@@ -158,6 +158,8 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
     loaded = mlflow.pyfunc.load_model("models:/knee-siglip@champion")  # checks its reference
     assert loaded.predict(loaded.input_example)["status"].tolist() == ["ok"]
 
+    client.set_model_version_tag("knee-siglip", "2", "runs", "0" * 40)
+    assert "this clone lacks" in release("short")[1]
     client.delete_model_version_tag("knee-siglip", "2", "runs")
     assert "not made by knee-siglip release" in release("short")[1]
     code, said = release("short", "--force", "a demonstration")

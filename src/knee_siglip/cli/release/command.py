@@ -153,8 +153,14 @@ def _judge_against(champion: Any, candidate: Candidate, metrics: Sequence[str], 
             f"the champion, version {champion.version}, was not made by knee-siglip release, and nothing says where "
             "its predictions are; to replace it: --force WHY"
         )
-    sides = champion.tags["runs"].split(), candidate.runs
-    present, new = [[rows_of_split(commit, "test") for commit in side] for side in sides]
+    new = [rows_of_split(commit, "test") for commit in candidate.runs]
+    try:
+        present = [rows_of_split(commit, "test") for commit in champion.tags["runs"].split()]
+    except UsageError:
+        raise UserError(
+            f"the champion, version {champion.version}, is of a commit that this clone lacks; where it was released: "
+            "git push --tags && dvc push --all-tags; then here: git fetch --tags"
+        ) from None
     verdict = judge(compare(present, new, metrics))
     return Verdict(verdict.is_better, f"against version {champion.version} {verdict.reason}")
 
