@@ -108,6 +108,44 @@ def test_reports_named_like_the_images_folders_are_found_unasked(
     assert row[["impression", "study_id", "patient_id"]].tolist() == ["Severe OA 11.", "s0011", "M5"]
 
 
+def test_titles_above_a_sheets_header_and_separators_behind_a_row_are_no_cells(
+    images: Path, tmp_path: Path, run_import: Import
+) -> None:
+    rows = [
+        [name, name[:3], f"No fracture {name}."] for name in sorted(path.name for path in (images / "scans").iterdir())
+    ]
+    sheet = [["Export of 2021", "", ""], ["", "", ""], ["file", "patient", "conclusion"], *rows]
+    pd.DataFrame(sheet).to_excel(images / "a.xlsx", header=False, index=False)
+    first = run_import(images)
+    assert first[["patient_id", "impression"]].iloc[0].tolist() == ["100", "No fracture 100_L.png."]
+    (images / "a.xlsx").unlink()
+    write(images / "a.csv", ["file;patient;conclusion", *(";".join([*row, "", ""]) for row in rows)])
+    assert run_import(images)["impression"].tolist() == first["impression"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"Export;;\nfile;patient;conclusion\na;b;c\n", "remove the rows above the column names"),
+        (b"file,patient,conclusion\na,b,c,d\n", "a text with commas needs quotes"),
+        (b"file,conclusion\nx/1.png,Normal.\n", "no column of a.csv names images below"),
+        (b"\xd0\xcf\x11\xe0", "old Excel workbook"),
+    ],
+)
+def test_why_a_folders_only_table_cannot_be_read_is_told(
+    images: Path, tmp_path: Path, knee_siglip: Run, content: bytes, reason: str
+) -> None:
+    (images / "a.csv").write_bytes(content)
+    code, _, error = knee_siglip("import", images, tmp_path / "rows.csv")
+    assert (code, reason in error) == (1, True), error
+
+
+def test_columns_that_may_tell_who_a_person_is_are_named(images: Path, tmp_path: Path, run_import: Import) -> None:
+    lines = [f"100_{side}.png,Doe,1950-01-01,No fracture {side}.,x,y" for side in "LR"]
+    run_import(write(images / "a.csv", ["file,Patient name,Birth date,text,filename2,Prenatal", *lines]))
+    assert any(note.startswith("Patient name, Birth date: by their names") for note in told(tmp_path)["notes"])
+
+
 def test_map_names_what_is_not_found(images: Path, run_import: Import) -> None:
     source = write(images / "export.csv", [HEADER.replace("KL-Grad", "Stufe"), *GERMAN])
     assert "kl_grade" not in run_import(source)

@@ -24,6 +24,8 @@ CLASSES = (2, 60)
 NUMBERED = re.compile(r"\d{3}")
 """In every folder's name: they are patients, studies or dates, no classes."""
 
+UNFIT_SHOWN = 3
+
 REPORTS = 20
 """Text files from which they are reports, and are not read as tables."""
 
@@ -169,15 +171,18 @@ def _table_rows(tables: Sequence[str], work: Import) -> tuple[Layout, pd.DataFra
 
 
 def _with_images(tables: Sequence[str], work: Import) -> list[str]:
-    """The tables of a folder, the one first that names most images; none if no table names any."""
+    """The tables of a folder, the one first that names most images; none if no table names any.
+
+    Why a table cannot be the one is kept, for the error of a source that is nothing else.
+    """
     shares = {}
     for name in tables:
         try:
             table = read_any(work.files.root / name, Outcome(""), work.options.encoding)
             column = proposals.image_column(table, work.images)
             shares[name] = sum(found is not None for found in work.images.locate(table[column].tolist()))
-        except UserError:
-            continue
+        except UserError as error:
+            work.unfit.append(str(error))
     ranked = sorted(shares, key=lambda name: -shares[name])
     return [*ranked[:1], *(name for name in tables if name != ranked[0])] if ranked else []
 
@@ -200,6 +205,8 @@ def _class_rows(work: Import) -> tuple[Layout, pd.DataFrame]:
     names = [name for name in work.images.images if "/" in name]
     classes = sorted({name.split("/")[-2] for name in names} - set(SPLIT_SYNONYMS))
     if not CLASSES[0] <= len(classes) <= CLASSES[1] or all(NUMBERED.search(name) for name in classes):
+        if work.unfit:
+            raise UserError("; ".join(work.unfit[:UNFIT_SHOWN]))
         found = f"{len(work.images.images):,} images in {len(classes)} folders" + (
             f" such as {classes[0]}" if classes else ""
         )
