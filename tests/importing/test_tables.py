@@ -154,6 +154,12 @@ def test_rows_without_a_split_get_that_of_their_patient(
     assert table["split"].tolist() == [split or "train" for split in splits.values() for _ in "LR"]
 
 
+def test_a_text_beside_the_table_that_is_no_table_does_no_harm(images: Path, run_import: Import) -> None:
+    write(images / "README.txt", ["Knees, left and right.", "Please cite: Doe, Jane, and others.", "Thanks."])
+    write(images / "a.csv", ["file,text", "100_L.png,No fracture.", "100_R.png,Mild OA."])
+    assert run_import(images)["impression"].tolist() == ["No fracture.", "Mild OA."]
+
+
 def test_columns_that_may_tell_who_a_person_is_are_named(images: Path, tmp_path: Path, run_import: Import) -> None:
     lines = [f"100_{side}.png,Doe,1950-01-01,No fracture {side}.,x,y" for side in "LR"]
     run_import(write(images / "a.csv", ["file,Patient name,Birth date,text,filename2,Prenatal", *lines]))
