@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.params.checks import check_inputs
-from knee_siglip.params.files import load_params
+from knee_siglip.params.files import parse_params
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "hostile-params.md"
@@ -98,8 +98,7 @@ def answers() -> Iterator[tuple[str, str]]:
         for key, value, *why in HOSTILE:
             shown = f"{key}: {_shown(value)}"
             try:
-                _write(shipped, key, value)
-                check_inputs(load_params())
+                check_inputs(parse_params(_changed(shipped, key, value), "params.yaml"))
                 yield shown, f"*accepted*: {why[0]}" if why else "*accepted*"
             except UserError as error:
                 yield shown, str(error).replace(folder, "").replace("\n", " ")
@@ -111,8 +110,8 @@ def page() -> str:
     return HEADER + "".join(rows)
 
 
-def _write(shipped: dict[str, Any], key: str, value: Any) -> None:
-    """params.yaml of this folder: the shipped one with another value."""
+def _changed(shipped: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The shipped params with another value."""
     *sections, last = key.split(".")
     params: dict[str, Any] = {name: dict(item) if isinstance(item, dict) else item for name, item in shipped.items()}
     place = params
@@ -120,8 +119,7 @@ def _write(shipped: dict[str, Any], key: str, value: Any) -> None:
         place[section] = dict(place[section])
         place = place[section]
     place[last] = value
-    with Path("params.yaml").open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(params, file)
+    return params
 
 
 def _shown(value: Any) -> str:

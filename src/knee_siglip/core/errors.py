@@ -17,7 +17,12 @@ REFUSALS = {
     errno.EACCES: "check the rights of the file and its folder",
     errno.EPERM: "check the rights of the file and its folder",
     errno.EIO: "the disk or the network drive fails: check it, and keep a copy of what it holds",
-    errno.ESTALE: "the network drive has changed: mount it again",
+    **dict.fromkeys(
+        (errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+        "the network drive does not answer or has changed: mount it again",
+    ),
+    errno.EBUSY: "another program uses the file or its folder: end it",
+    errno.EXDEV: "the file system cannot rename within that folder: use another disk",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "the machine has too many open files: end some programs",
     errno.EAGAIN: "raise the limit of processes (ulimit -u), or end some",

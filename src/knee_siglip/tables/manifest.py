@@ -38,13 +38,10 @@ def read_own_parquet(path: Path, **options: Any) -> pd.DataFrame:
     """A table that a stage of ours wrote; options: of `pandas.read_parquet`.
 
     Raises:
-        FileNotFoundError: there is none.
         UserError: it is damaged.
     """
     try:
         return pd.read_parquet(path, **options)
-    except FileNotFoundError:
-        raise
     except (OSError, ValueError) as error:
         what = str(error).splitlines()[0]
         raise UserError(f"{path} is damaged or no such table ({what}); remove it, then run dvc repro") from None
@@ -56,10 +53,9 @@ def read_manifest(path: Path = MANIFEST) -> pd.DataFrame:
     Raises:
         UserError: there is no manifest, or the file is none.
     """
-    try:
-        manifest = read_own_parquet(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the validate stage first: dvc repro validate") from None
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run the validate stage first: dvc repro validate")
+    manifest = read_own_parquet(path)
     missing = [name for name in ("img_path", "split", *MADE_COLUMNS) if name not in manifest.columns]
     if missing:
         raise UserError(f"{path} is no manifest: it lacks {', '.join(missing)}; run dvc repro validate")
