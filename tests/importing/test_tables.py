@@ -140,6 +140,26 @@ def test_why_a_folders_only_table_cannot_be_read_is_told(
     assert (code, reason in error) == (1, True), error
 
 
+def test_rows_without_a_split_get_that_of_their_patient(
+    images: Path, tmp_path: Path, run_import: Import, knee_siglip: Run
+) -> None:
+    splits = dict(zip(range(100, 106), ("train", "val", "test", "", "train", "test"), strict=True))
+    cells = {
+        f"{patient}_{side}.png": split if side == "L" else "" for patient, split in splits.items() for side in "LR"
+    }
+    lines = [f"{name},{name[:3]},{split},No fracture {name}." for name, split in cells.items()]
+    source = write(images / "a.csv", ["file,patient,split,text", *lines])
+    assert "Next: 7 rows have no split" in knee_siglip("import", source, tmp_path / "rows.csv")[1]
+    table = run_import(source, "--split")
+    assert table["split"].tolist() == [split or "train" for split in splits.values() for _ in "LR"]
+
+
+def test_a_text_beside_the_table_that_is_no_table_does_no_harm(images: Path, run_import: Import) -> None:
+    write(images / "README.txt", ["Knees, left and right.", "Please cite: Doe, Jane, and others.", "Thanks."])
+    write(images / "a.csv", ["file,text", "100_L.png,No fracture.", "100_R.png,Mild OA."])
+    assert run_import(images)["impression"].tolist() == ["No fracture.", "Mild OA."]
+
+
 def test_columns_that_may_tell_who_a_person_is_are_named(images: Path, tmp_path: Path, run_import: Import) -> None:
     lines = [f"100_{side}.png,Doe,1950-01-01,No fracture {side}.,x,y" for side in "LR"]
     run_import(write(images / "a.csv", ["file,Patient name,Birth date,text,filename2,Prenatal", *lines]))

@@ -171,20 +171,21 @@ def _table_rows(tables: Sequence[str], work: Import) -> tuple[Layout, pd.DataFra
 
 
 def _with_images(tables: Sequence[str], work: Import) -> list[str]:
-    """The tables of a folder, the one first that names most images; none if no table names any.
+    """The readable tables of a folder, the one first that names most images; none if no table names any.
 
     Why a table cannot be the one is kept, for the error of a source that is nothing else.
     """
-    shares = {}
+    shares, readable = {}, []
     for name in tables:
         try:
             table = read_any(work.files.root / name, Outcome(""), work.options.encoding)
+            readable.append(name)
             column = proposals.image_column(table, work.images)
             shares[name] = sum(found is not None for found in work.images.locate(table[column].tolist()))
         except UserError as error:
             work.unfit.append(str(error))
     ranked = sorted(shares, key=lambda name: -shares[name])
-    return [*ranked[:1], *(name for name in tables if name != ranked[0])] if ranked else []
+    return [*ranked[:1], *(name for name in readable if name != ranked[0])] if ranked else []
 
 
 def _dicom_names(files: Files) -> list[str]:
