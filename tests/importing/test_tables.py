@@ -207,8 +207,18 @@ def test_a_workbook_of_two_sheets_needs_a_name(
         table.to_excel(book, sheet_name="Knie", index=False)
         table.head(1).to_excel(book, sheet_name="Hüfte", index=False)
     code, _, error = knee_siglip("import", images / "export.xlsx", tmp_path / "rows.csv")
-    assert (code, "name one with --sheet: Knie, Hüfte" in error) == (1, True)
+    assert (code, "name one with --sheet: Knie, Hüfte" in error) == (1, True), error
     assert len(run_import(images / "export.xlsx", "--sheet", "Knie")) == 12
+
+
+def test_sheets_of_a_workbook_are_joined_where_one_names_the_images(images: Path, run_import: Import) -> None:
+    with pd.ExcelWriter(images / "export.xlsx") as book:
+        scans = [[f"{patient}_{side}.png", patient] for patient in range(100, 106) for side in "LR"]
+        pd.DataFrame(scans, columns=["file", "mrn"]).to_excel(book, sheet_name="Scans", index=False)
+        reports = [[patient, f"Mild OA of {patient}."] for patient in range(100, 106)]
+        pd.DataFrame(reports, columns=["mrn", "report"]).to_excel(book, sheet_name="Reports", index=False)
+    row = run_import(images / "export.xlsx").iloc[-1]
+    assert row[["patient_id", "impression"]].tolist() == ["105", "Mild OA of 105."]
 
 
 def test_tables_of_a_folder_are_joined_by_their_ids(images: Path, tmp_path: Path, run_import: Import) -> None:

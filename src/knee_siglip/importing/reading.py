@@ -51,8 +51,17 @@ def read_any(path: Path, outcome: "Outcome", encoding: str | None = None, sheet:
     blank = [name for name in table.columns if not name.strip()]
     table = table.drop(columns=[name for name in blank if not table[name].str.strip().any()])
     table = table.rename(columns=dict.fromkeys(blank, "row"))  # pandas' nameless index
-    table[TABLE], table[ROW] = path.name, table.index.astype(str)
+    table[TABLE], table[ROW] = f"{path.name}, {sheet}" if sheet else path.name, table.index.astype(str)
     return table
+
+
+def sheets_of(path: Path) -> list[str]:
+    """The sheets with rows of a workbook that has several; none for others, and for what cannot be read."""
+    try:
+        filled = {name: table for name, table in _read_book(path).items() if len(table) > 1}
+    except UserError:
+        return []
+    return list(filled) if len(filled) > 1 else []
 
 
 def read_tables(
@@ -146,11 +155,15 @@ def _decode(path: Path, data: bytes, outcome: "Outcome", encoding: str | None) -
     return text
 
 
-def _read_workbook(path: Path, sheet: str | None) -> pd.DataFrame:
+def _read_book(path: Path) -> dict[str, pd.DataFrame]:
     try:
-        book = pd.read_excel(path, sheet_name=None, header=None, dtype=str, keep_default_na=False, na_filter=False)
+        return pd.read_excel(path, sheet_name=None, header=None, dtype=str, keep_default_na=False, na_filter=False)
     except Exception as error:  # openpyxl raises many kinds for damaged files
         raise UserError(f"{path} is no readable workbook: {str(error).splitlines()[0]}") from None
+
+
+def _read_workbook(path: Path, sheet: str | None) -> pd.DataFrame:
+    book = _read_book(path)
     filled = {name: table for name, table in book.items() if len(table) > 1}
     if sheet is not None and sheet not in book:
         raise UserError(f"{path} has no sheet {sheet!r}; its sheets are {', '.join(book)}")
