@@ -39,14 +39,15 @@ def _own_store(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database of MLflow, to be copied: making one takes 8 s. All of pytest's processes share it."""
-    from knee_siglip.tracking.mlflow_models import ENVIRONMENT, _create_database  # slow: few tests need it
+    from knee_siglip.tracking.mlflow_models import ENVIRONMENT, create_database  # slow: few tests need it
 
     folder = tmp_path_factory.getbasetemp()
     database = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "mlflow.db"
     with lock(database.with_suffix(".lock"), "making a database"), pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        _create_database(f"sqlite:///{database}")
+        if not database.exists():
+            create_database(database)
     return database
 
 

@@ -108,6 +108,64 @@ def test_reports_named_like_the_images_folders_are_found_unasked(
     assert row[["impression", "study_id", "patient_id"]].tolist() == ["Severe OA 11.", "s0011", "M5"]
 
 
+def test_titles_above_a_sheets_header_and_separators_behind_a_row_are_no_cells(
+    images: Path, tmp_path: Path, run_import: Import
+) -> None:
+    rows = [
+        [name, name[:3], f"No fracture {name}."] for name in sorted(path.name for path in (images / "scans").iterdir())
+    ]
+    sheet = [["Export of 2021", "", ""], ["", "", ""], ["file", "patient", "conclusion"], *rows]
+    pd.DataFrame(sheet).to_excel(images / "a.xlsx", header=False, index=False)
+    first = run_import(images)
+    assert first[["patient_id", "impression"]].iloc[0].tolist() == ["100", "No fracture 100_L.png."]
+    (images / "a.xlsx").unlink()
+    write(images / "a.csv", ["file;patient;conclusion", *(";".join([*row, "", ""]) for row in rows)])
+    assert run_import(images)["impression"].tolist() == first["impression"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"Export;;\nfile;patient;conclusion\na;b;c\n", "remove the rows above the column names"),
+        (b"file,patient,conclusion\na,b,c,d\n", "a text with commas needs quotes"),
+        (b"file,conclusion\nx/1.png,Normal.\n", "no column of a.csv names images below"),
+        (b"\xd0\xcf\x11\xe0", "old Excel workbook"),
+    ],
+)
+def test_why_a_folders_only_table_cannot_be_read_is_told(
+    images: Path, tmp_path: Path, knee_siglip: Run, content: bytes, reason: str
+) -> None:
+    (images / "a.csv").write_bytes(content)
+    code, _, error = knee_siglip("import", images, tmp_path / "rows.csv")
+    assert (code, reason in error) == (1, True), error
+
+
+def test_rows_without_a_split_get_that_of_their_patient(
+    images: Path, tmp_path: Path, run_import: Import, knee_siglip: Run
+) -> None:
+    splits = dict(zip(range(100, 106), ("train", "val", "test", "", "train", "test"), strict=True))
+    cells = {
+        f"{patient}_{side}.png": split if side == "L" else "" for patient, split in splits.items() for side in "LR"
+    }
+    lines = [f"{name},{name[:3]},{split},No fracture {name}." for name, split in cells.items()]
+    source = write(images / "a.csv", ["file,patient,split,text", *lines])
+    assert "Next: 7 rows have no split" in knee_siglip("import", source, tmp_path / "rows.csv")[1]
+    table = run_import(source, "--split")
+    assert table["split"].tolist() == [split or "train" for split in splits.values() for _ in "LR"]
+
+
+def test_a_text_beside_the_table_that_is_no_table_does_no_harm(images: Path, run_import: Import) -> None:
+    write(images / "README.txt", ["Knees, left and right.", "Please cite: Doe, Jane, and others.", "Thanks."])
+    write(images / "a.csv", ["file,text", "100_L.png,No fracture.", "100_R.png,Mild OA."])
+    assert run_import(images)["impression"].tolist() == ["No fracture.", "Mild OA."]
+
+
+def test_columns_that_may_tell_who_a_person_is_are_named(images: Path, tmp_path: Path, run_import: Import) -> None:
+    lines = [f"100_{side}.png,Doe,1950-01-01,No fracture {side}.,x,y" for side in "LR"]
+    run_import(write(images / "a.csv", ["file,Patient name,Birth date,text,filename2,Prenatal", *lines]))
+    assert any(note.startswith("Patient name, Birth date: by their names") for note in told(tmp_path)["notes"])
+
+
 def test_map_names_what_is_not_found(images: Path, run_import: Import) -> None:
     source = write(images / "export.csv", [HEADER.replace("KL-Grad", "Stufe"), *GERMAN])
     assert "kl_grade" not in run_import(source)
@@ -149,8 +207,18 @@ def test_a_workbook_of_two_sheets_needs_a_name(
         table.to_excel(book, sheet_name="Knie", index=False)
         table.head(1).to_excel(book, sheet_name="Hüfte", index=False)
     code, _, error = knee_siglip("import", images / "export.xlsx", tmp_path / "rows.csv")
-    assert (code, "name one with --sheet: Knie, Hüfte" in error) == (1, True)
+    assert (code, "name one with --sheet: Knie, Hüfte" in error) == (1, True), error
     assert len(run_import(images / "export.xlsx", "--sheet", "Knie")) == 12
+
+
+def test_sheets_of_a_workbook_are_joined_where_one_names_the_images(images: Path, run_import: Import) -> None:
+    with pd.ExcelWriter(images / "export.xlsx") as book:
+        scans = [[f"{patient}_{side}.png", patient] for patient in range(100, 106) for side in "LR"]
+        pd.DataFrame(scans, columns=["file", "mrn"]).to_excel(book, sheet_name="Scans", index=False)
+        reports = [[patient, f"Mild OA of {patient}."] for patient in range(100, 106)]
+        pd.DataFrame(reports, columns=["mrn", "report"]).to_excel(book, sheet_name="Reports", index=False)
+    row = run_import(images / "export.xlsx").iloc[-1]
+    assert row[["patient_id", "impression"]].tolist() == ["105", "Mild OA of 105."]
 
 
 def test_tables_of_a_folder_are_joined_by_their_ids(images: Path, tmp_path: Path, run_import: Import) -> None:

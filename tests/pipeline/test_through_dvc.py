@@ -114,6 +114,18 @@ def own(clone: Clone, tmp_path: Path) -> Clone:
     return Clone(tmp_path / "own")
 
 
+@pytest.fixture
+def untracked(own: Clone) -> Clone:
+    """Without MLflow and W&B, whose processes take longer than the stages of a miniature."""
+    path, yaml = own.folder / "params.yaml", YAML()
+    params = yaml.load(path.read_text())
+    params["tracking"].update(mlflow="none", wandb="none")
+    yaml.dump(params, path)
+    own.repro("params")
+    own.commit("no trackers")
+    return own
+
+
 def test_every_stage_leaves_its_files(clone):
     for name in (
         "data/sample/train.csv",

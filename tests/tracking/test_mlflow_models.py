@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_siglip.tracking.mlflow_models import _create_database
+from knee_siglip.tracking.mlflow_models import create_database
 
 
 def test_a_database_whose_creation_was_killed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,11 +25,10 @@ def test_a_database_whose_creation_was_killed_is_made_anew(tmp_path: Path, monke
                 raise Killed
 
     monkeypatch.setattr("mlflow.tracking.MlflowClient", Client)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    database = tmp_path / "mlflow.db"
     with pytest.raises(Killed):
-        _create_database(uri)
-    assert not (tmp_path / "mlflow.db").exists()
+        create_database(database)
+    assert not database.exists()
     Client.written = "whole"
-    for _ in range(2):
-        _create_database(uri)
+    create_database(database)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("mlflow.db", "whole")]

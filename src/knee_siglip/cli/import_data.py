@@ -136,7 +136,7 @@ def _fill_splits(table: "pd.DataFrame", seed: int, outcome: "Outcome") -> "pd.Da
     missing = [name for name in SPLITS if given is None or not (given == name).any()]
     if given is not None and not missing:
         outcome.note("--split: the set's own splits are complete and stay as they are")
-        return table
+        return _with_rest(table, outcome)
     free = table if given is None else table[~given.isin([name for name in SPLITS[1:] if name not in missing])]
     links = [free["img_path"]]
     if missing == list(SPLITS) or set(missing) == {"val", "test"}:
@@ -156,6 +156,21 @@ def _fill_splits(table: "pd.DataFrame", seed: int, outcome: "Outcome") -> "pd.Da
     return table[[*first, *(name for name in table.columns if name not in first)]]
 
 
+def _with_rest(table: "pd.DataFrame", outcome: "Outcome") -> "pd.DataFrame":
+    """The table of all three splits with a split for the rows that have none: their patient's, else train."""
+    from knee_siglip.tables.ids import independent_units
+
+    rest = table["split"] == ""
+    if not rest.any():
+        return table
+    units = independent_units(table).numbers
+    known = table.loc[~rest, "split"].groupby(units[~rest.to_numpy()]).first()
+    filled = table["split"].mask(rest, [known.get(unit, "train") for unit in units])
+    outcome.note(f"--split: {int(rest.sum()):,} rows without a split are in that of their patient, else in train")
+    outcome.splits = {str(name): int(count) for name, count in filled.value_counts().items()}
+    return table.assign(split=filled)
+
+
 def _next_steps(table: "pd.DataFrame", out_csv: Path, task: str | None) -> list[str]:
     from knee_siglip.tables.manifest import SPLITS
 
@@ -163,6 +178,8 @@ def _next_steps(table: "pd.DataFrame", out_csv: Path, task: str | None) -> list[
     if missing:
         lacking = "no split" if len(missing) == len(SPLITS) else f"no row in {' and '.join(missing)}"
         return [f"Next: it has {lacking}; give the same command with --split --overwrite (or: knee-siglip split)."]
+    if count := int((table["split"] == "").sum()):
+        return [f"Next: {count:,} rows have no split; give the same command with --split --overwrite."]
     images = os.path.commonpath([(out_csv.parent / name).absolute().parent for name in table["img_path"]])
     in_project = Path("dvc.yaml").is_file()  # else the command is typed in another folder
     named = {"data.csv": out_csv if in_project else out_csv.absolute(), "data.images": images}

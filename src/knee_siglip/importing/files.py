@@ -13,7 +13,7 @@ from knee_siglip.imaging.decode.dicom import SUFFIXES as DICOM_SUFFIXES
 
 PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 IMAGES = PICTURES | DICOM_SUFFIXES
-TABLES = {".csv", ".tsv", ".parquet", ".xlsx", ".xlsm", ".gz", ".txt"}
+TABLES = {".csv", ".tsv", ".parquet", ".xls", ".xlsx", ".xlsm", ".gz", ".txt"}
 NOT_FOUND, AMBIGUOUS = "no such image below {}", "several images below {} have that name"
 
 

@@ -14,7 +14,7 @@ from knee_siglip.importing.files import Files, is_dicom_name, is_table_name
 from knee_siglip.importing.layout import Layout, Texts, detect_layout, named_layout
 from knee_siglip.importing.outcome import Outcome
 from knee_siglip.importing.paths import image_names, path_groups, study_folders, told_by_paths, with_told
-from knee_siglip.importing.reading import read_any, read_tables
+from knee_siglip.importing.reading import read_any, read_tables, sheets_of
 from knee_siglip.importing.work import Import
 from knee_siglip.validation.rows import SPLIT_SYNONYMS
 
@@ -23,6 +23,8 @@ CLASSES = (2, 60)
 
 NUMBERED = re.compile(r"\d{3}")
 """In every folder's name: they are patients, studies or dates, no classes."""
+
+UNFIT_SHOWN = 3
 
 REPORTS = 20
 """Text files from which they are reports, and are not read as tables."""
@@ -36,9 +38,11 @@ def find_rows(work: Import) -> tuple[Layout, pd.DataFrame]:
         layout = named_layout(name)
         work.outcome.layout = name
         return layout, _layout_rows(layout, work)
-    tables = [options.source.name] if options.source.is_file() else _table_names(files)
-    if options.source.is_file() or (tables := _with_images(tables, work)):
-        return _table_rows(tables, work)
+    tables = _sheets([options.source.name] if options.source.is_file() else _table_names(files), work)
+    if len(tables) > 1 or not options.source.is_file():
+        tables = _with_images(tables, work)
+    if tables or options.source.is_file():
+        return _table_rows(tables or [(options.source.name, options.sheet)], work)
     if dicoms := _dicom_names(work.images):
         work.outcome.layout = "DICOM headers"
         return _dicom_layout(work.outcome), dicom_rows(work.images.root, dicoms, work.outcome)
@@ -57,6 +61,13 @@ def _table_names(files: Files) -> list[str]:
     names = [name for name in files.names if is_table_name(name)]
     others = [name for name in names if not name.lower().endswith(".txt")]
     return names if len(names) - len(others) < REPORTS else others
+
+
+def _sheets(names: Sequence[str], work: Import) -> list[tuple[str, str | None]]:
+    """Each table, and each sheet of a workbook that has several, unless --sheet names one."""
+    asked = work.options.sheet
+    books = {name: [] if asked else sheets_of(work.files.root / name) for name in names if ".xls" in name.lower()}
+    return [(name, sheet) for name in names for sheet in (*books.get(name, []),) or (asked,)]
 
 
 def _reported_rows(rows: pd.DataFrame, key: str | None, work: Import) -> tuple[Layout, pd.DataFrame]:
@@ -138,13 +149,14 @@ def _path_rows(layout: Layout, work: Import) -> pd.DataFrame:
     return work.outcome.drop(rows, unknown, "its path is not the layout's").reset_index(drop=True)
 
 
-def _table_rows(tables: Sequence[str], work: Import) -> tuple[Layout, pd.DataFrame]:
+def _table_rows(tables: Sequence[tuple[str, str | None]], work: Import) -> tuple[Layout, pd.DataFrame]:
     """The table that names the images, with those joined that have an id of it; columns are proposed."""
     options, outcome = work.options, work.outcome
-    first = read_any(work.files.root / tables[0], outcome, options.encoding, options.sheet)
-    outcome.read(tables[0], len(first))
+    name, sheet = tables[0]
+    first = read_any(work.files.root / name, outcome, options.encoding, sheet)
     if first.empty:
-        raise UserError(f"{work.files.root / tables[0]} has a header and no rows")
+        raise UserError(f"{work.files.root / name} has a header and no rows")
+    outcome.read(first[TABLE].iloc[0], len(first))
     if not options.images and (root := proposals.absolute_root(first)):
         work.images = Files(root)
     given = dict(options.maps)
@@ -154,10 +166,10 @@ def _table_rows(tables: Sequence[str], work: Import) -> tuple[Layout, pd.DataFra
         outcome.note(f"columns of images were unrolled, one row an image: {', '.join(by_view)}")
     image = given.get("img_path") or proposals.image_column(first, work.images)
     rows = _locate(first, image, work)
-    for name in tables[1:]:
-        other = read_any(work.files.root / name, outcome, options.encoding)
+    for name, sheet in tables[1:]:
+        other = read_any(work.files.root / name, outcome, options.encoding, sheet)
         if keys := joining.common_id(rows, other):
-            outcome.read(name, len(other))
+            outcome.read(other[TABLE].iloc[0], len(other))
             rows = joining.join(rows, other, {keys[0]: keys[1]}, {}, outcome)
     rows = join_given(rows, work)
     layout = proposals.propose(rows, outcome, {"img_path": image, **given})
@@ -168,18 +180,29 @@ def _table_rows(tables: Sequence[str], work: Import) -> tuple[Layout, pd.DataFra
     return layout, rows
 
 
-def _with_images(tables: Sequence[str], work: Import) -> list[str]:
-    """The tables of a folder, the one first that names most images; none if no table names any."""
-    shares = {}
-    for name in tables:
+def _with_images(tables: Sequence[tuple[str, str | None]], work: Import) -> list[tuple[str, str | None]]:
+    """The readable tables and sheets, the one first that names most images; none if none names any.
+
+    Why a table cannot be the one is kept, for the error of a source that is nothing else.
+
+    Raises:
+        UserError: several sheets of the workbook name images.
+    """
+    shares: dict[tuple[str, str | None], int] = {}
+    readable: list[tuple[str, str | None]] = []
+    for name, sheet in tables:
         try:
-            table = read_any(work.files.root / name, Outcome(""), work.options.encoding)
+            table = read_any(work.files.root / name, Outcome(""), work.options.encoding, sheet)
+            readable.append((name, sheet))
             column = proposals.image_column(table, work.images)
-            shares[name] = sum(found is not None for found in work.images.locate(table[column].tolist()))
-        except UserError:
-            continue
-    ranked = sorted(shares, key=lambda name: -shares[name])
-    return [*ranked[:1], *(name for name in tables if name != ranked[0])] if ranked else []
+            shares[name, sheet] = sum(found is not None for found in work.images.locate(table[column].tolist()))
+        except UserError as error:
+            work.unfit.append(str(error))
+    ranked = sorted(shares, key=lambda table: -shares[table])
+    alike = [str(sheet) for name, sheet in ranked if sheet and name == ranked[0][0]]
+    if len(alike) > 1:
+        raise UserError(f"{ranked[0][0]} names images in several sheets: name one with --sheet: {', '.join(alike)}")
+    return [*ranked[:1], *(table for table in readable if table != ranked[0])] if ranked else []
 
 
 def _dicom_names(files: Files) -> list[str]:
@@ -200,6 +223,8 @@ def _class_rows(work: Import) -> tuple[Layout, pd.DataFrame]:
     names = [name for name in work.images.images if "/" in name]
     classes = sorted({name.split("/")[-2] for name in names} - set(SPLIT_SYNONYMS))
     if not CLASSES[0] <= len(classes) <= CLASSES[1] or all(NUMBERED.search(name) for name in classes):
+        if work.unfit:
+            raise UserError("; ".join(work.unfit[:UNFIT_SHOWN]))
         found = f"{len(work.images.images):,} images in {len(classes)} folders" + (
             f" such as {classes[0]}" if classes else ""
         )

@@ -38,6 +38,13 @@ RESERVED = (*OURS, *MADE_COLUMNS, TOKENS_COLUMN)
 
 LISTED = 8
 
+PERSONAL = re.compile(
+    r"(?<![a-z])(?:(?:last|first|sur|family|patient.?)?names?|nombres?|apellidos?|nomes?|noms?|prenoms?|vorname|nachname"
+    r"|radiologi\w+|physician|doctor|arzt|\w*birth\w*|dob|geburt\w*|nacimiento|nascimento|naissance|address|phone)(?![a-z])",
+    re.IGNORECASE,
+)
+"""In a carried column's name: who the patient or the reader is."""
+
 
 def import_data(options: Options) -> tuple[pd.DataFrame, Outcome, Files]:
     """The rows as the project's CSV has them, what happened, and the files below which the images lie.
@@ -249,4 +256,9 @@ def _finish(rows: pd.DataFrame, texts: Sequence[str], work: Import) -> pd.DataFr
     if carried:
         more = f" and {len(carried) - LISTED} more" if len(carried) > LISTED else ""
         outcome.note(f"carried as they are: {', '.join(carried[:LISTED])}{more}")
+    if personal := [name for name in carried if PERSONAL.search(name)]:
+        outcome.note(
+            f"{', '.join(personal[:LISTED])}: by their names these columns may tell who a person is; they go into "
+            "the CSV and results.csv as they are, so remove from the source what nobody needs"
+        )
     return rows[[*(name for name in OURS if name in rows), *carried]].reset_index(drop=True)

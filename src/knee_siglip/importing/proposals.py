@@ -168,7 +168,8 @@ def text_columns(table: pd.DataFrame, taken: set[str]) -> list[str]:
     """The column with the impression, and with the findings that stand in where it is empty."""
     free = [name for name in table.columns if name not in (*taken, *WORKING) and _sample(table[name])]
     named = sorted((name for name in free if _key_in(name)), key=lambda name: _rank(name, "impression"))
-    worded = [name for name in named if _words(table[name]) >= 2] or named[:1]
+    sure = NAMES["impression"][: NAMES["impression"].index("report")]
+    worded = [name for name in named if _key(name) in sure or _words(table[name]) >= 2] or named[:1]
     if worded:
         reports = [
             name for name in worded[1:] if _key(name) in ("findings", "report", "hallazgos", "achados", "befund")

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from knee_siglip.importing.outcome import Outcome
 
 CODED = re.compile(r"(-?\d+(?:\.\d+)?|\.[A-Z]?): .*", re.DOTALL)
+LOOKED_AT, HEADER_FILLED = 30, 0.5
+"""A sheet's header is the first of so many rows that fills more than this share of the cells that the widest fills:
+titles above it fill one or two."""
+
 FALLBACK = "cp1252"
 """Western Europe's code page, which spreadsheets on Windows write."""
 
@@ -36,6 +40,8 @@ def read_any(path: Path, outcome: "Outcome", encoding: str | None = None, sheet:
         UserError: the file cannot be read as a table, or not in that encoding.
     """
     data = read_decompressed(path)
+    if data.startswith(WORKBOOKS[1]):
+        raise TableError(f"{path} is an old Excel workbook, or one with a password; save it as .xlsx without one")
     if data.startswith(WORKBOOKS):
         table = _read_workbook(path, sheet)
     elif data.startswith(PARQUET):
@@ -45,8 +51,17 @@ def read_any(path: Path, outcome: "Outcome", encoding: str | None = None, sheet:
     blank = [name for name in table.columns if not name.strip()]
     table = table.drop(columns=[name for name in blank if not table[name].str.strip().any()])
     table = table.rename(columns=dict.fromkeys(blank, "row"))  # pandas' nameless index
-    table[TABLE], table[ROW] = path.name, table.index.astype(str)
+    table[TABLE], table[ROW] = f"{path.name}, {sheet}" if sheet else path.name, table.index.astype(str)
     return table
+
+
+def sheets_of(path: Path) -> list[str]:
+    """The sheets with rows of a workbook that has several; none for others, and for what cannot be read."""
+    try:
+        filled = {name: table for name, table in _read_book(path).items() if len(table) > 1}
+    except UserError:
+        return []
+    return list(filled) if len(filled) > 1 else []
 
 
 def read_tables(
@@ -140,17 +155,29 @@ def _decode(path: Path, data: bytes, outcome: "Outcome", encoding: str | None) -
     return text
 
 
-def _read_workbook(path: Path, sheet: str | None) -> pd.DataFrame:
+def _read_book(path: Path) -> dict[str, pd.DataFrame]:
     try:
-        book = pd.read_excel(path, sheet_name=None, dtype=str, keep_default_na=False, na_filter=False)
+        return pd.read_excel(path, sheet_name=None, header=None, dtype=str, keep_default_na=False, na_filter=False)
     except Exception as error:  # openpyxl raises many kinds for damaged files
         raise UserError(f"{path} is no readable workbook: {str(error).splitlines()[0]}") from None
-    filled = {name: table for name, table in book.items() if len(table)}
+
+
+def _read_workbook(path: Path, sheet: str | None) -> pd.DataFrame:
+    book = _read_book(path)
+    filled = {name: table for name, table in book.items() if len(table) > 1}
     if sheet is not None and sheet not in book:
         raise UserError(f"{path} has no sheet {sheet!r}; its sheets are {', '.join(book)}")
     if sheet is None and len(filled) != 1:
         raise UserError(f"{path} has {len(filled)} sheets with rows: name one with --sheet: {', '.join(book)}")
     table = book[sheet] if sheet is not None else next(iter(filled.values()))
-    names = ["" if str(name).startswith("Unnamed: ") else str(name) for name in table.columns]
-    texts = table.set_axis(names, axis=1).map(str)
-    return texts.set_axis(pd.RangeIndex(FIRST_ROW, FIRST_ROW + len(texts)), axis=0)
+    texts = table.map(str)
+    filled_cells = (texts != "").sum(axis=1).head(LOOKED_AT)
+    if not filled_cells.any():
+        raise TableError(f"{path}: the sheet is empty; it needs a header and rows")
+    start = int((filled_cells > HEADER_FILLED * filled_cells.max()).to_numpy().argmax())
+    header, texts = texts.iloc[start].str.strip(), texts.iloc[start + 1 :]
+    texts = texts.set_axis(header, axis=1).loc[:, ((header != "") | (texts != "").any()).to_numpy()]
+    if twice := sorted(set(texts.columns[texts.columns.duplicated()])):
+        raise TableError(f"{path}: column {', '.join(map(repr, twice))} stands twice in the header", row=start + 1)
+    numbered = texts.set_axis(pd.RangeIndex(start + FIRST_ROW, start + FIRST_ROW + len(texts)), axis=0)
+    return numbered[(numbered != "").any(axis=1)]

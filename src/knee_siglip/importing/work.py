@@ -33,9 +33,13 @@ class Options:
 
 @dataclass
 class Import:
-    """One import under way: what was asked, the files of the source and of the images, and what happened so far."""
+    """One import under way: what was asked, the files of the source and of the images, and what happened so far.
+
+    unfit: why tables of the folder are not the one that names the images.
+    """
 
     options: Options
     files: Files
     images: Files
     outcome: Outcome
+    unfit: list[str] = field(default_factory=list)

@@ -68,8 +68,9 @@ def parse_table(path: Path, text: str) -> pd.DataFrame:
     if not header:
         raise TableError(f"{path}: the first row is blank; it must name the columns", row=1)
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
-        raise TableError(f"{path}: column {', '.join(map(repr, twice))} stands twice in the header", row=1)
-    rows = {number: cells for number, cells in enumerate(records, FIRST_ROW) if cells}
+        reason = "; if it is a title, remove the rows above the column names" if not all(twice) else ""
+        raise TableError(f"{path}: column {', '.join(map(repr, twice))} stands twice in the header{reason}", row=1)
+    rows = {number: _without_extra(cells, len(header)) for number, cells in enumerate(records, FIRST_ROW) if cells}
     if ragged := {number: len(cells) for number, cells in rows.items() if len(cells) != len(header)}:
         named = ", ".join(f"row {number} has {count}" for number, count in list(ragged.items())[:ROWS_NAMED])
         more = f" and {len(ragged) - ROWS_NAMED} more rows differ" if len(ragged) > ROWS_NAMED else ""
@@ -78,6 +79,11 @@ def parse_table(path: Path, text: str) -> pd.DataFrame:
             row=next(iter(ragged)),
         )
     return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="row"), columns=header, dtype=str)
+
+
+def _without_extra(cells: list[str], count: int) -> list[str]:
+    """A row without empty cells beyond the header's: some exports end each row with a separator."""
+    return cells[:count] if not any(cells[count:]) else cells
 
 
 def _records(path: Path, text: str) -> list[list[str]]:

@@ -3,7 +3,7 @@
 import logging
 import os
 import uuid
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,8 +42,12 @@ def connect(uri: str, project: str, artifacts: str | None) -> tuple[Any, str]:
     import_mlflow()
     from mlflow.tracking import MlflowClient
 
-    with _creation_lock(uri):
-        _create_database(uri)
+    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    # two processes that create one database, or experiment, at once crash each other; servers handle that
+    made_alone = lock(Path(f"{database}.lock"), f"creating {database}", wait=SECONDS_FOR_LOCK)
+    with made_alone if database else nullcontext():
+        if database and not database.exists():
+            create_database(database)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if own := os.environ.get("MLFLOW_EXPERIMENT_ID"):
             return client, own
@@ -53,25 +57,14 @@ def connect(uri: str, project: str, artifacts: str | None) -> tuple[Any, str]:
     return client, str(known)
 
 
-def _creation_lock(uri: str) -> AbstractContextManager[None]:
-    """Two processes that create one SQLite database at once crash each other; servers handle that."""
-    if not uri.startswith("sqlite:///"):
-        return nullcontext()
-    database = uri.removeprefix("sqlite:///")
-    return lock(Path(f"{database}.lock"), f"creating {database}", wait=SECONDS_FOR_LOCK)
-
-
-def _create_database(uri: str) -> None:
-    """Make a SQLite database that is not there beside its place, then rename it.
+def create_database(database: Path) -> None:
+    """Make an SQLite database beside its place, then rename it.
 
     MLflow migrates it from version to version, which takes seconds; one that was killed meanwhile would be broken for
     good.
     """
     from mlflow.tracking import MlflowClient
 
-    database = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or database.exists():
-        return
     for left in database.parent.glob(f"{database.name}.*{PARTIAL}"):
         left.unlink(missing_ok=True)
     partial = database.with_name(f"{database.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")

@@ -71,7 +71,10 @@ class MlflowRun:
             self._log_params(start["config"], logged=set())
         self._log_inputs(start, made=run is None)
         if self.system_metrics and start["goes_on"]:
-            self._watch_machine(resumed=run is not None)
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=run is not None, tracking_uri=self.uri)
+            self.monitor.start()
         return self.run_id
 
     def metrics(self, points: Sequence[Point]) -> None:
@@ -188,12 +191,6 @@ class MlflowRun:
             context = "training" if start["stage"] == "train" else "evaluation"
             tags = [InputTag("mlflow.data.context", context)]
             self.client.log_inputs(self.run_id, datasets=[DatasetInput(self.dataset, tags)])
-
-    def _watch_machine(self, resumed: bool) -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=resumed, tracking_uri=self.uri)
-        self.monitor.start()
 
     def _step_of(self, name: str) -> int:
         """The step at which training saved the checkpoint of that name, else its last one."""

@@ -7,7 +7,6 @@ was logged, pinned requirements, the signature and an example. `serve/pyfunc.py`
 import base64
 import io
 import shutil
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,7 +53,6 @@ def write_model(checkpoint: Path, folder: Path, model_id: str, run_id: str) -> N
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
-    example = _example()
     with TemporaryDirectory(dir=folder.parent) as scratch:
         stand_in = Path(scratch, checkpoint.name)  # MLflow would copy the checkpoint twice
         stand_in.touch()
@@ -64,9 +62,10 @@ def write_model(checkpoint: Path, folder: Path, model_id: str, run_id: str) -> N
             artifacts={"checkpoint": str(stand_in)},
             code_paths=[_copy_code(Path(scratch))],
             model_config=CONFIG,
-            pip_requirements=_pinned(REQUIREMENTS),
+            # as an index has them: `2.13.0+cpu` is the CPU's build of 2.13.0
+            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
             signature=_signature(),
-            input_example=example,
+            input_example=_example(),
             mlflow_model=Model(model_id=model_id, run_id=run_id),
         )
     link_or_copy(checkpoint, folder / "artifacts" / checkpoint.name)
@@ -86,11 +85,6 @@ def _copy_code(folder: Path) -> str:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
     return str(target)
-
-
-def _pinned(names: Sequence[str]) -> list[str]:
-    """As an index has them: `2.13.0+cpu` is the CPU's build of 2.13.0."""
-    return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
 def _signature() -> Any:

@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from knee_siglip.tracking.runlog import RunLog
 
@@ -65,9 +65,7 @@ class SenderProcess:
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self.stdin, self.stdout = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
         os.set_blocking(self.stdout.fileno(), False)
         with contextlib.suppress(BrokenPipeError):  # it died at once: `failure` will say so
             self.stdin.write(json.dumps(asdict(self.orders)).encode() + b"\n")

@@ -69,11 +69,11 @@ def describe(params: Params, stage: str, facts: Mapping[str, Any], run_id: str, 
 
     Params of `tracking` are left out: they say nothing about the experiment, and a URI may hold a password.
     """
-    name = os.environ.get("DVC_EXP_NAME")
+    name, changed = os.environ.get("DVC_EXP_NAME"), _git("status", "--porcelain", "--untracked-files=no")
     tags = {
         "DVC_EXP_NAME": name,
         "git_revision": git_revision(),
-        "git_dirty": _is_dirty(),
+        "git_dirty": None if changed is None else str(bool(changed)).lower(),
         "data_hash": facts.get("data_hash"),
         "model_sha256": facts.get("model_sha256"),
         "record": facts.get("record"),
@@ -104,11 +104,6 @@ def new_run_id() -> str:
 def git_revision() -> str | None:
     """The commit of the current folder; None outside a repository."""
     return _git("rev-parse", "HEAD")
-
-
-def _is_dirty() -> str | None:
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return None if changed is None else str(bool(changed)).lower()
 
 
 def _git(*arguments: str) -> str | None:

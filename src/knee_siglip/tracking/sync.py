@@ -45,9 +45,10 @@ def find_logs(folder: Path, wanted: Sequence[str]) -> list[Path]:
     logs = sorted(folder.glob("*.jsonl"))
     if not wanted:
         return logs
+    starts = {log: session_starts(RunLog(log, "").read()).values() for log in logs}
     found = []
     for name in wanted:
-        named = [log for log in logs if name in (log.stem, *_names(log))]
+        named = [log for log in logs if name in (log.stem, *(start["name"] for start in starts[log]))]
         if not named:
             raise UsageError(f"there is no run {name} in {folder}; knee-siglip sync --list shows what is pending")
         found += named
@@ -90,7 +91,3 @@ def _pending_of(log: Path) -> list[Pending]:
         for backend in ("mlflow", "wandb")
         for key in undelivered(events, backend)
     ]
-
-
-def _names(log: Path) -> set[str]:
-    return {start["name"] for start in session_starts(RunLog(log, "").read()).values()}

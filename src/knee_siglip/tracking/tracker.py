@@ -12,7 +12,6 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -121,8 +120,9 @@ class Tracker:
                 _logger.warning("%s lacks the end of this run, and so do the trackers", self._log.path)
             most = SECONDS_KILLED if status == "KILLED" else math.inf
             end_senders(self._senders, self._copied_bytes / COPIED_BYTES_PER_SECOND, most)
-            forget_files(self._log)
             self._in_use.close()
+            with suppress(OSError):
+                forget_files(self._log)
 
     def __enter__(self) -> Self:
         return self
@@ -269,13 +269,13 @@ def orders_for(tracking: TrackingParams, log: RunLog, root: Path, live: Path | N
         place = mlflow_place(tracking, root)
         remote = is_remote(str(place["uri"]))
         options = {**place, "system_metrics": watched}
-        local = order("mlflow", kinds=KINDS[level_for(tracking.send, remote)], options=options)
-        orders.append(replace(local, patience=SECONDS_REMOTE, largest=limit) if remote else local)
+        kinds, patience = KINDS[level_for(tracking.send, remote)], SECONDS_REMOTE if remote else SECONDS_LOCAL
+        largest = limit if remote else math.inf
+        orders.append(order("mlflow", kinds=kinds, options=options, patience=patience, largest=largest))
     if tracking.wandb != "none":
         options = {"folder": str(root), "mode": wandb_mode(tracking), "system_metrics": watched}
-        orders.append(
-            order("wandb", kinds=KINDS[level_for(tracking.send, remote=True)], options=options, largest=limit)
-        )
+        kinds = KINDS[level_for(tracking.send, remote=True)]
+        orders.append(order("wandb", kinds=kinds, options=options, largest=limit))
     return orders
 
 

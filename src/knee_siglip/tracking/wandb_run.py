@@ -71,8 +71,10 @@ class WandbRun:
         self.known = {(point.key, point.step) for point in logged}
         first = is_first_session(start, earlier, "wandb")
         tags = own_tags(start, earlier, "wandb")
-        for attempt in _attempts(earlier, start):
-            shutil.rmtree(attempt, ignore_errors=True)  # an offline part that was cut off, and is written anew
+        for event in earlier:
+            own = (event["event"], event["session"], event.get("backend")) == ("opened", start["session"], "wandb")
+            if own and Path(event["id"]).name.startswith("offline-run-"):  # it was cut off, and is written anew
+                shutil.rmtree(event["id"], ignore_errors=True)
         self.run = self._init(start, first, {**start["config"], **tags})
         self.run.summary[COMPLETE] = INCOMPLETE
         self.stage = start["stage"]
@@ -194,13 +196,3 @@ def _shown(path: Path) -> Any:
 
         return wandb.Table(dataframe=pd.read_csv(path))
     return None
-
-
-def _attempts(earlier: list[Event], start: Event) -> list[str]:
-    """Folders of earlier attempts at this session that no server has seen."""
-    ids = [
-        event["id"]
-        for event in earlier
-        if (event["event"], event["session"], event.get("backend")) == ("opened", start["session"], "wandb")
-    ]
-    return [folder for folder in ids if Path(folder).name.startswith("offline-run-")]
