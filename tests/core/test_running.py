@@ -87,6 +87,29 @@ def test_a_users_error_keeps_its_code_and_ctrl_c_has_the_shells(capsys: pytest.C
     assert shown.startswith("error: interrupted")
 
 
+def test_ctrl_c_that_meets_python_in_a_callback_is_not_lost() -> None:
+    script = """
+import gc, time
+from knee_siglip.core.running import run_stage
+
+def collected(phase, info):
+    gc.callbacks.clear()
+    raise KeyboardInterrupt
+
+def main():
+    gc.callbacks.append(collected)
+    gc.collect()
+    time.sleep(60)
+
+run_stage(main)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        130,
+        ["error: interrupted; no file is half-written, so run the same command again"],
+    )
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "", "x"), KeyError("x")])
 def test_a_fault_of_the_program_keeps_its_traceback(error: Exception) -> None:
     def main() -> None:

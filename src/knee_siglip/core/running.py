@@ -7,6 +7,7 @@ import re
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ def run_stage(main: Callable[[], None]) -> None:
         die_with_dvc()
         escape_warnings()
         _keep_private()
-        with _alone():
+        with _heeding_ctrl_c(), _alone():
             check_inputs_undamaged()
             main()
     except UserError as error:
@@ -54,6 +55,27 @@ def run_stage(main: Callable[[], None]) -> None:
         if not (sentence := refusal(error)):
             raise
         _end(UserError(sentence))
+
+
+@contextmanager
+def _heeding_ctrl_c() -> Iterator[None]:
+    """Let a Ctrl-C that meets Python in a callback, such as its garbage collector's, come again right after it.
+
+    No exception can leave a callback: Python would print it and go on.
+    """
+    before = sys.unraisablehook
+
+    def hook(ignored: "sys.UnraisableHookArgs") -> None:
+        if ignored.exc_type is KeyboardInterrupt:
+            threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGINT]).start()
+        else:
+            before(ignored)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def ctrl_c() -> Interrupted:
