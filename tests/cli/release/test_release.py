@@ -37,6 +37,10 @@ WORDS = ("normal", "mild", "moderate", "severe")
 Run = Callable[..., tuple[int, str, str]]
 
 
+NAME = "St. John's knees"
+"""Of the registered model: an apostrophe ends a string in MLflow's queries."""
+
+
 def make_images(folder: Path) -> pd.DataFrame:
     """The manifest of two images a patient; each of four brightnesses has a text of its own. One patient is seen PA."""
     rng, rows = np.random.default_rng(0), []
@@ -87,7 +91,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> 
         run_in(folder, "git", "config", key, value)
     run_in(folder, "dvc", "init", "-q")
     (folder / "dvc.yaml").write_text(ARTIFACTS)
-    (folder / "params.yaml").write_text("tracking: {wandb: none}\n")
+    (folder / "params.yaml").write_text(f'tracking: {{wandb: none, project_name: "{NAME}"}}\n')
     (folder / ".gitignore").write_text(".store\nmlflow.db*\nmlartifacts\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -135,7 +139,7 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
     assert card.read_text() == first
     code, said = release("long")
     assert (code, "the champion: against version 1 surely better by" in said) == (0, True), said
-    assert release("long") == (0, "long is the champion already: knee-siglip version 2\n")
+    assert release("long") == (0, f"long is the champion already: {NAME} version 2\n")
     second = card.read_text()
     code, said = release("short")
     assert (code, "not the champion: against version 2 surely worse by" in said) == (1, True), said
@@ -143,7 +147,7 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
 
     uri = f"sqlite:///{project}/mlflow.db"
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    champion = client.get_model_version_by_alias("knee-siglip", "champion")
+    champion = client.get_model_version_by_alias(NAME, "champion")
     assert (str(champion.version), champion.tags["experiment"]) == ("2", "long")
     assert champion.tags["runs"] == champion.tags["commit"]
     assert champion.description == second
@@ -155,16 +159,16 @@ def test_the_champion_is_replaced_by_a_better_model_or_by_force_only(release, pr
     assert champion.tags["get"].replace(" . ", " REPOSITORY ") in second
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    loaded = mlflow.pyfunc.load_model("models:/knee-siglip@champion")  # checks its reference
+    loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")  # checks its reference
     assert loaded.predict(loaded.input_example)["status"].tolist() == ["ok"]
 
-    client.set_model_version_tag("knee-siglip", "2", "runs", "0" * 40)
+    client.set_model_version_tag(NAME, "2", "runs", "0" * 40)
     assert "this clone lacks" in release("short")[1]
-    client.delete_model_version_tag("knee-siglip", "2", "runs")
+    client.delete_model_version_tag(NAME, "2", "runs")
     assert "not made by knee-siglip release" in release("short")[1]
     code, said = release("short", "--force", "a demonstration")
     assert code == 0, said
-    champion = client.get_model_version_by_alias("knee-siglip", "champion")
+    champion = client.get_model_version_by_alias(NAME, "champion")
     assert (str(champion.version), champion.tags["forced"]) == ("1", "a demonstration")
     run_in(project, *by_stage, "--force", "-o", str(had))
     assert sha256(had) == champion.tags["sha256"]  # of a model that was the champion before

@@ -101,9 +101,11 @@ class Registry:
         return version
 
     def _version(self, candidate: "Candidate", model: Any) -> str:
-        if not self.client.search_registered_models(f"name = '{self.name}'"):
+        quote = '"' if "'" in self.name else "'"
+        query = f"name = {quote}{self.name}{quote}"
+        if not self.client.search_registered_models(query):
             self.client.create_registered_model(self.name)
-        query = f"name = '{self.name}' and tags.sha256 = '{candidate.sha256}'"
+        query += f" and tags.sha256 = '{candidate.sha256}'"
         if found := self.client.search_model_versions(query, max_results=1):
             return str(found[0].version)
         tags = {"sha256": candidate.sha256, "commit": candidate.commit, "experiment": candidate.rev}
