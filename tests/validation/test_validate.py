@@ -126,6 +126,23 @@ def test_only_the_first_findings_are_on_the_screen(project, capsys):
     assert f"and {len(outcome.issues) - 20} more in reports/validation/issues.csv" in " ".join(screen.split())
 
 
+def test_a_folder_that_is_not_there_is_named_once_for_all_its_images(project, capsys):
+    for row in project.rows:
+        row[0] = row[0].replace("images/", "image/left/")
+    outcome = project.run()
+    (folder,) = outcome.of("missing_folder")
+    assert folder["message"] == "7 images lie in data/image, which does not exist; did you mean data/images?"
+    assert len(outcome.of("missing_image")) == 7
+    assert folder["message"] in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_disk_that_is_not_mounted_is_named(project, tmp_path):
+    for row in project.rows:
+        row[0] = str(tmp_path / "drive/knees" / row[0])
+    message = f"7 images lie in {tmp_path / 'drive'}, which does not exist; {tmp_path} does"
+    assert [issue["message"] for issue in project.run().of("missing_folder")] == [message]
+
+
 def test_brackets_in_a_name_are_shown_as_they_are(project, capsys):
     project.set(2, "img_path", "images/[bold]knee.png")
     project.run()

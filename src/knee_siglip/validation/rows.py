@@ -2,7 +2,9 @@
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,29 @@ def check_outside(files: Iterable[str], images_folder: str) -> list[Issue]:
     """Warn of images outside `data.images`, the folder that DVC watches."""
     outside, message = outside_images(files, images_folder, "data.images")
     return [Issue("warning", "outside_images", None, outside[0], message)] if outside else []
+
+
+def check_folders(files: Iterable[str]) -> list[Issue]:
+    """An error for each folder that several images lie in and that does not exist, with a similar name beside it."""
+    counted = Counter(Path(file).parent for file in files if file)
+    lost: Counter[Path] = Counter()
+    for folder, count in counted.items():
+        if not folder.is_dir():
+            highest = next(path for path in (*reversed(folder.parents), folder) if not path.is_dir())
+            lost[highest] += count
+    return [
+        Issue("error", "missing_folder", None, str(folder), f"{count:,} images lie in {folder}{_similar(folder)}")
+        for folder, count in lost.most_common()
+        if count > 1
+    ]
+
+
+def _similar(folder: Path) -> str:
+    with suppress(OSError):  # a folder that may not be listed
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+        if found := difflib.get_close_matches(folder.name, beside, 1):
+            return f", which does not exist; did you mean {folder.with_name(found[0])}?"
+    return f", which does not exist; {folder.parent} does"
 
 
 def check_images(table: pd.DataFrame, files: pd.Series, inspected: Mapping[str, Result]) -> list[Issue]:

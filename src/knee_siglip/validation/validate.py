@@ -146,6 +146,7 @@ def _check_rows(table: pd.DataFrame, csv: Path, params: Params, text_encoder: Pa
         *checks.check_duplicate_rows(table),
         *unknown,
         *leakage.check_ids(table, "study_id"),
+        *checks.check_folders(files),
         *checks.check_images(table, files, inspected),
         *checks.check_outside(files, params.data.images),
     ]
