@@ -1,6 +1,8 @@
 """A batch: one row per input row whatever happens, files in place only at the end."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -364,6 +366,22 @@ def test_nothing_partial_is_left_after_a_finished_run(
         "results.csv",
         "studies.csv",
     ]
+
+
+def test_an_unfinished_copy_that_cannot_be_removed_is_told(
+    run: Run, grey_image: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would pass for an interrupted run, which may replace the results."""
+
+    def refuse(folder: Path) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), folder)
+
+    monkeypatch.setattr(outputs_module.shutil, "rmtree", refuse)
+    grey_image(0)
+    said = r"results\.csv is complete, but .*results\.csv\.partial cannot be removed \(Disk quota exceeded\): remove it"
+    with pytest.raises(UserError, match=said):
+        run("img_path\n0.png\n")
+    assert (tmp_path / "out/results.csv").exists()
 
 
 def test_results_of_an_earlier_run_can_be_the_input(

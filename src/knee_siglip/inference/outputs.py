@@ -24,7 +24,7 @@ from typing import Any, Self
 import numpy as np
 
 from knee_siglip.core.cells import defanged
-from knee_siglip.core.errors import unwritable
+from knee_siglip.core.errors import UserError, unwritable
 from knee_siglip.core.files import PARTIAL, flush_to_disk, link_or_copy, lock
 
 logger = logging.getLogger(__name__)
@@ -310,7 +310,7 @@ def put_in_place(outputs: Outputs, folder: Path, numbers: Sequence[str]) -> None
     numbers: columns that a Parquet file holds as float64.
 
     Raises:
-        UserError: the system refuses.
+        UserError: the system refuses, be it only to remove what is not needed any more.
     """
     with refusals(outputs):
         link_or_copy(folder / EMBEDDINGS, outputs.embeddings)
@@ -322,7 +322,12 @@ def put_in_place(outputs: Outputs, folder: Path, numbers: Sequence[str]) -> None
                 _write_parquet(folder / name, written, numbers)
             link_or_copy(written, target)
         flush_to_disk(outputs.results.parent)
-    shutil.rmtree(outputs.partial, ignore_errors=True)
+    try:
+        shutil.rmtree(outputs.partial)  # what is left would pass for an interrupted run, which may replace these files
+    except OSError as error:
+        raise UserError(
+            f"{outputs.results} is complete, but {outputs.partial} cannot be removed ({error.strerror}): remove it"
+        ) from None
 
 
 def _wait_for(folder: Path, rows: int, key: str) -> Counts:
