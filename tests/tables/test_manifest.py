@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pandas as pd
 import pytest
 
@@ -53,6 +56,17 @@ def test_another_file_is_no_manifest(tmp_path, manifest):
         read_manifest(tmp_path / "text.parquet")
     with pytest.raises(UserError, match="lacks image_file"):
         read_manifest(tmp_path / "other.parquet")
+
+
+def test_a_disk_that_refuses_is_not_taken_for_a_damaged_file(tmp_path, manifest, monkeypatch):
+    write_manifest(manifest, tmp_path / "manifest.parquet")
+
+    def refuse(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(pd, "read_parquet", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_manifest(tmp_path / "manifest.parquet")
 
 
 def test_rows_without_a_patient_are_groups_of_their_own():

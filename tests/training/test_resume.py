@@ -322,7 +322,10 @@ def test_a_disk_too_small_for_the_training_is_named_before_it(tmp_path, monkeypa
 
 
 def test_what_is_saved_already_needs_no_room(tmp_path, monkeypatch):
-    (tmp_path / "step.state").write_bytes(bytes(5 * 10**6))
     free = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=10**6))
-    require_space(tmp_path, tmp_path / "models", torch.nn.Linear(300, 300), with_average=False)
+    needed = (tmp_path, tmp_path / "models", torch.nn.Linear(300, 300), False)
+    with pytest.raises(UserError, match="needs 4 MB"):
+        require_space(*needed)
+    (tmp_path / "step.state").write_bytes(bytes(5 * 10**6))
+    require_space(*needed)

@@ -136,6 +136,14 @@ def test_a_folder_that_is_not_there_is_named_once_for_all_its_images(project, ca
     assert folder["message"] in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_name_that_no_folder_can_have_is_told_by_its_images(project):
+    for row in project.rows:
+        row[0] = row[0].replace("images/", f"{'x' * 300}/")
+    outcome = project.run()
+    assert not outcome.of("missing_folder")
+    assert "File name too long" in outcome.of("unreadable_image")[0]["message"]
+
+
 def test_a_disk_that_is_not_mounted_is_named(project, tmp_path):
     for row in project.rows:
         row[0] = str(tmp_path / "drive/knees" / row[0])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from knee_siglip.core.errors import UserError
+from knee_siglip.core.errors import REFUSALS, UserError
 from knee_siglip.core.files import atomic_file
 from knee_siglip.core.paths import MANIFEST
 from knee_siglip.tables.ids import id_keys
@@ -38,11 +38,13 @@ def read_own_parquet(path: Path, **options: Any) -> pd.DataFrame:
     """A table that a stage of ours wrote; options: of `pandas.read_parquet`.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged. OSError: the system refuses, which is no fault of the file.
     """
     try:
         return pd.read_parquet(path, **options)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            raise
         what = str(error).splitlines()[0]
         raise UserError(f"{path} is damaged or no such table ({what}); remove it, then run dvc repro") from None
 

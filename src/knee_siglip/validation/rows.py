@@ -124,14 +124,21 @@ def check_folders(files: Iterable[str]) -> list[Issue]:
     counted = Counter(Path(file).parent for file in files if file)
     lost: Counter[Path] = Counter()
     for folder, count in counted.items():
-        if not folder.is_dir():
-            highest = next(path for path in (*reversed(folder.parents), folder) if not path.is_dir())
-            lost[highest] += count
+        if _is_lost(folder):
+            lost[next(path for path in (*reversed(folder.parents), folder) if _is_lost(path))] += count
     return [
         Issue("error", "missing_folder", None, str(folder), f"{count:,} images lie in {folder}{_similar(folder)}")
         for folder, count in lost.most_common()
         if count > 1
     ]
+
+
+def _is_lost(folder: Path) -> bool:
+    """Where nobody may look, or the name is too long, each image says so."""
+    try:
+        return not folder.is_dir()
+    except OSError:
+        return False
 
 
 def _similar(folder: Path) -> str:
