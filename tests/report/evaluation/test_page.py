@@ -13,7 +13,7 @@ from knee_siglip.report.evaluation.page import SECTIONS, write_page
 from knee_siglip.report.evaluation.results import read_results
 from knee_siglip.report.evaluation.sections import read_curve
 from knee_siglip.report.evaluation.wording import headline_words
-from pages import Page, assert_shows_well, assert_stands_alone
+from pages import Page, assert_shows_well, assert_stands_alone, set_width
 from toys import KNEE
 
 HOSTILE = '<script>alert("x")</script>\'"><img src=x onerror=y>'
@@ -130,9 +130,15 @@ def test_one_patient_is_no_basis_for_a_verdict(evaluation) -> None:
     assert "Usable" not in said
 
 
-def test_a_browser_shows_and_prints_it(browser, evaluation) -> None:
+def test_a_browser_shows_and_prints_it_and_cuts_no_table_off(browser, evaluation) -> None:
+    rows = [f"test,view ap,60,{name},0.92,0.86,0.97,55\n" for name in headline_words(KNEE)]
+    with (evaluation.folder / "tables/studies.csv").open("a") as file:
+        file.writelines(rows)
     evaluation.page()
     assert_shows_well(browser, evaluation.page_file)
+    set_width(browser, 1280)
+    cut_off = "return Array.from(document.querySelectorAll('.scroll')).filter(box => box.scrollWidth > box.clientWidth)"
+    assert browser.execute_script(f"{cut_off}.map(box => box.ariaLabel)") == []
 
 
 def test_the_same_results_give_the_same_bytes(evaluation, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from knee_siglip.core.cells import printable
 from knee_siglip.core.files import atomic_file
@@ -36,7 +37,7 @@ def _environment(package: str) -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters |= {"number": number, "percent": percent, "readable": readable}
+    environment.filters |= {"number": number, "percent": percent, "readable": readable, "breakable": _breakable}
     environment.globals |= {"legend": legend}
     return environment
 
@@ -44,3 +45,8 @@ def _environment(package: str) -> Environment:
 def _shown(value: Any) -> Any:
     """A text from outside without control characters; what is HTML already stays."""
     return printable(value) if type(value) is str else value
+
+
+def _breakable(cell: str) -> Markup:
+    """A figure whose interval may go on a second line, so that wide tables are not cut off."""
+    return escape(_shown(cell)).replace(" (", Markup("<wbr> ("))
