@@ -116,10 +116,11 @@ def own(clone: Clone, tmp_path: Path) -> Clone:
 
 @pytest.fixture
 def untracked(own: Clone) -> Clone:
-    """Without MLflow and W&B, whose processes take longer than the stages of a miniature."""
+    """Without MLflow and W&B, whose processes take longer than the stages of a miniature, and with a short training."""
     path, yaml = own.folder / "params.yaml", YAML()
     params = yaml.load(path.read_text())
     params["tracking"].update(mlflow="none", wandb="none")
+    params["train"]["epochs"] = 1
     yaml.dump(params, path)
     own.repro("params")
     own.commit("no trackers")
