@@ -1,31 +1,52 @@
-"""Small stand-ins that several test folders share."""
+"""Small stand-ins that several test folders share. Imports little: pytest-xdist's own process reads it too."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from knee_siglip.cli import main as cli
 from knee_siglip.core.files import lock
-from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-from knee_siglip.pairs.batches import PairDataset
-from toys import toy_model, toy_pairs
+
+if TYPE_CHECKING:
+    from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
+    from knee_siglip.pairs.batches import PairDataset
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-LONGEST = ("test_through_dvc", "test_kills", "test_run", "test_distributed", "test_tracker")
-"""Files of a minute and more."""
+LONGEST = (
+    "test_through_dvc",
+    "test_kills",
+    "test_run",
+    "test_layouts",
+    "test_distributed",
+    "test_tracker",
+    "test_train",
+    "test_chaos",
+    "test_gpu_all",
+    "test_release",
+    "test_hostile_rows",
+    "test_acceleration",
+)
+"""Files of more than ten seconds of processor time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: one process has one while the others do the rest, and none waits for it at the end."""
     ranks = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: no collection of garbage looks at it again, and no forked process copies it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -58,14 +79,18 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_model() -> Callable[..., KneeRadDinoSigLIPModel]:
+def make_model() -> Callable[..., "KneeRadDinoSigLIPModel"]:
     """`toys.toy_model`."""
+    from toys import toy_model
+
     return toy_model
 
 
 @pytest.fixture
-def make_pairs() -> Callable[..., PairDataset]:
+def make_pairs() -> Callable[..., "PairDataset"]:
     """`toys.toy_pairs`."""
+    from toys import toy_pairs
+
     return toy_pairs
 
 
@@ -74,6 +99,7 @@ def knee_siglip(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs the command in this process; returns exit code, stdout and stderr."""
+    from knee_siglip.cli import main as cli
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["knee-siglip", *map(str, arguments)])
