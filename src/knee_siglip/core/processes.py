@@ -1,5 +1,6 @@
 """Work in chunks on all cores, with a progress bar."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.running import die_with_parent
-from knee_siglip.core.threads import available_cores
+from knee_siglip.core.threads import available_cores, keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,6 +79,7 @@ def worker_processes(count: int, description: str) -> Iterator[ProcessPoolExecut
     Raises:
         UserError: a process was killed (mostly out of memory) or crashed inside a decoder.
     """
+    keep_freed_memory()
     # fork starts at once and does not import the caller's script (and torch with it) once per worker
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool, others = ProcessPoolExecutor(count, mp_context=context, initializer=_set_up_worker), active_children()
@@ -99,6 +101,7 @@ def _set_up_worker() -> None:
     """Leave Ctrl-C to the parent, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)  # ends also a worker whose decoder never lets the thread below run
+    gc.freeze()  # else every collection goes through what the parent has loaded, and copies its pages
     threadpool_limits(1)  # the cores are taken: BLAS threads of all workers would only wait for each other
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -47,7 +47,7 @@ def local_contrast(grey: np.ndarray) -> np.ndarray:
     std = np.sqrt(np.maximum(variance, (STD_FLOOR * window.unit) ** 2))
     deviation *= window.interpolate(GREY_PER_STD / std)
     deviation += 128.5  # the cast cuts off
-    return np.clip(deviation, 0, 255, out=deviation).astype(np.uint8)
+    return deviation.clip(0, 255, out=deviation).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,13 @@ def _cubic_weights(nodes: np.ndarray, length: int) -> np.ndarray:
 
 
 def _rounded(values: np.ndarray, step: float) -> np.ndarray:
-    """To multiples of 1 / step."""
+    """To multiples of 1 / step, a power of two."""
     scaled: np.ndarray = values * values.dtype.type(step)
-    return np.rint(scaled, out=scaled) / values.dtype.type(step)
+    np.rint(scaled, out=scaled)
+    scaled *= values.dtype.type(1 / step)
+    return scaled
 
 
 def _power_of_two(value: float) -> float:
     """The largest power of two that is not above `value`."""
-    return float(2.0 ** np.floor(np.log2(value)))
+    return math.ldexp(0.5, math.frexp(value)[1])

@@ -40,7 +40,7 @@ def resize(grey: np.ndarray, height: int, width: int) -> np.ndarray:
     for band in _bands(grey.shape[1], sides[1], width, 1 / BETWEEN):
         np.matmul(between[:, band.source], band.weights.T, out=resized[:, band.target])
     resized += np.float32(0.5)  # the cast cuts off
-    return np.clip(resized, 0, 255, out=resized).astype(np.uint8)
+    return resized.clip(0, 255, out=resized).astype(np.uint8)
 
 
 @dataclass(frozen=True)
