@@ -99,10 +99,10 @@ class _Window:
 
 def _axis(length: int, side: int, dtype: type) -> _Axis:
     """One axis of `length` pixels."""
-    box = np.zeros((length, length))
-    pixel = np.arange(length)
-    for shift in range(-(side // 2), side // 2 + 1):
-        np.add.at(box, (pixel, np.clip(pixel + shift, 0, length - 1)), 1)
+    pixel, half = np.arange(length), side // 2
+    box = (np.abs(pixel[:, None] - pixel) <= half).astype(float)
+    box[:, 0] += np.maximum(half - pixel, 0)  # pixels before the first are like it
+    box[:, -1] += np.maximum(half - pixel[::-1], 0)
     step = max(1, round(side / NODES_PER_BOX))
     nodes = np.rint(np.linspace(0, length - 1, math.ceil((length - 1) / step) + 1)).astype(int)
     weights = _cubic_weights(nodes, length) if step > 1 else np.eye(length)
