@@ -22,8 +22,8 @@ https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html"""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's mallopt: https://man7.org/linux/man-pages/man3/mallopt.3.html"""
 
-KEPT_BYTES = 2**30
-"""Freed memory that a process keeps, at most."""
+KEPT_BYTES, LARGEST_KEPT = 2**30, 2**25
+"""Freed memory that a process keeps, and the largest piece of it. Larger ones, too, would cut the rest into pieces."""
 
 
 def available_cores() -> int:
@@ -64,7 +64,7 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and not is_set:
         with suppress(OSError, AttributeError):  # musl has no mallopt
             mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+            mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
             mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
