@@ -34,10 +34,8 @@ def local_contrast(grey: np.ndarray) -> np.ndarray:
     """Subtract the local mean, divide by the local standard deviation; 128 is the local mean.
 
     The mean is taken over a triangular window, two passes of a box with its borders repeated: a single box draws
-    streaks beside a bright implant. grey: (H, W) or (N, H, W), uint8 or float, in 0-255. Returns uint8 of that shape.
+    streaks beside a bright implant. grey: (H, W), uint8. Returns the same.
     """
-    if grey.ndim == 3:
-        return np.stack([local_contrast(image) for image in grey]) if len(grey) else grey.astype(np.uint8)
     window = _Window.of(*grey.shape)
     deviation = np.multiply(grey, window.unit, dtype=window.dtype)
     deviation -= window.interpolate(window.averages(deviation, 255 * window.unit))
