@@ -80,6 +80,7 @@ def worker_processes(count: int, description: str) -> Iterator[ProcessPoolExecut
         UserError: a process was killed (mostly out of memory) or crashed inside a decoder.
     """
     keep_freed_memory()
+    gc.freeze()  # else every collection, here and in the workers, goes through all that is loaded
     # fork starts at once and does not import the caller's script (and torch with it) once per worker
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool, others = ProcessPoolExecutor(count, mp_context=context, initializer=_set_up_worker), active_children()
@@ -94,6 +95,7 @@ def worker_processes(count: int, description: str) -> Iterator[ProcessPoolExecut
             f"{description}: a worker process died; out of memory, or a decoder crashed on a damaged file"
         ) from None
     finally:
+        gc.unfreeze()
         pool.shutdown(cancel_futures=True)
 
 
@@ -101,7 +103,6 @@ def _set_up_worker() -> None:
     """Leave Ctrl-C to the parent, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)  # ends also a worker whose decoder never lets the thread below run
-    gc.freeze()  # else every collection goes through what the parent has loaded, and copies its pages
     threadpool_limits(1)  # the cores are taken: BLAS threads of all workers would only wait for each other
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
