@@ -12,6 +12,7 @@ Prints target beside figure; exits 1 when one is missed.
 
 import argparse
 import hashlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -198,7 +199,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     files = [args.csv.parent / name for name in pd.read_csv(args.csv)["img_path"].head(args.images)]
-    facts: dict[str, Any] = {}
+    with Image.open(files[0]) as image:
+        if image.size != (512, 512):
+            raise SystemExit(f"{files[0]} has {image.width} x {image.height} pixels; this measures images of 512 x 512")
+    facts: dict[str, Any] = {"load": os.getloadavg()}
     claims: list[Claim] = []
     if "png" in args.parts:
         claims += measure_png(files, args.repeats, facts)

@@ -102,6 +102,7 @@ def prepare(folder: Path, count: int) -> None:
     made |= {"width": 512, "height": 512, "bits": 8}
     table["kl_grade"] = table["kl_grade"].astype("Int64")
     write_manifest(table.assign(**made, text=table["impression"].map(normalise_text)), folder / "manifest.parquet")
+    (folder / "images").mkdir()
     store = folder / "store"
     store.mkdir()
     pixels = store / "0.pixels"
@@ -281,7 +282,7 @@ def main() -> None:
         PARTS[args.part](args.folder)
         return
     claims: list[Claim] = []
-    facts: dict[str, Any] = {"rows": args.rows}
+    facts: dict[str, Any] = {"rows": args.rows, "load": os.getloadavg()}
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name), args.rows)
         for part in args.only:

@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 
@@ -62,3 +63,29 @@ def test_a_containers_limit_bounds_the_memory(monkeypatch, tmp_path, content, ex
     if content is not None:
         threads.MEMORY_LIMIT.write_text(content)
     assert threads.available_memory() == expected
+
+
+FAULTS = """
+import resource
+from knee_siglip.core.threads import keep_freed_memory
+keep_freed_memory()
+for number in range(20):
+    if number == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [b"1" * 2**20 for _ in range(8)]
+    del arrays
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_memory_of_freed_arrays_is_used_again_unless_the_user_has_set_it() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+
+    def page_faults(**settings: str) -> int:
+        command = [sys.executable, "-c", FAULTS]
+        return int(subprocess.run(command, env=environment | settings, capture_output=True, check=True).stdout)
+
+    pages = 8 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+    assert page_faults() < pages
+    assert page_faults(MALLOC_TRIM_THRESHOLD_="131072") > 10 * pages

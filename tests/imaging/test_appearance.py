@@ -7,6 +7,7 @@ from knee_siglip.imaging.appearance import appearance_warnings, warnings_of
 from knee_siglip.imaging.decode.decoded import Decoded
 
 NOISE = np.random.default_rng(0).integers(0, 256, (96, 96), dtype=np.uint8)
+FOURTH_ROW = np.arange(96)[:, None] % 4 == 0
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,8 @@ NOISE = np.random.default_rng(0).integers(0, 256, (96, 96), dtype=np.uint8)
         (NOISE * 0, {"constant_image"}),
         (NOISE // 16, {"flat_image"}),
         (NOISE[:1, :1], {"constant_image"}),
+        (np.where(FOURTH_ROW, NOISE // 3, 42).astype(np.uint8), {"flat_image"}),
+        (np.where(FOURTH_ROW, 42, NOISE // 3).astype(np.uint8), set()),
     ],
 )
 def test_images_without_contrast_are_warned_of(grey, checks):

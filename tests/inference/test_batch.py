@@ -400,7 +400,7 @@ def test_only_a_few_batches_are_ahead_of_the_writer(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(batch_module, "available_cores", lambda: 2)
     scorer: Any = SimpleNamespace(
         predictor=SimpleNamespace(transform=SimpleNamespace(image_size=4)),
-        score=lambda rows, batch: scored.append(len(batch.images)),
+        score=lambda rows, pixels, images: scored.append(len(images)),
     )
     batches = scored_batches(scorer, iter([([""], None)] * 1000), batch_size=10)
     next(batches)

@@ -1,5 +1,6 @@
 """Work in chunks on all cores, with a progress bar."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.running import die_with_parent
-from knee_siglip.core.threads import available_cores
+from knee_siglip.core.threads import available_cores, keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,6 +79,8 @@ def worker_processes(count: int, description: str) -> Iterator[ProcessPoolExecut
     Raises:
         UserError: a process was killed (mostly out of memory) or crashed inside a decoder.
     """
+    keep_freed_memory()
+    gc.freeze()  # else every collection, here and in the workers, goes through all that is loaded
     # fork starts at once and does not import the caller's script (and torch with it) once per worker
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool, others = ProcessPoolExecutor(count, mp_context=context, initializer=_set_up_worker), active_children()
@@ -92,6 +95,7 @@ def worker_processes(count: int, description: str) -> Iterator[ProcessPoolExecut
             f"{description}: a worker process died; out of memory, or a decoder crashed on a damaged file"
         ) from None
     finally:
+        gc.unfreeze()
         pool.shutdown(cancel_futures=True)
 
 

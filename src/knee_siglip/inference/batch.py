@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -96,36 +96,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """pixels: uint8 (S, S), None where `error` says what is wrong; image_id: sha256 of the file, "" if unreadable.
+    """image_id: sha256 of the file, "" where `error` says what is wrong with it.
 
     warnings: names of the checks of appearance that it does not pass, as in validation's issues.csv.
     """
 
-    pixels: np.ndarray | None
-    image_id: str
+    image_id: str = ""
     error: str = ""
     warnings: str = ""
-
-
-@dataclass(frozen=True)
-class PreparedBatch:
-    """B images as one array, which travels faster between processes than B of them.
-
-    pixels: uint8 (B, S, S). Black ones stand for unreadable images: in a smaller batch the others' last digits would be
-    others.
-    """
-
-    pixels: np.ndarray
-    images: list[PreparedImage]
-
-    @classmethod
-    def of(cls, images: list[PreparedImage], side: int) -> "PreparedBatch":
-        """From images of `side` pixels, which are then without theirs."""
-        pixels = np.zeros((len(images), side, side), dtype=np.uint8)
-        for place, image in enumerate(images):
-            if image.pixels is not None:
-                pixels[place] = image.pixels
-        return cls(pixels, [replace(image, pixels=None) for image in images])
 
 
 @dataclass(frozen=True)
@@ -225,14 +203,14 @@ def scored_batches(
     first, second = next(batches, []), next(batches, [])
     read = partial(prepare_images, scorer.predictor.transform, id_cell)
     if not second:
-        yield from [scorer.score(first, read(first))] if first else []
+        yield from [scorer.score(first, *read(first))] if first else []
         return
     pending: deque[Future[BatchResult]] = deque()
     with worker_processes(workers, "Reading images") as readers, ThreadPoolExecutor(workers, "infer") as pool:
         try:
             for batch in chain((first, second), batches):
                 images = readers.submit(read, batch)
-                pending.append(pool.submit(lambda batch, images: scorer.score(batch, images.result()), batch, images))
+                pending.append(pool.submit(lambda batch, images: scorer.score(batch, *images.result()), batch, images))
                 if len(pending) >= workers + BATCHES_AHEAD:
                     yield pending.popleft().result()
             while pending:
@@ -242,34 +220,41 @@ def scored_batches(
             pool.shutdown(cancel_futures=True)
 
 
-def prepare_images(transform: Transform, id_cell: int | None, rows: Sequence[Row]) -> PreparedBatch:
-    """Read the images of a batch. id_cell: place of the cell that holds the sha256 of the file, where one does."""
-    images = [prepare_image(file, transform) for _, file in rows]
-    if id_cell is not None:
-        images = [_as_validated(image, cells[id_cell], file) for image, (cells, file) in zip(images, rows, strict=True)]
-    return PreparedBatch.of(images, transform.image_size)
+def prepare_images(
+    transform: Transform, id_cell: int | None, rows: Sequence[Row]
+) -> tuple[np.ndarray, list[PreparedImage]]:
+    """Read the images of a batch: uint8 (B, S, S), one array, which travels faster between processes than B of them.
+
+    Black ones stand for unreadable images: in a smaller batch the others' last digits would be others. id_cell: place
+    of the cell that holds the sha256 of the file, where one does.
+    """
+    pixels = np.zeros((len(rows), transform.image_size, transform.image_size), dtype=np.uint8)
+    expected = [None if id_cell is None else cells[id_cell] for cells, _ in rows]
+    images = [
+        prepare_image(file, image_id, transform, out)
+        for (_, file), image_id, out in zip(rows, expected, pixels, strict=True)
+    ]
+    return pixels, images
 
 
-def _as_validated(image: PreparedImage, image_id: str, file: Path | None) -> PreparedImage:
-    if image.error or image.image_id == image_id:
-        return image
-    return PreparedImage(None, "", f"{file}: has changed since it was validated; run dvc repro validate")
-
-
-def prepare_image(file: Path | None, transform: Transform) -> PreparedImage:
-    """Read one image; whatever is wrong with it becomes the `error` of its row."""
+def prepare_image(file: Path | None, image_id: str | None, transform: Transform, out: np.ndarray) -> PreparedImage:
+    """Read one image into `out`; whatever is wrong with it becomes the `error` of its row. image_id: it must have."""
     if file is None:
-        return PreparedImage(None, "", "img_path is empty")
+        return PreparedImage(error="img_path is empty")
     try:
         data = read_bytes(file)
         image = decode(data, file)
         pixels = transform(image.grey)
         warnings = " ".join(warnings_of(image))
     except ImageError as error:
-        return PreparedImage(None, "", _one_line(error))
+        return PreparedImage(error=_one_line(error))
     except Exception as error:  # one odd file must not end a run over thousands; its row says what it was
-        return PreparedImage(None, "", f"{file}: {type(error).__name__}: {_one_line(error)}")
-    return PreparedImage(pixels, hashlib.sha256(data).hexdigest(), warnings=warnings)
+        return PreparedImage(error=f"{file}: {type(error).__name__}: {_one_line(error)}")
+    found = hashlib.sha256(data).hexdigest()
+    if image_id not in (None, found):
+        return PreparedImage(error=f"{file}: has changed since it was validated; run dvc repro validate")
+    out[:] = pixels
+    return PreparedImage(found, warnings=warnings)
 
 
 def _one_line(error: Exception) -> str:
@@ -288,15 +273,14 @@ class _Scorer:
         if predictor.task.labels:
             predictor.prompt_embeds  # noqa: B018 computed once, before the threads ask for it
 
-    def score(self, rows: Sequence[Row], batch: PreparedBatch) -> BatchResult:
-        """Encode B rows and their images."""
-        images = batch.images
+    def score(self, rows: Sequence[Row], pixels: np.ndarray, images: Sequence[PreparedImage]) -> BatchResult:
+        """Encode B rows and their images (B, S, S)."""
         results = [[*self.blank, image.error, "", ""] for image in images]
         embeds = np.full((len(images), self.width), np.nan, dtype=np.float32)
         readable = [place for place, image in enumerate(images) if not image.error]
         counts = Counts(len(images), failed=len(images) - len(readable))
         if readable:
-            found = self.predictor.embed_images(batch.pixels)
+            found = self.predictor.embed_images(pixels)
             embeds[readable] = found[readable]
             distances, all_cells = self.predictor.distances(found).tolist(), list(self.cells(found))
             for place in readable:

@@ -17,7 +17,6 @@ import torch
 
 from knee_siglip.core.errors import UsageError, UserError
 from knee_siglip.core.files import sha256
-from knee_siglip.imaging.fit.transform import load_pixels
 from knee_siglip.metrics.grading import label_scores
 from knee_siglip.model.checkpoint import load_checkpoint
 from knee_siglip.model.device import pick_device
@@ -165,14 +164,6 @@ class Predictor:
             return np.zeros((len(image_embeds), 0))
         logits = self._logit_scale * label_scores(image_embeds, self.prompt_embeds, self._logit_scale)
         return torch.from_numpy(logits / (self.temperature or 1.0)).softmax(dim=1).numpy()
-
-    def rank_queries(self, image_path: Path, queries: Sequence[str] | None = None) -> Prediction:
-        """Compare one image with texts, best first, and grade it; without `queries` with the task's.
-
-        Raises:
-            ImageError: naming the file and what is wrong with it.
-        """
-        return self.predict(load_pixels(image_path, self.transform)[None], queries)[0]
 
     def predict(self, pixels: np.ndarray, queries: Sequence[str] | None = None) -> list[Prediction]:
         """Compare images with texts, by default the task's, best first, and grade them.

@@ -79,14 +79,6 @@ def _in_double(axis: _Axis) -> _Axis:
     return _Axis(axis.sums.astype(float), axis.weights.astype(float))
 
 
-def test_keeps_shape_and_gives_uint8_for_one_and_for_many() -> None:
-    image = _at(224)
-    one = local_contrast(image)
-    many = local_contrast(np.stack([image, image]).astype(np.float32))
-    assert (one.dtype, one.shape, many.shape) == (np.uint8, (224, 224), (2, 224, 224))
-    assert np.array_equal(many[1], one)
-
-
 def test_a_flat_picture_becomes_its_local_mean() -> None:
     for level in (0, 37, 255):
         assert (local_contrast(np.full((64, 64), level, dtype=np.uint8)) == 128).all()

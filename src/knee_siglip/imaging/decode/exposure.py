@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import ndimage
 
 TAIL_PERCENT = 0.1
 """Share of the pixels at either end that may clip: hot pixels do not squeeze the knee into a few greys, a lead marker
@@ -99,6 +98,8 @@ def exposed_field(values: np.ndarray, usable: np.ndarray | None = None) -> np.nd
 
     values: (H, W), some 400 rows and columns (`grey_range` thins them out); usable: as there.
     """
+    from scipy.ndimage import maximum_filter  # a sixth of a second to import, for deep greys alone
+
     usable = np.ones(values.shape, dtype=bool) if usable is None else usable
     levels = _levels(values, usable)
     if levels is None:
@@ -109,7 +110,7 @@ def exposed_field(values: np.ndarray, usable: np.ndarray | None = None) -> np.nd
         border = _flat_border(levels, field)
         if border is None:
             break
-        field = field & (ndimage.maximum_filter(border.view(np.uint8), penumbra) == 0)
+        field = field & (maximum_filter(border.view(np.uint8), penumbra) == 0)
     field = _large_parts(field)
     return field if field.mean() >= MIN_FIELD_SHARE else usable
 
@@ -130,6 +131,8 @@ def _levels(values: np.ndarray, usable: np.ndarray) -> np.ndarray | None:
 
 def _flat_border(levels: np.ndarray, field: np.ndarray) -> np.ndarray | None:
     """Pixels connected to the field's edge at one of the edge's main levels, plus or minus one level."""
+    from scipy.ndimage import label
+
     wide = np.pad(field, 1)
     ring = field & ~(wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:])
     on_ring = np.bincount(levels[ring], minlength=LEVELS)
@@ -141,7 +144,7 @@ def _flat_border(levels: np.ndarray, field: np.ndarray) -> np.ndarray | None:
     if not main.any():
         return None
     near = main | np.roll(main, 1) | np.roll(main, -1)
-    labels, parts = ndimage.label(field & near[levels])
+    labels, parts = label(field & near[levels])
     reaches = np.zeros(parts + 1, dtype=bool)
     reaches[labels[ring]] = True
     reaches[0] = False
@@ -160,7 +163,9 @@ def _stands_out(counts: np.ndarray) -> np.ndarray:
 
 
 def _large_parts(field: np.ndarray) -> np.ndarray:
-    labels, _ = ndimage.label(field)
+    from scipy.ndimage import label
+
+    labels, _ = label(field)
     sizes = np.bincount(labels.ravel())
     large = sizes >= MIN_PART_SHARE * field.size
     large[0] = False

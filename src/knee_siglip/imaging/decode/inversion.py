@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import uniform_filter
 
 SIDE = 64
 """Side of the thumbnail that is judged: the joint space is about 4 of its pixels high."""
@@ -28,6 +27,19 @@ TAIL = 0.05
 
 WIDE = 1.15
 """Width over height from which a film may hold two knees side by side."""
+
+ENDS = [*range(12), *range(SIDE - 12, SIDE)]
+"""First and last rows of the thumbnail."""
+
+
+def _windows(side: int) -> np.ndarray:
+    """(SIDE - 12, SIDE) ones and zeros: windows of `side` pixels around all but the first and last six."""
+    distance = np.arange(6, SIDE - 6)[:, None] - np.arange(SIDE)
+    return (np.abs(distance) <= side // 2).astype(np.float32)
+
+
+FINE, COARSE = _windows(3), _windows(11)
+FINE_AREA, COARSE_AREA = 3**2, 11**2
 
 FLAT = 3
 """Greys; a row or column that varies no more belongs to a border, not to the radiograph."""
@@ -50,8 +62,9 @@ def _evidence(grey: np.ndarray) -> np.ndarray:
     inverted, but each half is a knee like any other. Half of a single knee says little, the whole then decides.
     """
     image = _shrunk(grey)
-    box = left, top, right, bottom = _without_borders(np.asarray(image))
-    whole = _features(image, box)
+    pixels = np.asarray(image)
+    box = left, top, right, bottom = _without_borders(pixels)
+    whole = _features(image, pixels, box)
     if right - left < WIDE * (bottom - top):
         return whole
     middle = max(1, (left + right) * grey.shape[1] // (2 * image.width))
@@ -62,40 +75,47 @@ def _evidence(grey: np.ndarray) -> np.ndarray:
 def features(grey: np.ndarray) -> np.ndarray:
     """grey: uint8 (H, W). Returns float64 (3,): corners, sides, gap; all 0 where nothing can be seen."""
     image = _shrunk(grey)
-    return _features(image, _without_borders(np.asarray(image)))
+    pixels = np.asarray(image)
+    return _features(image, pixels, _without_borders(pixels))
 
 
-def _features(image: Image.Image, box: "Box") -> np.ndarray:
-    """`features` of a shrunk image; box: without its borders."""
-    ranks = _ranks(*_thumbnail(image, box))
-    corners = (ranks[:12, :8] + ranks[:12, -8:] + ranks[-12:, :8] + ranks[-12:, -8:]).mean() / 4
-    sides = (ranks[:, :6] + ranks[:, -6:]).mean() / 2 - ranks[:, 16:48].mean()
-    return np.array([corners, sides, _gap(ranks)], dtype=np.float64)
+def _features(image: Image.Image, pixels: np.ndarray, box: "Box") -> np.ndarray:
+    """`features` of a shrunk image, and its pixels; box: without its borders."""
+    ranks, seen = _ranks(*_thumbnail(image, pixels, box))
+    ends = ranks[ENDS]
+    corners = (ends[:, :8].mean() + ends[:, -8:].mean()) / 2
+    sides = (ranks[:, :6].mean() + ranks[:, -6:].mean()) / 2 - ranks[:, 16:48].mean()
+    return np.array([corners, sides, _gap(ranks)], dtype=np.float64) / max(seen, 1)
 
 
 def _gap(ranks: np.ndarray) -> float:
     """Skewness of details as wide as the joint space (3 pixels against the 11 around them); negative: mostly dark."""
-    details = (uniform_filter(ranks, 3) - uniform_filter(ranks, 11))[6:-6, 6:-6]
+    fine, coarse = (box @ ranks @ box.T for box in (FINE, COARSE))
+    details = np.sort(COARSE_AREA * fine - FINE_AREA * coarse, axis=None)
     last = details.size - 1
     places = [round(TAIL * last), details.size // 2, round((1 - TAIL) * last)]
-    low, middle, high = np.partition(details, places, axis=None)[places]
-    return float(high + low - 2 * middle)
+    low, middle, high = details[places].tolist()
+    return float(high + low - 2 * middle) / (COARSE_AREA * FINE_AREA)
 
 
-def _ranks(thumbnail: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    """Share of darker pixels less share of brighter ones, -1 to 1, float32 (SIDE, SIDE); 0 outside the radiograph."""
-    counts = np.bincount(thumbnail[~outside], minlength=256)
-    table = (2 * np.cumsum(counts) - counts) / max(counts.sum(), 1) - 1
-    return np.where(outside, 0, table[thumbnail]).astype(np.float32)
+def _ranks(thumbnail: np.ndarray, outside: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Darker pixels less brighter ones, float32 (SIDE, SIDE), 0 outside the radiograph; and the number of all pixels.
+
+    All sums of them that are computed here stay below 2^24, so they are exact, on any machine.
+    """
+    counts = np.bincount(thumbnail.ravel() if outside is None else thumbnail[~outside], minlength=256)
+    below = counts.cumsum()
+    seen = int(below[-1])
+    ranks = (2 * below - counts - seen).astype(np.float32)[thumbnail]
+    return ranks if outside is None else np.where(outside, np.float32(0), ranks), seen
 
 
-def _thumbnail(image: Image.Image, box: "Box") -> tuple[np.ndarray, np.ndarray]:
-    """The radiograph inside the box, uint8 (SIDE, SIDE), and where a tilted frame still shows, bool."""
-    pixels = np.asarray(image)
+def _thumbnail(image: Image.Image, pixels: np.ndarray, box: "Box") -> tuple[np.ndarray, np.ndarray | None]:
+    """The radiograph inside the box, uint8 (SIDE, SIDE), and where a tilted frame still shows, bool; None: nowhere."""
     frame = _frame_grey(pixels, box)
-    box = _inset(_without_frame(pixels, box, frame), image.size)
+    box = _inset(box if frame is None else _without_frame(pixels, box, frame), image.size)
     thumbnail = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, box=box))
-    return thumbnail, np.abs(thumbnail - frame) < FLAT
+    return thumbnail, None if frame is None else np.abs(thumbnail - frame) < FLAT
 
 
 def _shrunk(grey: np.ndarray) -> Image.Image:
@@ -112,6 +132,9 @@ Box = tuple[int, int, int, int]
 
 def _without_borders(pixels: np.ndarray) -> Box:
     """Crop rows and columns of a single grey: letterbox, collimator."""
+    edges = pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]
+    if all(edge.max() - edge.min() > FLAT for edge in edges):  # mostly so, and then there is nothing to crop
+        return 0, 0, pixels.shape[1], len(pixels)
     top, bottom = _span(np.ptp(pixels, axis=1) <= FLAT)
     left, right = _span(np.ptp(pixels[top:bottom], axis=0) <= FLAT)
     inner_top, inner_bottom = _span(np.ptp(pixels[top:bottom, left:right], axis=1) <= FLAT)
@@ -129,18 +152,19 @@ def _without_frame(pixels: np.ndarray, box: Box, frame: np.float32) -> Box:
     return left + first_column, top + first_row, left + last_column, top + last_row
 
 
-def _frame_grey(pixels: np.ndarray, box: Box) -> np.float32:
+def _frame_grey(pixels: np.ndarray, box: Box) -> np.float32 | None:
     """The grey shared by all four corners of the box but not its middle: a frame around the radiograph, or air.
 
-    NaN, which equals no pixel, where there is none. In an overexposed image bone and corners share white.
+    None where there is none. In an overexposed image bone and corners share white.
     """
     left, top, right, bottom = box
-    corners = pixels[[top, top, bottom - 1, bottom - 1], [left, right - 1, left, right - 1]]
-    grey = np.float32(np.median(corners))
+    corners = sorted(pixels[[top, top, bottom - 1, bottom - 1], [left, right - 1, left, right - 1]].tolist())
+    if corners[3] - corners[0] > FLAT:
+        return None
+    grey = np.float32((corners[1] + corners[2]) / 2)
     rows, columns = (bottom - top) // 4, (right - left) // 4
     middle = pixels[top + rows : bottom - rows, left + columns : right - columns]
-    none = np.ptp(corners) > FLAT or (np.abs(middle - grey) < FLAT).mean() > 0.25
-    return np.float32(np.nan) if none else grey
+    return None if (np.abs(middle - grey) < FLAT).mean() > 0.25 else grey
 
 
 def _span(empty: np.ndarray) -> tuple[int, int]:

@@ -93,10 +93,8 @@ def decode_plain(data: bytes, content: Content) -> Decoded | None:
         return None
     read = kornia.decode_image_png_u8 if depth == 8 else kornia.decode_image_png_u16
     try:
-        header = data[: len(SIGNATURE) + HEADER_SIZE]
-        pixels: np.ndarray = read(
-            header + _chunk(b"IDAT", _stored(content, inflated)) + _chunk(b"IEND"), (height, width), channels
-        )
+        file = b"".join([data[: len(SIGNATURE) + HEADER_SIZE], *_chunk(b"IDAT", *_stored(content, inflated)), *END])
+        pixels: np.ndarray = read(file, (height, width), channels)
     except Exception:  # Pillow has the last word
         return None
     if colour:
@@ -105,7 +103,7 @@ def decode_plain(data: bytes, content: Content) -> Decoded | None:
     return Decoded(grey if depth == 8 else stretch(grey), depth, kind)
 
 
-def _stored(content: Content, size: int) -> bytes:
+def _stored(content: Content, size: int) -> list[bytes | memoryview]:
     """The pixels inflated, checked to be `size` bytes with the right checksum, and wrapped as stored blocks.
 
     The decoder does not compare the checksum, and its inflating takes twice as long (docs/decisions.md).
@@ -121,16 +119,18 @@ def _stored(content: Content, size: int) -> bytes:
     for start in range(0, size, STORED):
         block = pixels[start : start + STORED]
         parts += [struct.pack("<?HH", start + STORED >= size, len(block), len(block) ^ 0xFFFF), block]
-    return b"".join([*parts, struct.pack(">I", isal_zlib.adler32(pixels))])
+    return [*parts, struct.pack(">I", isal_zlib.adler32(pixels))]
 
 
-def _chunk(name: bytes, content: bytes = b"") -> bytes:
-    return (
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", isal_zlib.crc32(content, isal_zlib.crc32(name)))
-    )
+def _chunk(name: bytes, *parts: bytes | memoryview) -> list[bytes | memoryview]:
+    """A chunk whose content is the parts one after the other, to be joined once."""
+    checksum = isal_zlib.crc32(name)
+    for part in parts:
+        checksum = isal_zlib.crc32(part, checksum)
+    return [struct.pack(">I", sum(map(len, parts))), name, *parts, struct.pack(">I", checksum)]
+
+
+END = _chunk(b"IEND")
 
 
 def _is_plain(names: list[bytes]) -> bool:

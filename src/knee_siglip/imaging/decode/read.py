@@ -40,13 +40,13 @@ def read_bytes(path: Path) -> bytes:
             raise ImageError(f"{shown(path)}: has {facts.st_size:,} bytes; at most {MAX_BYTES:,} are read")
         if not facts.st_size:
             raise ImageError(f"{shown(path)}: is empty (0 bytes)")
-        with path.open("rb") as file:
-            data = file.read(facts.st_size)
+        with path.open("rb", buffering=0) as file:
+            data = file.readall()
     except FileNotFoundError:
         raise MissingImageError(f"{shown(path)}: no such file{_hint(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ImageError(f"{shown(path)}: cannot be read: {getattr(error, 'strerror', error)}") from None
-    if len(data) != facts.st_size:
+    if len(data) < facts.st_size:
         raise ImageError(f"{shown(path)}: cannot be read: it became shorter meanwhile")
     return data
 

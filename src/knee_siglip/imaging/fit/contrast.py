@@ -34,10 +34,8 @@ def local_contrast(grey: np.ndarray) -> np.ndarray:
     """Subtract the local mean, divide by the local standard deviation; 128 is the local mean.
 
     The mean is taken over a triangular window, two passes of a box with its borders repeated: a single box draws
-    streaks beside a bright implant. grey: (H, W) or (N, H, W), uint8 or float, in 0-255. Returns uint8 of that shape.
+    streaks beside a bright implant. grey: (H, W), uint8. Returns the same.
     """
-    if grey.ndim == 3:
-        return np.stack([local_contrast(image) for image in grey]) if len(grey) else grey.astype(np.uint8)
     window = _Window.of(*grey.shape)
     deviation = np.multiply(grey, window.unit, dtype=window.dtype)
     deviation -= window.interpolate(window.averages(deviation, 255 * window.unit))
@@ -47,7 +45,7 @@ def local_contrast(grey: np.ndarray) -> np.ndarray:
     std = np.sqrt(np.maximum(variance, (STD_FLOOR * window.unit) ** 2))
     deviation *= window.interpolate(GREY_PER_STD / std)
     deviation += 128.5  # the cast cuts off
-    return np.clip(deviation, 0, 255, out=deviation).astype(np.uint8)
+    return deviation.clip(0, 255, out=deviation).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,10 @@ class _Window:
 
 def _axis(length: int, side: int, dtype: type) -> _Axis:
     """One axis of `length` pixels."""
-    box = np.zeros((length, length))
-    pixel = np.arange(length)
-    for shift in range(-(side // 2), side // 2 + 1):
-        np.add.at(box, (pixel, np.clip(pixel + shift, 0, length - 1)), 1)
+    pixel, half = np.arange(length), side // 2
+    box = (np.abs(pixel[:, None] - pixel) <= half).astype(float)
+    box[:, 0] += np.maximum(half - pixel, 0)  # pixels before the first are like it
+    box[:, -1] += np.maximum(half - pixel[::-1], 0)
     step = max(1, round(side / NODES_PER_BOX))
     nodes = np.rint(np.linspace(0, length - 1, math.ceil((length - 1) / step) + 1)).astype(int)
     weights = _cubic_weights(nodes, length) if step > 1 else np.eye(length)
@@ -124,11 +122,13 @@ def _cubic_weights(nodes: np.ndarray, length: int) -> np.ndarray:
 
 
 def _rounded(values: np.ndarray, step: float) -> np.ndarray:
-    """To multiples of 1 / step."""
+    """To multiples of 1 / step, a power of two."""
     scaled: np.ndarray = values * values.dtype.type(step)
-    return np.rint(scaled, out=scaled) / values.dtype.type(step)
+    np.rint(scaled, out=scaled)
+    scaled *= values.dtype.type(1 / step)
+    return scaled
 
 
 def _power_of_two(value: float) -> float:
     """The largest power of two that is not above `value`."""
-    return float(2.0 ** np.floor(np.log2(value)))
+    return math.ldexp(0.5, math.frexp(value)[1])
