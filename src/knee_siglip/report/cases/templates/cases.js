@@ -198,7 +198,7 @@ function drawFacts(item) {
     ]),
     ["Text", "Similarity", ""],
   ));
-  parts.push(element("p", `Rank of the first right text: ${item.rank}.`));
+  parts.push(element("p", `Rank of the first right text among those of all cases, equal texts counted each: ${item.rank}.`));
   if (item.findings.length) {
     const truth = (finding) => (finding.truth === null ? "unknown" : finding.truth ? "yes" : "no");
     const rows = item.findings.map((finding) => [words(finding.name), truth(finding), finding.score.toFixed(3)]);
