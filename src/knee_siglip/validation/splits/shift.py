@@ -97,7 +97,7 @@ def check_shift(table: pd.DataFrame, task: Task) -> tuple[dict[str, Any], list[I
     """
     rows = table[table["image_id"] != ""]
     rows = rows.assign(text_words=text_words(rows), patient=independent_units(rows).numbers)
-    parts = dict(list(rows.groupby("split")))
+    parts = {split: part for split, part in rows.groupby("split") if part["patient"].nunique() >= MIN_PATIENTS}
     pairs = [(split, parts["train"], parts[split]) for split in ("val", "test") if {"train", split} <= set(parts)]
     compared = [comparison for pair in pairs for comparison in _compare(*pair, task.labels)]
     corrected = holm_adjusted([each.p for each in compared])
