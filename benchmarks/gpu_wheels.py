@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "gpu-wheels"
 LOCKED = (
     "annotated-types",
+    "isal",
     "kornia_rs",
     "platformdirs",
     "pydantic",
@@ -26,6 +27,19 @@ LOCKED = (
     "wcwidth",
 )
 """In the versions of requirements.lock. wcwidth is ftfy's."""
+THERE = {
+    "numpy",
+    "pandas",
+    "pillow",
+    "regex",
+    "rich",
+    "safetensors",
+    "scipy",
+    "sentencepiece",
+    "threadpoolctl",
+    "torch",
+}
+"""What else the phases import, which a machine with torch and a scientific stack has."""
 PEER = ("ftfy==6.3.1", "open_clip_torch==3.3.0")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 

@@ -2,13 +2,15 @@
 
 Which images does a trained model (`--model`) call unlike those it was trained on? Its own held-out knees (`--csv` with
 img_path and split, by default the sample's; the rows of the test split) must pass, each folder of other images must be
-flagged. `--others`: images at which the limit was chosen; `--independent`: images never looked at before the limit was
-set; `--knees`: knees of another source, of which the share flagged is told without a target.
+flagged. `--others`: images at which measure and limit were chosen; `--independent`: images never looked at before;
+`--knees`: knees of another source, of which the share flagged is told without a target.
 
 The project ships no radiograph of a patient. The figures in likeness.json (default model) and likeness_real.json (a
 model trained on 1,548 real knees) come from images that lie in public repositories on GitHub. The limit was chosen at:
 chests of muhammedtalo/COVID-19; four pelves of AbdulHafeez2004/pelvic-classification-with-xrays, and the eight hips
-cropped from them. Independent, without copies of one picture and of those above, each contact sheet looked at:
+cropped from them, and, since 2026-11-27, at one half of those below (named first-half-...), the even sha256 of their
+names (both sides of a patient together); the other half is independent. Without copies of one picture and of those
+above, each contact sheet looked at:
 - chest: agchung/Figure1-COVID-chestxray-dataset@95bb569, mlmed/torchxrayvision@f4087a0 (tests, scripts)
 - pelvis: of children, radoss-org/radoss-creative-commons@185aed2 (other/xray); of adults,
   rayyirahmaid/Computer-Aided-Diagnosis-for-Femur-Proximal-Fracture-Detection@1ee7667

@@ -1,25 +1,40 @@
-"""Small stand-ins that several test folders share."""
+"""Small stand-ins that several test folders share. Imports little: pytest-xdist's own process reads it too."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from knee_siglip.cli import main as cli
 from knee_siglip.core.files import lock
-from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
-from knee_siglip.pairs.batches import PairDataset
-from toys import toy_model, toy_pairs
+
+if TYPE_CHECKING:
+    from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
+    from knee_siglip.pairs.batches import PairDataset
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-LONGEST = ("test_through_dvc", "test_kills", "test_run", "test_distributed", "test_tracker")
-"""Files of a minute and more."""
+LONGEST = (
+    "test_through_dvc",
+    "test_kills",
+    "test_run",
+    "test_layouts",
+    "test_distributed",
+    "test_tracker",
+    "test_train",
+    "test_chaos",
+    "test_gpu_all",
+    "test_release",
+    "test_hostile_rows",
+    "test_acceleration",
+)
+"""Files of more than ten seconds of processor time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,12 +43,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
 
 
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: no collection of garbage looks at it again, and no forked process copies it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path, monkeypatch):
     """No test touches the user's store or tracking databases."""
     monkeypatch.setenv("KNEE_SIGLIP_STORE", str(tmp_path / "store"))
     for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in this process alone: starting others takes longer than a test's few images."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0}, raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +79,18 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_model() -> Callable[..., KneeRadDinoSigLIPModel]:
+def make_model() -> Callable[..., "KneeRadDinoSigLIPModel"]:
     """`toys.toy_model`."""
+    from toys import toy_model
+
     return toy_model
 
 
 @pytest.fixture
-def make_pairs() -> Callable[..., PairDataset]:
+def make_pairs() -> Callable[..., "PairDataset"]:
     """`toys.toy_pairs`."""
+    from toys import toy_pairs
+
     return toy_pairs
 
 
@@ -68,6 +99,7 @@ def knee_siglip(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs the command in this process; returns exit code, stdout and stderr."""
+    from knee_siglip.cli import main as cli
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["knee-siglip", *map(str, arguments)])

@@ -15,9 +15,11 @@ from knee_siglip.training import run as training
 from toys import open_without_dvclive
 
 CONTEXT = multiprocessing.get_context("forkserver")
-"""Its server imports torch once; each training is then a fresh process without the seconds of importing."""
+"""Its server imports once what a training imports; each is then a fresh process without the seconds of importing."""
 
-CONTEXT.set_forkserver_preload(["knee_siglip.training.run"])
+CONTEXT.set_forkserver_preload(
+    ["knee_siglip.training.run", "torch._dynamo", "sklearn.covariance", "pyarrow.parquet", "peft"]
+)
 
 
 def run_in_child(files, params, kill_at=None, counted=None, environment=None):

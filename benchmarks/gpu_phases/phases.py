@@ -16,13 +16,14 @@ from gpu_phases.training import OurBatches, ReadyBatches, Task, as_many_as_fit, 
 
 from knee_siglip.params.sections import GradientCheckpointingParams
 
-EAGER: dict[str, Any] = {"mixed_precision": "bf16", "compile": False}
-COMPILED: dict[str, Any] = {"mixed_precision": "bf16", "compile": True}
+EAGER: dict[str, Any] = {"mixed_precision": "bf16", "compile": False, "cuda_graphs": False}
+DEFAULT: dict[str, Any] = {"mixed_precision": "bf16", "compile": True, "cuda_graphs": True}
+WAYS = ("eager", "by default")
 OPTIONS: dict[str, dict[str, Any]] = {
     "gradient checkpointing": EAGER | {"gradient_checkpointing": GradientCheckpointingParams(vision=True, text=True)},
     "eager attention": EAGER | {"attention": "eager"},
     "no prefetch": EAGER | {"prefetch": 0},
-    "float32 with TF32": {"mixed_precision": "none", "compile": False},
+    "float32 with TF32": EAGER | {"mixed_precision": "none"},
 }
 
 MFU, OVER_OPEN_CLIP, WAIT, DISTANCE = 0.40, 1.15, 0.02, 1e-2
@@ -55,18 +56,20 @@ def smoke_phases(task: Task) -> Iterator[Phase]:
     many = replace(task, batch_size=8 * task.batch_size)
     yield Phase("full memory", 4, partial(smoke.full_memory, many), memory_claims)
     yield Phase("resumed training", 8, partial(smoke.resumed, task), resumed_claims)
-    yield Phase("waits of the host", 4, partial(smoke.host_waits, task), waits_claims)
+    for name, by_graphs in (("one by one", False), ("by graphs", True)):
+        run = partial(smoke.host_waits, task, cuda_graphs=by_graphs)
+        yield Phase(f"waits of the host, kernels {name}", 4, run, partial(waits_claims, name))
+    yield Phase("training by graphs", 8, partial(smoke.recorded, task), recorded_claims)
 
 
 def training_phases(scale: Scale, first: Task) -> Iterator[Phase]:
-    """This project's Trainer at every size, eager and compiled."""
+    """This project's Trainer at every size: eager, and as it is by default, compiled and by CUDA graphs."""
     for image_size, batch_size in scale.trainings:
         task = replace(first, image_size=image_size, batch_size=batch_size)
-        compiled = replace(task, steps=scale.compiled_steps)
         name = size_name(image_size, batch_size)
         yield Phase(f"train {name}, eager", 12, partial(train_ours, task, **EAGER))
-        run = partial(train_ours, compiled, **COMPILED)
-        yield Phase(f"train {name}, compiled", 30, run, partial(training_claims, name))
+        run = partial(train_ours, replace(task, steps=scale.compiled_steps), **DEFAULT)
+        yield Phase(f"train {name}, by default", 30, run, partial(training_claims, name))
 
 
 def peer_phases(scale: Scale, first: Task) -> Iterator[Phase]:
@@ -92,7 +95,7 @@ def step_phases(scale: Scale, first: Task) -> Iterator[Phase]:
     """What a step consists of."""
     few = replace(first, steps=3)
     yield Phase("profile, eager", 6, partial(steps.profiled, few, **EAGER))
-    yield Phase("profile, compiled", 25, partial(steps.profiled, few, **COMPILED))
+    yield Phase("profile, by default", 25, partial(steps.profiled, few, **DEFAULT))
     loss = partial(steps.loss_alone, scale.sizes.text.width, scale.losses, first.device)
     yield Phase("loss alone", 6, loss, partial(loss_claims, scale))
     large = replace(first, batch_size=scale.exact[0], steps=1)
@@ -125,12 +128,12 @@ def side_of(scale: Scale) -> int:
 
 
 def best_training(name: str, results: Results) -> Figures:
-    """The faster of eager and compiled.
+    """The faster of both ways.
 
     Raises:
         ValueError: neither was measured.
     """
-    found = [results[f"train {name}, {way}"] for way in ("eager", "compiled") if f"train {name}, {way}" in results]
+    found = [results[f"train {name}, {way}"] for way in WAYS if f"train {name}, {way}" in results]
     return max(found, key=lambda figures: figures["pairs_per_second"])
 
 
@@ -165,9 +168,15 @@ def resumed_claims(figures: Figures, _: Results) -> Iterator[Claim]:
     yield Claim("resumed beside uninterrupted", figures["resumed"], "<=", RESUMED)
 
 
-def waits_claims(figures: Figures, _: Results) -> Iterator[Claim]:
+def recorded_claims(figures: Figures, _: Results) -> Iterator[Claim]:
+    """As far from kernels launched one by one as these are from themselves, and recorded at all on a GPU."""
+    yield Claim("steps by CUDA graphs beside others", figures["recorded"], "<=", RESUMED)
+    yield Claim("CUDA graphs were recorded", figures["graphs"], ">=", figures["graphs_wanted"])
+
+
+def waits_claims(name: str, figures: Figures, _: Results) -> Iterator[Claim]:
     """Between flushes."""
-    yield Claim("waits of the host in a step", figures["waits_a_step"], "<=", 0)
+    yield Claim(f"waits of the host in a step, kernels {name}", figures["waits_a_step"], "<=", 0)
 
 
 def training_claims(name: str, _: Figures, results: Results) -> Iterator[Claim]:

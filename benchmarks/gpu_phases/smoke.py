@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from gpu_phases.clock import clean_slate, release
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.trainer import Trainer
 
-EAGER = {"mixed_precision": "bf16", "compile": False}
+EAGER = {"mixed_precision": "bf16", "compile": False, "cuda_graphs": False}
 
 
 def bf16_beside_float32(task: Task) -> Figures:
@@ -100,7 +101,24 @@ def resumed(task: Task) -> Figures:
         }
 
 
-def host_waits(task: Task) -> Figures:
+def recorded(task: Task) -> Figures:
+    """Six steps, of which the last four are launched as CUDA graphs, beside six ordinary ones; as in `resumed`."""
+    with clean_slate(task.device):
+        start = _weights(_trainer(task, steps=6, epochs=1))
+        trainers = [_trainer(task, steps=6, epochs=1, cuda_graphs=by_graphs) for by_graphs in (False, False, True)]
+        for trainer in trainers:
+            epoch_of(trainer)
+        whole, again, by_graphs = (_weights(trainer) for trainer in trainers)
+        moved = _distance(start, whole)
+        return {
+            "recorded": _distance(by_graphs, whole) / moved,
+            "repeated": _distance(again, whole) / moved,
+            "graphs": len(trainers[-1].gradient_cache.graphs) + len(trainers[-1].loss),
+            "graphs_wanted": 2 if task.device.type == "cuda" else 0,
+        }
+
+
+def host_waits(task: Task, cuda_graphs: bool) -> Figures:
     """Waits of the host for the device in a step between flushes, by the line that waits.
 
     Counted twice, in epochs of different length, so that what happens once an epoch cancels.
@@ -108,15 +126,16 @@ def host_waits(task: Task) -> Figures:
     if task.device.type != "cuda":
         return {"waits_a_step": 0.0, "lines": {}}
     with clean_slate(task.device):
-        # after a first epoch of as many steps: the tenth step, a flush, is in neither
-        few, many = _waits(task, steps=2), _waits(task, steps=4)
+        # after four steps or a few more: the tenth step, a flush, is in neither
+        few, many = _waits(task, steps=2, cuda_graphs=cuda_graphs), _waits(task, steps=4, cuda_graphs=cuda_graphs)
     lines = {line: (many[line] - few[line]) / 2 for line in sorted(many) if many[line] != few[line]}
     return {"waits_a_step": sum(lines.values()), "lines": lines}
 
 
-def _waits(task: Task, steps: int) -> Counter[str]:
-    trainer = _trainer(task, steps=steps, epochs=2)
-    epoch_of(trainer)  # whatever happens once only
+def _waits(task: Task, steps: int, cuda_graphs: bool) -> Counter[str]:
+    trainer = _trainer(task, steps=steps, epochs=4, cuda_graphs=cuda_graphs)
+    for _ in range(4 // steps):
+        epoch_of(trainer)  # whatever happens once only
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -128,8 +147,9 @@ def _waits(task: Task, steps: int) -> Counter[str]:
     return Counter(f"{Path(found.filename).name}:{found.lineno}" for found in synchronising)
 
 
-def _trainer(task: Task, steps: int, epochs: int) -> Trainer:
-    params = TrainParams(batch_size=task.batch_size, epochs=epochs, learning_rate=1e-4, **EAGER)  # type: ignore[arg-type]
+def _trainer(task: Task, steps: int, epochs: int, **changes: bool) -> Trainer:
+    options: dict[str, Any] = EAGER | changes
+    params = TrainParams(batch_size=task.batch_size, epochs=epochs, learning_rate=1e-4, **options)
     return build_trainer(task, params, steps * task.batch_size)
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from knee_siglip.params.sections import TrainParams
-from knee_siglip.training.contrastive import contrastive_loss
-from knee_siglip.training.distributed import Ranks
+from knee_siglip.training.contrastive import loss_of_one_rank
+from knee_siglip.training.graphs import SIGHTINGS, Graphs
 
 SHOWN_KERNELS = 20
 LOSS_REPEATS = 5
@@ -52,7 +52,7 @@ def profiled(task: Task, **options: Any) -> Figures:
 
 
 def loss_alone(width: int, counts: tuple[int, ...], device: torch.device) -> Figures:
-    """Milliseconds and MB of the loss forward and backward, by the number of pairs."""
+    """Milliseconds and MB of the loss forward and backward, by the number of pairs, as the Trainer computes it."""
     found: Figures = {}
     for count in counts:
         release(device)
@@ -62,10 +62,15 @@ def loss_alone(width: int, counts: tuple[int, ...], device: torch.device) -> Fig
         bias = torch.tensor(-10.0, device=device, requires_grad=True)
         ids = torch.arange(count, device=device).unsqueeze(1)
 
-        def once(images: torch.Tensor = images, texts: torch.Tensor = texts, ids: torch.Tensor = ids) -> None:
-            contrastive_loss(images, texts, scale, bias, ids, ids, len(ids), Ranks())[0].backward()  # noqa: B023
+        loss = Graphs(loss_of_one_rank, [], device.type == "cuda")
 
-        once()
+        inputs = images, texts, scale, bias, ids, ids
+
+        def once(loss: Graphs = loss, inputs: tuple[torch.Tensor, ...] = inputs) -> None:
+            loss(*inputs)[0].backward()
+
+        for _ in range(SIGHTINGS):
+            once()
 
         def repeated() -> None:
             for _ in range(LOSS_REPEATS):

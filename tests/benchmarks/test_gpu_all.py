@@ -1,8 +1,10 @@
 """`benchmarks/gpu_all.py` waits for a machine with a GPU; until then its every phase runs at toy sizes."""
 
+import ast
 import json
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +16,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from claims import Claim  # noqa: E402
 from gpu_phases.runner import Phase, Report  # noqa: E402
-from gpu_wheels import requirements  # noqa: E402
+from gpu_wheels import LOCKED, THERE, requirements  # noqa: E402
 
 EXACT = {  # goals that hold at any size
     "values that a skipped step changes",
@@ -106,3 +108,25 @@ def test_the_wheels_have_the_locked_versions() -> None:
     wanted = requirements((ROOT / "requirements.lock").read_text(encoding="utf-8"))
     assert any(requirement.startswith("transformers==") for requirement in wanted)
     assert all(requirement.count("==") == 1 for requirement in wanted)
+
+
+def test_what_the_phases_import_is_a_wheel_or_known_to_be_there() -> None:
+    """A new dependency of the package would end a run on a machine without a network at its first import."""
+    code = "import sys; sys.path[:0] = ['benchmarks', 'src']; import gpu_phases.phases as _; print(*" + (
+        "{m.__file__ for m in list(sys.modules.values()) if getattr(m, '__file__', None)}, sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    own = [
+        Path(line)
+        for line in done.stdout.splitlines()
+        if Path(line).is_relative_to(ROOT) and "site-packages" not in line
+    ]
+    imported = set()
+    for statement in (statement for path in own for statement in ast.parse(path.read_text(encoding="utf-8")).body):
+        if isinstance(statement, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            imported.add(str(statement.module).split(".")[0])
+    distributions = packages_distributions()
+    needed = {distributions[name][0] for name in imported & distributions.keys()} - {"knee-siglip"}
+    assert needed - {*LOCKED} == THERE

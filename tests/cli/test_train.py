@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from transformers import Dinov2Model
 
 from knee_siglip.cli import main as cli
 from knee_siglip.model.checkpoint import load_checkpoint
@@ -37,8 +36,7 @@ def project(make_model: Callable[..., KneeRadDinoSigLIPModel], tmp_path: Path, m
     pd.DataFrame(rows, columns=["img_path", "impression", "split", "patient_id"]).to_csv(
         tmp_path / "my.csv", index=False
     )
-    vision: Dinov2Model = make_model().vision_model
-    vision.save_pretrained(tmp_path / "vision")
+    make_model().vision_model.save_pretrained(tmp_path / "vision")
     processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (tmp_path / "vision/preprocessor_config.json").write_text(json.dumps(processor))
     (tmp_path / "params.yaml").write_text("model: {vision: vision}\ntracking: {mlflow: none, wandb: none}\n")

@@ -27,7 +27,7 @@ POSITIONS = 16
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> EvaluateFiles:
+def files(tmp_path: Path, one_core: None) -> EvaluateFiles:
     """Twelve radiographs of noise (8 test, 4 val), a cache, and a model with random weights."""
     transform = Transform(image_size=28, fit="pad", contrast="none")
     files = EvaluateFiles(

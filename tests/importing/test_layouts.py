@@ -103,6 +103,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("name", MINIATURES)
 def test_a_download_becomes_an_evaluated_model(
     name: str, tmp_path: Path, knee_siglip: Run, monkeypatch: pytest.MonkeyPatch, encoders: Path

@@ -65,7 +65,7 @@ def test_the_residual_stream_and_the_heads_stay_in_float32(checkpoint, pixels):
 
     heads = (checkpoint.model.visual_projection, checkpoint.model.text_model.head)
     hooks = [head.register_forward_hook(note) for head in heads]
-    block = checkpoint.model.vision.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    block = checkpoint.model.vision.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out[0].dtype))
     embed_pixels(in_bf16(checkpoint), [pixels[:1]])
     embed_texts(in_bf16(checkpoint), TEXTS)
     for hook in (*hooks, block):

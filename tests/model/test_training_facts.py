@@ -49,9 +49,20 @@ def test_distance_is_that_of_mahalanobis_in_units_of_the_limit():
     assert stored.distances(images) == pytest.approx(expected, rel=1e-5)
 
 
+def test_distance_is_relative_to_disarranged_images_where_the_checkpoint_knows_them():
+    means, precisions = np.array([[0.0, 0.0], [3.0, 0.0]]), np.stack([np.eye(2), 4 * np.eye(2)])
+    likeness = Likeness(means, precisions, 0.5)
+    stored = Likeness.from_dict(likeness.to_dict(), width=2)
+    for one in (likeness, stored):
+        assert one.distances(np.array([[1.0, 0.0], [0.0, 4.0]])) == pytest.approx([1 / 4 / 0.5, 4 / 10 / 0.5])
+        assert np.isfinite(one.distances(means)).all()
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
+        ({"mean": torch.zeros(2, 3)}, "precision of its likeness"),
+        ({"mean": torch.zeros(3, 3)}, "mean of its likeness"),
         ({"mean": torch.zeros(2)}, "mean of its likeness"),
         ({"precision": torch.full((3, 3), float("nan"))}, "precision of its likeness"),
         ({"precision": "eye"}, "precision of its likeness"),

@@ -63,7 +63,7 @@ def chest_row(number: int) -> dict[str, str]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None) -> Path:
     """The current folder, with a store of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KNEE_SIGLIP_STORE", str(tmp_path / "store"))

@@ -49,9 +49,9 @@ class Clone:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.env = os.environ | {"PATH": path, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.env = os.environ | {"PATH": path, "PYTHONPATH": str(folder / "src")}
         self.env["SHELL"] = "/bin/sh"  # which DVC starts the stages with; some shells stay their parent
-        for name in ("KNEE_SIGLIP_STORE", "MLFLOW_TRACKING_URI", "WANDB_MODE"):
+        for name in ("KNEE_SIGLIP_STORE", "MLFLOW_TRACKING_URI", "WANDB_MODE", "PYTHONDONTWRITEBYTECODE"):
             self.env.pop(name, None)
 
     def run(self, *command: str, code: int = 0) -> str:
@@ -116,10 +116,11 @@ def own(clone: Clone, tmp_path: Path) -> Clone:
 
 @pytest.fixture
 def untracked(own: Clone) -> Clone:
-    """Without MLflow and W&B, whose processes take longer than the stages of a miniature."""
+    """Without MLflow and W&B, whose processes take longer than the stages of a miniature, and with a short training."""
     path, yaml = own.folder / "params.yaml", YAML()
     params = yaml.load(path.read_text())
     params["tracking"].update(mlflow="none", wandb="none")
+    params["train"]["epochs"] = 1
     yaml.dump(params, path)
     own.repro("params")
     own.commit("no trackers")

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +42,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def rows(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Spreadsheet rows 2-7 of a project that validates.
-
-    On one core: starting worker processes for six images takes longer than decoding them.
-    """
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0})
+def rows(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, one_core: None) -> list[list[str]]:
+    """Spreadsheet rows 2-7 of a project that validates."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/images").symlink_to(images)

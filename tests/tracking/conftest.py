@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,15 @@ class Recorded:
     def wandb_records(self, session: int) -> list[dict]:
         """All records of the session's offline run, as W&B's own reader gives them."""
         folders = sorted((self.root / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime)
-        command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(folders[session])]
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        return [json.loads(line) for line in lines]
+        return _records(folders[session])
+
+
+@cache
+def _records(folder: Path) -> list[dict]:
+    """W&B's reader takes most of a second."""
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(folder)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
 
 
 class Warnings(logging.Handler):

@@ -42,7 +42,7 @@ def _backbones(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def files(tmp_path, _backbones) -> TrainFiles:
+def files(tmp_path, _backbones, one_core) -> TrainFiles:
     """28 training and 12 validation images of noise, each brightness with a text of its own."""
     rng = np.random.default_rng(0)
     rows = []
@@ -84,7 +84,7 @@ def make_params() -> Callable[..., Params]:
     """Params of a short training without trackers; keywords are those of `train`."""
 
     def make(seed: int = 0, **train) -> Params:
-        values = {"batch_size": 8, "epochs": 3, "mixed_precision": "none"} | train
+        values = {"batch_size": 8, "epochs": 2, "mixed_precision": "none"} | train
         tracking = {"mlflow": "none", "wandb": "none"}
         return Params.model_validate({"image_size": SIZE, "seed": seed, "train": values, "tracking": tracking})
 

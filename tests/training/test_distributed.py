@@ -1,41 +1,47 @@
-"""Several processes, started by torchrun as users start them, train what one process trains."""
+"""Several processes, told what torchrun tells them, train what one process trains.
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+torchrun itself starts them in tests/cli/test_train.py.
+"""
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from knee_siglip.core.errors import UsageError
 from knee_siglip.training import distributed
 from knee_siglip.training.distributed import open_ranks
+from ranks_at_work import work
+from training_process import CONTEXT
 
-WORK = Path(__file__).with_name("ranks_at_work.py")
 
-
-def torchrun(size, *command, **environment):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    done = subprocess.run(
-        [*launcher, *map(str, command)], env=os.environ | environment, text=True, capture_output=True, timeout=300
-    )
-    return done.returncode, done.stdout + done.stderr
+def results_of(size, folder):
+    """What `size` processes found; they meet at a store of this process, as torchrun's do."""
+    out, told = folder / "found.pt", [folder / f"told_{rank}.txt" for rank in range(size)]
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(size)}
+    meeting |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    places = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)] if size > 1 else [{}]
+    ranks = [
+        CONTEXT.Process(target=work, args=(out, file, place), daemon=True)
+        for file, place in zip(told, places, strict=True)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(300)
+    codes = [process.exitcode for process in ranks]
+    assert codes == [0] * size, "\n".join(file.read_text()[-4000:] for file in told)
+    return torch.load(out, weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone") / "found.pt"
-    subprocess.run([sys.executable, str(WORK), str(out)], check=True, timeout=300)
-    return torch.load(out, weights_only=True)
+    return results_of(1, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def together(request, tmp_path_factory):
-    out = tmp_path_factory.mktemp("together") / "found.pt"
-    code, output = torchrun(request.param, WORK, out)
-    assert code == 0, output[-4000:]
-    found = torch.load(out, weights_only=True)
+    found = results_of(request.param, tmp_path_factory.mktemp("together"))
     assert found["size"] == request.param
     return found
 

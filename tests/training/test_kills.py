@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -38,7 +39,7 @@ def assert_equal(found, expected):
 @pytest.fixture
 def params(make_params):
     """EMA, augmentation and a schedule to lose, a state every other step, an epoch of four steps."""
-    return make_params(epochs=4, save_every_steps=2, ema_decay=0.9, warmup_ratio=0.3)
+    return make_params(epochs=3, save_every_steps=2, ema_decay=0.9, warmup_ratio=0.3)
 
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(files, params, tmp_path):
@@ -59,6 +60,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(files, params, tmp_p
 
 
 def test_asked_to_stop_it_saves_says_so_and_goes_on_there(files, make_params):
+    """Three times in one training, by another signal each."""
     params = make_params(epochs=8)
     assert run(files, params) == 0
     expected = results(files)
@@ -70,15 +72,17 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on_there(files, make_params):
         child.join()
         assert child.exitcode == code
         told = told_file(files).read_text()
-        assert f"{number.name}: training stopped at step" in told
-        assert "of 32 and saved its state; rerun the same command to resume" in told
+        stopped = re.search(rf"{number.name}: training stopped at step (\d+) of 32 and saved its state; ", told)
+        assert stopped
+        assert "rerun the same command to resume" in told
+        assert ("resuming at step" in told) == (number != signal.SIGTERM)
         assert "Traceback" not in told
         (folder,) = (paths.store_root() / paths.RUNS).iterdir()
-        assert len(list(folder.glob("*.state"))) == 1
-        clear_outs(files)
-        assert run(files, params) == 0
-        assert "resuming at step" in told_file(files).read_text()
-        assert_equal(results(files), expected)
+        assert max(int(state.stem.removeprefix("step-")) for state in folder.glob("*.state")) == int(stopped[1])
+    clear_outs(files)
+    assert run(files, params) == 0
+    assert "resuming at step" in told_file(files).read_text()
+    assert_equal(results(files), expected)
 
 
 def test_a_state_of_other_params_is_not_picked_up(files, params, make_params):
@@ -88,5 +92,5 @@ def test_a_state_of_other_params_is_not_picked_up(files, params, make_params):
     child.join()
     assert run(files, params) == 0
     assert "resuming" not in told_file(files).read_text()
-    assert results(files)[1]["epochs_done"] == 4
+    assert results(files)[1]["epochs_done"] == 3
     assert any(state.exists() for state in states[0].parent.glob("*.state"))  # it may still be gone on with

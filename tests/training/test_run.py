@@ -37,11 +37,11 @@ def test_all_files_are_written_and_nothing_is_left_to_go_on_from(files, make_par
     train(make_params(), files, "cpu")
     figures, speed = report(files), report(files, "speed.json")
     assert {"train.loss", "val.loss", "val.contrastive_accuracy", "best.val_loss", "parameters.total"} <= figures.keys()
-    assert (figures["epochs_done"], figures["train.skipped_steps"]) == (3, 0)
+    assert (figures["epochs_done"], figures["train.skipped_steps"]) == (2, 0)
     assert {"pairs_per_second", "data_wait_share", "model_tflops_per_second", "peak_memory_mb"} <= speed.keys()
     best = load_checkpoint(files.best_model)
     assert best.metrics["epoch"] == figures["best_epoch"]
-    assert load_checkpoint(files.final_model).metrics["epoch"] == 3
+    assert load_checkpoint(files.final_model).metrics["epoch"] == 2
     assert list((paths.store_root() / paths.RUNS).iterdir()) == []
 
 
@@ -123,7 +123,7 @@ def test_a_training_killed_after_its_last_step_leaves_what_an_undisturbed_one_do
     def stop(*_):
         raise KeyboardInterrupt
 
-    params = make_params(save_every_steps=1, patience=patience)
+    params = make_params(epochs=3, save_every_steps=1, patience=patience)
     train(params, files, "cpu")
     undisturbed = left()
     shutil.rmtree(files.report)

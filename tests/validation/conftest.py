@@ -73,7 +73,7 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None) -> Project:
     """Seven rows (spreadsheet rows 2-8): three train, two val, two test; every row its own patient and image."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "images").mkdir(parents=True)

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -137,13 +137,11 @@ class BlockParts:
 
     @property
     def layers(self) -> dict[str, list[Any]]:
-        """Layers by name; those of one name are computed as one product."""
+        """Linear layers by name; those of one name are computed as one product."""
         attention = self.attention
         found: dict[str, list[Any]] = {
-            "norm_0": [self.norms[0]],
             "projections": [attention.q_proj, attention.k_proj, attention.v_proj],
             "output": [attention.output],
-            "norm_1": [self.norms[1]],
             "mlp_in": [self.mlp_in],
             "mlp_out": [self.mlp_out],
         }
@@ -152,7 +150,7 @@ class BlockParts:
     @property
     def is_plain(self) -> bool:
         """Whether every layer is one that `_compute_cast` knows, in float32: an adapter around a layer is not."""
-        layers = [layer for together in self.layers.values() for layer in together]
+        layers = [*self.norms, *(layer for together in self.layers.values() for layer in together)]
         return all(type(layer) in (nn.Linear, nn.LayerNorm) and layer.weight.dtype == torch.float32 for layer in layers)
 
 
@@ -177,31 +175,43 @@ class Block(nn.Module):
     def parts(self) -> BlockParts:
         """Its layers."""
 
-    def forward(self, hidden: Tensor, pooled: slice | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        states: Tensor | None = None,
+        following: nn.LayerNorm | None = None,
+        pooled: slice | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, T, W) to the same, or with `pooled` to that token (B, 1, W): its query, output projection and MLP alone.
 
-        In the type of `hidden`. With gradient checkpointing it is recomputed in the backward pass, where that is worth
-        it: not for one token.
+        In the type of `hidden`. `states`: its first norm's output, where that is known. `following`: the next block's
+        first norm, whose output is returned too: compiled with the addition before it, it costs one pass over the
+        memory less. With gradient checkpointing the block is recomputed in the backward pass, where that is worth it
+        (not for one token), from `hidden` alone.
         """
         if self.gradient_checkpointing and self.training and pooled is None:
-            found: Tensor = checkpoint(self._forward, hidden, use_reentrant=False)
-            return found
-        return self._forward(hidden, pooled)
-
-    def _forward(self, hidden: Tensor, pooled: slice | None = None) -> Tensor:
-        return self.compute(hidden, pooled)[0]
+            # dropout draws by key, so no generator is rewound, for which the host would wait
+            found = checkpoint(self.compute, hidden, use_reentrant=False, preserve_rng_state=False)
+            return found[0], None
+        hidden, states, _ = self.compute(hidden, states, following, pooled)
+        return hidden, states
 
     def compute(
-        self, hidden: Tensor, pooled: slice | None = None, keep_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        hidden: Tensor,
+        states: Tensor | None = None,
+        following: nn.LayerNorm | None = None,
+        pooled: slice | None = None,
+        keep_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As `forward`, and the weights if `keep_weights`: see `Attention.gather`."""
         parts = self.parts
         if hidden.dtype == torch.bfloat16 and parts.is_plain:
             with torch.autocast(hidden.device.type, enabled=False):
-                return _compute_cast(parts, hidden, pooled, keep_weights)
+                return _compute_cast(parts, hidden, states, following, pooled, keep_weights)
         attention, scales = parts.attention, parts.scales or (nn.Identity(), nn.Identity())
         drop_path = parts.drop_path or nn.Identity()
-        states = parts.norms[0](hidden)
+        states = parts.norms[0](hidden) if states is None else states
         query = attention.q_proj(states if pooled is None else states[:, pooled])
         gathered, weights = attention.gather(query, attention.k_proj(states), attention.v_proj(states), keep_weights)
         hidden = hidden if pooled is None else hidden[:, pooled]
@@ -211,33 +221,60 @@ class Block(nn.Module):
             inner = parts.activation(parts.mlp_in(normalised))
         else:
             inner = parts.activation(parts.gate(normalised)) * parts.mlp_in(normalised)
-        return hidden + drop_path(scales[1](parts.mlp_out(inner))), weights
+        hidden = hidden + drop_path(scales[1](parts.mlp_out(inner)))
+        return hidden, None if following is None else following(hidden), weights
+
+
+def through_blocks(blocks: Sequence[Block], hidden: Tensor, pooled: slice | None = None) -> Tensor:
+    """Embedded tokens (B, T, W) to the last block's output, or with `pooled` to that token's (B, 1, W)."""
+    first = blocks[0].parts.norms[0]
+    is_cast = hidden.dtype == torch.bfloat16 and blocks[0].parts.is_plain
+    states = _normalise(first, hidden, first.weight.to(hidden.dtype), first.bias.to(hidden.dtype)) if is_cast else None
+    for block, following in pairwise(blocks):
+        hidden, states = block(hidden, states, following.parts.norms[0])
+    return torch.as_tensor(blocks[-1](hidden, states, pooled=pooled)[0])
+
+
+def _normalise(norm: nn.LayerNorm, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Over rows of one long list: the compiler pads the figures of lists of more than 1,024 rows each, as the tokens of
+    448 px are, and then reads every row twice."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        rows = F.layer_norm(hidden.flatten(0, 1), norm.normalized_shape, weight, bias, norm.eps)
+    return rows.view_as(hidden)
 
 
 def _compute_cast(
-    parts: BlockParts, hidden: Tensor, pooled: slice | None, keep_weights: bool
-) -> tuple[Tensor, Tensor | None]:
+    parts: BlockParts,
+    hidden: Tensor,
+    states: Tensor | None,
+    following: nn.LayerNorm | None,
+    pooled: slice | None,
+    keep_weights: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`Block.compute` with float32 weights in the type of `hidden`."""
-    cast = _cast_weights(parts, hidden.dtype)
+    norms = {"norm_0": parts.norms[0] if states is None else None, "norm_1": parts.norms[1], "following": following}
+    cast = _cast_weights(parts, {name: norm for name, norm in norms.items() if norm is not None}, hidden.dtype)
 
     def linear(name: str, values: Tensor) -> Tensor:
         return F.linear(values, *cast[name])
 
-    def norm(number: int, values: Tensor) -> Tensor:
-        layer = parts.norms[number]
-        weight, bias = cast[f"norm_{number}"]
-        return F.layer_norm(values, layer.normalized_shape, weight, bias, layer.eps)
+    def norm(name: str, values: Tensor) -> Tensor:
+        layer = norms[name]
+        assert layer is not None
+        return _normalise(layer, values, *cast[name])
 
     def add(values: Tensor, branch: Tensor) -> Tensor:
         return values + (branch if parts.drop_path is None else parts.drop_path(branch))
 
-    query, key, value = _project(norm(0, hidden), cast["projections"], pooled)
+    states = norm("norm_0", hidden) if states is None else states
+    query, key, value = _project(states, cast["projections"], pooled)
     gathered, weights = parts.attention.gather(query, key, value, keep_weights)
     hidden = add(hidden if pooled is None else hidden[:, pooled], linear("output", gathered))
-    normalised = norm(1, hidden)
+    normalised = norm("norm_1", hidden)
     inner = linear("mlp_in", normalised)
     gated = parts.activation(inner if parts.gate is None else linear("gate", normalised))
-    return add(hidden, linear("mlp_out", gated if parts.gate is None else gated * inner)), weights
+    hidden = add(hidden, linear("mlp_out", gated if parts.gate is None else gated * inner))
+    return hidden, None if following is None else norm("following", hidden), weights
 
 
 def _project(states: Tensor, joined: Sequence[Any], pooled: slice | None) -> Sequence[Tensor]:
@@ -250,8 +287,8 @@ def _project(states: Tensor, joined: Sequence[Any], pooled: slice | None) -> Seq
     return (query, *F.linear(states, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1))
 
 
-def _cast_weights(parts: BlockParts, dtype: torch.dtype) -> dict[str, list[Any]]:
-    """Weight and bias by name of `BlockParts.layers` in another type.
+def _cast_weights(parts: BlockParts, norms: dict[str, nn.LayerNorm], dtype: torch.dtype) -> dict[str, list[Any]]:
+    """Weight and bias in another type, by name of `BlockParts.layers` and of the norms.
 
     A branch's scale multiplies the weight and bias that the branch ends with, not its values: a thousandth of the
     products, and its gradient needs no values of the branch.
@@ -259,7 +296,8 @@ def _cast_weights(parts: BlockParts, dtype: torch.dtype) -> dict[str, list[Any]]
     scales = dict(zip(("output", "mlp_out"), parts.scales or (), strict=False))
     groups: list[list[Tensor]] = []
     slots: list[tuple[str, bool]] = []
-    for name, layers in parts.layers.items():
+    layers_by_name: dict[str, list[Any]] = parts.layers | {name: [norm] for name, norm in norms.items()}
+    for name, layers in layers_by_name.items():
         for kind in ("weight", "bias"):
             tensors = [getattr(layer, kind) for layer in layers]
             slots.append((name, tensors[0] is not None))

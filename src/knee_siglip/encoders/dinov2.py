@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from knee_siglip.encoders.blocks import ACTIVATIONS, Attention, Block, BlockParts, DropPath, LayerScale, stream_dtype
+from knee_siglip.encoders.blocks import (
+    ACTIVATIONS,
+    Attention,
+    Block,
+    BlockParts,
+    DropPath,
+    LayerScale,
+    stream_dtype,
+    through_blocks,
+)
 from knee_siglip.encoders.flops import Layer, count_blocks, count_layer
 from knee_siglip.encoders.protocols import OwnEncoder, VisionEncoder
 from knee_siglip.encoders.tower import Group, Tower, TowerConfig
@@ -171,24 +180,18 @@ class Dinov2Encoder(OwnEncoder, VisionEncoder):
 
     def pool(self, pixel_values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """The CLS token (B, W) after the last norm; see `VisionEncoder.pool`."""
-        *blocks, last = self.own_blocks
-        hidden = self._embed(pixel_values, mean, std)
-        for block in blocks:
-            hidden = block(hidden)
-        return self._norm(last(hidden, slice(0, 1)))[:, 0]
+        embedded = self._embed(pixel_values, mean, std)
+        return self._norm(through_blocks(self.own_blocks, embedded, slice(0, 1)))[:, 0]
 
     def tokens(self, pixel_values: Tensor) -> Tensor:
         """CLS token, then patches row by row, after the last norm: (B, 1 + P, W)."""
-        hidden = self._embed(pixel_values)
-        for block in self.own_blocks:
-            hidden = block(hidden)
-        return self._norm(hidden)
+        return self._norm(through_blocks(self.own_blocks, self._embed(pixel_values)))
 
     def tokens_and_attentions(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`tokens`, and each block's attention (B, H, 1 + P, 1 + P)."""
         hidden, attentions = self._embed(pixel_values), list[Tensor]()
         for block in self.own_blocks:
-            hidden, weights = block.compute(hidden, keep_weights=True)
+            hidden, _, weights = block.compute(hidden, keep_weights=True)
             assert weights is not None
             attentions.append(weights)
         return self._norm(hidden), tuple(attentions)

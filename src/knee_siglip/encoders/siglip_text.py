@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from knee_siglip.encoders.blocks import ACTIVATIONS, Attention, Block, BlockParts, stream_dtype
+from knee_siglip.encoders.blocks import ACTIVATIONS, Attention, Block, BlockParts, stream_dtype, through_blocks
 from knee_siglip.encoders.flops import Layer, count_blocks, count_layer
 from knee_siglip.encoders.protocols import OwnEncoder, TextEncoder
 from knee_siglip.encoders.tower import Group, Tower, TowerConfig
@@ -159,12 +159,9 @@ class SiglipTextEncoder(OwnEncoder, TextEncoder):
         """(B, L) token ids to (B, D): the last position after the last norm and the head."""
         embeddings = self.model.embeddings
         hidden = embeddings.token_embedding(input_ids) + embeddings.position_embedding.weight[: input_ids.shape[1]]
-        *blocks, last = self.own_blocks
-        hidden = hidden.to(stream_dtype(hidden, last.parts))
-        for block in blocks:
-            hidden = block(hidden)
+        hidden = hidden.to(stream_dtype(hidden, self.own_blocks[-1].parts))
         norm, head = self.model.final_layer_norm, self.model.head
-        normalised = norm(last(hidden, slice(-1, None)).to(norm.weight.dtype))[:, 0]
+        normalised = norm(through_blocks(self.own_blocks, hidden, slice(-1, None)).to(norm.weight.dtype))[:, 0]
         # autocast lets a norm return float32; the head stays there, since its output is what is compared
         with torch.autocast(hidden.device.type, enabled=False):
             output: Tensor = head(normalised.to(head.weight.dtype))

@@ -97,10 +97,11 @@ def words_of(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How far an image's embedding lies from those of the training images.
+    """How far an image's embedding lies from those of the training images, relative to the same images disarranged.
 
-    The Mahalanobis distance (Lee et al. 2018, arXiv:1807.03888) to their mean (D,), by their precision matrix (D, D).
-    limit: the distance within which nearly all validation images lie.
+    The ratio of the Mahalanobis distances to their means (2, D), by their precision matrices (2, D, D). Of older
+    checkpoints only the distance to the training images: (D,) and (D, D). limit: within it lie nearly all validation
+    images (`training/monitoring/likeness.py`).
     """
 
     mean: np.ndarray
@@ -109,7 +110,7 @@ class Likeness:
 
     def distances(self, image_embeds: np.ndarray) -> np.ndarray:
         """(N, D) embeddings to (N,) distances as multiples of the limit: above 1 an image is unlike the training's."""
-        return mahalanobis(image_embeds, self.mean, self.precision) / self.limit
+        return relative_distances(image_embeds, self.mean, self.precision) / self.limit
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and numbers, as a checkpoint holds them."""
@@ -128,7 +129,9 @@ class Likeness:
         """
         if not isinstance(values, dict):
             raise UserError("its likeness is no dict")
-        shapes = {"mean": (width,), "precision": (width, width)}
+        mean = values.get("mean")
+        groups = (2,) if isinstance(mean, Tensor) and mean.ndim == 2 else ()
+        shapes = {"mean": (*groups, width), "precision": (*groups, width, width)}
         for name, shape in shapes.items():
             value = values.get(name)
             if not isinstance(value, Tensor) or tuple(value.shape) != shape or not value.isfinite().all():
@@ -139,10 +142,11 @@ class Likeness:
         return cls(values["mean"].double().numpy(), values["precision"].double().numpy(), limit)
 
 
-def mahalanobis(image_embeds: np.ndarray, mean: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """(N, D) to (N,) distances."""
-    offsets = image_embeds.astype(np.float64) - mean
-    return np.sqrt(np.maximum(((offsets @ precision) * offsets).sum(axis=1), 0))
+def relative_distances(image_embeds: np.ndarray, mean: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """(N, D) to (N,) Mahalanobis distances to one mean, or to the first of two divided by that to the second."""
+    offsets = image_embeds.astype(np.float64) - np.atleast_2d(mean)[:, np.newaxis]  # (1 or 2, N, D)
+    distances = np.sqrt(np.maximum(((offsets @ precision) * offsets).sum(axis=2), 0))
+    return distances[0] / np.maximum(distances[1], 1e-6) if len(distances) == 2 else distances[0]
 
 
 def prompts_digest(task: Task) -> str:

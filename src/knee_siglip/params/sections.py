@@ -328,6 +328,7 @@ class TrainParams(Section):
     tf32: bool = True
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     compile: bool | Literal["auto"] = "auto"
+    cuda_graphs: bool = True
     gradient_checkpointing: GradientCheckpointingParams = GradientCheckpointingParams()
     prefetch: Annotated[int, Field(ge=0, le=16)] | Literal["auto"] = "auto"
     multi_positive: bool = True

@@ -20,7 +20,8 @@ from torch import Tensor
 from knee_siglip.core.errors import UserError
 from knee_siglip.model.device import is_out_of_memory
 from knee_siglip.training.distributed import GradientSum, Ranks
-from knee_siglip.training.encoder import Embeds, LocalBatch, PairEncoder
+from knee_siglip.training.encoder import Embeds, LocalBatch, PairEncoder, pad_texts
+from knee_siglip.training.graphs import Graphs
 
 Result = TypeVar("Result")
 
@@ -48,11 +49,12 @@ class GradientCache:
     """Encodes local batches, and propagates the gradients of their embeddings to the parameters.
 
     Args:
+        graphs: record CUDA graphs of groups that are encoded in one piece, on one GPU.
         micro_batch_size: pairs that each rank encodes with a graph at a time; halved on all ranks when memory runs out
             on one, with the same result.
     """
 
-    def __init__(self, encoder: PairEncoder, ranks: Ranks, micro_batch_size: int) -> None:
+    def __init__(self, encoder: PairEncoder, ranks: Ranks, micro_batch_size: int, graphs: bool = False) -> None:
         self.encoder, self.ranks, self.micro_batch_size = encoder, ranks, micro_batch_size
         self._announced = micro_batch_size
         self._encoding = [
@@ -61,6 +63,7 @@ class GradientCache:
             if parameter.requires_grad and name not in OUTSIDE_ENCODING
         ]
         self._sum = GradientSum(self._encoding, ranks)
+        self.graphs = Graphs(encoder, self._encoding, graphs and ranks.size == 1, state=lambda: encoder.buffer)
 
     def encode(self, local: LocalBatch) -> EncodedBatch:
         """Embed a local batch.
@@ -94,7 +97,8 @@ class GradientCache:
     def _encode(self, local: LocalBatch) -> EncodedBatch:
         pieces = local.pieces(self.micro_batch_size)
         if len(pieces) == 1:
-            images, texts = self.encoder(*self.encoder.inputs(local, pieces[0]))
+            inputs = self.encoder.inputs(local, pieces[0])
+            images, texts = self.graphs(*(pad_texts(*inputs) if self.graphs.is_on else inputs))
             return EncodedBatch(local, _leaf(images), _leaf(texts), graph=(images, texts))
         parts = self.encoder.encode_all(local, pieces)
         image_embeds = torch.cat([images for images, _ in parts])
@@ -136,6 +140,7 @@ class GradientCache:
                 "train.gradient_checkpointing.vision and .text to true"
             )
         self.micro_batch_size = math.ceil(largest / 2)
+        self.graphs.stop()
         for parameter in self._encoding:  # the other gradients come from the loss alone and are already right
             parameter.grad = None
         if torch.cuda.is_initialized():

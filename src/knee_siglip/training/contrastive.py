@@ -47,6 +47,21 @@ def contrastive_loss(
     return loss, accuracy
 
 
+def loss_of_one_rank(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    positive_ids: Tensor,
+    correct_ids: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`contrastive_loss` of a group that lies on one rank: of tensors alone."""
+    count = len(image_embeds)
+    return contrastive_loss(
+        image_embeds, text_embeds, logit_scale, logit_bias, positive_ids, correct_ids, count, Ranks()
+    )
+
+
 class _ContrastiveLoss(torch.autograd.Function):
     """Computes the gradients along with the loss, so that each tile of logits can be dropped at once."""
 

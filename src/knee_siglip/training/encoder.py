@@ -64,7 +64,7 @@ class PairEncoder(nn.Module):
         super().__init__()
         self.text_versions = text_versions
         self.model, self.dtype, self.augment_params = model, dtype, augment_params
-        self._values = torch.empty(0)
+        self.buffer = torch.empty(0)
         self._image_dropout = use_sample_dropout(model.vision)
         self._text_dropout = use_sample_dropout(model.text)
         self.train(model.training)
@@ -130,10 +130,25 @@ class PairEncoder(nn.Module):
         """
         shape = (len(pixels), 1, *pixels.shape[1:])
         mean = self.model.image_mean
-        fits = self._values.shape[1:] == shape[1:] and self._values.device == mean.device
-        if not fits or len(self._values) < len(pixels) or self._values.dtype != mean.dtype:
-            self._values = torch.empty(shape, dtype=mean.dtype, device=mean.device)
-        return self.model.normalise_grey(pixels, out=self._values)
+        fits = self.buffer.shape[1:] == shape[1:] and self.buffer.device == mean.device
+        if not fits or len(self.buffer) < len(pixels) or self.buffer.dtype != mean.dtype:
+            self.buffer = torch.empty(shape, dtype=mean.dtype, device=mean.device)
+        return self.model.normalise_grey(pixels, out=self.buffer)
 
     def _keys(self, local: LocalBatch, stream: int, ids: Tensor, device: torch.device) -> Tensor:
         return send(sample_keys(local.seed, 2 * local.step + stream, ids), device)
+
+
+def pad_texts(
+    pixels: Tensor, input_ids: Tensor, places: Tensor, image_keys: Tensor, text_keys: Tensor
+) -> tuple[Tensor, ...]:
+    """Arguments of `PairEncoder.forward`, with the first text repeated so that few numbers of texts occur.
+
+    No place names the added ones, so they change neither embeddings nor gradients.
+    """
+    unit = max(1, len(places) // 8)
+    added = -len(input_ids) % unit
+    if not added:
+        return pixels, input_ids, places, image_keys, text_keys
+    repeated = torch.cat([input_ids, input_ids[:1].expand(added, -1)])
+    return pixels, repeated, places, image_keys, torch.cat([text_keys, text_keys[:1].expand(added)])

@@ -20,11 +20,12 @@ from knee_siglip.pairs.prefetch import prefetch_batches
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.acceleration import accelerate
 from knee_siglip.training.accumulation import GradientCache
-from knee_siglip.training.contrastive import contrastive_loss
+from knee_siglip.training.contrastive import contrastive_loss, loss_of_one_rank
 from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.ema import Ema
 from knee_siglip.training.encoder import LocalBatch, PairEncoder
 from knee_siglip.training.finite import FiniteGuard, StepRecord
+from knee_siglip.training.graphs import Graphs
 from knee_siglip.training.interruption import StopRequest
 from knee_siglip.training.monitoring.history import History
 from knee_siglip.training.monitoring.signs import Monitor
@@ -81,7 +82,9 @@ class Trainer:
         self.dtype = autocast_dtype(params.mixed_precision, device)
         accelerate(model, params, device)
         self.encoder = PairEncoder(model, self.dtype, params.augment, train_set.text_versions)
-        self.gradient_cache = GradientCache(self.encoder, self.ranks, micro_batch_size)
+        graphs = params.cuda_graphs and device.type == "cuda" and self.ranks.size == 1
+        self.gradient_cache = GradientCache(self.encoder, self.ranks, micro_batch_size, graphs)
+        self.loss = Graphs(loss_of_one_rank, [], graphs)
         self.optimizer = build_optimizer(model, params)
         self.schedule = build_schedule(self.optimizer, self.budget.total_steps, params.warmup_ratio, params.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -166,16 +169,16 @@ class Trainer:
         encoded = self.gradient_cache.encode(local)
 
         # Loss: over every image with every text of the group, whatever the pieces and the ranks
-        loss, accuracy = contrastive_loss(
+        meeting = (
             encoded.image_embeds,
             encoded.text_embeds,
             self.model.logit_scale.exp(),
             self.model.logit_bias,
             local.positive_ids(self.params.multi_positive),
             batch.match_ids,
-            len(group),
-            self.ranks,
         )
+        is_small = self.ranks.size == 1 and encoded.graph is not None
+        loss, accuracy = self.loss(*meeting) if is_small else contrastive_loss(*meeting, len(group), self.ranks)
 
         # Backward: autograd stops at the embeddings, the cache propagates their gradients through the encoders
         self.scaler.scale(loss).backward()

@@ -39,7 +39,7 @@ METRICS: dict[str, Any] = {
 
 
 @pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_core: None) -> pd.DataFrame:
     """Twelve rows (spreadsheet rows 2-13), each with an image of its own."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "images").mkdir(parents=True)

@@ -11,37 +11,8 @@ from knee_siglip.model.embedding import embed_texts, ensemble
 from knee_siglip.params.tasks import task_of
 from knee_siglip.tables.manifest import read_manifest, write_manifest
 from knee_siglip.training.monitoring import facts
-from knee_siglip.training.monitoring.facts import fit_likeness, fitted_temperature
+from knee_siglip.training.monitoring.facts import fitted_temperature
 from knee_siglip.training.run import train
-
-WIDTH = 6
-
-
-def images(count, seed, shift=0.0):
-    """Embeddings around a point, with few directions in which they vary."""
-    rng = np.random.default_rng(seed)
-    return (rng.normal(size=(count, 2)) @ np.eye(2, WIDTH) + 0.01 * rng.normal(size=(count, WIDTH)) + shift).astype(
-        "f4"
-    )
-
-
-def test_other_images_are_beyond_the_limit_and_those_of_the_same_kind_within():
-    likeness = fit_likeness(images(200, 0), images(200, 1))
-    assert (likeness.distances(images(200, 2)) > 1).mean() < 0.05
-    assert (likeness.distances(images(50, 3, shift=0.2)) > 1).all()
-
-
-def test_fewer_images_than_dimensions_still_give_a_limit():
-    wide = np.random.default_rng(0).normal(size=(80, 100))
-    likeness = fit_likeness(wide[:40], wide[40:])
-    assert np.isfinite(likeness.distances(wide)).all()
-
-
-def test_few_images_and_embeddings_that_are_no_numbers_give_no_limit():
-    assert fit_likeness(images(200, 0), images(29, 1)) is None
-    broken = images(200, 0)
-    broken[7] = np.nan
-    assert fit_likeness(broken, images(200, 1)) is None
 
 
 def test_a_training_leaves_its_facts_in_both_models_and_changes_no_weight(files, make_params, monkeypatch):

@@ -3,24 +3,29 @@
 import dataclasses
 import logging
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from knee_siglip.metrics.calibration import fit_temperature
 from knee_siglip.metrics.grading import label_scores
 from knee_siglip.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from knee_siglip.model.device import images_at_once
 from knee_siglip.model.embedding import embed_pixels, embed_texts
-from knee_siglip.model.training_facts import Likeness, TrainingFacts, heard, mahalanobis, prompts_digest, words_of
+from knee_siglip.model.training_facts import TrainingFacts, heard, prompts_digest, words_of
 from knee_siglip.pairs.batches import split_groups
+from knee_siglip.pairs.randomness import sample_keys
 from knee_siglip.store.pixels import CachedPixels
 from knee_siglip.tables.ids import independent_units
 from knee_siglip.tables.manifest import count_drawn
 from knee_siglip.task.task import Task
+from knee_siglip.training.monitoring.likeness import disarranged, fit_likeness, reframed
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +33,7 @@ IMAGES = 1024
 """Of each split, at most, drawn by a fixed seed: enough for the covariance of an embedding, seconds on a CPU."""
 
 LEAST = 30
-"""Validation images below which neither a temperature nor a limit is taken from them."""
-
-WITHIN = 0.97
-"""Share of the validation images that lie within the limit: 0.99 let 9 % of chests pass (`benchmarks/likeness.py`)."""
-
+"""Validation images below which no temperature, and images of either split below which no limit is taken from them."""
 
 WORD_ROWS = 5
 """Training texts that must hold a word before the checkpoint may tell that one does: patients' names are rarer."""
@@ -47,13 +48,17 @@ def add_answers(
     """
     checkpoint = load_checkpoint(path, device)
     train, val = _drawn(manifest, "train"), _drawn(manifest, "val")
-    train_embeds, val_embeds = _embed(checkpoint, pixels, train), _embed(checkpoint, pixels, val)
+    embed = partial(_embed, checkpoint, pixels)
+    val_embeds = embed(val)
     facts = training_facts(manifest, verdict)
     task = heard(task, facts)
     temperature, graded = fitted_temperature(checkpoint, task, manifest.iloc[val], val_embeds)
     calibration = {"temperature": temperature, "calibrated_on": graded, "prompts": prompts_digest(task)}
     facts = facts.model_copy(update=calibration)
-    likeness = fit_likeness(train_embeds, val_embeds)
+    likeness = None
+    if min(len(train), len(val)) >= LEAST:
+        known = np.concatenate([embed(train), embed(train, reframed)])
+        likeness = fit_likeness((known, embed(train, disarranged)), val_embeds)
     save_checkpoint(dataclasses.replace(checkpoint, facts=facts, likeness=likeness), path)
 
 
@@ -91,27 +96,22 @@ def fitted_temperature(
     return (temperature if np.isfinite(temperature) else None), int(graded.sum())
 
 
-def fit_likeness(train_embeds: np.ndarray, val_embeds: np.ndarray) -> Likeness | None:
-    """(N, D) and (M, D) embeddings to the distance that tells unlike images; None where there are too few.
-
-    The covariance is shrunk as by Ledoit and Wolf 2004, since there may be fewer images than dimensions. The limit is
-    taken from images that took no part in it.
-    """
-    from sklearn.covariance import LedoitWolf  # half a second, once per training
-
-    if min(len(train_embeds), len(val_embeds)) < LEAST or not np.isfinite([*train_embeds, *val_embeds]).all():
-        return None
-    known = train_embeds.astype(np.float64)
-    mean, precision = known.mean(axis=0), LedoitWolf().fit(known).precision_
-    limit = float(np.quantile(mahalanobis(val_embeds, mean, precision), WITHIN, method="higher"))
-    return Likeness(mean, precision, limit) if 0 < limit < np.inf else None
-
-
 def _drawn(manifest: pd.DataFrame, split: str) -> np.ndarray:
     rows = np.flatnonzero((manifest["split"] == split).to_numpy())
     return np.sort(np.random.default_rng(0).permutation(rows)[:IMAGES])
 
 
-def _embed(checkpoint: Checkpoint, pixels: CachedPixels, rows: np.ndarray) -> np.ndarray:
-    groups = split_groups(rows, images_at_once(checkpoint.model.device))
-    return embed_pixels(checkpoint, (pixels[group] for group in groups))
+def _embed(
+    checkpoint: Checkpoint,
+    pixels: CachedPixels,
+    rows: np.ndarray,
+    change: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> np.ndarray:
+    """Images of these rows, after a change of `likeness.py`, to (N, D)."""
+
+    def shown(group: np.ndarray) -> np.ndarray:
+        if change is None:
+            return pixels[group]
+        return change(torch.from_numpy(pixels[group]), sample_keys(0, 0, torch.from_numpy(group))).numpy()
+
+    return embed_pixels(checkpoint, map(shown, split_groups(rows, images_at_once(checkpoint.model.device))))

@@ -1,15 +1,11 @@
-"""What each process of test_distributed.py does: `torchrun ranks_at_work.py OUT FOLDER`, or alone without torchrun.
+"""What each process of test_distributed.py does. A module of its own: such a process imports it by name."""
 
-The last process writes what came out to OUT.
-"""
-
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from knee_siglip.params.sections import AugmentParams, FreezeParams, LoraParams, TrainParams
 from knee_siglip.training import contrastive, distributed
 from knee_siglip.training.distributed import Ranks, open_ranks
@@ -96,8 +92,14 @@ def train(ranks: Ranks, freeze: FreezeParams) -> dict:
     return {"weights": model.state_dict(), "epochs": history.rounds, "best_epoch": history.best_round}
 
 
-def main() -> None:
-    """Do it all, and agree about a flag that only one process knows."""
+def work(out: Path, told: Path, environment: dict[str, str]) -> None:
+    """Do it all, and agree about a flag that only one process knows. The last process writes what came out to `out`.
+
+    told: file for stderr. environment: what torchrun tells this process; empty for one that is alone.
+    """
+    os.environ.update(environment)
+    os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT), 2)
+    torch.set_num_threads(1)
     distributed.BUCKET_BYTES = 4096  # several buckets for so small a model
     with open_ranks("cpu") as (ranks, _):
         found: dict = {
@@ -123,8 +125,4 @@ def main() -> None:
         found["no state"] = share_state(None, ranks)
         found["size"] = ranks.size
         if ranks.rank == ranks.size - 1:
-            torch.save(found, sys.argv[1])
-
-
-if __name__ == "__main__":
-    main()
+            torch.save(found, out)
