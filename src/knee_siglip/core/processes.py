@@ -80,6 +80,7 @@ def worker_processes(count: int, description: str) -> Iterator[ProcessPoolExecut
         UserError: a process was killed (mostly out of memory) or crashed inside a decoder.
     """
     keep_freed_memory()
+    frozen = gc.get_freeze_count()
     gc.freeze()  # else every collection, here and in the workers, goes through all that is loaded
     # fork starts at once and does not import the caller's script (and torch with it) once per worker
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -95,7 +96,8 @@ def worker_processes(count: int, description: str) -> Iterator[ProcessPoolExecut
             f"{description}: a worker process died; out of memory, or a decoder crashed on a damaged file"
         ) from None
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
         pool.shutdown(cancel_futures=True)
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 BINS = 10
@@ -73,6 +72,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         logits: (N, C).
         labels: (N,) integers below C.
     """
+    from scipy.optimize import minimize_scalar  # takes a third of a second to import
+
     if not len(labels) or not np.ptp(logits, axis=1).any():
         return float("nan")
     rows = np.arange(len(labels))

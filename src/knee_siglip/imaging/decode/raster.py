@@ -56,35 +56,35 @@ def decode_picture(data: bytes, path: Path) -> Decoded:
     Raises:
         ImageError: no image of `FORMATS`, damaged, too large, several frames.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            content = read_chunks(data, path) if data.startswith(SIGNATURE) else Content([], [])
-            if plain := decode_plain(data, content):
-                return plain
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                check_size(image.width, image.height, path)
-                _check_single(image, path)
-                bits, kind = sample_bits(image, data), f"{image.format} {image.mode}"
-                if bits == 16 and image.mode in COLOURS:
-                    grey, kind = deep_colour(image, data, path), f"{kind};16"
-                else:
-                    grey = grey_of(image, data)
-                if image.format == "PNG":
-                    check_rows(data, content, grey, path)
-                if image.format == "JPEG":
-                    check_complete(data, image, grey, path)
-                return Decoded(grey, bits, kind)
-        except ImageError:
-            raise
-        except UnidentifiedImageError:
-            raise ImageError(f"{shown(path)}: {_other_file(data)}") from None
-        except Image.DecompressionBombError:
-            raise ImageError(f"{shown(path)}: has far too many pixels for a radiograph") from None
-        except MemoryError:
-            raise ImageError(f"{shown(path)}: takes more memory to decode than there is") from None
-        except Exception as error:  # Pillow's decoders raise nearly every type on a damaged file
-            raise ImageError(f"{shown(path)}: is damaged: {_reason(error)}") from None
+    try:
+        content = read_chunks(data, path) if data.startswith(SIGNATURE) else Content([], [])
+        return decode_plain(data, content) or _decode_by_pillow(data, content, path)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{shown(path)}: {_other_file(data)}") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{shown(path)}: has far too many pixels for a radiograph") from None
+    except MemoryError:
+        raise ImageError(f"{shown(path)}: takes more memory to decode than there is") from None
+    except Exception as error:  # Pillow's decoders raise nearly every type on a damaged file
+        raise ImageError(f"{shown(path)}: is damaged: {_reason(error)}") from None
+
+
+def _decode_by_pillow(data: bytes, content: Content, path: Path) -> Decoded:
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        check_size(image.width, image.height, path)
+        _check_single(image, path)
+        bits, kind = sample_bits(image, data), f"{image.format} {image.mode}"
+        if bits == 16 and image.mode in COLOURS:
+            grey, kind = deep_colour(image, data, path), f"{kind};16"
+        else:
+            grey = grey_of(image, data)
+        if image.format == "PNG":
+            check_rows(data, content, grey, path)
+        if image.format == "JPEG":
+            check_complete(data, image, grey, path)
+        return Decoded(grey, bits, kind)
 
 
 def _reason(error: Exception) -> str:
