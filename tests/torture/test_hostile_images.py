@@ -382,7 +382,7 @@ def test_unreadable_file_is_refused(tmp_path, monkeypatch):
     path.write_bytes(encoded(GREY, "PNG"))
     if os.geteuid() == 0:  # root reads everything
 
-        def refuse(*_args):
+        def refuse(*_args, **_options):
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "open", refuse)
