@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from knee_siglip.params.sections import TrainParams
-from knee_siglip.training.contrastive import loss_of_one_rank
+from knee_siglip.training.contrastive import contrastive_loss
 from knee_siglip.training.graphs import SIGHTINGS, Graphs
 
 SHOWN_KERNELS = 20
@@ -62,7 +62,7 @@ def loss_alone(width: int, counts: tuple[int, ...], device: torch.device) -> Fig
         bias = torch.tensor(-10.0, device=device, requires_grad=True)
         ids = torch.arange(count, device=device).unsqueeze(1)
 
-        loss = Graphs(loss_of_one_rank, [], device.type == "cuda")
+        loss = Graphs(contrastive_loss, [], device.type == "cuda")
 
         inputs = images, texts, scale, bias, ids, ids
 

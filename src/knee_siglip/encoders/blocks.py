@@ -153,6 +153,10 @@ class BlockParts:
         layers = [*self.norms, *(layer for together in self.layers.values() for layer in together)]
         return all(type(layer) in (nn.Linear, nn.LayerNorm) and layer.weight.dtype == torch.float32 for layer in layers)
 
+    def casts(self, hidden: Tensor) -> bool:
+        """Whether the block casts its weights to the type of `hidden` (`_compute_cast`)."""
+        return hidden.dtype == torch.bfloat16 and self.is_plain
+
 
 def stream_dtype(hidden: Tensor, parts: BlockParts) -> torch.dtype:
     """Type of the residual stream: bf16 under a bf16 autocast, else that of the embedded tokens.
@@ -206,7 +210,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As `forward`, and the weights if `keep_weights`: see `Attention.gather`."""
         parts = self.parts
-        if hidden.dtype == torch.bfloat16 and parts.is_plain:
+        if parts.casts(hidden):
             with torch.autocast(hidden.device.type, enabled=False):
                 return _compute_cast(parts, hidden, states, following, pooled, keep_weights)
         attention, scales = parts.attention, parts.scales or (nn.Identity(), nn.Identity())
@@ -227,9 +231,10 @@ class Block(nn.Module):
 
 def through_blocks(blocks: Sequence[Block], hidden: Tensor, pooled: slice | None = None) -> Tensor:
     """Embedded tokens (B, T, W) to the last block's output, or with `pooled` to that token's (B, 1, W)."""
-    first = blocks[0].parts.norms[0]
-    is_cast = hidden.dtype == torch.bfloat16 and blocks[0].parts.is_plain
-    states = _normalise(first, hidden, first.weight.to(hidden.dtype), first.bias.to(hidden.dtype)) if is_cast else None
+    parts, states = blocks[0].parts, None
+    if parts.casts(hidden):  # by itself, lest the first block be a program of its own
+        norm = parts.norms[0]
+        states = _normalise(norm, hidden, norm.weight.to(hidden.dtype), norm.bias.to(hidden.dtype))
     for block, following in pairwise(blocks):
         hidden, states = block(hidden, states, following.parts.norms[0])
     return torch.as_tensor(blocks[-1](hidden, states, pooled=pooled)[0])

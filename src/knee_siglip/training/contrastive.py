@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 from knee_siglip.model.loss import Modality, add_pairs
 from knee_siglip.training.distributed import Ranks
 
+ALONE = Ranks()
+
 GATHER_BELOW = 1024
 """Pairs a rank below which all texts are gathered: there an exchange costs its latency, not its bytes."""
 
@@ -27,8 +29,8 @@ def contrastive_loss(
     logit_bias: Tensor,
     positive_ids: Tensor,
     correct_ids: Tensor,
-    group_size: int,
-    ranks: Ranks,
+    group_size: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Loss and contrastive accuracy () of the group of which this rank encoded m pairs, the same on every rank.
 
@@ -39,27 +41,13 @@ def contrastive_loss(
         logit_scale: () factor of the cosine similarity, i.e. already exponentiated.
         positive_ids: (m, K), as `Modality` has them: which pairs are positives.
         correct_ids: (m, C), the same for which ones the accuracy counts as correct.
-        group_size: pairs of all ranks together.
+        group_size: pairs of all ranks together; None: of this one, which is alone.
     """
+    count = len(image_embeds) if group_size is None else group_size
     loss, accuracy = _ContrastiveLoss.apply(
-        image_embeds, text_embeds, logit_scale, logit_bias, positive_ids, correct_ids, group_size, ranks
+        image_embeds, text_embeds, logit_scale, logit_bias, positive_ids, correct_ids, count, ranks
     )
     return loss, accuracy
-
-
-def loss_of_one_rank(
-    image_embeds: Tensor,
-    text_embeds: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor,
-    positive_ids: Tensor,
-    correct_ids: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """`contrastive_loss` of a group that lies on one rank: of tensors alone."""
-    count = len(image_embeds)
-    return contrastive_loss(
-        image_embeds, text_embeds, logit_scale, logit_bias, positive_ids, correct_ids, count, Ranks()
-    )
 
 
 class _ContrastiveLoss(torch.autograd.Function):

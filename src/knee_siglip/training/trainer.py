@@ -20,7 +20,7 @@ from knee_siglip.pairs.prefetch import prefetch_batches
 from knee_siglip.params.sections import TrainParams
 from knee_siglip.training.acceleration import accelerate
 from knee_siglip.training.accumulation import GradientCache
-from knee_siglip.training.contrastive import contrastive_loss, loss_of_one_rank
+from knee_siglip.training.contrastive import contrastive_loss
 from knee_siglip.training.distributed import Ranks
 from knee_siglip.training.ema import Ema
 from knee_siglip.training.encoder import LocalBatch, PairEncoder
@@ -84,7 +84,7 @@ class Trainer:
         self.encoder = PairEncoder(model, self.dtype, params.augment, train_set.text_versions)
         graphs = params.cuda_graphs and device.type == "cuda" and self.ranks.size == 1
         self.gradient_cache = GradientCache(self.encoder, self.ranks, micro_batch_size, graphs)
-        self.loss = Graphs(loss_of_one_rank, [], graphs)
+        self.loss = Graphs(contrastive_loss, [], graphs)
         self.optimizer = build_optimizer(model, params)
         self.schedule = build_schedule(self.optimizer, self.budget.total_steps, params.warmup_ratio, params.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -177,8 +177,8 @@ class Trainer:
             local.positive_ids(self.params.multi_positive),
             batch.match_ids,
         )
-        is_small = self.ranks.size == 1 and encoded.graph is not None
-        loss, accuracy = self.loss(*meeting) if is_small else contrastive_loss(*meeting, len(group), self.ranks)
+        is_whole = self.ranks.size == 1 and encoded.graph is not None  # here, and in one piece
+        loss, accuracy = self.loss(*meeting) if is_whole else contrastive_loss(*meeting, len(group), self.ranks)
 
         # Backward: autograd stops at the embeddings, the cache propagates their gradients through the encoders
         self.scaler.scale(loss).backward()
