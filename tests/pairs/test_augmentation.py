@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from knee_siglip.pairs.augmentation import augment
+from knee_siglip.pairs.augmentation import CPU_IMAGES, augment
 from knee_siglip.pairs.randomness import sample_keys
 from knee_siglip.params.sections import AugmentParams
 
@@ -11,7 +11,7 @@ NONE = dict.fromkeys(IMAGES, 0)
 
 @pytest.fixture
 def pixels():
-    image = torch.full((4, 56, 56), 128, dtype=torch.uint8)
+    image = torch.full((CPU_IMAGES + 3, 56, 56), 128, dtype=torch.uint8)
     image[:, 10:20, 5:15] = 220
     return image
 
@@ -46,8 +46,9 @@ def test_each_image_gets_its_own_change_and_a_seed_repeats_it(pixels):
 def test_an_image_is_changed_alike_whatever_it_is_computed_with(pixels):
     keys = keys_of(pixels, seed=5)
     whole = augment(pixels, AugmentParams(), keys)
-    alone = [augment(pixels[row : row + 1], AugmentParams(), keys[row : row + 1]) for row in (2, 0)]
-    assert torch.equal(torch.cat(alone), whole[[2, 0]])
+    rows = (CPU_IMAGES + 1, 0)
+    alone = [augment(pixels[row : row + 1], AugmentParams(), keys[row : row + 1]) for row in rows]
+    assert torch.equal(torch.cat(alone), whole[list(rows)])
     assert augment(pixels[:0], AugmentParams(), keys[:0]).shape == (0, 56, 56)
 
 

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from knee_siglip.core.errors import UserError
 from knee_siglip.core.running import die_with_parent
-from knee_siglip.core.threads import available_cores, keep_freed_memory
+from knee_siglip.core.threads import available_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -79,7 +79,6 @@ def worker_processes(count: int, description: str) -> Iterator[ProcessPoolExecut
     Raises:
         UserError: a process was killed (mostly out of memory) or crashed inside a decoder.
     """
-    keep_freed_memory()
     frozen = gc.get_freeze_count()
     gc.freeze()  # else every collection, here and in the workers, goes through all that is loaded
     # fork starts at once and does not import the caller's script (and torch with it) once per worker

@@ -17,6 +17,7 @@ from knee_siglip.core.cells import escape_warnings, printable
 from knee_siglip.core.errors import REFUSALS, Interrupted, UsageError, UserError
 from knee_siglip.core.files import is_first_process, lock
 from knee_siglip.core.inputs import check_inputs_undamaged
+from knee_siglip.core.threads import keep_freed_memory
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -42,6 +43,7 @@ def run_stage(main: Callable[[], None]) -> None:
     """
     try:
         die_with_dvc()
+        keep_freed_memory()
         escape_warnings()
         _keep_private()
         with _heeding_ctrl_c(), _alone():
