@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=("peers", "scale", "kills"), default=["peers", "scale", "kills"])
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 50_000])
-    parser.add_argument("--peer_rows", type=int, default=1000)
+    parser.add_argument("--peer_rows", type=int, default=4000)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--peer", choices=("loop", "pipeline"), help=argparse.SUPPRESS)
     parser.add_argument("--table", type=Path, help=argparse.SUPPRESS)
