@@ -10,11 +10,14 @@ and figures/; and for the page, which the report stage draws, facts.json, exampl
 from knee_siglip.core import paths
 from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
+from knee_siglip.tracking.process import prepare_sender
 
 
 def main() -> None:
     """Run the stage."""
     params = load_params()
+    if params.tracking.mlflow != "none":
+        prepare_sender("mlflow")
     # After the params are checked: torch, transformers and scikit-learn take seconds to import.
     from knee_siglip.evaluation.evaluate import EvaluateFiles, evaluate
 

@@ -17,11 +17,14 @@ from knee_siglip.core.nesting import flatten
 from knee_siglip.core.running import run_stage
 from knee_siglip.params.files import load_params
 from knee_siglip.params.tasks import task_of
+from knee_siglip.tracking.process import prepare_sender
 
 
 def main() -> None:
     """Run the stage."""
     params = load_params()
+    if params.tracking.mlflow != "none":
+        prepare_sender("mlflow")
     # After the params are checked: torch and transformers take seconds to import.
     from knee_siglip.inference.batch import infer_batch
     from knee_siglip.inference.outputs import Outputs

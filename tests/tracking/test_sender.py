@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 
 import psutil
@@ -16,7 +17,7 @@ import pytest
 from knee_siglip.tracking import sender
 from knee_siglip.tracking.backend import Point
 from knee_siglip.tracking.dvclive_run import DvcliveRun
-from knee_siglip.tracking.process import end_senders, start_senders
+from knee_siglip.tracking.process import end_senders, prepare_sender, start_senders
 from knee_siglip.tracking.runlog import RunLog, undelivered
 from knee_siglip.tracking.sender import Orders, send
 
@@ -184,6 +185,29 @@ def test_ctrl_c_while_the_end_is_waited_for_leaves_no_sender(log, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         end_senders(senders)
     assert [sender.process.returncode for sender in senders] == [-signal.SIGKILL] * 2
+
+
+def test_a_process_that_was_started_in_advance_takes_the_next_orders(log, tmp_path):
+    log.write("end", status="FINISHED")
+    live = tmp_path / "live"
+    orders = Orders("dvclive", str(log.path), log.session, [], {"folder": str(live)})
+    for _ in range(2):
+        prepare_sender("dvclive")
+    (prepared,) = psutil.Process().children()
+    senders = start_senders([orders])
+    end_senders(senders)
+    assert [sender.process.pid for sender in senders] == [prepared.pid]
+    assert [sender.process.returncode for sender in senders] == [0]
+    assert (live / "plots/metrics/train/loss.tsv").exists()
+
+
+def test_a_process_without_orders_ends_with_the_one_that_started_it():
+    code = "from knee_siglip.tracking import process; process.prepare_sender('mlflow'); "
+    code += "print(process._prepared['mlflow'].pid)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int(done.stdout)).wait(timeout=60)
+    assert not psutil.pid_exists(int(done.stdout))
 
 
 def test_the_curves_of_an_interrupted_training_are_whole_again(log, tmp_path):

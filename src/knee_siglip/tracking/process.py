@@ -25,6 +25,9 @@ SECONDS_IN_TROUBLE = 5.0
 
 _logger = logging.getLogger(__name__)
 
+_prepared: dict[str, subprocess.Popen[bytes]] = {}
+"""Processes that wait for their orders, by backend."""
+
 
 @dataclass(frozen=True)
 class Orders:
@@ -56,15 +59,7 @@ class SenderProcess:
         self._start()
 
     def _start(self) -> None:
-        paths = [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "knee_siglip.tracking.sender"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
+        self.process = _prepared.pop(self.orders.backend, None) or _start_process()
         self.stdin, self.stdout = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
         os.set_blocking(self.stdout.fileno(), False)
         with contextlib.suppress(BrokenPipeError):  # it died at once: `failure` will say so
@@ -131,6 +126,28 @@ class SenderProcess:
             TITLES[orders.backend],
             cause,
         )
+
+
+def prepare_sender(backend: str) -> None:
+    """Start the process of the next sender of a tracker now: its library is imported while this process computes.
+
+    It ends when this process does, orders or not.
+    """
+    with contextlib.suppress(OSError):  # then there is none in advance
+        _prepared[backend] = _prepared.get(backend) or _start_process(backend)
+
+
+def _start_process(*imported: str) -> subprocess.Popen[bytes]:
+    """imported: backends whose library it imports before it reads its orders."""
+    paths = [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [sys.executable, "-m", "knee_siglip.tracking.sender", *imported],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
 
 
 def start_senders(all_orders: list[Orders]) -> list[SenderProcess]:

@@ -193,7 +193,10 @@ def _stdin_open() -> bool:
 
 
 def main() -> int:
-    """Read the orders (the first line of stdin) and follow the log. What goes wrong is told on stdout, a line each."""
+    """Read the orders (the first line of stdin) and follow the log. What goes wrong is told on stdout, a line each.
+
+    Arguments: backends whose library is imported before.
+    """
     told = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the libraries print as they like
 
@@ -201,8 +204,16 @@ def main() -> int:
         with suppress(OSError):  # training was killed
             os.write(told, json.dumps(cause).encode() + b"\n")
 
+    if "mlflow" in sys.argv[1:]:  # W&B reads its settings when it is imported
+        with suppress(Exception):  # it comes again, and is told, once there are orders
+            from knee_siglip.tracking.mlflow_models import import_mlflow
+
+            import_mlflow()
     with open(0, "rb", buffering=0, closefd=False) as stdin:  # unbuffered, so that `select` sees what follows
-        orders = Orders(**json.loads(stdin.readline()))
+        line = stdin.readline()
+    if not line:  # there was nothing to log
+        return 0
+    orders = Orders(**json.loads(line))
     os.nice(orders.niceness)
     if orders.backend == "dvclive":  # the folder of a killed training belongs to the one that is started next
         die_with_parent(signal.SIGKILL)
