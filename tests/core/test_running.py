@@ -89,8 +89,10 @@ def test_a_users_error_keeps_its_code_and_ctrl_c_has_the_shells(capsys: pytest.C
 
 def test_ctrl_c_that_meets_python_in_a_callback_is_not_lost() -> None:
     script = """
-import gc, time
+import gc, signal, time
 from knee_siglip.core.running import run_stage
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 
 def collected(phase, info):
     gc.callbacks.clear()

@@ -14,7 +14,7 @@ from dataclasses import asdict
 import psutil
 import pytest
 
-from knee_siglip.tracking import sender
+from knee_siglip.tracking import process, sender
 from knee_siglip.tracking.backend import Point
 from knee_siglip.tracking.dvclive_run import DvcliveRun
 from knee_siglip.tracking.process import end_senders, prepare_sender, start_senders
@@ -191,13 +191,13 @@ def test_a_process_that_was_started_in_advance_takes_the_next_orders(log, tmp_pa
     log.write("end", status="FINISHED")
     live = tmp_path / "live"
     orders = Orders("dvclive", str(log.path), log.session, [], {"folder": str(live)})
-    for _ in range(2):
-        prepare_sender("dvclive")
-    (prepared,) = psutil.Process().children()
+    prepare_sender("dvclive")
+    prepared = process._prepared["dvclive"]
+    prepare_sender("dvclive")
     senders = start_senders([orders])
     end_senders(senders)
-    assert [sender.process.pid for sender in senders] == [prepared.pid]
-    assert [sender.process.returncode for sender in senders] == [0]
+    assert [sender.process for sender in senders] == [prepared]
+    assert prepared.returncode == 0
     assert (live / "plots/metrics/train/loss.tsv").exists()
 
 

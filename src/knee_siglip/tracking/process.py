@@ -59,7 +59,8 @@ class SenderProcess:
         self._start()
 
     def _start(self) -> None:
-        self.process = _prepared.pop(self.orders.backend, None) or _start_process()
+        backend = self.orders.backend
+        self.process = _prepared.pop(backend) if backend in _prepared else _start_process()
         self.stdin, self.stdout = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
         os.set_blocking(self.stdout.fileno(), False)
         with contextlib.suppress(BrokenPipeError):  # it died at once: `failure` will say so
@@ -133,8 +134,9 @@ def prepare_sender(backend: str) -> None:
 
     It ends when this process does, orders or not.
     """
-    with contextlib.suppress(OSError):  # then there is none in advance
-        _prepared[backend] = _prepared.get(backend) or _start_process(backend)
+    if backend not in _prepared:
+        with contextlib.suppress(OSError):  # then there is none in advance
+            _prepared[backend] = _start_process(backend)
 
 
 def _start_process(*imported: str) -> subprocess.Popen[bytes]:
