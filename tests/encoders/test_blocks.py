@@ -8,7 +8,8 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from knee_siglip.encoders.blocks import _CompiledGelu
+from knee_siglip.encoders import blocks
+from knee_siglip.encoders.blocks import _CompiledGelu, _normalise
 from knee_siglip.encoders.dinov2 import Dinov2Config, Dinov2Encoder
 from knee_siglip.model.device import place
 from library import library_tower
@@ -98,6 +99,21 @@ def test_checkpointing_gives_the_same_gradients(make_model, tower):
     expected = gradients(plain, tower, torch.bfloat16)
     for name, gradient in gradients(saving, tower, torch.bfloat16).items():
         assert torch.equal(gradient, expected[name]), name
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_checkpointing_computes_no_norm_more_in_the_forward_pass(make_model, tower, monkeypatch):
+    norms = []
+    monkeypatch.setattr(blocks, "_normalise", lambda *args: norms.append(args) or _normalise(*args))
+    counts = []
+    for is_saving in (False, True):
+        model = make_model(text_layers=2).train()
+        if is_saving:
+            (model.vision_model if tower == "vision" else model.text_model).activation_checkpointing_enable()
+        norms.clear()
+        encode(model, tower)
+        counts.append(len(norms))
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_copied_model_computes_with_its_own_weights(make_model):

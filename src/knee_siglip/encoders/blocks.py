@@ -179,6 +179,11 @@ class Block(nn.Module):
     def parts(self) -> BlockParts:
         """Its layers."""
 
+    @property
+    def is_recomputed(self) -> bool:
+        """Whether the backward pass computes it again, from its input alone."""
+        return self.gradient_checkpointing and self.training
+
     def forward(
         self,
         hidden: Tensor,
@@ -193,7 +198,7 @@ class Block(nn.Module):
         memory less. With gradient checkpointing the block is recomputed in the backward pass, where that is worth it
         (not for one token), from `hidden` alone.
         """
-        if self.gradient_checkpointing and self.training and pooled is None:
+        if self.is_recomputed and pooled is None:
             # dropout draws by key, so no generator is rewound, for which the host would wait
             found = checkpoint(self.compute, hidden, use_reentrant=False, preserve_rng_state=False)
             return found[0], None
@@ -232,7 +237,7 @@ class Block(nn.Module):
 def through_blocks(blocks: Sequence[Block], hidden: Tensor, pooled: slice | None = None) -> Tensor:
     """Embedded tokens (B, T, W) to the last block's output, or with `pooled` to that token's (B, 1, W)."""
     parts, states = blocks[0].parts, None
-    if parts.casts(hidden):  # by itself, lest the first block be a program of its own
+    if parts.casts(hidden) and not blocks[0].is_recomputed:  # by itself, lest the first block be a program of its own
         norm = parts.norms[0]
         states = _normalise(norm, hidden, norm.weight.to(hidden.dtype), norm.bias.to(hidden.dtype))
     for block, following in pairwise(blocks):
