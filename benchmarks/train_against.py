@@ -32,6 +32,7 @@ def prepare(folder: Path, revision: str, epochs: int) -> Clone:
     clone = Clone(folder)
     clone.run("git", "checkout", "--quiet", revision)
     clone.run("dvc", "repro", "--quiet", "preprocess", "backbones")
+    clone.env["DVC_ROOT"] = str(clone.folder)  # pixels and states stay in the clone, as under DVC
     file = clone.folder / "params.yaml"
     text = file.read_text()
     for key, value in (CHANGES | {"epochs": str(epochs)}).items():

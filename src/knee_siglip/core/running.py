@@ -63,13 +63,14 @@ def run_stage(main: Callable[[], None]) -> None:
 def _heeding_ctrl_c() -> Iterator[None]:
     """Let a Ctrl-C that meets Python in a callback, such as its garbage collector's, come again right after it.
 
-    No exception can leave a callback: Python would print it and go on.
+    No exception can leave a callback: Python would print it and go on. A tenth of a second later it is in the open: a
+    signal that comes just before a system call that waits is heeded only when that ends.
     """
     before = sys.unraisablehook
 
     def hook(ignored: "sys.UnraisableHookArgs") -> None:
         if ignored.exc_type is KeyboardInterrupt:
-            threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGINT]).start()
+            threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
         else:
             before(ignored)
 
@@ -162,7 +163,7 @@ def die_with_dvc() -> None:
         die_with_parent(signal.SIGTERM)
 
 
-def die_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this signal when the parent process dies (Linux only)."""
+def die_with_parent(number: signal.Signals | None) -> None:
+    """Have the kernel send this signal when the parent process dies, or with None no signal any more (Linux only)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number or 0))

@@ -31,7 +31,7 @@ def augment(pixels: Tensor, params: AugmentParams, keys: Tensor) -> Tensor:
     if not len(pixels):
         return pixels.to(torch.float32)
     drawn = 2 * uniform(keys, 9) - 1
-    if pixels.is_cuda:
+    if pixels.device.type != "cpu":
         return _change(pixels, params, drawn)
     changed = torch.empty(pixels.shape, dtype=torch.float32)
     for part, source, numbers in zip(*(tensor.split(CPU_IMAGES) for tensor in (changed, pixels, drawn)), strict=True):

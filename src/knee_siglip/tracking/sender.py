@@ -205,6 +205,7 @@ def main() -> int:
             os.write(told, json.dumps(cause).encode() + b"\n")
 
     if "mlflow" in sys.argv[1:]:  # W&B reads its settings when it is imported
+        die_with_parent(signal.SIGKILL)
         with suppress(Exception):  # it comes again, and is told, once there are orders
             from knee_siglip.tracking.mlflow_models import import_mlflow
 
@@ -213,6 +214,7 @@ def main() -> int:
         line = stdin.readline()
     if not line:  # there was nothing to log
         return 0
+    die_with_parent(None)  # what a killed training has logged is still sent
     orders = Orders(**json.loads(line))
     os.nice(orders.niceness)
     if orders.backend == "dvclive":  # the folder of a killed training belongs to the one that is started next
