@@ -58,8 +58,7 @@ def keep_freed_memory() -> None:
     """Let glibc reuse the memory of freed arrays, here and in processes forked from here.
 
     It gives arrays of more than 128 KiB back to the system at once, which clears the pages of the next one: a tenth of
-    batch inference's time, up to two fifths of a training step (docs/decisions.md). Elsewhere, and where the user has
-    set it, nothing changes.
+    batch inference's time (docs/decisions.md). Elsewhere, and where the user has set it, nothing changes.
     """
     is_set = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
     if sys.platform == "linux" and not is_set:
