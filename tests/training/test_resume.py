@@ -123,19 +123,20 @@ def test_a_later_state_that_cannot_be_used_does_not_push_out_new_ones(keeper):
 
 
 def test_training_goes_on_while_a_state_is_written_and_changes_nothing_of_it(keeper, monkeypatch):
-    gate, write = threading.Event(), resume.torch.save
-    monkeypatch.setattr(resume.torch, "save", lambda *args: gate.wait(20) and write(*args))
+    gate, write = threading.Semaphore(0), resume.torch.save
+    monkeypatch.setattr(resume.torch, "save", lambda *args: gate.acquire(timeout=20) and write(*args))
     live = {"step": 5, "weights": torch.zeros(3), "epochs": [1]}
     assert keeper.save(live, 5)
     live["weights"] += 1
     live["epochs"].append(2)
     assert newest(keeper) is None
-    gate.set()
+    gate.release()
     live["step"] = 10
     assert keeper.save(live, 10)  # waits for the first one
     assert newest(keeper)["step"] == 5
     assert newest(keeper)["epochs"] == [1]
     assert not newest(keeper)["weights"].any()
+    gate.release()
     assert keeper.finish()
     assert newest(keeper)["epochs"] == [1, 2]
 
