@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="in place of train.steps, to try this script")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
-    os.environ["KNEE_SIGLIP_STORE"] = str(paths.find_store_root())
+    os.environ["KNEE_SIGLIP_STORE"] = str(paths.store_root())
     params, manifest = load_params(), read_manifest(paths.MANIFEST)
     length = choose_length(params.train, manifest[manifest["split"] == "train"])
     if args.steps:

@@ -24,7 +24,7 @@ from pipeline_run import Clone
 from ruamel.yaml import YAML
 from tracked_values import Values, differing, differing_headline, headline, mlflow_runs, wandb_runs, written
 
-from knee_siglip.tracking.runlog import RunLog, session_starts, tracking_folder
+from knee_siglip.tracking.runlog import RunLog, session_starts
 
 MINIATURE = {
     "image_size": 112,
@@ -67,7 +67,7 @@ def run_grid(clone: Clone) -> dict[str, Any]:
 def training_times(clone: Clone) -> dict[str, tuple[float, float]]:
     """From when to when each experiment trained, in seconds since 1970, by the logs of its runs."""
     times = {}
-    for log in tracking_folder(clone.folder / ".store").glob("*.jsonl"):
+    for log in (clone.folder / ".store/tracking").glob("*.jsonl"):
         events = RunLog(log, "").read()
         ends = {event["session"]: event["time"] for event in events if event["event"] == "end"}
         for session, start in session_starts(events).items():

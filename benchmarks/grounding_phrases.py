@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
-    os.environ["KNEE_SIGLIP_STORE"] = str(paths.find_store_root())
+    os.environ["KNEE_SIGLIP_STORE"] = str(paths.store_root())
     report = paths.EVALUATION_REPORT
     files = EvaluateFiles(paths.MANIFEST, paths.CACHE_FACTS, paths.BEST_MODEL, paths.BACKBONES, report)
     data = embed(load_params(), files)

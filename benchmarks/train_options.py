@@ -116,7 +116,7 @@ def claim_of(size: str, found: dict[str, dict[str, float]]) -> Claim:
 
 def measure_all(sizes: Sequence[str], rounds: int, only: Sequence[str]) -> dict[str, Any]:
     """By size."""
-    os.environ["KNEE_SIGLIP_STORE"] = str(paths.find_store_root())
+    os.environ["KNEE_SIGLIP_STORE"] = str(paths.store_root())
     return {size: measure(size, rounds, only) for size in sizes}
 
 

@@ -149,7 +149,7 @@ def claims_of(size: str, given: dict[str, Any], facts: dict[str, Any], freezing:
 def prepared(csv: Path | None, images: Path | None) -> Iterator[tuple[Path, Path]]:
     """The manifest and the cache's facts: of the pipeline here, or of a CSV that is prepared in a temporary folder."""
     if csv is None:
-        os.environ["KNEE_SIGLIP_STORE"] = str(paths.find_store_root())
+        os.environ["KNEE_SIGLIP_STORE"] = str(paths.store_root())
         yield paths.MANIFEST, paths.CACHE_FACTS
         return
     with tempfile.TemporaryDirectory() as name:

@@ -129,11 +129,12 @@ def test_maps_work_on_a_frozen_model_and_leave_it_as_it_was(model, images, phras
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("method", "differs"), [("raw", True), ("occlusion", True), ("gradient", False)])
-def test_maps_of_bf16_towers_are_near_those_of_float32(model, images, phrase, method, differs):
+def test_maps_in_half_precision_are_near_those_of_float32(model, images, phrase, method, differs, dtype):
     phrases = [phrase.unsqueeze(0)] * len(images)
     exact = torch.stack(phrase_maps(model, images, phrases, method, window=1))
-    half = torch.stack(phrase_maps(model, images, phrases, method, window=1, dtype=torch.bfloat16))
+    half = torch.stack(phrase_maps(model, images, phrases, method, window=1, dtype=dtype))
     assert half.dtype == torch.float32
     assert (half - exact).norm() < 0.05 * exact.norm()
     assert torch.equal(half, exact) != differs

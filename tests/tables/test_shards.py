@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from knee_siglip.core.errors import UsageError
@@ -13,20 +11,9 @@ def test_shards_together_take_every_distinct_item_once():
     assert sorted(name for share in shares for name in share) == sorted(NAMES)
 
 
-def test_the_option_is_read_in_both_spellings(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_the_option_is_read_in_both_spellings():
     assert asked_shard([]) is None
     assert asked_shard(["--shard", "2/4"]) == asked_shard(["--shard=2/4"]) == Shard(2, 4)
-
-
-def test_a_shard_started_by_hand_uses_the_projects_store(monkeypatch, tmp_path):
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").touch()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", "")
-    monkeypatch.delenv("DVC_ROOT")
-    asked_shard(["--shard", "1/2"])
-    assert os.environ["DVC_ROOT"] == str(tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [["--shard"], ["--shard", "0/4"], ["--shard", "5/4"], ["--shards", "1/4"], ["1/4"]])

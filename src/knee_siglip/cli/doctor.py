@@ -57,7 +57,7 @@ def examine(online: bool = False) -> list[Check]:
         check_wandb(params.tracking.wandb),
         check_sent(params.tracking),
         check_disk("project disk", Path.cwd()),
-        check_disk("store disk", paths.find_store_root()),
+        check_disk("store disk", paths.store_root()),
         check_user(),
         check_git_identity(),
     ]
@@ -205,7 +205,7 @@ def check_sent(tracking: TrackingParams) -> Check:
     """What each tracker gets, and whether that leaves this machine."""
     sent = []
     if tracking.mlflow != "none":
-        uri = mlflow_uri(tracking, (paths.find_project_root() or Path.cwd()).resolve())
+        uri = mlflow_uri(tracking, paths.tracking_root())
         remote = is_remote(uri)
         place = without_password(uri) if remote else "on this machine"
         sent.append(f"MLflow ({place}): {SAID[level_for(tracking.send, remote)]}")

@@ -128,7 +128,7 @@ def infer(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[
-        str, typer.Option("--precision", help="Of the encoders: bf16, float32, or auto: bf16 on a GPU that has it.")
+        str, typer.Option("--precision", help="Of the image encoder: fp16, bf16, float32, or auto: fp16 on a GPU.")
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of a finished batch.")] = False,

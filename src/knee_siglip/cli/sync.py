@@ -30,8 +30,7 @@ def sync(
 
     Nothing is sent twice. Runs of `dvc exp run --queue` and `--temp` and killed runs count too.
     """
-    folder = tracking_folder(paths.find_store_root())
-    root = (paths.find_project_root() or Path.cwd()).resolve()
+    folder, root = tracking_folder(), paths.tracking_root()
     if only_list:
         pending = _show_pending(folder, runs or [])
         echo(f"{len(pending)} pending" if pending else "nothing is pending")
@@ -62,6 +61,6 @@ def _show_workspace(report: Path, folder: Path) -> None:
         return
     record = Record.of("evaluate", facts["model_sha256"], facts["params"], figures)
     for title, key in (("model", record.model), ("evaluation", record.key)):
-        run = read_pointer(key, folder)
+        run = read_pointer(key)
         where = ", ".join(f"{name} {known}" for name, known in tracker_ids(folder / f"{run}.jsonl").items())
         echo(f"this workspace's {title}: " + (f"run {run} ({where})" if run else "of no run that is known here"))

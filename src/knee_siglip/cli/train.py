@@ -1,6 +1,6 @@
 """`knee-siglip train`: the same steps as the DVC pipeline, outside it and into one folder.
 
-Caches stay in the user's store (`paths.store_root()`), so that a second run on the same images decodes nothing.
+Caches stay in the store (`paths.store_root()`), so that a second run on the same images decodes nothing.
 """
 
 import os

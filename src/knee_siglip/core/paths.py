@@ -30,9 +30,14 @@ PIXELS, FEATURES, RUNS, FAILED = "pixels", "features", "runs", "failed"
 
 
 def project_root() -> Path | None:
-    """The DVC repository's root, which stays the same in `--temp` and `--queue` runs; None outside DVC."""
-    root = os.environ.get("DVC_ROOT")
-    return Path(root) if root else None
+    """The DVC repository, None where there is none.
+
+    Inside DVC that of the run, `--temp` and `--queue` runs too, else the one around the current folder.
+    """
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root)
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc" / "config").is_file()), None)
 
 
 def lasting_report(folder: Path) -> Path:
@@ -49,7 +54,7 @@ def lasting_report(folder: Path) -> Path:
 def store_root() -> Path:
     """Folder of the pixel store and the resume states, shared by all experiments of one project.
 
-    Inside DVC `$DVC_ROOT/.store`; outside `$KNEE_SIGLIP_STORE`, else a folder in the user's cache directory.
+    `$KNEE_SIGLIP_STORE`, else the project's `.store`; outside a project a folder in the user's cache directory.
     """
     if override := os.environ.get("KNEE_SIGLIP_STORE"):
         return Path(override)
@@ -57,19 +62,6 @@ def store_root() -> Path:
     return root / ".store" if root else Path(platformdirs.user_cache_dir("knee-siglip")) / "store"
 
 
-def find_project_root() -> Path | None:
-    """For commands: `project_root`, else the DVC repository around the current folder."""
-    here = Path.cwd()
-    above = (folder for folder in (here, *here.parents) if (folder / ".dvc" / "config").is_file())
-    return project_root() or next(above, None)
-
-
-def find_store_root() -> Path:
-    """`store_root` as a command in the project's folder means it: `<project>/.store`."""
-    root = find_project_root()
-    return store_root() if root is None or os.environ.get("KNEE_SIGLIP_STORE") else root / ".store"
-
-
 def tracking_root() -> Path:
     """Folder in which the local tracking stores (mlflow.db, mlartifacts/, wandb/) are kept."""
-    return project_root() or Path.cwd()
+    return (project_root() or Path.cwd()).resolve()

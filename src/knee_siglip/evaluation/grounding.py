@@ -132,7 +132,7 @@ def _maps(
     for chunk in split_groups(np.array(list(wanted)), images_at_once(device)):
         pixels = torch.from_numpy(data.pixels[split.numbers[chunk]]).to(device)
         phrases = [torch.from_numpy(np.stack(wanted[row])).to(device) for row in chunk.tolist()]
-        for maps in phrase_maps(checkpoint.model, pixels, phrases, method, window, checkpoint.tower_dtype):
+        for maps in phrase_maps(checkpoint.model, pixels, phrases, method, window, checkpoint.vision_dtype):
             for patches in maps.cpu().numpy():
                 yield enlarge(patches, data.pixels.image_size)
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from knee_siglip.model.device import compute_in
 from knee_siglip.model.modeling import KneeRadDinoSigLIPModel
 
 Method = Literal["raw", "gradient", "occlusion"]
@@ -40,7 +41,7 @@ def phrase_maps(
         phrases: of each image (P, D), directions in the embedding space.
         method: `raw`, see `patch_embeds`; `gradient`, see `attention_relevance`; `occlusion`, see `occlusion_drops`.
         window: of `occlusion` alone.
-        dtype: autocast type of the towers; None is the weights' own, which `gradient` always has.
+        dtype: autocast type of the vision tower; None is the weights' own, which `gradient` always has.
 
     Returns:
         of each image (P, G, G) float32, G = S / patch size.
@@ -51,8 +52,11 @@ def phrase_maps(
         images = torch.arange(len(pixels)).repeat_interleave(counts)
         maps = attention_relevance(model, pixels[images.to(pixels.device)], torch.cat(list(phrases)))
         return list(maps.split(counts.tolist()))
-    with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype is not None):
-        field = patch_embeds(model, pixels) if method == "raw" else occlusion_drops(model, pixels, window)
+    field = compute_in(
+        dtype,
+        pixels.device,
+        lambda: patch_embeds(model, pixels) if method == "raw" else occlusion_drops(model, pixels, window),
+    )
     return [torch.einsum("ghd,pd->pgh", at, texts) for at, texts in zip(field, phrases, strict=True)]
 
 

@@ -68,7 +68,7 @@ class Predictor:
         model_path: a checkpoint written by training.
         image_size: pixels; None takes the size it was trained at. Another one interpolates the position table.
         device: `auto`, or a torch device such as `cpu` or `cuda:1`.
-        precision: of the towers: bf16, float32, or `auto`: bf16 on a GPU that has it.
+        precision: of the vision tower: fp16, bf16, float32, or `auto`: fp16 on a GPU, else float32.
         task: labels, prompts and queries; None: those of the checkpoint's training. Of its prompts those count whose
             words the training texts hold (`training_facts.heard`).
 

@@ -40,7 +40,7 @@ class Checkpoint:
     """A trained model with all that inference needs; `metrics` are those of the epoch it was saved at.
 
     facts, likeness: None where its training has not ended, or they could not be found.
-    tower_dtype: autocast type in which its towers embed; None is the weights' own. It is not saved.
+    vision_dtype: autocast type in which its vision tower embeds; None is the weights' own. It is not saved.
     """
 
     model: KneeRadDinoSigLIPModel
@@ -52,7 +52,7 @@ class Checkpoint:
     versions: dict[str, str] = field(default_factory=dict)
     facts: TrainingFacts | None = None
     likeness: Likeness | None = None
-    tower_dtype: torch.dtype | None = None
+    vision_dtype: torch.dtype | None = None
 
     @property
     def image_size(self) -> int:
@@ -103,7 +103,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", precision: s
 
     The file may come from anyone: each part is checked before it is used, and none chooses code that is run.
 
-    precision: of the towers when they embed: auto, bf16 or float32; see `embedding_dtype`.
+    precision: of the vision tower when it embeds: auto, fp16, bf16 or float32; see `embedding_dtype`.
 
     Raises:
         UserError: the file is missing, damaged, or not a checkpoint of this project; naming the part that is wrong.
@@ -121,7 +121,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu", precision: s
             versions=content["versions"],
             facts=_checked_facts(content.get(FACTS)),
             likeness=_checked_likeness(content.get(LIKENESS), model.text.width),
-            tower_dtype=embedding_dtype(precision, torch.device(device)),
+            vision_dtype=embedding_dtype(precision, torch.device(device)),
         )
     except _WrongPart as error:
         raise UserError(f"{path} is no usable checkpoint: {error}") from None

@@ -1,5 +1,8 @@
 """Which device computes, and in which precision."""
 
+import logging
+from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -7,6 +10,8 @@ import torch
 from knee_siglip.core.errors import UsageError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
+
+logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = (
     "CUDA out of memory",
@@ -59,24 +64,49 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def embedding_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """`evaluate.precision` and `infer.precision` to the autocast type of the towers; None computes in float32.
+    """`evaluate.precision` and `infer.precision` to the autocast type of the vision tower; None computes in float32.
 
-    `auto` is bf16 on GPUs that support it, else float32: fp16 could overflow in a tower that was trained in bf16.
+    `auto` is fp16 on GPUs that are fast in it, else float32. As fast as bf16, fp16 rounds to an eighth; `compute_in`
+    sees to the numbers that are too large for it.
 
     Raises:
         UsageError: there is no such precision.
     """
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and _has_bf16(device) else None
-    known = {"bf16": torch.bfloat16, "float32": None}
+        return torch.float16 if device.type == "cuda" and _has_fast_fp16(device) else None
+    known = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": None}
     if precision not in known:
-        raise UsageError(f"precision = {precision!r}: must be auto, bf16 or float32")
+        raise UsageError(f"precision = {precision!r}: must be auto, fp16, bf16 or float32")
     return known[precision]
+
+
+def compute_in(dtype: torch.dtype | None, device: torch.device, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The result of `compute` under an autocast to `dtype`; None: in the weights' own type.
+
+    What overflows in fp16, whose largest number is 65,504, becomes infinite and after the next norm no number. A result
+    with such entries is computed again in the weights' own type, and a warning says so once.
+    """
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        found = compute()
+    if dtype != torch.float16 or found.isfinite().all():
+        return found
+    _warn_overflow()
+    return compute()
 
 
 def images_at_once(device: torch.device) -> int:
     """Images that are embedded in one batch: few stay in a CPU's cache, many fill a GPU."""
     return 64 if device.type == "cpu" else 256
+
+
+@cache
+def _warn_overflow() -> None:
+    logger.warning("this model overflows in fp16: such images are computed again in float32; precision: bf16 is faster")
+
+
+def _has_fast_fp16(device: torch.device) -> bool:
+    """Whether the card multiplies fp16 faster than float32, as all do since NVIDIA's Volta."""
+    return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _has_bf16(device: torch.device) -> bool:

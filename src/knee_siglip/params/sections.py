@@ -22,7 +22,7 @@ LearningRate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 BatchSize = Annotated[int, Field(ge=2, le=2**20)]
 """Pairs: the largest published batches of this loss are 2**20 (Zhai et al. 2023, section 4.1)."""
 Precision = Literal["auto", "bf16", "fp16", "none"]
-EmbeddingPrecision = Literal["auto", "bf16", "float32"]
+EmbeddingPrecision = Literal["auto", "fp16", "bf16", "float32"]
 BestMetric = Literal["val.loss", "val.contrastive_accuracy", "val_ema.loss", "val_ema.contrastive_accuracy"]
 
 
@@ -394,8 +394,8 @@ class EvaluateParams(Section):
     """`label_prompts`, by label, and `findings` replace those of the task; `kl_prompts` is another name of the first.
 
     `subgroups`: columns by which the headline metrics are also reported; auto: side, view and the task's labels.
-    `robustness`: measure disturbed images too. `gallery`: queries shown on the page. `precision`: of the towers when
-    they embed; `auto` is bf16 on a GPU that has it, else float32.
+    `robustness`: measure disturbed images too. `gallery`: queries shown on the page. `precision`: of the vision tower
+    when it embeds; `auto` is fp16 on a GPU, else float32.
     """
 
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1), AfterValidator(_distinct)] = ["test"]
@@ -424,7 +424,7 @@ class EvaluateParams(Section):
 class InferParams(Section):
     """`csv_path`: a CSV with `img_path`, or the manifest (rows of `split`). Without `queries` the task's are used.
 
-    `images`: the folder of an own CSV's images, which DVC watches. `precision`: of the towers, as in `evaluate`.
+    `images`: the folder of an own CSV's images, which DVC watches. `precision`: of the vision tower, as in `evaluate`.
     """
 
     csv_path: Filled = "data/validated/manifest.parquet"

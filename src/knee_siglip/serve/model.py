@@ -91,7 +91,7 @@ class KneeModel:
             torch.from_numpy(pixels[None]).to(device),
             [(wanted - unwanted)[None]],
             cast(Method, method),
-            dtype=checkpoint.tower_dtype,
+            dtype=checkpoint.vision_dtype,
         )
         image_embeds = self.predictor.embed_images(pixels[None])
         (distance,) = self.predictor.distances(image_embeds).tolist()
@@ -140,7 +140,7 @@ def load(path: Path | str, image_size: int | None = None, device: str = "auto", 
         path: a file that training wrote.
         image_size: pixels; None takes the size it was trained at.
         device: `auto`, or a torch device such as `cpu` or `cuda:1`.
-        precision: of the towers: bf16, float32, or `auto`: bf16 on a GPU that has it.
+        precision: of the vision tower: fp16, bf16, float32, or `auto`: fp16 on a GPU, else float32.
 
     Raises:
         UserError: the file is no such checkpoint, or there is no such device or precision.

@@ -15,7 +15,7 @@ PICTURE, EMBEDDING = "reference.png", "reference.json"
 SIZE = 512
 
 LARGEST_DISTANCE = 1e-3, 0.1
-"""Euclidean, of unit vectors: what may be rounding in float32 and in bf16 towers. No similarity moves by more."""
+"""Euclidean, of unit vectors: what may be rounding in float32 and in half precision. No similarity moves by more."""
 
 
 def write_reference(predictor: Predictor, folder: Path) -> list[Path]:
@@ -42,7 +42,7 @@ def check_reference(predictor: Predictor, folder: Path) -> None:
     if not kept:
         return
     distance = float(np.linalg.norm(_embed(predictor, folder) - np.asarray(kept["embedding"])))
-    limit = LARGEST_DISTANCE[predictor.checkpoint.tower_dtype is not None]
+    limit = LARGEST_DISTANCE[predictor.checkpoint.vision_dtype is not None]
     if not distance <= limit:
         made = ", ".join(f"{name} {number}" for name, number in kept["made_with"].items())
         raise UserError(

@@ -1,11 +1,9 @@
 """A stage's work divided among machines that share a file system: `--shard 2/4` does the second of four parts."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from knee_siglip.core import paths
 from knee_siglip.core.errors import UsageError
 
 
@@ -27,8 +25,6 @@ class Shard:
 def asked_shard(arguments: Sequence[str]) -> Shard | None:
     """The shard that a stage's command line asks for, None without one.
 
-    A shard is started by hand or by a job array, not by DVC; so the store is set to that of the project we are in.
-
     Raises:
         UsageError: anything but `--shard K/N`.
     """
@@ -40,6 +36,4 @@ def asked_shard(arguments: Sequence[str]) -> Shard | None:
     shard = Shard(int(parts[1]), int(parts[2]))
     if not 1 <= shard.number <= shard.count:
         raise UsageError(f"--shard {shard}: the first number counts from 1 to the second")
-    if root := paths.find_project_root():
-        os.environ.setdefault("DVC_ROOT", str(root))
     return shard

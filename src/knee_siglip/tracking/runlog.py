@@ -25,9 +25,9 @@ from knee_siglip.core.paths import store_root
 Event = dict[str, Any]
 
 
-def tracking_folder(store: Path | None = None) -> Path:
-    """Folder of the logs in a store, outside DVC's outs, which DVC deletes when a stage starts."""
-    return (store or store_root()).resolve() / "tracking"
+def tracking_folder() -> Path:
+    """Folder of the logs in the store, outside DVC's outs, which DVC deletes when a stage starts."""
+    return store_root().resolve() / "tracking"
 
 
 class RunLog:
@@ -168,9 +168,9 @@ def write_pointer(key: str, run_id: str) -> None:
         file.write(json.dumps({"run": run_id}).encode())
 
 
-def read_pointer(key: str, folder: Path | None = None) -> str | None:
-    """The run that `key` belongs to, None where it is not known. folder: of the logs."""
+def read_pointer(key: str) -> str | None:
+    """The run that `key` belongs to, None where it is not known."""
     try:
-        return str(json.loads(((folder or tracking_folder()) / f"{key}.json").read_text())["run"])
+        return str(json.loads((tracking_folder() / f"{key}.json").read_text())["run"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

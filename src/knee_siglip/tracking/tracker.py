@@ -20,7 +20,7 @@ from typing import Any, Self
 from knee_siglip.core.errors import Interrupted, UserError
 from knee_siglip.core.files import is_first_process, link_or_copy, sha256
 from knee_siglip.core.nesting import flatten
-from knee_siglip.core.paths import TRAIN_REPORT, project_root, tracking_root
+from knee_siglip.core.paths import TRAIN_REPORT, tracking_root
 from knee_siglip.params.sections import Params, TrackingParams
 from knee_siglip.tracking.privacy import KINDS, is_remote, level_for
 from knee_siglip.tracking.process import Orders, SenderProcess, end_senders, start_senders
@@ -105,7 +105,7 @@ class Tracker:
         size = path.stat().st_size
         event: Event = {"kind": kind, "folder": folder or kind, "how": how, "bytes": size}
         if kind == "model":
-            event |= {"out": str(path)} if project_root() and not path.is_absolute() else {}
+            event |= {"out": str(path)} if "DVC_ROOT" in os.environ and not path.is_absolute() else {}
             event |= checksums(path) if how == "reference" else {}  # of a kept file the sender computes them
         kept = self._keep(path, event["folder"]) if how == "copy" else path
         if kept:
@@ -250,7 +250,7 @@ def _start(
     path = tracking_folder() / f"{run_id}.jsonl" if first else Path(os.devnull)
     log = RunLog(path, f"{stage}-{secrets.token_hex(4)}")
     tracker = Tracker(log, params.tracking.log_checkpoints, last_step(log.read()))
-    orders = orders_for(params.tracking, log, tracking_root().resolve(), live) if first else []
+    orders = orders_for(params.tracking, log, tracking_root(), live) if first else []
     tracker.start(describe(params, stage, facts, run_id, parent), orders)
     return tracker
 

@@ -17,6 +17,7 @@ from knee_siglip.core.errors import EXIT_FAILED, EXIT_USAGE
 from knee_siglip.imaging.fit.transform import Transform
 from knee_siglip.store.features import FeatureStore
 from knee_siglip.store.pixels import PixelStore, build_cache
+from knee_siglip.tracking.runlog import tracking_folder
 from knee_siglip.training.resume import StateSaver, open_run
 
 TRANSFORM, OTHER = Transform(28, "pad", "local"), Transform(42, "pad", "local")
@@ -31,7 +32,6 @@ def project(tmp_path, monkeypatch) -> Path:
     (folder / ".dvc").mkdir(parents=True)
     (folder / ".dvc" / "config").touch()
     monkeypatch.delenv("KNEE_SIGLIP_STORE")
-    monkeypatch.setenv("DVC_ROOT", str(folder))  # as in a stage
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(folder)
     rng = np.random.default_rng(0)
@@ -46,7 +46,6 @@ def project(tmp_path, monkeypatch) -> Path:
     manifest.to_parquet(paths.MANIFEST, index=False)
     build_cache(manifest, TRANSFORM)
     PixelStore(paths.store_root() / "pixels", OTHER).ensure(ids, files, workers=1)
-    monkeypatch.delenv("DVC_ROOT")
     return folder
 
 
@@ -95,13 +94,14 @@ def damage(folder: Path) -> None:
 
 def test_the_project_is_found_from_anywhere_in_it(project, monkeypatch, tmp_path):
     monkeypatch.chdir(project / "data")
-    assert paths.find_store_root() == project / ".store"
+    assert paths.store_root() == project / ".store"
+    assert tracking_folder() == project / ".store" / "tracking"  # of what is started by hand, too
+    assert paths.tracking_root() == project
     monkeypatch.setenv("KNEE_SIGLIP_STORE", str(tmp_path / "elsewhere"))
-    assert paths.find_store_root() == tmp_path / "elsewhere"
+    assert paths.store_root() == tmp_path / "elsewhere"
     monkeypatch.delenv("KNEE_SIGLIP_STORE")
     monkeypatch.chdir(tmp_path)
-    assert paths.find_store_root() == paths.store_root()
-    assert tmp_path not in paths.find_store_root().parents
+    assert tmp_path not in paths.store_root().parents
 
 
 def test_show_tells_both_transforms_and_which_is_used(project, store, monkeypatch):

@@ -132,7 +132,7 @@ def _find_predictions(rev: str) -> Path | BytesIO:
     """A file, or the bytes of the file at a revision."""
     if Path(rev).suffix == paths.PREDICTIONS.suffix:
         return _existing(Path(rev), "name a predictions.parquet, or a revision")
-    root = paths.find_project_root()
+    root = paths.project_root()
     if root is None:
         raise UsageError(f"{rev}: there is no DVC project here whose revision it could be; name two .parquet files")
     if rev == WORKSPACE:

@@ -73,7 +73,7 @@ def release(
 
     Better: by at least one metric on the test rows of both, and by none worse; p adjusted for their number below 0.05.
     """
-    root = paths.find_project_root()
+    root = paths.project_root()
     if root is None or rev == WORKSPACE:
         raise UsageError(
             f"{rev}: name a commit or experiment of a DVC project, which can be found again (dvc exp save)"
@@ -83,7 +83,7 @@ def release(
     from knee_siglip.inference.predictor import Predictor
     from knee_siglip.serve.reference import write_reference
 
-    tracking, store = load_params(root / paths.PARAMS).tracking, paths.find_store_root()
+    tracking, store = load_params(root / paths.PARAMS).tracking, paths.store_root()
     with (
         lock(store / "release.lock", "releasing a model", wait=0),
         TemporaryDirectory(dir=store) as folder,

@@ -70,12 +70,12 @@ def default_stratified() -> list[str]:
     Raises:
         UserError: params.yaml is invalid.
     """
-    from knee_siglip.core.paths import PARAMS, find_project_root
+    from knee_siglip.core.paths import PARAMS, project_root
     from knee_siglip.params.files import load_params
     from knee_siglip.params.sections import Params
     from knee_siglip.params.tasks import task_of
 
-    root = find_project_root()
+    root = project_root()
     task = task_of(load_params(root / PARAMS) if root else Params())
     columns = dict.fromkeys(finding.column for finding in task.findings.values() if finding.column)
     return [task.labels.column] if task.labels else list(columns)

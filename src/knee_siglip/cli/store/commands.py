@@ -55,7 +55,7 @@ def show(cache: CacheOption = None) -> None:
     """List the store's contents: images, size, last use, and whether the project uses them now."""
     from knee_siglip.cli.store.care import list_stored
 
-    root = paths.find_store_root()
+    root = paths.store_root()
     found, remains = list_stored(root, cache or _in_project(paths.CACHE_FACTS)), _remains(root)
     total = _gigabytes(_print(found, remains))
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
@@ -83,7 +83,7 @@ def prune(
     """
     from knee_siglip.cli.store.care import choose_prunable, list_stored, remove_stored
 
-    root = paths.find_store_root()
+    root = paths.store_root()
     chosen = choose_prunable(list_stored(root, cache or _in_project(paths.CACHE_FACTS)), older_than, all_but_current)
     limit = datetime.min if older_than is None else datetime.now() - timedelta(days=older_than)
     remains = [each for each in _remains(root) if each.last_used < limit]
@@ -111,7 +111,7 @@ def verify(
     from knee_siglip.cli.store.care import find_damaged, list_stored, remove_damaged_images
 
     wrong = 0
-    for stored in list_stored(paths.find_store_root(), _in_project(paths.CACHE_FACTS)):
+    for stored in list_stored(paths.store_root(), _in_project(paths.CACHE_FACTS)):
         damaged = find_damaged(stored)
         wrong += len(damaged) + stored.lost
         found = f"{plural(stored.images, 'image')}, {len(damaged)} damaged, {stored.lost} lost (cut off)"
@@ -161,11 +161,11 @@ def unpack(
 
 
 def _pixel_root() -> Path:
-    return paths.find_store_root() / paths.PIXELS
+    return paths.store_root() / paths.PIXELS
 
 
 def _in_project(path: Path) -> Path:
-    root = paths.find_project_root()
+    root = paths.project_root()
     return root / path if root else path
 
 
