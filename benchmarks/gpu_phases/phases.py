@@ -108,7 +108,7 @@ def reading_phases(scale: Scale, first: Task, images: StoredImages) -> Iterator[
     for image_size, batch_size in scale.embedding:
         task = replace(first, image_size=image_size, batch_size=batch_size, steps=scale.embedding_batches)
         name = size_name(image_size, batch_size)
-        yield Phase(f"embedding {name}", 10, partial(reading.embed, task), partial(embedding_claims, name))
+        yield Phase(f"embedding {name}", 12, partial(reading.embed, task), partial(embedding_claims, name))
     yield Phase("training from the store", 25, partial(reading.train_from_store, first, images, **EAGER), store_claims)
     yield Phase("frozen features", 12, partial(reading.compute_features, first, images))
     for batch_size in scale.features:

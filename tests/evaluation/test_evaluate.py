@@ -58,7 +58,7 @@ def test_with_the_real_tracker_switched_off_two_runs_are_equal(files, params):
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("auto", None), ("bf16", torch.bfloat16)])
-def test_the_towers_embed_in_the_precision_of_the_params(files, precision, dtype):
+def test_the_vision_tower_embeds_in_the_precision_of_the_params(files, precision, dtype):
     data = embed(Params.model_validate({"evaluate": {"precision": precision}}), files, device="cpu")
     assert data.checkpoint.vision_dtype is dtype
     assert data.splits["test"].image_embeds.dtype == np.float32

@@ -38,6 +38,7 @@ def predictor(monkeypatch: pytest.MonkeyPatch) -> Predictor:
         image_size=28,
         facts=None,
         likeness=None,
+        vision_dtype=None,
         transform=Transform(image_size=28, fit="pad", contrast="none"),
         model=SimpleNamespace(
             logit_scale=torch.tensor(SCALE).log(),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from knee_siglip.core.errors import UserError
@@ -278,9 +279,14 @@ def test_a_journal_cut_within_its_last_line_is_gone_on_with(
     assert read_files(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("change", ["table", "queries", "batch_size", "model"])
+@pytest.mark.parametrize("change", ["table", "queries", "batch_size", "model", "precision"])
 def test_what_another_run_left_is_not_taken(
-    run: Run, grey_image: Callable[[int], Path], embedded: list[int], monkeypatch: pytest.MonkeyPatch, change: str
+    run: Run,
+    predictor: Predictor,
+    grey_image: Callable[[int], Path],
+    embedded: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
 ) -> None:
     csv = "img_path\n" + "\n".join(grey_image(value).name for value in range(0, 200, 20)) + "\n"
     embedded[:] = [0]
@@ -289,6 +295,8 @@ def test_what_another_run_left_is_not_taken(
     embedded.clear()
     if change == "model":
         monkeypatch.setattr(Predictor, "digest", "another")
+    if change == "precision":
+        predictor.checkpoint.vision_dtype = torch.float16
     queries = ["at 7"] if change == "queries" else QUERIES
     run(csv + "0.png\n" * (change == "table"), queries, 4 if change == "batch_size" else 2)
     assert sum(embedded) == 10 + (change == "table")

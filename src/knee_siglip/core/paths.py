@@ -25,6 +25,9 @@ HEADLINE_METRICS = Path("reports/metrics.json")
 PREDICTIONS = Path("reports/evaluation/predictions.parquet")
 INFERENCE_REPORT = Path("reports/inference")
 
+A_STAGE = Path("stages/train.py")
+"""By which a repository with this pipeline is known."""
+
 PIXELS, FEATURES, RUNS, FAILED = "pixels", "features", "runs", "failed"
 """Folders of the store: two kinds of rows by image id, resume states, and pages of failed temporary runs."""
 
@@ -45,8 +48,8 @@ def lasting_report(folder: Path) -> Path:
 
     DVC deletes the folder of a `--queue` or `--temp` run at its end.
     """
-    root = project_root()
-    if root is None or Path.cwd().resolve() == root.resolve():
+    root = os.environ.get("DVC_ROOT")
+    if not root or Path.cwd().resolve() == Path(root).resolve():
         return folder
     return store_root() / FAILED / (os.environ.get("DVC_EXP_NAME") or Path.cwd().name)
 
@@ -58,10 +61,16 @@ def store_root() -> Path:
     """
     if override := os.environ.get("KNEE_SIGLIP_STORE"):
         return Path(override)
-    root = project_root()
+    root = _pipeline_root()
     return root / ".store" if root else Path(platformdirs.user_cache_dir("knee-siglip")) / "store"
 
 
 def tracking_root() -> Path:
     """Folder in which the local tracking stores (mlflow.db, mlartifacts/, wandb/) are kept."""
-    return (project_root() or Path.cwd()).resolve()
+    return (_pipeline_root() or Path.cwd()).resolve()
+
+
+def _pipeline_root() -> Path | None:
+    """`project_root` if it holds this pipeline: git in another repository would take patients' pixels from a store."""
+    root = project_root()
+    return root if root and (os.environ.get("DVC_ROOT") or (root / A_STAGE).is_file()) else None

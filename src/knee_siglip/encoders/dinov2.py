@@ -223,8 +223,9 @@ class Dinov2Encoder(OwnEncoder, VisionEncoder):
             weight = (weight * (std[:, :1] / std)).sum(dim=1, keepdim=True)
         pixels, cls = pixel_values.to(weight.dtype), embeddings.cls_token
         positions = self._positions(pixels.shape[2] // self.patch)
-        # a float32 stream begins exactly: rounded pixels are a third of bf16's error, and patches 1 % of the products
-        with torch.autocast(pixels.device.type, enabled=False) if dtype == weight.dtype else nullcontext():
+        # as for the stream, what is embedded is not rounded; patches are 1 % of the products
+        is_exact = torch.is_inference_mode_enabled()
+        with torch.autocast(pixels.device.type, enabled=False) if is_exact else nullcontext():
             if pixels.is_cuda:
                 tokens = embed_by_product(pixels, weight, bias, cls, positions, dtype)
             else:

@@ -163,7 +163,7 @@ def _write_all(writer: PartWriter, results: Iterable[BatchResult], total: int) -
 def _run_key(predictor: Predictor, table: ImageRows, columns: list[str], batch_size: int, ranks: int) -> str:
     """Changes with whatever changes a byte of the results."""
     facts = [__version__, FORMAT, predictor.digest, str(predictor.transform), predictor.device.type, table.digest]
-    facts.append(str(predictor.task))
+    facts += [str(predictor.task), str(predictor.checkpoint.vision_dtype)]
     return hashlib.sha256(json.dumps([*facts, columns, batch_size, ranks]).encode()).hexdigest()
 
 

@@ -86,12 +86,16 @@ def compute_in(dtype: torch.dtype | None, device: torch.device, compute: Callabl
     What overflows in fp16, whose largest number is 65,504, becomes infinite and after the next norm no number. A result
     with such entries is computed again in the weights' own type, and a warning says so once.
     """
+    if dtype == torch.float16:  # else a GPU may add up parts of a product in fp16 too
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         found = compute()
     if dtype != torch.float16 or found.isfinite().all():
         return found
-    _warn_overflow()
-    return compute()
+    found = compute()
+    if found.isfinite().all():  # else it is no overflow: the weights are damaged
+        _warn_overflow()
+    return found
 
 
 def images_at_once(device: torch.device) -> int:
@@ -101,7 +105,7 @@ def images_at_once(device: torch.device) -> int:
 
 @cache
 def _warn_overflow() -> None:
-    logger.warning("this model overflows in fp16: such images are computed again in float32; precision: bf16 is faster")
+    logger.warning("the model overflows in fp16: such batches are computed again in float32; precision: bf16 is faster")
 
 
 def _has_fast_fp16(device: torch.device) -> bool:

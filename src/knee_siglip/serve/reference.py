@@ -4,6 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from knee_siglip.core.errors import UserError
@@ -14,8 +15,8 @@ from knee_siglip.inference.predictor import Predictor
 PICTURE, EMBEDDING = "reference.png", "reference.json"
 SIZE = 512
 
-LARGEST_DISTANCE = 1e-3, 0.1
-"""Euclidean, of unit vectors: what may be rounding in float32 and in half precision. No similarity moves by more."""
+LARGEST_DISTANCE = {None: 1e-3, torch.float16: 1e-2, torch.bfloat16: 0.1}
+"""Euclidean, of unit vectors: what may be rounding, by `vision_dtype`. No similarity moves by more."""
 
 
 def write_reference(predictor: Predictor, folder: Path) -> list[Path]:
@@ -42,7 +43,7 @@ def check_reference(predictor: Predictor, folder: Path) -> None:
     if not kept:
         return
     distance = float(np.linalg.norm(_embed(predictor, folder) - np.asarray(kept["embedding"])))
-    limit = LARGEST_DISTANCE[predictor.checkpoint.vision_dtype is not None]
+    limit = LARGEST_DISTANCE[predictor.checkpoint.vision_dtype]
     if not distance <= limit:
         made = ", ".join(f"{name} {number}" for name, number in kept["made_with"].items())
         raise UserError(

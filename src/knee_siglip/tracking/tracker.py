@@ -105,7 +105,7 @@ class Tracker:
         size = path.stat().st_size
         event: Event = {"kind": kind, "folder": folder or kind, "how": how, "bytes": size}
         if kind == "model":
-            event |= {"out": str(path)} if "DVC_ROOT" in os.environ and not path.is_absolute() else {}
+            event |= {"out": str(path)} if os.environ.get("DVC_ROOT") and not path.is_absolute() else {}
             event |= checksums(path) if how == "reference" else {}  # of a kept file the sender computes them
         kept = self._keep(path, event["folder"]) if how == "copy" else path
         if kept:

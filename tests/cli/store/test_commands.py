@@ -25,12 +25,17 @@ IMAGES = 6
 TOWER = {"transform_key": TRANSFORM.key, "weights": "0123456789abcdef" * 4, "precision": "float32"}
 
 
+def make_project(folder: Path) -> None:
+    for name in (".dvc/config", paths.A_STAGE):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """A DVC project after preprocess, in which another image size was used before; we are in its folder."""
     folder = tmp_path / "project"
-    (folder / ".dvc").mkdir(parents=True)
-    (folder / ".dvc" / "config").touch()
+    make_project(folder)
     monkeypatch.delenv("KNEE_SIGLIP_STORE")
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(folder)
@@ -97,11 +102,20 @@ def test_the_project_is_found_from_anywhere_in_it(project, monkeypatch, tmp_path
     assert paths.store_root() == project / ".store"
     assert tracking_folder() == project / ".store" / "tracking"  # of what is started by hand, too
     assert paths.tracking_root() == project
+    assert paths.lasting_report(Path("report")) == Path("report")  # which DVC does not delete
     monkeypatch.setenv("KNEE_SIGLIP_STORE", str(tmp_path / "elsewhere"))
     assert paths.store_root() == tmp_path / "elsewhere"
     monkeypatch.delenv("KNEE_SIGLIP_STORE")
     monkeypatch.chdir(tmp_path)
     assert tmp_path not in paths.store_root().parents
+
+
+def test_another_dvc_repository_gets_no_store(project, monkeypatch):
+    (project / paths.A_STAGE).unlink()
+    monkeypatch.chdir(project / "data")
+    assert paths.project_root() == project
+    assert project not in paths.store_root().parents
+    assert paths.tracking_root() == project / "data"
 
 
 def test_show_tells_both_transforms_and_which_is_used(project, store, monkeypatch):
@@ -197,8 +211,7 @@ def test_verify_counts_what_was_cut_off(project, store):
 def test_pack_and_unpack_in_another_project(project, tmp_path, monkeypatch, store):
     assert f"knees.tar: {IMAGES} images" in store("pack", tmp_path / "knees.tar")
     clone = tmp_path / "clone"
-    (clone / ".dvc").mkdir(parents=True)
-    (clone / ".dvc" / "config").touch()
+    make_project(clone)
     monkeypatch.chdir(clone)
     output = store("unpack", tmp_path / "knees.tar")
     assert f"{IMAGES} images, {IMAGES} of them new in {clone}/.store/pixels" in output

@@ -6,7 +6,7 @@
     knee-siglip store pack knees.tar            (then, on a machine without the originals:)
     knee-siglip store unpack knees.tar
 
-Inside a DVC project it is the project's `.store`, elsewhere $KNEE_SIGLIP_STORE or a folder in the user's cache.
+It is $KNEE_SIGLIP_STORE, else the project's `.store`, and outside a project a folder in the user's cache.
 """
 
 import re
