@@ -5,7 +5,7 @@ GPU's default, and in bf16: how far apart embeddings, cosines, headline metrics 
 the same rounded numbers and sums them in float32, as a GPU does here, only in another order.
 
 fp16 is judged: its metrics on the test split, where one image of 332 is 0.003 and one text of 110 is 0.009, and finer
-by their mean difference over sets of knees that are drawn for it; its distances by the largest in these.
+by their mean absolute difference over sets of knees that are drawn for it; its distances by the largest in these.
 
 Prints target beside figure; exits 1 when one is missed.
 """
